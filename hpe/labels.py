@@ -1,0 +1,102 @@
+"""The vocabulary of labels: emotions in AffectNet's order, directions, colours, maps from every dataset.
+
+Sources: AffectNet (Mollahosseini et al., 2017) for the integers; Barsoum et al., 2016 for the order of
+FER+ votes; RAF-DB's readme for 1..7; the directions are those of the thesis, named as the *viewer* sees
+them (``left``: the face turns to the left edge of the picture).
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+
+class Emotion(IntEnum):
+    """AffectNet's eight emotions, by AffectNet's integers."""
+
+    NEUTRAL = 0
+    HAPPY = 1
+    SAD = 2
+    SURPRISE = 3
+    FEAR = 4
+    DISGUST = 5
+    ANGER = 6
+    CONTEMPT = 7
+
+
+class Direction(IntEnum):
+    """Where a face looks, as the viewer of the picture sees it."""
+
+    FORWARD = 0
+    LEFT = 1
+    RIGHT = 2
+    UP = 3
+    DOWN = 4
+
+
+EMOTIONS: Final = tuple(emotion.name.lower() for emotion in Emotion)
+DIRECTIONS: Final = tuple(direction.name.lower() for direction in Direction)
+ANGLES: Final = ("yaw", "pitch", "roll")
+
+EMOTION_COLOURS: Final = (
+    "#8d99ae", "#f4b400", "#4378bf", "#f2784b", "#8e5bb5", "#5b9a4b", "#d64550", "#a0785a",
+)  # fmt: skip
+DIRECTION_COLOURS: Final = ("#6c757d", "#2a9d8f", "#e76f51", "#3a86ff", "#b5838d")
+AXIS_COLOURS: Final = ("#e5484d", "#30a46c", "#3b82f6")
+"""x (to the face's left-hand image side) red, y (down) green, z (out of the face) blue, as Hopenet draws."""
+
+MIRRORED_DIRECTION: Final = (Direction.FORWARD, Direction.RIGHT, Direction.LEFT, Direction.UP, Direction.DOWN)
+"""``MIRRORED_DIRECTION[d]`` is the direction of the mirrored picture."""
+
+AFFECTNET_NOT_EMOTIONS: Final[Mapping[int, str]] = {8: "none", 9: "uncertain", 10: "no-face"}
+AFFECTNET_UNLABELLED_VALENCE: Final = -2.0
+"""AffectNet's mark for a missing valence or arousal; ours is a mask."""
+
+AFFECTNET_7: Final = tuple(emotion for emotion in Emotion if emotion is not Emotion.CONTEMPT)
+"""The seven-label protocol: contempt left out of truth and of the choices."""
+
+ALPHABETICAL: Final = (
+    Emotion.ANGER, Emotion.CONTEMPT, Emotion.DISGUST, Emotion.FEAR,
+    Emotion.HAPPY, Emotion.NEUTRAL, Emotion.SAD, Emotion.SURPRISE,
+)  # fmt: skip
+"""Class ids 0..7 of copies whose class folders were sorted by name (the YOLO-format Kaggle copy)."""
+
+RAF_DB: Final[Mapping[int, Emotion]] = {
+    1: Emotion.SURPRISE, 2: Emotion.FEAR, 3: Emotion.DISGUST, 4: Emotion.HAPPY,
+    5: Emotion.SAD, 6: Emotion.ANGER, 7: Emotion.NEUTRAL,
+}  # fmt: skip
+
+FERPLUS_COLUMNS: Final = (
+    "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF",
+)  # fmt: skip
+FERPLUS: Final = (
+    Emotion.NEUTRAL, Emotion.HAPPY, Emotion.SURPRISE, Emotion.SAD,
+    Emotion.ANGER, Emotion.DISGUST, Emotion.FEAR, Emotion.CONTEMPT,
+)  # fmt: skip
+"""Emotion of each of the first eight vote columns of FER+'s ``label.csv``."""
+
+FER2013: Final = (
+    Emotion.ANGER, Emotion.DISGUST, Emotion.FEAR, Emotion.HAPPY,
+    Emotion.SAD, Emotion.SURPRISE, Emotion.NEUTRAL,
+)  # fmt: skip
+"""Emotion of FER2013's own 0..6."""
+
+_EMOTION_WORDS: Final[Mapping[str, Emotion]] = {
+    **{name: Emotion(index) for index, name in enumerate(EMOTIONS)},
+    "happiness": Emotion.HAPPY, "happily": Emotion.HAPPY, "joy": Emotion.HAPPY,
+    "sadness": Emotion.SAD, "surprised": Emotion.SURPRISE, "fearful": Emotion.FEAR, "afraid": Emotion.FEAR,
+    "disgusted": Emotion.DISGUST, "angry": Emotion.ANGER, "contemptuous": Emotion.CONTEMPT,
+}  # fmt: skip
+_DIRECTION_WORDS: Final[Mapping[str, Direction]] = {
+    **{name: Direction(index) for index, name in enumerate(DIRECTIONS)},
+    "front": Direction.FORWARD, "frontal": Direction.FORWARD, "straight": Direction.FORWARD,
+}  # fmt: skip
+
+
+def emotion_from_word(word: str) -> Emotion | None:
+    """The emotion that a folder or column value names (any case, usual synonyms), or None."""
+    return _EMOTION_WORDS.get(word.strip().lower())
+
+
+def direction_from_word(word: str) -> Direction | None:
+    """The direction that a word names; ``gaze-up`` is ``up`` as in the thesis' tables; None if none."""
+    return _DIRECTION_WORDS.get(word.strip().lower().removeprefix("gaze-").removeprefix("look-"))

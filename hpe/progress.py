@@ -1,0 +1,110 @@
+"""One progress line for long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+_LINE_SECONDS: Final = 15.0
+
+
+class Bar(Protocol):
+    """What a long job reports to."""
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` more units are done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a short text, such as the loss, beside the bar."""
+        ...
+
+
+class _Silent:
+    def advance(self, count: int = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class _Lines:
+    """Plain lines, the first after a few seconds, then ever 15 s: for logs and other files."""
+
+    def __init__(self, title: str, total: int | None, done: int, unit: str) -> None:
+        self.title, self.total, self.done, self.unit = title, total, done, unit
+        self.start, self.first, self.text = time.monotonic(), done, ""
+        self.next = self.start + _LINE_SECONDS / 3
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if time.monotonic() >= self.next:
+            self.next = time.monotonic() + _LINE_SECONDS
+            self.print()
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def print(self, end: str = "") -> None:
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rate = (self.done - self.first) / seconds
+        parts = [f"{self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
+        parts.append(f"{rate:,.1f}/s")
+        if self.total and rate and self.done < self.total:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        parts += [text for text in (self.text, end) if text]
+        print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@contextmanager
+def progress(title: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Bar]:
+    """A progress display; on ranks other than 0, or with ``HPE_QUIET`` set, it shows nothing.
+
+    Args:
+        title: the stage, such as ``pose``.
+        total: units in all, or None when unknown.
+        unit: what is counted, such as ``images``.
+        done: units that an earlier run of the same job has done (not counted in the rate).
+    """
+    if os.environ.get("RANK", "0") != "0" or os.environ.get("HPE_QUIET"):
+        yield _Silent()
+    elif sys.stderr.isatty():
+        yield from _terminal(title, total, unit, done)
+    else:
+        lines = _Lines(title, total, done, unit)
+        yield lines
+        lines.print(f"in {_clock(time.monotonic() - lines.start)}")
+
+
+def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[Bar]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    shown = Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(None), TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[text]}"), console=Console(stderr=True), expand=True,
+    )  # fmt: skip
+    task = shown.add_task(title, total=total, completed=done, count="", rate="", text="")
+    start = time.monotonic()
+
+    class Shown:
+        now = done
+
+        def advance(self, count: int = 1) -> None:
+            self.now += count
+            rate = (self.now - done) / max(time.monotonic() - start, 1e-9)
+            of = f"/{total:,}" if total else ""
+            shown.update(task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{rate:,.0f} {unit}/s")
+
+        def note(self, text: str) -> None:
+            shown.update(task, text=text)
+
+    with shown:
+        yield Shown()

@@ -1,0 +1,168 @@
+"""What flows through the pipeline: a sample's record (contract C1) and the training batch (contract C4)."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from hpe.labels import DIRECTIONS, EMOTIONS
+
+IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
+"""Extensions of the image member of a sample in a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The json member of a sample: what the raw dataset says, nothing guessed; None is "not said".
+
+    Attributes:
+        emotion: AffectNet's integer, 0..7.
+        emotion_votes: votes (or probabilities) per emotion in AffectNet's order, 8 numbers.
+        valence, arousal: -1..1.
+        yaw, pitch, roll: degrees, our signs (see ``hpe.geometry``).
+        direction: 0..4, where the raw dataset itself names a direction.
+        box: face box in pixels of the *stored* picture: x0, y0, x1, y1.
+        landmarks: face points in pixels of the stored picture, (x, y) pairs.
+        subject: person, or photo, that must not be in two splits.
+        source: path inside the raw dataset.
+        split: train, val or test.
+        groups: further columns to report figures by (such as ``{"age": "adult"}``).
+    """
+
+    emotion: int | None = None
+    emotion_votes: tuple[float, ...] | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+    roll: float | None = None
+    direction: int | None = None
+    box: tuple[float, float, float, float] | None = None
+    landmarks: tuple[tuple[float, float], ...] | None = None
+    subject: str | None = None
+    source: str | None = None
+    split: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """What is impossible in this record (empty: nothing), one phrase each."""
+        found = []
+        if self.emotion is not None and not 0 <= self.emotion < len(EMOTIONS):
+            found.append(f"emotion {self.emotion} is not 0..{len(EMOTIONS) - 1}")
+        if self.direction is not None and not 0 <= self.direction < len(DIRECTIONS):
+            found.append(f"direction {self.direction} is not 0..{len(DIRECTIONS) - 1}")
+        if self.emotion_votes is not None:
+            votes = self.emotion_votes
+            if len(votes) != len(EMOTIONS) or not all(math.isfinite(v) and v >= 0 for v in votes):
+                found.append(f"emotion_votes {list(votes)} are not {len(EMOTIONS)} counts")
+        for name in ("valence", "arousal"):
+            value = getattr(self, name)
+            if value is not None and not -1 <= value <= 1:
+                found.append(f"{name} {value} is not within -1..1")
+        for name in ("yaw", "pitch", "roll"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                found.append(f"{name} {value} is not a number")
+        if self.box is not None and not all(map(math.isfinite, self.box)):
+            found.append(f"box {list(self.box)} is not four numbers")
+        return found
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: fields in order, no spaces, UTF-8; only what is said."""
+        said = {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None and value != {}
+        }
+        return json.dumps(said, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Record":
+        """The record of a json member; unknown fields are left out.
+
+        Raises:
+            ValueError: not a JSON object, or a field of a wrong type.
+        """
+        raw = json.loads(data)
+        if not isinstance(raw, dict):
+            raise ValueError("the record is not a JSON object")
+        return cls(**{name: _field(name, raw[name]) for name in raw.keys() & _FIELDS})
+
+
+_FIELDS: Final = frozenset(f.name for f in fields(Record))
+_INTEGERS: Final = frozenset(("emotion", "direction"))
+_NUMBERS: Final = frozenset(("valence", "arousal", "yaw", "pitch", "roll"))
+_TEXTS: Final = frozenset(("subject", "source", "split"))
+
+
+def _field(name: str, value: Any) -> Any:
+    match name, value:
+        case _, None:
+            return {} if name == "groups" else None
+        case _, bool():
+            pass
+        case n, int() if n in _INTEGERS:
+            return value
+        case n, int() | float() if n in _NUMBERS:
+            return float(value)
+        case n, str() if n in _TEXTS:
+            return value
+        case "groups", dict():
+            return {str(k): str(v) for k, v in value.items()}
+        case "landmarks", list():
+            points = np.asarray(value, float)
+            if points.ndim == 2 and points.shape[1] == 2:
+                return tuple((float(x), float(y)) for x, y in points)
+        case "emotion_votes" | "box", list():
+            if name != "box" or len(value) == 4:
+                return tuple(float(v) for v in value)
+    raise ValueError(f"{name}: {str(value)[:80]!r} is not what a record holds there")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of training samples (contract C4). A label that is missing has a false mask and any value.
+
+    ``emotion_target`` is a distribution: one-hot, or the votes' shares where the dataset has votes.
+    """
+
+    keys: tuple[str, ...]
+    images: UInt8[Tensor, "batch 3 height width"]
+    emotion: Int64[Tensor, " batch"]
+    emotion_target: Float[Tensor, "batch emotions"]
+    emotion_mask: Bool[Tensor, " batch"]
+    direction: Int64[Tensor, " batch"]
+    direction_mask: Bool[Tensor, " batch"]
+    angles: Float[Tensor, "batch 3"]
+    angles_mask: Bool[Tensor, " batch"]
+    affect: Float[Tensor, "batch 2"]
+    affect_mask: Bool[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; copies overlap with compute where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return self._map(lambda tensor: tensor[rows])._with_keys(self.keys[rows])
+
+    def _with_keys(self, keys: tuple[str, ...]) -> "Batch":
+        return Batch(keys, **{name: getattr(self, name) for name in _TENSORS})
+
+    def _map(self, function: Any) -> "Batch":
+        return Batch(self.keys, **{name: function(getattr(self, name)) for name in _TENSORS})
+
+
+_TENSORS: Final = tuple(f.name for f in fields(Batch) if f.name != "keys")

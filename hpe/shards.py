@@ -1,0 +1,250 @@
+"""Shards on disk (contract C1): WebDataset tars that are the same bytes for the same samples, and a manifest.
+
+``shards/`` of a dataset holds ``<split>-000000.tar`` …, ``manifest.json`` and ``quarantine.jsonl``. In a tar
+a sample is ``<key>.jpg`` (png, webp) followed by ``<key>.json``.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import webdataset
+from jaxtyping import Int64
+
+from hpe.errors import UserError
+from hpe.files import aside, write_json
+from hpe.records import IMAGE_EXTENSIONS, Record
+
+FORMAT: Final = "hpe-shards/1"
+MANIFEST: Final = "manifest.json"
+QUARANTINE: Final = "quarantine.jsonl"
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of a shard: encoded picture and record."""
+
+    key: str
+    image: bytes
+    extension: str
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What the manifest says of one shard."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``.
+
+    Attributes:
+        dataset, variant: what was packed, such as ``affectnet`` and ``2021-eight-labels``.
+        licence: the dataset's terms as stated where it was found.
+        publishable: False where the terms forbid passing pictures on.
+        crop: the crop rule (:class:`hpe.crops.CropRule` as text).
+        image: size, colour and encoding of the stored pictures.
+        counts: samples per split and label, and what was quarantined by reason.
+        options: the options of ``hpe pack`` that made these shards.
+    """
+
+    dataset: str
+    variant: str
+    licence: str
+    publishable: bool
+    crop: str
+    image: dict[str, Any]
+    shards: tuple[ShardInfo, ...]
+    counts: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    format: str = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json``, whole or not at all."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The manifest of a folder of shards.
+
+        Raises:
+            UserError: there is none, or it is not one.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw.get("format") != FORMAT:
+                raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
+            shards = tuple(ShardInfo(**shard) for shard in raw.pop("shards"))
+            for shard in shards:
+                if Path(shard.name).name != shard.name:
+                    raise ValueError(f"shard name {shard.name!r} is not a plain file name")
+            return cls(shards=shards, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: not a manifest of `hpe pack`: {error}") from error
+
+    def paths(self, folder: Path, split: str) -> list[Path]:
+        """The shards of a split, in order."""
+        return [folder / shard.name for shard in self.shards if shard.split == split]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in order of their first shard."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+
+def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
+    """Write one tar, aside and then renamed; same samples, same bytes.
+
+    Raises:
+        ValueError: a key twice, or a key that is not a plain file name without a dot.
+    """
+    seen: set[str] = set()
+    with aside(path) as part:
+        with part.open("wb") as stream:
+            with webdataset.TarWriter(stream, user="hpe", group="hpe", mtime=0.0, encoder=False) as tar:
+                for sample in samples:
+                    if sample.key in seen or not sample.key or set(sample.key) & set("./\\\0"):
+                        raise ValueError(f"{path.name}: key {sample.key!r} is double, empty or has . / \\ in it")
+                    seen.add(sample.key)
+                    tar.write(
+                        {
+                            "__key__": sample.key,
+                            sample.extension: sample.image,
+                            "json": sample.record.to_json(),
+                        }
+                    )
+        with part.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.seek(0, io.SEEK_END)
+    return ShardInfo(path.name, split, len(seen), size, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """Where each sample of a local tar lies: byte offsets and sizes of its picture and its json."""
+
+    keys: tuple[str, ...]
+    extensions: tuple[str, ...]
+    images: Int64[np.ndarray, "samples 2"]
+    records: Int64[np.ndarray, "samples 2"]
+    damage: str | None
+    """Why the tar ends early (the samples before are good), or None."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def index_tar(data: memoryview) -> ShardIndex:
+    """The index of a tar in memory (or mapped), by its headers alone; several times faster than tarfile.
+
+    Members that are no picture or json, and pictures without a json, are passed over. A header that is
+    damaged, or a member that reaches over the end, ends the index and is named in ``damage``.
+    """
+    keys: list[str] = []
+    extensions: list[str] = []
+    images: list[tuple[int, int]] = []
+    records: list[tuple[int, int]] = []
+    damage = None
+    at, end = 0, len(data)
+    key, long_name, parts = "", None, {}
+    while at + _BLOCK <= end:
+        header = bytes(data[at : at + _BLOCK])
+        if not header[0]:
+            break
+        try:
+            size = _octal(header[124:136])
+            if _octal(header[148:156]) != sum(header[:148]) + sum(header[156:]) + 8 * 32:
+                raise ValueError("checksum")
+        except ValueError:
+            damage = f"damaged tar header at byte {at}"
+            break
+        start, at = at + _BLOCK, at + _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+        if start + size > end:
+            damage = f"truncated: member at byte {start - _BLOCK} needs {size} bytes, {end - start} are left"
+            break
+        kind = header[156:157]
+        if kind in (b"x", b"L"):
+            long_name = _long_name(kind, bytes(data[start : start + size])) or long_name
+            continue
+        if kind not in (b"0", b"\0"):
+            continue
+        name = long_name or _ustar_name(header)
+        long_name = None
+        stem, _, extension = name.rpartition("/")[2].partition(".")
+        folder = name[: name.rfind("/") + 1]
+        if folder + stem != key:
+            key, parts = folder + stem, {}
+        parts[extension.lower().replace("jpeg", "jpg")] = (start, size)
+        if "json" in parts and (picture := next((e for e in IMAGE_EXTENSIONS if e in parts), None)):
+            keys.append(key)
+            extensions.append(picture)
+            images.append(parts[picture])
+            records.append(parts["json"])
+            parts = {}
+    else:
+        damage = "truncated: the tar has no end"
+    table = np.asarray(images + records, np.int64).reshape(2, len(keys), 2)
+    return ShardIndex(tuple(keys), tuple(extensions), table[0], table[1], damage)
+
+
+def _octal(digits: bytes) -> int:
+    if digits[0] & 0x80:  # GNU base-256 for sizes over 8 GiB
+        return int.from_bytes(digits[1:], "big")
+    return int(digits.rstrip(b"\0 ").lstrip() or b"0", 8)
+
+
+def _ustar_name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:262] == b"ustar" and header[345]:
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _long_name(kind: bytes, data: bytes) -> str | None:
+    if kind == b"L":
+        return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    at = 0
+    while at < len(data):  # pax records: "<length> <keyword>=<value>\n"
+        length, _, _ = data[at:].partition(b" ")
+        if not length.isdigit() or int(length) <= len(length) + 1:
+            return None
+        record = data[at + len(length) + 1 : at + int(length) - 1]
+        if record.startswith(b"path="):
+            return record[5:].decode("utf-8", "surrogateescape")
+        at += int(length)
+    return None
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """The samples of a local shard, in order.
+
+    Raises:
+        ValueError: the tar is damaged (after the samples before the damage), or a record is none.
+    """
+    data = memoryview(path.read_bytes())
+    index = index_tar(data)
+    for key, extension, (start, size), (at, length) in zip(
+        index.keys, index.extensions, index.images.tolist(), index.records.tolist(), strict=True
+    ):
+        record = Record.from_json(bytes(data[at : at + length]))
+        yield Sample(key, bytes(data[start : start + size]), extension, record)
+    if index.damage:
+        raise ValueError(f"{path}: {index.damage}")
