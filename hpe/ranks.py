@@ -1,0 +1,200 @@
+"""Who am I among the processes of a job: the one file that knows ranks, launchers and signals.
+
+A job runs as one process (``hpe train``), as N on one machine (``hpe train --processes N``, which starts
+Accelerate's launcher), under ``accelerate launch -m hpe train``, ``torchrun -m hpe train`` or ``srun hpe
+train`` with one task a GPU. All of them end up as the variables RANK, WORLD_SIZE, LOCAL_RANK.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from hpe.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+_SLURM: Final = {
+    "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS",
+    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+}  # fmt: skip
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the job."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The ranks that the launcher has set; alone when there is none.
+
+        Inside ``srun`` with several tasks Slurm's numbers are used (``MASTER_ADDR`` and ``MASTER_PORT`` come
+        from the batch script).
+
+        Raises:
+            UserError: the variables contradict each other.
+        """
+        env = os.environ
+        if "RANK" not in env and int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+            for name, slurm in _SLURM.items():
+                env.setdefault(name, env.get(slurm, "1"))
+        try:
+            rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+            local_rank = int(env.get("LOCAL_RANK", "0"))
+            local_world = int(env.get("LOCAL_WORLD_SIZE", str(world)))
+        except ValueError as error:
+            raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK: expected whole numbers ({error})") from error
+        if not 0 <= rank < world:
+            raise UserError(
+                f"RANK is {rank} and WORLD_SIZE is {world}: expected 0 <= RANK < WORLD_SIZE; "
+                "unset both, or start with accelerate launch or torchrun"
+            )
+        return cls(rank, world, local_rank, local_world)
+
+    @property
+    def main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+
+def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
+    """Accelerate's object for this process: device, process group and mixed precision (no, bf16, fp16)."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    from_parent()
+    Ranks.from_environment()
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=not cuda(),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+    )
+
+
+def cuda() -> bool:
+    """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
+    import torch
+
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes")
+    return wanted and torch.cuda.is_available()
+
+
+def device() -> "torch.device":
+    """This rank's device, for work that needs no process group."""
+    import torch
+
+    if not cuda():
+        return torch.device("cpu")
+    return torch.device("cuda", Ranks.from_environment().local_rank % torch.cuda.device_count())
+
+
+def from_parent() -> None:
+    """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
+    if "RANK" in os.environ and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def launched() -> bool:
+    """True inside a rank that some launcher has started."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def relaunch(processes: int, arguments: list[str]) -> None:
+    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
+
+    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
+    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+
+    Raises:
+        UserError: more processes than GPUs, or fewer than one.
+        SystemExit: with the exit code of the first rank that failed, else 0.
+    """
+    if processes < 1:
+        raise UserError(f"--processes {processes}: expected 1 or more")
+    gpu = cuda()
+    if gpu:
+        import torch
+
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs; use at most that, "
+                "or ACCELERATE_USE_CPU=true for CPU processes"
+            )
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # A pre-emption signal must reach the ranks, which save and leave.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    _hush("torch.distributed.elastic", "torch.distributed.run")
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # With more than one process `--multi_gpu` is what makes real processes, on a CPU too.
+    options += ["--num_processes", str(processes), "--main_process_port", "0"]
+    options += ["--multi_gpu"] if processes > 1 else []
+    parsed = launch_command_parser().parse_args([*options, "-m", "hpe", *arguments])
+    try:
+        launch_command(parsed)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        code = failure.exitcode
+        if code < 0 or code not in _SPOKEN:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            print(f"hpe: rank {rank} {how}; the other ranks were ended", file=sys.stderr, flush=True)
+        sys.exit(code if code > 0 else 1)
+    except SignalException as caught:
+        sys.exit(128 + int(caught.sigval))
+    sys.exit(0)
+
+
+_SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
+"""Exit codes after which the rank itself has printed why."""
+
+
+def _hush(*names: str) -> None:
+    import logging
+
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class Signals:
+    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a wish to stop, asked for between two steps."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if self.caught is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = number
+
+
+@contextmanager
+def signals() -> Iterator[Signals]:
+    """Catch the stop signals inside the block; a second Ctrl-C stops at once."""
+    caught = Signals()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before: dict[int, Callable[..., object] | int | None] = {n: signal.signal(n, caught) for n in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
