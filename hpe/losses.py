@@ -1,0 +1,102 @@
+"""Losses per head: one number a sample, and a mask of the samples that have the label.
+
+The caller divides the masked sum by the number of labels in the *global* batch, so that N ranks with unevenly
+missing labels have the gradient of one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hpe.geometry import rotation_from_6d, rotation_from_euler
+from hpe.models.multitask import bin_of, bins_mean
+from hpe.records import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLoss:
+    """What a head's loss depends on beside outputs and labels.
+
+    Attributes:
+        weight: the head's share of the total loss.
+        smoothing: label smoothing, 0..1.
+        class_weights: weight of each class, or None.
+        log_prior: log frequency of each class, added to the logits while training (logit adjustment;
+            Menon et al., 2021), or None.
+        alpha: weight of the squared error in degrees² beside the bins' cross-entropy (Hopenet).
+        soft: train on the votes' shares where there are votes, not on the majority.
+    """
+
+    weight: float = 1.0
+    smoothing: float = 0.0
+    class_weights: Float[Tensor, " classes"] | None = None
+    log_prior: Float[Tensor, " classes"] | None = None
+    alpha: float = 1.0
+    soft: bool = True
+
+
+Loss = tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]
+
+
+def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Loss:
+    """Loss of each sample and the mask of labelled ones; the loss of an unlabelled sample is 0."""
+    match head:
+        case "emotion":
+            target = batch.emotion_target
+            if not settings.soft:
+                target = F.one_hot(batch.emotion, target.shape[1]).to(target.dtype)
+            loss, mask = _cross_entropy(output, target, settings), batch.emotion_mask
+        case "direction":
+            target = F.one_hot(batch.direction, output.shape[1]).float()
+            loss, mask = _cross_entropy(output, target, settings), batch.direction_mask
+        case "pose":
+            mask = batch.angles_mask
+            angles = torch.where(mask[:, None], batch.angles, 0.0)
+            if output.ndim == 3:
+                mask = mask & (angles.abs() < 99).all(1)
+                loss = hopenet_loss(output, torch.where(mask[:, None], angles, 0.0), settings.alpha)
+            else:
+                loss = geodesic_loss(output, angles)
+        case "affect":
+            mask = batch.affect_mask
+            target = torch.where(mask[:, None], batch.affect, 0.0)
+            loss = (output.float() - target).square().mean(-1)
+        case _:
+            raise ValueError(f"no head {head!r}")
+    return torch.where(mask, loss, 0.0), mask
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"], settings: HeadLoss
+) -> Float[Tensor, " batch"]:
+    logits = logits.float()
+    if settings.log_prior is not None:
+        logits = logits + settings.log_prior
+    target = torch.lerp(target, torch.full_like(target, 1 / target.shape[1]), settings.smoothing)
+    if settings.class_weights is not None:
+        target = target * settings.class_weights
+    return -(target * logits.log_softmax(-1)).sum(-1)
+
+
+def hopenet_loss(
+    logits: Float[Tensor, "batch 3 bins"], angles: Float[Tensor, "batch 3"], alpha: float
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy over bins + alpha · squared error in degrees², summed over the angles (Ruiz et al., 2018)."""
+    bins = bin_of(angles)
+    entropy = F.cross_entropy(logits.float().flatten(0, 1), bins.flatten(), reduction="none").view_as(angles)
+    return (entropy + alpha * (bins_mean(logits) - angles).square()).sum(-1)
+
+
+def geodesic_loss(
+    six: Float[Tensor, "batch 6"], angles: Float[Tensor, "batch 3"]
+) -> Float[Tensor, " batch"]:
+    """Angle in radians of the rotation between prediction and target (6DRepNet; Hempel et al., 2022).
+
+    The cosine is kept off ±1, where the gradient of acos has no bound.
+    """
+    predicted, target = rotation_from_6d(six.float()), rotation_from_euler(angles)
+    cosine = ((predicted * target).sum((-2, -1)) - 1) / 2
+    return torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))

@@ -1,0 +1,1 @@
+"""Networks, and how a run folder becomes one again."""

@@ -1,0 +1,233 @@
+"""Backbones by name: a picture in, a feature vector out.
+
+Names are torchvision's (``resnet18``, ``mobilenet_v3_small``, ``googlenet``, ``vgg16``, ``alexnet`` …), timm's
+behind ``timm/``, ``tiny`` for tests and CPUs, and ``angles`` for the thesis' direction network, whose input
+is the three angles instead of a picture.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Final
+
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hpe.errors import UserError
+
+TIMM: Final = "timm/"
+_NO_AUXILIARY: Final = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False}}
+
+
+class Tiny(nn.Module):
+    """A ResNet of four blocks and 0.7 million parameters for pictures of 48 to 128 pixels."""
+
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        self.stem = nn.Sequential(*stem)
+        pairs = zip((widths[0], *widths), widths, strict=False)
+        self.blocks = nn.Sequential(*(_Block(a, b, 1 if a == b else 2) for a, b in pairs))
+        self.features = widths[-1]
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        return self.blocks(self.stem(images)).mean((-2, -1))
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = torch.relu(self.first_norm(self.first(images)))
+        return torch.relu(self.second_norm(self.second(inner)) + self.shortcut(images))
+
+
+class AngleFeatures(nn.Module):
+    """The trunk of the thesis' direction network on yaw, pitch, roll: 3 → 512 → 128 → 64.
+
+    The thesis scaled its training angles and AffectNet's with two different scalers. Here the scale (minimum
+    and maximum of the training angles, to 0..1) is a buffer, kept with the weights that were trained on it.
+    """
+
+    features = 64
+    minimum: Tensor
+    maximum: Tensor
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.register_buffer("minimum", torch.full((3,), -99.0))
+        self.register_buffer("maximum", torch.full((3,), 99.0))
+        widths = (3, 512, 128, self.features)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+            layers += [nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+
+    def fit_scale(self, angles: Float[Tensor, "rows 3"]) -> None:
+        """Take minimum and maximum from the training angles."""
+        self.minimum.copy_(angles.amin(0))
+        self.maximum.copy_(angles.amax(0))
+
+    def forward(self, angles: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch features"]:
+        scale = (self.maximum - self.minimum).clamp(min=1e-6)
+        return self.layers((angles - self.minimum) / scale)
+
+
+def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") -> tuple[nn.Module, int]:
+    """A backbone and the number of its features.
+
+    Args:
+        name: see this module.
+        stem: ``small`` replaces the first layers of a ResNet by one 3×3 convolution of stride 1, for pictures
+            of about 32 to 64 pixels.
+        weights: ``none``; ``hub`` for the pretrained weights of torchvision or timm; or a local file, see
+            :func:`load_weights`.
+
+    Raises:
+        UserError: an unknown name, a stem that does not fit, or weights that do not fit.
+    """
+    if name == "tiny":
+        backbone: nn.Module = Tiny()
+        features = Tiny().features
+    elif name == "angles":
+        backbone = AngleFeatures()
+        features = backbone.features
+    elif name.startswith(TIMM):
+        backbone, features = _timm(name.removeprefix(TIMM), pretrained=weights == "hub")
+    else:
+        backbone, features = _torchvision(name, pretrained=weights == "hub")
+    if stem == "small":
+        _small_stem(backbone, name)
+    if weights not in ("none", "hub"):
+        load_weights(backbone, Path(weights))
+    return backbone, features
+
+
+def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, [*known, "tiny", "angles"], 3)
+        raise UserError(
+            f"model.backbone: unknown backbone {name!r}; "
+            + (f"did you mean {' or '.join(close)}? " if close else "")
+            + "Use a name of torchvision.models, timm/<name of timm>, or tiny"
+        )
+    options = _NO_AUXILIARY.get(name, {})
+    if pretrained:
+        options = {k: v for k, v in options.items() if k == "init_weights"}
+    try:
+        network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    except OSError as error:
+        raise UserError(
+            f"model.weights: cannot download {name}'s weights ({error}); give a local file instead of hub"
+        ) from error
+    if pretrained and hasattr(network, "aux_logits"):
+        network.aux_logits = False
+        network.transform_input = False  # pyright: ignore[reportAttributeAccessIssue]
+    last = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    if not last:
+        raise UserError(f"model.backbone: {name} has no linear classifier to replace; choose another")
+    path, layer = last[-1]
+    network.set_submodule(path, nn.Identity())
+    return network, layer.in_features
+
+
+def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
+    import timm
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
+        raise UserError(
+            f"model.backbone: timm has no model {name!r}"
+            + (f"; did you mean {' or '.join(TIMM + c for c in close)}?" if close else "")
+        )
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"model.weights: cannot download timm's weights of {name} ({error}); give a local file instead of hub"
+        ) from error
+    return network, int(getattr(network, "head_hidden_size", 0) or network.num_features)  # pyright: ignore[reportArgumentType]
+
+
+def _small_stem(backbone: nn.Module, name: str) -> None:
+    first, pool = getattr(backbone, "conv1", None), getattr(backbone, "maxpool", None)
+    if not isinstance(first, nn.Conv2d) or pool is None:
+        raise UserError(f"model.stem: small is for ResNets, {name} has no conv1 and maxpool; use standard")
+    backbone.conv1 = nn.Conv2d(3, first.out_channels, 3, 1, 1, bias=first.bias is not None)
+    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+    backbone.maxpool = nn.Identity()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file (safetensors, or a torch state dict that holds nothing but tensors).
+
+    ``module.`` prefixes and a ``state_dict`` or ``model`` level around the tensors are tolerated.
+
+    Raises:
+        UserError: no such file, or a file that holds more than tensors (it is not executed).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: not a file of tensors alone ({first_line[:160]}); expected safetensors or a torch state dict. "
+            "Files that need unpickling of other objects are never loaded"
+        ) from error
+    for level in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(level), dict):
+            state = state[level]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict (names to tensors), found {type(state).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a backbone's weights from a local file; classifier layers of the file are left out.
+
+    A checkpoint of this package fits too (its backbone is taken).
+
+    Raises:
+        UserError: names or shapes that do not fit, named.
+    """
+    state = read_state(path)
+    if any(key.startswith("backbone.") for key in state):
+        state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    own = network.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or wrong:
+        raise UserError(
+            f"{path}: weights do not fit the backbone: {len(missing)} tensors are missing"
+            + (f" (first {missing[0]})" if missing else "")
+            + (f"; {len(wrong)} have another shape ({wrong[0]})" if wrong else "")
+            + f"; the file holds {len(state)} tensors"
+            + (f" such as {next(iter(state))}" if state else "")
+        )
+    network.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
