@@ -1,0 +1,76 @@
+"""What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one line or a live table for people."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hpe.ranks import Ranks
+
+METRICS: Final = "metrics.jsonl"
+
+
+class Log:
+    """Writes on rank 0, does nothing on the others.
+
+    Resumed at ``samples_seen``, lines that a killed start wrote after that point are dropped, so that the
+    file tells one straight story.
+    """
+
+    def __init__(self, run: Path, ranks: Ranks, samples_seen: int) -> None:
+        self.run = run
+        self._lines = self._board = None
+        if ranks.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._keep_until(run / METRICS, samples_seen)
+            self._lines = (run / METRICS).open("a", encoding="utf-8")
+            self._board = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None)
+
+    @staticmethod
+    def _keep_until(path: Path, samples_seen: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["samples"] <= samples_seen:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a kill
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
+        """Figures of a split at a point of training; the x axis of TensorBoard is samples seen."""
+        if self._lines is None or self._board is None:
+            return
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items() if np.isfinite(value)}
+        self._lines.write(json.dumps({"step": step, "samples": samples, "split": split, **rounded}) + "\n")
+        self._lines.flush()
+        for name, value in rounded.items():
+            self._board.add_scalar(f"{name}/{split}", value, samples)
+
+    def image(self, name: str, samples: int, picture: np.ndarray) -> None:
+        """A picture, uint8 [height, width, 3]."""
+        if self._board is not None:
+            self._board.add_image(name, picture, samples, dataformats="HWC")
+
+    def text(self, name: str, text: str) -> None:
+        """A text, such as the config."""
+        if self._board is not None:
+            self._board.add_text(name, text)
+
+    def hyperparameters(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Settings and final figures, for TensorBoard's HPARAMS page."""
+        if self._board is not None:
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+            self._board.add_hparams(plain, dict(figures), run_name=".")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._board is not None:
+            self._board.close()

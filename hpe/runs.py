@@ -1,0 +1,212 @@
+"""Run folders (contract C5): config, checkpoints, what was logged; and a network back from one.
+
+::
+
+    runs/name/
+        config.yaml                    resolved
+        checkpoints/
+            step-00012000/
+                model.safetensors      weights
+                ema.safetensors        averaged weights, where train.ema is on
+                optimizer.pt           optimizer and gradient scaler
+                state.json             samples seen, step, best figure, ranks
+            last -> step-00012000
+            best -> step-00009000
+        metrics.jsonl  tensorboard/  evaluate/  report/
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hpe.config import ModelConfig, RunConfig, load
+from hpe.errors import UserError
+from hpe.files import write_json
+from hpe.models.backbones import build_backbone
+from hpe.models.multitask import MultiTask
+
+CONFIG: Final = "config.yaml"
+CHECKPOINTS: Final = "checkpoints"
+_STEP: Final = re.compile(r"step-(\d{8,})")
+
+
+def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
+    """The network of a config; ``weights`` overrides ``model.weights``.
+
+    Raises:
+        UserError: unknown backbone, or weights that do not fit.
+    """
+    backbone, features = build_backbone(
+        model.backbone, stem=model.stem, weights=model.weights if weights is None else weights
+    )
+    heads = model.heads
+    return MultiTask(
+        backbone,
+        features,
+        emotion=heads.emotion is not None,
+        direction=heads.direction is not None,
+        pose=heads.pose.kind if heads.pose else None,
+        affect=heads.affect is not None,
+        conditioned=bool(heads.emotion and heads.emotion.conditioned_on_pose),
+        dropout=(
+            heads.emotion.dropout if heads.emotion else 0.0,
+            heads.direction.dropout if heads.direction else 0.0,
+        ),
+        learned_weights=learned_weights,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands: everything else follows from ``samples_seen``."""
+
+    samples_seen: int
+    step: int
+    best: float | None = None
+    best_samples: int = 0
+    ranks: int = 1
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        """The state of a checkpoint folder.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return cls(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint ({error}); remove this folder to go on from the one before"
+            ) from error
+
+
+def save_checkpoint(
+    run: Path,
+    state: State,
+    network: nn.Module,
+    optimizer: Mapping[str, Any],
+    *,
+    ema: nn.Module | None,
+    keep: int,
+    best: bool,
+) -> Path:
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, drop old ones.
+
+    A kill at any moment leaves the checkpoint before, or this one; never half of it.
+    """
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:08d}"
+    part = folder / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    save_file(_plain(network), part / "model.safetensors")
+    if ema is not None:
+        save_file(_plain(ema), part / "ema.safetensors")
+    torch.save(dict(optimizer), part / "optimizer.pt")
+    write_json(part / "state.json", asdict(state))
+    if target.exists():  # an earlier start of the run was killed after this step, and came here again
+        shutil.rmtree(target)
+    part.rename(target)
+    _link(folder / "last", target)
+    if best:
+        _link(folder / "best", target)
+    _prune(folder, keep)
+    return target
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu").contiguous().clone() for key, value in network.state_dict().items()}
+
+
+def _link(link: Path, target: Path) -> None:
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    part.replace(link)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
+    for old in checkpoints(folder.parent)[:-keep]:
+        if old.resolve() not in kept:
+            shutil.rmtree(old)
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = (run / CHECKPOINTS).glob("step-*")
+    return sorted((p for p in found if _STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def load_config(run: Path) -> RunConfig:
+    """The resolved config of a run folder.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: no {CONFIG} here; expected a run folder that `hpe train` wrote")
+    return load(run / CONFIG, RunConfig)
+
+
+def find_checkpoint(run: Path, which: str = "best") -> Path:
+    """A checkpoint by ``best`` (``last`` where no best was chosen yet), ``last``, or a step's folder name.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = run / CHECKPOINTS
+    for name in (which, "last") if which == "best" else (which,):
+        if (folder / name / "state.json").is_file():
+            return (folder / name).resolve()
+    names = [path.name for path in checkpoints(run)]
+    raise UserError(
+        f"{run}: no checkpoint {which!r}; "
+        + (f"there are {', '.join(names)}" if names else "the run has saved none yet: run hpe train first")
+    )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a checkpoint.
+
+    Raises:
+        UserError: damaged or missing.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: cannot read these weights ({str(error).splitlines()[0]})") from error
+
+
+def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
+    """The network of a run in evaluation mode, its config, and the weights file it came from.
+
+    Averaged weights are taken where the run has them.
+
+    Raises:
+        UserError: no run, no checkpoint, or weights that do not fit its config.
+    """
+    config = load_config(run)
+    checkpoint = find_checkpoint(run, which)
+    network = build_network(
+        config.model, learned_weights=config.train.balance_losses == "learned", weights="none"
+    )
+    averaged = checkpoint / "ema.safetensors"
+    path = averaged if averaged.is_file() else checkpoint / "model.safetensors"
+    try:
+        network.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
+    return network.eval(), config, path
