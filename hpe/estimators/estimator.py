@@ -1,0 +1,75 @@
+"""A head-pose network ready for use: uint8 pictures in, angles and their uncertainty out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hpe.crops import CropRule
+from hpe.estimators.spec import InputSpec, OutputSpec, read_output
+from hpe.geometry import mirror_angles
+
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+"""Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
+Precision = Literal["fp32", "bf16", "fp16"]
+Predict = Callable[[Tensor], "Poses"]
+
+
+@dataclass(frozen=True, slots=True)
+class Poses:
+    """Yaw, pitch, roll and their standard deviations, degrees; NaN deviations where there are none."""
+
+    angles: Float[Tensor, "batch 3"]
+    deviations: Float[Tensor, "batch 3"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A network with everything that must be known about it.
+
+    Attributes:
+        name: as tables and their folder call it.
+        weights_sha256: of the weights' file.
+        crop: the crop rule that it was made for.
+        network: runs on ``device``; safe to call from several threads.
+        channels_last: the memory layout that the network prefers.
+    """
+
+    name: str
+    weights_sha256: str
+    crop: CropRule
+    input: InputSpec
+    output: OutputSpec
+    network: Network
+    device: torch.device
+    channels_last: bool
+
+    @torch.inference_mode()
+    def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
+        """The poses of RGB pictures (any device and memory layout), on the estimator's device."""
+        outputs = self.network(self.normalise(images.to(self.device, non_blocking=True)))
+        return Poses(*read_output(outputs, self.output))
+
+    @torch.inference_mode()
+    def predict_with_flips(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
+        """The mean of each picture's pose and its mirror image's; deviations of the two mixed."""
+        images = images.to(self.device, non_blocking=True)
+        one, other = self.predict(images), self.predict(images.flip(-1))
+        mirrored = mirror_angles(other.angles)
+        mean = (one.angles + mirrored) / 2
+        spread = ((one.angles - mirrored) / 2).square()
+        variance = (one.deviations.square() + other.deviations.square()) / 2 + spread
+        return Poses(mean, variance.sqrt())
+
+    def normalise(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+        """``(value / 255 - mean) / std`` in the network's order of colours and memory layout."""
+        if self.input.colour == "bgr":
+            images = images.flip(1)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        floats = torch.empty(images.shape, dtype=torch.float32, device=images.device, memory_format=layout)
+        mean = floats.new_tensor(self.input.mean).view(3, 1, 1) * 255
+        std = floats.new_tensor(self.input.std).view(3, 1, 1) * 255
+        return floats.copy_(images).sub_(mean).div_(std)

@@ -1,0 +1,117 @@
+"""ONNX head-pose networks through ONNX Runtime, on CUDA or the CPU."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpe.errors import UserError
+from hpe.estimators.spec import VALUES, EstimatorSpec, OutputSpec
+
+_FLOAT: Final = "tensor(float)"
+
+
+class OnnxNetwork:
+    """A session that takes and gives tensors of its device.
+
+    On a CPU a call uses one thread, so that results do not depend on the machine's number of cores; the
+    pass runs several calls side by side.
+    """
+
+    def __init__(self, session: Any, image: str, outputs: list[str], device: torch.device) -> None:
+        self.session, self.image, self.outputs, self.device = session, image, outputs, device
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        if self.device.type == "cpu":
+            found = self.session.run(self.outputs, {self.image: images.numpy()})
+            return tuple(torch.from_numpy(array) for array in found)
+        binding = self.session.io_binding()
+        index = self.device.index or 0
+        binding.bind_input(self.image, "cuda", index, np.float32, tuple(images.shape), images.data_ptr())
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        torch.cuda.current_stream(self.device).synchronize()  # ORT has a stream of its own
+        self.session.run_with_iobinding(binding)
+        return tuple(torch.from_numpy(array) for array in binding.copy_outputs_to_cpu())
+
+
+def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device) -> OnnxNetwork:
+    """The network of a file, checked against what its YAML says of inputs, outputs and shapes.
+
+    Raises:
+        UserError: not an ONNX graph, or not as the YAML says.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise UserError(
+                f"{path}: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in its place, or run "
+                "with --device cpu"
+            )
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise UserError(f"{path}: not an ONNX network: {str(error).splitlines()[0][:200]}") from error
+    image = _image_input(path, session.get_inputs(), spec)
+    return OnnxNetwork(session, image, _outputs(path, session.get_outputs(), spec.output), device)
+
+
+def _image_input(path: Path, inputs: list[Any], spec: EstimatorSpec) -> str:
+    names = [node.name for node in inputs]
+    wanted = spec.input.name or (names[0] if len(names) == 1 else None)
+    if wanted not in names or len(names) != 1:
+        raise UserError(
+            f"{path}: input.name is {wanted!r}; the graph has the inputs {', '.join(names) or '(none)'}; expected "
+            "one input, the image"
+        )
+    node = inputs[0]
+    size = spec.input.size
+    fits = len(node.shape) == 4 and all(
+        not isinstance(found, int) or found == expected
+        for found, expected in zip(node.shape[1:], (3, size, size), strict=True)
+    )
+    if not fits or node.type != _FLOAT:
+        raise UserError(
+            f"{path}: input {node.name!r} is {node.type} {node.shape}; the YAML says float [batch, 3, {size}, {size}]"
+            " (input.size)"
+        )
+    if isinstance(node.shape[0], int):
+        raise UserError(
+            f"{path}: input {node.name!r} has a fixed batch of {node.shape[0]}; export with a dynamic batch"
+        )
+    return node.name
+
+
+def _outputs(path: Path, nodes: list[Any], spec: OutputSpec) -> list[str]:
+    shapes = {node.name: node.shape for node in nodes}
+    names = spec.names or list(shapes)
+    if missing := [name for name in names if name not in shapes]:
+        raise UserError(
+            f"{path}: output.names: the graph has no output {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+        )
+    if len(names) not in (1, 3):
+        raise UserError(
+            f"{path}: the graph has {len(names)} outputs ({', '.join(names)}); name the one or three of the pose in "
+            "output.names"
+        )
+    values = torch.Size(VALUES[spec.kind]).numel()
+    if len(names) == 3 and spec.kind in ("sixd", "matrix"):
+        raise UserError(f"{path}: output.kind {spec.kind} is one output, output.names gives three")
+    for name in names:
+        known = [size for size in shapes[name][1:] if isinstance(size, int)]
+        expected = values // len(names)
+        if len(known) == len(shapes[name]) - 1 and int(np.prod(known)) != expected:
+            raise UserError(
+                f"{path}: output {name!r} is {shapes[name]}: {int(np.prod(known))} values a face; output.kind "
+                f"{spec.kind} over {len(names)} output(s) has {expected}"
+            )
+    return names

@@ -1,0 +1,131 @@
+"""What one must know about a head-pose network to use it: the YAML beside its weights, and reading its outputs."""
+
+from typing import Annotated, Final, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from hpe.config import Section
+from hpe.crops import CropRule
+from hpe.geometry import euler_from_rotation, rotation_from_6d
+from hpe.labels import ANGLES
+from hpe.models.hopenet import BINS, bin_centres, bin_lower_edges, mean_and_deviation
+
+Angle = Literal["yaw", "pitch", "roll"]
+Kind = Literal["bins66-lower", "bins66-centre", "euler", "sixd", "matrix"]
+Sign = Literal[-1, 1]
+
+VALUES: Final[dict[Kind, tuple[int, ...]]] = {
+    "bins66-lower": (3, BINS), "bins66-centre": (3, BINS), "euler": (3,), "sixd": (6,), "matrix": (3, 3),
+}  # fmt: skip
+"""Shape of one face's raw output, the angles stacked."""
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+class InputSpec(Section):
+    """How a picture goes in: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel."""
+
+    name: str | None = None
+    size: Annotated[int, Field(ge=16, le=1024)] = 224
+    colour: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        IMAGENET_STD
+    )
+
+
+class Signs(Section):
+    """Factor from the network's angle to ours (yaw + to the picture's left edge, pitch + up)."""
+
+    yaw: Sign = 1
+    pitch: Sign = 1
+    roll: Sign = 1
+
+
+class OutputSpec(Section):
+    """What comes out.
+
+    Attributes:
+        kind: logits of Hopenet's 66 bins, read at their lower edges or centres; Euler angles; the 6D
+            representation or the matrix of a rotation ``Rz(roll) · Ry(yaw) · Rx(pitch)``.
+        names: the outputs, in the order of ``order``: one an angle, or a single one that holds all.
+        order: which angle comes first, second, third (bins and Euler only).
+        unit: of Euler angles.
+    """
+
+    kind: Kind
+    names: list[str] | None = None
+    order: tuple[Angle, Angle, Angle] = ("yaw", "pitch", "roll")
+    signs: Signs = Signs()
+    unit: Literal["degrees", "radians"] = "degrees"
+
+    @field_validator("order")
+    @classmethod
+    def _each_once(cls, order: tuple[Angle, Angle, Angle]) -> tuple[Angle, Angle, Angle]:
+        if set(order) != set(ANGLES):
+            raise ValueError(f"expected yaw, pitch and roll, each once, found {', '.join(order)}")
+        return order
+
+    @field_validator("names")
+    @classmethod
+    def _one_or_three(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(names) not in (1, 3):
+            raise ValueError(f"expected one output or three, found {len(names)}")
+        return names
+
+
+class EstimatorSpec(Section):
+    """A head-pose network: its weights (a path from the YAML's folder), input, output and crop rule."""
+
+    weights: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    crop: str
+    input: InputSpec = InputSpec()
+    output: OutputSpec
+
+    @field_validator("crop")
+    @classmethod
+    def _rule(cls, crop: str) -> str:
+        return str(CropRule.parse(crop))
+
+
+def read_output(
+    outputs: tuple[Tensor, ...], spec: OutputSpec
+) -> tuple[Float[Tensor, "batch 3"], Float[Tensor, "batch 3"]]:
+    """Yaw, pitch, roll in degrees and our signs, and their standard deviations (NaN where there are none).
+
+    Args:
+        outputs: three tensors (one an angle) or one; each ``[batch, …]`` with the values of ``VALUES``.
+        spec: how to read them.
+
+    Raises:
+        ValueError: another number of values a face than the kind has.
+    """
+    raw = outputs[0] if len(outputs) == 1 else torch.stack([output.flatten(1) for output in outputs], 1)
+    values = VALUES[spec.kind]
+    raw = raw.reshape(len(raw), -1).float()
+    expected = torch.Size(values).numel()
+    if raw.shape[1] != expected:
+        raise ValueError(f"the network gives {raw.shape[1]} values a face, {spec.kind} has {expected}")
+    raw = raw.reshape(len(raw), *values)
+    deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
+    match spec.kind:
+        case "bins66-lower":
+            angles, deviations = mean_and_deviation(raw, bin_lower_edges(raw))
+        case "bins66-centre":
+            angles, deviations = mean_and_deviation(raw, bin_centres(raw))
+        case "euler":
+            angles = torch.rad2deg(raw) if spec.unit == "radians" else raw
+        case "sixd":
+            angles = euler_from_rotation(rotation_from_6d(raw))
+        case "matrix":
+            angles = euler_from_rotation(raw)
+    if spec.kind in ("bins66-lower", "bins66-centre", "euler"):
+        places = [spec.order.index(angle) for angle in ANGLES]
+        angles, deviations = angles[:, places], deviations[:, places]
+    signs = angles.new_tensor([getattr(spec.signs, angle) for angle in ANGLES])
+    return angles * signs, deviations
