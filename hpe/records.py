@@ -1,17 +1,17 @@
-"""What flows through the pipeline: a sample's record (contract C1) and the training batch (contract C4)."""
+"""What flows through the pipeline: a sample's record (contract C1); its batch (C4) is in ``hpe.batch``."""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
 
 from hpe.labels import DIRECTIONS, EMOTIONS
+
+if TYPE_CHECKING:
+    from hpe.batch import Batch as Batch
 
 IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 """Extensions of the image member of a sample in a shard."""
@@ -125,44 +125,11 @@ def _field(name: str, value: Any) -> Any:
     raise ValueError(f"{name}: {str(value)[:80]!r} is not what a record holds there")
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch of training samples (contract C4). A label that is missing has a false mask and any value.
+def __getattr__(name: str) -> Any:
+    # `from hpe.records import Batch` works, but only who asks for it imports torch (seconds): packing,
+    # verifying and reading shards need none.
+    if name == "Batch":
+        from hpe.batch import Batch
 
-    ``emotion_target`` is a distribution: one-hot, or the votes' shares where the dataset has votes.
-    """
-
-    keys: tuple[str, ...]
-    images: UInt8[Tensor, "batch 3 height width"]
-    emotion: Int64[Tensor, " batch"]
-    emotion_target: Float[Tensor, "batch emotions"]
-    emotion_mask: Bool[Tensor, " batch"]
-    direction: Int64[Tensor, " batch"]
-    direction_mask: Bool[Tensor, " batch"]
-    angles: Float[Tensor, "batch 3"]
-    angles_mask: Bool[Tensor, " batch"]
-    affect: Float[Tensor, "batch 2"]
-    affect_mask: Bool[Tensor, " batch"]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; copies overlap with compute where the memory is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def __getitem__(self, rows: slice) -> "Batch":
-        return self._map(lambda tensor: tensor[rows])._with_keys(self.keys[rows])
-
-    def _with_keys(self, keys: tuple[str, ...]) -> "Batch":
-        return Batch(keys, **{name: getattr(self, name) for name in _TENSORS})
-
-    def _map(self, function: Any) -> "Batch":
-        return Batch(self.keys, **{name: function(getattr(self, name)) for name in _TENSORS})
-
-
-_TENSORS: Final = tuple(f.name for f in fields(Batch) if f.name != "keys")
+        return Batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
