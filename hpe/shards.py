@@ -155,7 +155,7 @@ def _tar_header(name: str, size: int) -> bytes:
         raise ValueError(f"{name}: {size:,} bytes do not fit into a tar member")
     fields = (
         name.encode().ljust(100, b"\0")
-        + b"0000444\0"
+        + b"0000644\0"
         + b"0000000\0" * 2
         + b"%011o\0" % size
         + b"00000000000\0"
