@@ -1,0 +1,149 @@
+"""Pictures that are there twice: the same bytes, or so alike that one is a copy of the other.
+
+Alike is judged by a difference hash (Krawetz, "Kind of like that", 2013) of 16 × 16 bits, taken from the
+stored picture, so that two faces of one photo differ. Two hashes within ``NEAR_BITS`` agree exactly in at
+least one of ``NEAR_BITS + 1`` bands, by which they are found without comparing everything with everything.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+HASH_BYTES: Final = 32
+NEAR_BITS: Final = 7
+"""Of 256."""
+_GRID: Final = 16
+_BANDS: Final = NEAR_BITS + 1
+_RUN: Final = 2048
+_CONTRAST: Final = 2.0
+"""Grey levels; a picture whose hash comes from less is flat, and like every other flat picture."""
+
+
+def exact_digest(data: bytes, extra: str) -> bytes:
+    """16 bytes that are the same for the same file, cropped in the same way (``extra``)."""
+    return hashlib.blake2b(data, digest_size=16, person=extra.encode()[-16:]).digest()
+
+
+def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
+    """256 bits: of 16 × 17 mean grey levels, whether each is brighter than its right neighbour.
+
+    Zeros for a picture too small or too flat to be told from others; such hashes are never near.
+    """
+    if grey.shape[0] < _GRID or grey.shape[1] < _GRID + 1:
+        return bytes(HASH_BYTES)
+    cells = _means(_means(grey.astype(np.float32), _GRID, 0), _GRID + 1, 1)
+    if cells.std() < _CONTRAST:
+        return bytes(HASH_BYTES)
+    return np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes()
+
+
+def _means(values: np.ndarray, parts: int, axis: int) -> np.ndarray:
+    edges = np.linspace(0, values.shape[axis], parts + 1).astype(np.intp)
+    shape = [1, 1]
+    shape[axis] = parts
+    return np.add.reduceat(values, edges[:-1], axis) / np.diff(edges).reshape(shape)
+
+
+def near_pairs(hashes: UInt8[np.ndarray, "samples 32"]) -> Iterator[Int64[np.ndarray, "pairs 3"]]:
+    """Pairs i < j of different samples whose hashes differ in at most ``NEAR_BITS`` bits, each once.
+
+    Rows of i, j and the number of differing bits. Samples of one and the same hash are paired with the first
+    of them only, so that a thousand copies are 999 pairs. Hashes of zeros are left out.
+    """
+    known = np.flatnonzero(hashes.any(1))
+    if len(known) < 2:
+        return
+    unique, first, member = np.unique(hashes[known], axis=0, return_index=True, return_inverse=True)
+    first = known[first]
+    same = first[member.reshape(-1)]
+    copies = np.flatnonzero(same != known)
+    if len(copies):
+        yield np.stack((same[copies], known[copies], np.zeros_like(copies)), 1)
+    words = np.ascontiguousarray(unique).view(np.uint64)
+    bands = np.ascontiguousarray(unique).view(np.uint32)
+    for band in range(_BANDS):
+        for left, right in _agreeing(bands[:, band]):
+            # A pair that agrees in an earlier band has been seen there.
+            fresh = ~(bands[left, :band] == bands[right, :band]).any(1)
+            left, right = left[fresh], right[fresh]
+            bits = np.bitwise_count(words[left] ^ words[right]).sum(1, dtype=np.int64)
+            close = bits <= NEAR_BITS
+            if close.any():
+                pair = np.sort(np.stack((first[left[close]], first[right[close]]), 1), 1)
+                yield np.column_stack((pair, bits[close]))
+
+
+def _agreeing(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of indices of equal values, in portions that fit in memory."""
+    ranked = np.argsort(values, kind="stable")
+    edges = np.flatnonzero(np.diff(values[ranked])) + 1
+    starts, ends = np.concatenate(([0], edges)), np.concatenate((edges, [len(ranked)]))
+    lengths = ends - starts
+    for length in np.unique(lengths[lengths > 1]):
+        runs = ranked[starts[lengths == length][:, None] + np.arange(length)]
+        if length <= _RUN:
+            low, high = np.triu_indices(length, 1)
+            step = max(1, 2_000_000 // len(low))
+            for at in range(0, len(runs), step):
+                some = runs[at : at + step]
+                yield some[:, low].reshape(-1), some[:, high].reshape(-1)
+        else:
+            for run in runs:
+                for i in range(1, int(length)):
+                    yield run[:i], np.broadcast_to(run[i], i)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Sample ``copy`` shows what sample ``first`` shows: indices, and how many bits differ."""
+
+    first: int
+    copy: int
+    bits: int | None
+    """None: the files are the same bytes."""
+
+
+def copies(
+    exact: UInt8[np.ndarray, "samples 16"],
+    near: UInt8[np.ndarray, "samples 32"],
+    rank: Sequence[int],
+    subjects: Sequence[str | None],
+) -> list[Copy]:
+    """Which samples are copies of which: dropping every ``copy`` keeps one of each.
+
+    Samples are asked by falling right to stay (``rank``, smallest first, then index); one that is a copy of
+    a sample that stays does not stay. A picture that is near only to one that went stays: no long chains of
+    pictures, each a little different, are dropped.
+
+    Args:
+        exact, near: :func:`exact_digest` and :func:`difference_hash` of each sample.
+        rank: whose copy stays: the smaller.
+        subjects: near pictures of one subject are frames of one film, not copies.
+    """
+    found: list[Copy] = []
+    queue = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
+    _, first, member = np.unique(exact[queue], axis=0, return_index=True, return_inverse=True)
+    original = first[member.reshape(-1)]
+    same = np.flatnonzero(original != np.arange(len(queue)))
+    found += [Copy(int(queue[original[c]]), int(queue[c]), None) for c in same.tolist()]
+
+    queue = queue[original == np.arange(len(queue))]
+    before: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for portion in near_pairs(near[queue]):
+        for i, j, bits in portion.tolist():
+            subject = subjects[queue[i]]
+            if subject is None or subject != subjects[queue[j]]:
+                before[j].append((bits, i))
+    stays: dict[int, int] = {}  # of those that go: for whom
+    for j in sorted(before):
+        # Pictures of one hash know the others through the first of them, which may itself have gone.
+        known = [(bits, stays.get(i, i)) for bits, i in before[j] if bits == 0 or i not in stays]
+        if known:
+            bits, stays[j] = min(known)
+            found.append(Copy(int(queue[stays[j]]), int(queue[j]), bits))
+    return sorted(found, key=lambda c: c.copy)
