@@ -183,7 +183,14 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-FREE: Final = ("run", "data.workers", "train.log_steps", "train.keep", "train.checkpoint_steps", "train.micro_batch")
+FREE: Final = (
+    "run",
+    "data.workers",
+    "train.log_steps",
+    "train.keep",
+    "train.checkpoint_steps",
+    "train.micro_batch",
+)
 """Settings that may change between two starts of one run: they do not change what is learned."""
 
 
@@ -214,7 +221,9 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return parse(text, str(path), schema, overrides)
 
 
@@ -274,7 +283,9 @@ def _places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Places) -
         for key, value in node.value:
             where = f"{name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                raise UserError(f"{where}: the key {getattr(key, 'value', key)!r} stands here twice or is no text")
+                raise UserError(
+                    f"{where}: the key {getattr(key, 'value', key)!r} stands here twice or is no text"
+                )
             seen.add(key.value)
             places[*path, key.value] = where
             _places(value, (*path, key.value), name, places)
@@ -310,6 +321,8 @@ def _override(raw: dict[str, Any], places: Places, override: str) -> None:
         raise UserError(f"--set {override}: the list has {len(at)} items, numbered from 0")
     at[last] = value
     places[tuple(path)] = f"--set {override}"
+    for end in range(1, len(path)):
+        places.setdefault(tuple(path[:end]), f"--set {override}")
 
 
 def _messages(invalid: ValidationError, schema: type[Section], name: str, places: Places) -> Iterator[str]:

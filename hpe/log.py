@@ -27,7 +27,9 @@ class Log:
 
             self._keep_until(run / METRICS, samples_seen)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None)
+            self._board = SummaryWriter(
+                run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None
+            )
 
     @staticmethod
     def _keep_until(path: Path, samples_seen: int) -> None:

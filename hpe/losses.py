@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpe.geometry import rotation_from_6d, rotation_from_euler
 from hpe.models.multitask import bin_of, bins_mean
-from hpe.records import Batch
+from hpe.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class HeadLoss:
             Menon et al., 2021), or None.
         alpha: weight of the squared error in degrees² beside the bins' cross-entropy (Hopenet).
         soft: train on the votes' shares where there are votes, not on the majority.
+        largest_degrees: poses with an angle beyond it do not count (Hopenet: 99).
     """
 
     weight: float = 1.0
@@ -36,37 +37,46 @@ class HeadLoss:
     log_prior: Float[Tensor, " classes"] | None = None
     alpha: float = 1.0
     soft: bool = True
+    largest_degrees: float = float("inf")
 
 
-Loss = tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]
+def label_mask(head: str, batch: Batch, settings: HeadLoss) -> Bool[Tensor, " batch"]:
+    """The samples whose label counts for a head's loss; bins hold angles within ±99° alone, as in Hopenet."""
+    match head:
+        case "emotion":
+            return batch.emotion_mask
+        case "direction":
+            return batch.direction_mask
+        case "pose":
+            return batch.angles_mask & (batch.angles.abs() < settings.largest_degrees).all(1)
+        case "affect":
+            return batch.affect_mask
+    raise ValueError(f"no head {head!r}")
 
 
-def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Loss:
-    """Loss of each sample and the mask of labelled ones; the loss of an unlabelled sample is 0."""
+def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Float[Tensor, " batch"]:
+    """Loss of each sample; 0 (with no gradient) where the label is missing."""
+    mask = label_mask(head, batch, settings)
+    # The values under a false mask are arbitrary: they must not reach arithmetic, where NaN · 0 is NaN.
     match head:
         case "emotion":
             target = batch.emotion_target
             if not settings.soft:
-                target = F.one_hot(batch.emotion, target.shape[1]).to(target.dtype)
-            loss, mask = _cross_entropy(output, target, settings), batch.emotion_mask
+                target = F.one_hot(torch.where(mask, batch.emotion, 0), target.shape[1]).to(target.dtype)
+            loss = _cross_entropy(output, torch.where(mask[:, None], target, 0.0), settings)
         case "direction":
-            target = F.one_hot(batch.direction, output.shape[1]).float()
-            loss, mask = _cross_entropy(output, target, settings), batch.direction_mask
+            direction = torch.where(mask, batch.direction, 0)
+            loss = _cross_entropy(output, F.one_hot(direction, output.shape[1]).float(), settings)
         case "pose":
-            mask = batch.angles_mask
             angles = torch.where(mask[:, None], batch.angles, 0.0)
             if output.ndim == 3:
-                mask = mask & (angles.abs() < 99).all(1)
-                loss = hopenet_loss(output, torch.where(mask[:, None], angles, 0.0), settings.alpha)
+                loss = hopenet_loss(output, angles, settings.alpha)
             else:
                 loss = geodesic_loss(output, angles)
-        case "affect":
-            mask = batch.affect_mask
+        case _:
             target = torch.where(mask[:, None], batch.affect, 0.0)
             loss = (output.float() - target).square().mean(-1)
-        case _:
-            raise ValueError(f"no head {head!r}")
-    return torch.where(mask, loss, 0.0), mask
+    return torch.where(mask, loss, 0.0)
 
 
 def _cross_entropy(
@@ -90,9 +100,7 @@ def hopenet_loss(
     return (entropy + alpha * (bins_mean(logits) - angles).square()).sum(-1)
 
 
-def geodesic_loss(
-    six: Float[Tensor, "batch 6"], angles: Float[Tensor, "batch 3"]
-) -> Float[Tensor, " batch"]:
+def geodesic_loss(six: Float[Tensor, "batch 6"], angles: Float[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
     """Angle in radians of the rotation between prediction and target (6DRepNet; Hempel et al., 2022).
 
     The cosine is kept off ±1, where the gradient of acos has no bound.

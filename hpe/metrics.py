@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from hpe.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.models.multitask import Outputs, angles_of
-from hpe.records import Batch
+from hpe.batch import Batch
 
 LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
 DEFAULT_SELECTION: Final = {

@@ -20,7 +20,9 @@ def parameter_groups(
     child of the backbone, counted from the last, learns that factor slower than the next. Biases, norms and
     loss weights do not decay. ``scale`` of a group multiplies the scheduled rate.
     """
-    children = [name for name, child in network.backbone.named_children() if any(True for _ in child.parameters())]
+    children = [
+        name for name, child in network.backbone.named_children() if any(True for _ in child.parameters())
+    ]
     depth = {name: len(children) - 1 - place for place, name in enumerate(children)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -49,7 +51,13 @@ def build_optimizer(name: str, groups: list[dict], learning_rate: float) -> torc
 
 
 def rate_factor(
-    schedule: str, epoch: float, epochs: float, *, warmup_epochs: float, step_epochs: float, step_factor: float
+    schedule: str,
+    epoch: float,
+    epochs: float,
+    *,
+    warmup_epochs: float,
+    step_epochs: float,
+    step_factor: float,
 ) -> float:
     """The factor on the learning rate after ``epoch`` of ``epochs`` (fractions count).
 

@@ -156,7 +156,9 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
         if code < 0 or code not in _SPOKEN:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
             print(f"hpe: rank {rank} {how}; the other ranks were ended", file=sys.stderr, flush=True)
         sys.exit(code if code > 0 else 1)
     except SignalException as caught:

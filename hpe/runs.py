@@ -38,7 +38,9 @@ CHECKPOINTS: Final = "checkpoints"
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 
-def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
+def build_network(
+    model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None
+) -> MultiTask:
     """The network of a config; ``weights`` overrides ``model.weights``.
 
     Raises:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from hpe.errors import UserError
 
 TIMM: Final = "timm/"
-_NO_AUXILIARY: Final = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"aux_logits": False}}
+_NO_AUXILIARY: Final = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False},
+}
 
 
 class Tiny(nn.Module):
@@ -25,7 +28,11 @@ class Tiny(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
         super().__init__()
-        stem = [nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        stem = [
+            nn.Conv2d(3, widths[0], 5, 2, 2, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        ]
         self.stem = nn.Sequential(*stem)
         pairs = zip((widths[0], *widths), widths, strict=False)
         self.blocks = nn.Sequential(*(_Block(a, b, 1 if a == b else 2) for a, b in pairs))

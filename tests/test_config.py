@@ -1,0 +1,102 @@
+"""Configs: strict, every mistake at once, each with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from hpe.config import RunConfig, differences, load, parse
+from hpe.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GOOD = """\
+run: runs/x
+data:
+  train: [{shards: a, split: train}]
+  val:
+    - shards: a
+      split: val
+model:
+  backbone: tiny
+  heads: {emotion: {}}
+train:
+  learning_rate: 1e-3
+"""
+
+
+def test_defaults_are_written_out_and_come_back() -> None:
+    config = parse(GOOD, "run.yaml", RunConfig)
+    assert config.train.learning_rate == 0.001
+    assert parse(config.dump(), "dump", RunConfig) == config
+
+
+def test_every_mistake_comes_at_once_with_line_and_column() -> None:
+    bad = GOOD.replace("backbone", "backbon").replace("1e-3", "fast").replace("run: runs/x", "run: 3")
+    with pytest.raises(UserError) as caught:
+        parse(bad, "run.yaml", RunConfig)
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith("run.yaml:1:1: run: ") for line in lines)
+    assert any(
+        line.startswith("run.yaml:8:3: model.backbon: unknown key; did you mean 'backbone'") for line in lines
+    )
+    assert any(line.startswith("run.yaml:11:3: train.learning_rate: ") and '"fast"' in line for line in lines)
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("split: train", "splt: train"), "did you mean 'split'"),
+        (("heads: {emotion: {}}", "heads: {}"), "no head is on"),
+        (("heads: {emotion: {}}", "heads: {emotion: {conditioned_on_pose: true}}"), "needs the pose head"),
+        (("learning_rate: 1e-3", "learning_rate: -1"), "greater than 0"),
+        (("learning_rate: 1e-3", "learning_rate: .nan"), "learning_rate"),
+        (("train: [{shards: a, split: train}]", "train: []"), "data.train"),
+        (("train:\n  learning", "train: &a\n  learning"), None),
+    ],
+)
+def test_what_cannot_work_is_refused(change: tuple[str, str], told: str | None) -> None:
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    if told is None:
+        parse(text, "run.yaml", RunConfig)
+        return
+    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+        parse(text, "run.yaml", RunConfig)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- 1",
+        "a: [",
+        "run: x\nrun: y",
+        "a: &x 1\nb: *x",
+        "? [1]\n: 2",
+        "a: !!python/object/apply:os.system [ls]",
+    ],
+)
+def test_what_is_no_config_is_told_in_one_message(text: str) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        parse(text, "run.yaml", RunConfig)
+
+
+def test_set_changes_a_value_and_names_itself_when_wrong() -> None:
+    config = parse(
+        GOOD, "run.yaml", RunConfig, ["train.batch=32", "data.train.0.weight=2", "augment.flip=0.5"]
+    )
+    assert (config.train.batch, config.data.train[0].weight, config.augment.flip) == (32, 2.0, 0.5)
+    for wrong in ("train.batch=many", "train.bach=3", "train", "data.train.7.weight=1", "seed.x=1"):
+        with pytest.raises(UserError, match="--set " + wrong.replace(".", r"\.")):
+            parse(GOOD, "run.yaml", RunConfig, [wrong])
+
+
+def test_differences_name_what_changes_the_learning_and_nothing_else() -> None:
+    before = parse(GOOD, "a", RunConfig)
+    after = parse(GOOD, "a", RunConfig, ["train.batch=32", "data.workers=7", "run=elsewhere"])
+    assert differences(before, after) == ["train.batch: 256 -> 32"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_repository_loads(path: Path) -> None:
+    load(path, RunConfig)
