@@ -1,0 +1,235 @@
+"""Which sample stands at which position: pure arithmetic over sample counts, never over buffers.
+
+An epoch of a dataset is its shards permuted by (seed, epoch), cut into windows of some shards, with the
+samples of each window permuted; the endless sequence is one epoch after another. So the sample at position
+n follows from (counts, seed, n) alone: nothing is skipped on resume, and the number of ranks and workers
+plays no part. Permutations sort hashes instead of asking a library's generator, whose sequence may change
+with its version: a run continued after an upgrade sees the same samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+BLOCK: Final = 1000
+"""Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""
+
+Picks = Int64[np.ndarray, "positions 3"]
+"""Per position: dataset, shard in the dataset, row in the shard."""
+
+
+class Order(Protocol):
+    """A sequence of samples."""
+
+    length: int | None
+    """Positions in all, or None when endless."""
+
+    def at(self, start: int, stop: int) -> Picks:
+        """The samples at positions start .. stop - 1."""
+        ...
+
+
+def hashes(*key: int, count: int) -> UInt64[np.ndarray, " count"]:
+    """``count`` pseudo-random 64-bit numbers, a function of ``key`` (splitmix64; Steele et al., 2014)."""
+    state = np.uint64(0)
+    for part in key:
+        state = _splitmix(np.asarray([state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)], np.uint64))[0]
+    return _splitmix(np.arange(count, dtype=np.uint64) + state)
+
+
+def _splitmix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # arrays wrap without a warning
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permutation(*key: int, count: int) -> Int64[np.ndarray, " count"]:
+    """A permutation of 0 .. count - 1, a function of ``key``."""
+    return np.argsort(hashes(*key, count=count), kind="stable")
+
+
+class InOrder:
+    """Every sample of every dataset once, in order of dataset, shard and row."""
+
+    def __init__(self, counts: Sequence[Sequence[int]]) -> None:
+        flat = [(d, s, n) for d, shards in enumerate(counts) for s, n in enumerate(shards)]
+        self._places = np.asarray([(d, s) for d, s, _ in flat], np.int64).reshape(-1, 2)
+        self._ends = np.cumsum([n for _, _, n in flat], dtype=np.int64)
+        self.length: int | None = int(self._ends[-1]) if len(flat) else 0
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        return _locate(self._places, self._ends, np.arange(start, stop))
+
+
+class Shuffled:
+    """One dataset, endless, each sample exactly once an epoch."""
+
+    length: int | None = None
+
+    def __init__(self, counts: Sequence[int], *, seed: int, window: int, dataset: int = 0) -> None:
+        self.counts = np.asarray(counts, np.int64)
+        self.samples = int(self.counts.sum())
+        self._seed, self._window, self._dataset = seed, window, dataset
+        self._epoch = lru_cache(4)(self._epoch_at)
+        self._shuffled = lru_cache(4)(self._window_at)
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        parts = []
+        while start < stop:
+            epoch, inside = divmod(start, self.samples)
+            _, ends = self._epoch(epoch)
+            window = int(np.searchsorted(ends, inside, side="right"))
+            first = int(ends[window - 1]) if window else 0
+            take = min(stop - start, int(ends[window]) - inside)
+            parts.append(self._shuffled(epoch, window)[inside - first : inside - first + take])
+            start += take
+        return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+
+    def _epoch_at(self, epoch: int) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]]:
+        shards = permutation(self._seed, 1, epoch, count=len(self.counts))
+        sizes = np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self._window))
+        return shards, np.cumsum(sizes)
+
+    def _window_at(self, epoch: int, window: int) -> Picks:
+        shards = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
+        ends = np.cumsum(self.counts[shards])
+        places = np.stack((np.full_like(shards, self._dataset), shards), 1)
+        return _locate(places, ends, permutation(self._seed, 2, epoch, window, count=int(ends[-1])))
+
+
+class Mixed:
+    """Several orders mixed: in each block of 1,000 positions every part has its exact share.
+
+    A part's share is its weight in thousandths, rounded (largest remainder), at least one.
+    """
+
+    length: int | None = None
+
+    def __init__(self, parts: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
+        self._parts, self._seed = parts, seed
+        self.shares = shares_of(weights, BLOCK)
+        self._block = lru_cache(8)(self._block_at)
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        picks = np.empty((stop - start, 3), np.int64)
+        at = start
+        while at < stop:
+            block, inside = divmod(at, BLOCK)
+            take = min(stop - at, BLOCK - inside)
+            which = self._block(block)
+            here, out = which[inside : inside + take], picks[at - start : at - start + take]
+            for part in np.unique(here):
+                share = self.shares[part]
+                first = block * share + int(np.count_nonzero(which[:inside] == part))
+                mine = here == part
+                out[mine] = self._parts[part].at(first, first + int(np.count_nonzero(mine)))
+            at += take
+        return picks
+
+    def _block_at(self, block: int) -> Int64[np.ndarray, " positions"]:
+        of_part = np.repeat(np.arange(len(self.shares)), self.shares)
+        return of_part[permutation(self._seed, 3, block, count=BLOCK)]
+
+
+def shares_of(weights: Sequence[float], whole: int) -> tuple[int, ...]:
+    """``whole`` divided by weights into whole numbers of at least one (largest remainder)."""
+    exact = np.asarray(weights, float) / sum(weights) * whole
+    shares = np.maximum(np.floor(exact).astype(int), 1)
+    while (missing := whole - int(shares.sum())) != 0:
+        step = int(np.sign(missing))
+        gap = (exact - shares) * step
+        gap[(shares <= 1) & (step < 0)] = -np.inf
+        shares[np.argmax(gap)] += step
+    return tuple(int(share) for share in shares)
+
+
+class OfClass:
+    """The samples of one class of a dataset, endless and shuffled like a dataset of their own."""
+
+    length: int | None = None
+
+    def __init__(self, rows: Sequence[Int64[np.ndarray, " n"]], *, seed: int, window: int, dataset: int) -> None:
+        self._shards = np.asarray([s for s, of_shard in enumerate(rows) if len(of_shard)], np.int64)
+        self._rows = [of_shard.astype(np.int32) for of_shard in rows if len(of_shard)]
+        counts = [len(of_shard) for of_shard in self._rows]
+        self.samples = sum(counts)
+        self._order = Shuffled(counts, seed=seed, window=window, dataset=dataset)
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        picks = self._order.at(start, stop).copy()
+        picks[:, 2] = [self._rows[shard][row] for _, shard, row in picks.tolist()]
+        picks[:, 1] = self._shards[picks[:, 1]]
+        return picks
+
+
+def balanced(
+    labels: Sequence[Sequence[Int64[np.ndarray, " rows"]]], *, seed: int, window: int, power: float = 1.0
+) -> Mixed:
+    """Samples so drawn that every class comes equally often; samples without a label (-1) never come.
+
+    Args:
+        labels: per dataset and shard, the class of each row, or -1.
+        seed, window: as for :class:`Shuffled`; each class is shuffled, and repeated, on its own.
+        power: 1 gives every class the same share, 0 the share that it has, between: in between.
+
+    Raises:
+        ValueError: no sample has a label.
+    """
+    classes = np.unique(np.concatenate([rows for shards in labels for rows in shards] or [[]]))
+    parts, weights = [], []
+    for label in classes[classes >= 0].astype(int).tolist():
+        members = [[np.flatnonzero(rows == label) for rows in shards] for shards in labels]
+        counts = [sum(map(len, shards)) for shards in members]
+        for dataset, (shards, count) in enumerate(zip(members, counts, strict=True)):
+            if count:
+                part_seed = int(hashes(seed, 4, label, dataset, count=1)[0])
+                parts.append(OfClass(shards, seed=part_seed, window=window, dataset=dataset))
+                weights.append(count / sum(counts) * sum(counts) ** (1 - power))
+    if not parts:
+        raise ValueError("no sample has a label")
+    return Mixed(parts, weights, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which positions each batch of each rank holds.
+
+    Global batch b is positions ``first + b * batch`` .. ``first + (b + 1) * batch - 1``; a rank takes its
+    contiguous part, so ranks together hold what one rank alone would.
+    """
+
+    batch: int
+    rank: int
+    ranks: int
+    first: int = 0
+    length: int | None = None
+
+    def part(self, number: int) -> tuple[int, int]:
+        """Start and stop of this rank's positions in global batch ``number``; empty past the end."""
+        start = self.first + number * self.batch
+        size = self.batch if self.length is None else max(0, min(self.batch, self.length - start))
+        return start + size * self.rank // self.ranks, start + size * (self.rank + 1) // self.ranks
+
+    @property
+    def batches(self) -> int | None:
+        """Batches that are not empty for this rank, or None when endless."""
+        if self.length is None:
+            return None
+        left = max(0, self.length - self.first)
+        full, last = divmod(left, self.batch)
+        return full + (last * (self.rank + 1) // self.ranks > last * self.rank // self.ranks)
+
+
+def _locate(places: Int64[np.ndarray, "n 2"], ends: Int64[np.ndarray, " n"], at: np.ndarray) -> Picks:
+    which = np.searchsorted(ends, at, side="right")
+    rows = at - np.where(which > 0, ends[which - 1], 0)
+    return np.column_stack((places[which], rows))
