@@ -61,6 +61,7 @@ class Manifest:
         image: size, colour and encoding of the stored pictures.
         counts: samples per split and label, and what was quarantined by reason.
         options: the options of ``hpe pack`` that made these shards.
+        notes: decisions that whoever uses the shards must know.
     """
 
     dataset: str
@@ -72,6 +73,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     counts: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     format: str = FORMAT
 
     def save(self, folder: Path) -> None:
@@ -108,7 +110,7 @@ class Manifest:
             for shard in shards:
                 if Path(shard.name).name != shard.name:
                     raise ValueError(f"shard name {shard.name!r} is not a plain file name")
-            return cls(shards=shards, **raw)
+            return cls(shards=shards, **raw | {"notes": tuple(raw.get("notes", ()))})
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from error
 
