@@ -8,6 +8,7 @@ yaw negated, and is converted here. Every rule gives ``hpe.labels.Direction`` as
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -20,6 +21,8 @@ from hpe.files import write_json
 from hpe.labels import Direction
 
 ABSTAIN: Final = -1
+DirectionRule = Callable[[Float[np.ndarray, "faces 3"], Float[np.ndarray, "faces 3"]], Int8[np.ndarray, " faces"]]
+"""Angles and their standard deviations (yaw, pitch, roll; degrees) to directions."""
 
 _F, _L, _R, _U, _D = (np.int8(direction) for direction in Direction)
 
@@ -184,14 +187,46 @@ def _normal_quantiles(count: int) -> Float[np.ndarray, " count"]:
 
 _QUANTILES: Final = _normal_quantiles(15)
 
-OURS: Final = Thresholds(
-    left=25.0, right=25.0, up=20.0, down=20.0, spread=1.0, floor=3.0, least_confidence=0.0
-)
+OURS: Final = Thresholds(left=25.0, right=25.0, up=20.0, down=20.0, spread=1.0, floor=3.0, least_confidence=0.0)
 
-_FOLDER: Final = re.compile(r"person(?:ne)?\d{2}\d\d{2}([+-]\d+)([+-]\d+)")
+_POINTING04_NAME: Final = re.compile(r"person(?:ne)?\d{2}\d\d{2}([+-]\d+)([+-]\d+)")
 
 
 def pointing04_direction_of_name(name: str) -> Direction | None:
     """The thesis' direction of a Pointing'04 file, by the tilt and pan in its name; None for other names."""
-    match = _FOLDER.search(name)
+    match = _POINTING04_NAME.search(name)
     return pointing04_direction(float(match[2]), float(match[1])) if match else None
+
+
+@dataclass(frozen=True)
+class DirectionRules:
+    """The rules of a pass: by name, the function and the definition that pose tables hold."""
+
+    rules: Mapping[str, tuple[DirectionRule, str]]
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Name to definition."""
+        return {name: definition for name, (_, definition) in self.rules.items()}
+
+    def apply(
+        self, angles: Float[np.ndarray, "faces 3"], deviations: Float[np.ndarray, "faces 3"]
+    ) -> dict[str, Int8[np.ndarray, " faces"]]:
+        """The directions by every rule."""
+        return {name: rule(angles, deviations) for name, (rule, _) in self.rules.items()}
+
+
+def direction_rules(ours: Thresholds, network: tuple[DirectionRule, str] | None = None) -> DirectionRules:
+    """The rules of a pose table: the thesis' tree, the thesis' network where it is given, and ours.
+
+    Args:
+        ours: thresholds.
+        network: the network's function and the sha256 of its weights.
+    """
+    rules: dict[str, tuple[DirectionRule, str]] = {
+        "thesis_tree": (lambda angles, _: thesis_tree(angles), "hpe.directions.thesis_tree/1")
+    }
+    if network is not None:
+        rules["thesis_network"] = (network[0], f"sha256:{network[1]}")
+    rules["ours"] = (ours, json.dumps(asdict(ours), sort_keys=True))
+    return DirectionRules(rules)

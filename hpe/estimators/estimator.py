@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from hpe.crops import CropRule
 from hpe.estimators.spec import InputSpec, OutputSpec, read_output
@@ -15,7 +16,6 @@ from hpe.geometry import mirror_angles
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
 Precision = Literal["fp32", "bf16", "fp16"]
-Predict = Callable[[Tensor], "Poses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ class Estimator:
         """``(value / 255 - mean) / std`` in the network's order of colours and memory layout."""
         if self.input.colour == "bgr":
             images = images.flip(1)
+        elif self.input.colour == "grey":
+            images = rgb_to_grayscale(images, 3)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         floats = torch.empty(images.shape, dtype=torch.float32, device=images.device, memory_format=layout)
         mean = floats.new_tensor(self.input.mean).view(3, 1, 1) * 255

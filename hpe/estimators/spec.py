@@ -11,7 +11,7 @@ from hpe.config import Section
 from hpe.crops import CropRule
 from hpe.geometry import euler_from_rotation, rotation_from_6d
 from hpe.labels import ANGLES
-from hpe.models.hopenet import BINS, bin_centres, bin_lower_edges, mean_and_deviation
+from hpe.models.multitask import BIN_DEGREES, BINS, bins_deviation, bins_mean
 
 Angle = Literal["yaw", "pitch", "roll"]
 Kind = Literal["bins66-lower", "bins66-centre", "euler", "sixd", "matrix"]
@@ -26,11 +26,14 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class InputSpec(Section):
-    """How a picture goes in: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel."""
+    """How a picture goes in: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
+
+    ``grey`` is the luma (ITU-R 601) in all three channels.
+    """
 
     name: str | None = None
     size: Annotated[int, Field(ge=16, le=1024)] = 224
-    colour: Literal["rgb", "bgr"] = "rgb"
+    colour: Literal["rgb", "bgr", "grey"] = "rgb"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         IMAGENET_STD
@@ -115,9 +118,9 @@ def read_output(
     deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
     match spec.kind:
         case "bins66-lower":
-            angles, deviations = mean_and_deviation(raw, bin_lower_edges(raw))
+            angles, deviations = bins_mean(raw), bins_deviation(raw)
         case "bins66-centre":
-            angles, deviations = mean_and_deviation(raw, bin_centres(raw))
+            angles, deviations = bins_mean(raw, BIN_DEGREES / 2), bins_deviation(raw)
         case "euler":
             angles = torch.rad2deg(raw) if spec.unit == "radians" else raw
         case "sixd":

@@ -2,21 +2,19 @@
 Without Keypoints", 2018; natanielruiz/deep-head-pose).
 
 Parameter names are those of the released state dicts: torchvision's ResNet-50 and ``fc_yaw``, ``fc_pitch``,
-``fc_roll``.
+``fc_roll``. The released weights read their bins at the lower edges (``hpe.models.multitask.bins_mean``).
 """
 
 from collections.abc import Mapping
 from typing import Final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-BINS: Final = 66
-BIN_DEGREES: Final = 3.0
-LOWEST_DEGREES: Final = -99.0
-"""66 bins of 3° over [-99, 99)."""
+from hpe.models.multitask import BINS
+
 UNUSED_PREFIX: Final = "fc_finetune."
 """A layer (2051 → 3) of the released state dicts that Hopenet's ``forward`` does not use."""
 
@@ -75,28 +73,3 @@ def fit_state_dict(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
 
 def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
-
-
-def bin_lower_edges(like: Tensor) -> Float[Tensor, " 66"]:
-    """Degrees that the released Hopenet weights take for each bin: ``3 i - 99``."""
-    return torch.arange(BINS, device=like.device, dtype=torch.float32) * BIN_DEGREES + LOWEST_DEGREES
-
-
-def bin_centres(like: Tensor) -> Float[Tensor, " 66"]:
-    """Degrees in the middle of each bin: ``3 i - 97.5``."""
-    return bin_lower_edges(like) + BIN_DEGREES / 2
-
-
-def bin_of_degrees(angles: Float[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
-    """The bin of each angle, ``floor((angle + 99) / 3)``; beyond ±99° the outermost bin."""
-    return ((angles - LOWEST_DEGREES) / BIN_DEGREES).floor().long().clamp(0, BINS - 1)
-
-
-def mean_and_deviation(
-    logits: Float[Tensor, "*batch bins"], degrees: Float[Tensor, " bins"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Expectation and standard deviation, in degrees, of the distribution over bins."""
-    share = logits.float().softmax(-1)
-    mean = (share * degrees).sum(-1)
-    variance = (share * (degrees - mean.unsqueeze(-1)).square()).sum(-1)
-    return mean, variance.sqrt()

@@ -1,0 +1,164 @@
+"""An estimator from what the user names: a YAML, an ONNX network beside its YAML, Hopenet weights, or a run."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from hpe.config import RunConfig, load
+from hpe.crops import CropRule
+from hpe.errors import UserError
+from hpe.estimators.estimator import Estimator, Network, Precision
+from hpe.estimators.onnx import load_onnx
+from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec
+from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
+from hpe.runs import CONFIG, load_run
+from hpe.shards import MANIFEST, Manifest
+
+_TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
+_YAML: Final = (".yaml", ".yml")
+_AUTOCAST: Final[dict[Precision, torch.dtype | None]] = {
+    "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+HOPENET_CROP: Final = "hopenet-0.2@landmarks"
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and how networks run.
+
+    Attributes:
+        compiled_batch: batch size to compile for, or None for no ``torch.compile``.
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+    compiled_batch: int | None = None
+
+    def network(self, module: nn.Module) -> Network:
+        """A module ready to run."""
+        autocast = _AUTOCAST[self.precision]
+        if self.compiled_batch is None:
+            return TorchNetwork(module, self.device, autocast)
+        return CompiledNetwork(module, self.device, autocast, self.compiled_batch)
+
+
+def load_estimator(
+    path: Path, compute: Compute, *, weights: Path | None = None, crop: str | None = None, name: str | None = None
+) -> Estimator:
+    """The estimator that a path names.
+
+    Args:
+        path: an estimator YAML, an ``.onnx`` with its YAML beside it (same stem), Hopenet weights
+            (``.pkl``, ``.pth``, ``.pt``, ``.safetensors``), or a run folder of ``hpe train``.
+        compute: device and precision.
+        weights: takes the place of the YAML's ``weights``.
+        crop: takes the place of the crop rule that the network was made for.
+        name: takes the place of its name.
+
+    Raises:
+        UserError: it is none of these, or does not hold what it says.
+    """
+    if path.is_dir():
+        found = _of_run(path, compute, crop)
+    elif not path.is_file():
+        raise UserError(
+            f"{path}: no such estimator; expected a YAML, an ONNX file with its YAML, Hopenet weights "
+            f"({', '.join(_TORCH)}) or a run folder"
+        )
+    elif path.suffix in _YAML:
+        found = _of_spec(path, load(path, EstimatorSpec), weights, compute)
+    elif path.suffix == ".onnx":
+        found = _of_spec(_yaml_beside(path), load(_yaml_beside(path), EstimatorSpec), path, compute)
+    elif path.suffix in _TORCH:
+        spec = EstimatorSpec(weights=path.name, crop=HOPENET_CROP, output=OutputSpec(kind="bins66-lower"))
+        found = _of_spec(path, spec, path, compute)
+    else:
+        raise UserError(f"{path}: {path.suffix or 'no suffix'}: expected .yaml, .onnx, {', '.join(_TORCH)} or a run")
+    changes = {"crop": CropRule.parse(crop)} if crop else {}
+    if name:
+        changes["name"] = name
+    return Estimator(**{**vars(found), **changes})
+
+
+def _yaml_beside(path: Path) -> Path:
+    for suffix in _YAML:
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    raise UserError(
+        f"{path}: no {path.stem}.yaml beside it, which says what goes in and comes out; copy and adapt "
+        f"configs/estimators/lwpose66.yaml, and give it as --estimator FILE.yaml --weights {path}"
+    )
+
+
+def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Compute) -> Estimator:
+    file = weights or path.parent / Path(spec.weights).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path}: weights: no file {file}; mend the path, or give it with --weights FILE")
+    digest = sha256_of(file)
+    if spec.sha256 and spec.sha256 != digest:
+        raise UserError(
+            f"{path}: sha256: {file} has {digest}, the YAML says {spec.sha256}: other weights than the YAML describes; "
+            "take the right file, or remove sha256"
+        )
+    onnx = file.suffix == ".onnx"
+    if not onnx and file.suffix not in _TORCH:
+        raise UserError(f"{path}: weights: {file.name}: expected .onnx, or Hopenet weights in {', '.join(_TORCH)}")
+    if onnx and (compute.precision != "fp32" or compute.compiled_batch is not None):
+        raise UserError(f"{file}: an ONNX network runs as its file says; leave out --precision and --compile")
+    if onnx:
+        network: Network = load_onnx(file, spec, compute.device)
+    else:
+        network = compute.network(load_hopenet(file))
+    return Estimator(
+        name=spec.name or file.stem,
+        weights_sha256=digest,
+        crop=CropRule.parse(spec.crop),
+        input=spec.input,
+        output=spec.output,
+        network=network,
+        device=compute.device,
+        channels_last=not onnx,
+    )
+
+
+def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
+    module, config, file = load_run(run)
+    pose = config.model.heads.pose
+    if pose is None:
+        raise UserError(
+            f"{run / CONFIG}: this run has no pose head (its heads: {', '.join(config.model.heads.on)}); "
+            "expected one trained with model.heads.pose"
+        )
+    return Estimator(
+        name=run.resolve().name,
+        weights_sha256=sha256_of(file),
+        crop=CropRule.parse(crop or _crop_of_run(run, config)),
+        input=InputSpec(size=config.data.size, colour="grey" if config.data.grey else "rgb"),
+        output=OutputSpec(kind="bins66-lower" if pose.kind == "bins66" else "sixd"),
+        network=compute.network(module),
+        device=compute.device,
+        channels_last=True,
+    )
+
+
+def _crop_of_run(run: Path, config: RunConfig) -> str:
+    """The crop rule of the shards that a run was trained on."""
+    folders = [Path(d.shards) for d in config.data.train if isinstance(d.shards, str)]
+    rules = {Manifest.load(folder).crop for folder in folders if (folder / MANIFEST).is_file()}
+    if len(rules) != 1:
+        raise UserError(
+            f"{run}: the crop rule that this run was trained with is not to be found ("
+            + (f"its shards have {', '.join(sorted(rules))}" if rules else "its training shards are not here")
+            + "); give it with --crop RULE, for example --crop square-1.4@landmarks"
+        )
+    return rules.pop()
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""Is an estimator what its description says? Tried on real faces, their mirror images and, where known, truth."""
+
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hpe.estimators.diagnosis import diagnose
+from hpe.estimators.estimator import Estimator
+from hpe.labels import ANGLES
+
+LEAST_FACES: Final = 16
+_SURE: Final = 0.6
+"""Correlation from which on two columns are taken to be the same, or opposite."""
+
+
+def probe(
+    estimator: Estimator, images: UInt8[Tensor, "faces 3 size size"], truth: Float[np.ndarray, "faces 3"]
+) -> list[str]:
+    """What contradicts the description, a phrase each; empty when nothing does.
+
+    Args:
+        estimator: to be tried.
+        images: faces.
+        truth: yaw, pitch, roll in degrees; NaN where unknown.
+    """
+    try:
+        poses, mirrored = estimator.predict(images), estimator.predict(images.flip(-1))
+    except (RuntimeError, ValueError) as error:
+        return [f"output: {str(error).splitlines()[0][:200]}"]
+    angles, other = poses.angles.double().cpu().numpy(), mirrored.angles.double().cpu().numpy()
+    if angles.shape != (len(images), 3):
+        return [f"output: the network gives {len(angles)} poses for {len(images)} pictures"]
+    if not np.isfinite(angles).all():
+        return ["output: the network gives angles that are not finite numbers"]
+    if len(images) < LEAST_FACES:
+        return []
+    found = _unit_problems(estimator, angles) or _mirror_problems(angles, other)
+    known = np.isfinite(truth).all(1)
+    if not found and known.sum() >= LEAST_FACES:
+        found = diagnose(angles[known], truth[known])
+    if not found and float(poses.angles.std(0).max()) < 1e-3:
+        found = ["output: the network gives every face the same angles"]
+    return found
+
+
+def _unit_problems(estimator: Estimator, angles: Float[np.ndarray, "faces 3"]) -> list[str]:
+    if estimator.output.kind != "euler":
+        return []
+    if estimator.output.unit == "degrees" and np.abs(angles).max() < 1.6:
+        return ["output.unit: all angles are within ±1.6 degrees: they are radians"]
+    if estimator.output.unit == "radians" and np.abs(angles).max() > 500:
+        return [f"output.unit: an angle of {np.abs(angles).max():.0f}° came out: they are degrees, not radians"]
+    return []
+
+
+def _mirror_problems(angles: Float[np.ndarray, "faces 3"], mirrored: Float[np.ndarray, "faces 3"]) -> list[str]:
+    """Yaw changes its sign in the mirror, pitch does not."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        same = [float(np.corrcoef(angles[:, i], mirrored[:, i])[0, 1]) for i in range(3)]
+    found = []
+    if same[0] > _SURE:
+        opposite = [ANGLES[i] for i in (1, 2) if same[i] < -_SURE]
+        named = f", but what is called {' and '.join(opposite)} does" if opposite else ""
+        found.append(f"output.order: what is called yaw does not change its sign in the mirror{named}")
+    elif same[1] < -_SURE:
+        found.append("output.order: what is called pitch changes its sign in the mirror: it is yaw or roll")
+    return found
+
+
+def random_faces(count: int, size: int) -> UInt8[Tensor, "faces 3 size size"]:
+    """Noise in the shape of faces, for a probe where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)

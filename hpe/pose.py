@@ -1,0 +1,260 @@
+"""``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table a shard."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from hpe.crops import CropRule
+from hpe.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
+from hpe.errors import UserError
+from hpe.estimators.estimator import Estimator, Precision
+from hpe.estimators.load import Compute, load_estimator, sha256_of
+from hpe.estimators.probe import probe, random_faces
+from hpe.faces import Framing, open_shard, read_faces
+from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
+from hpe.pose_table import SUFFIX, Identity
+from hpe.ranks import Ranks
+from hpe.ranks import device as device_of_rank
+from hpe.runs import load_run
+from hpe.shards import MANIFEST, Manifest
+
+CPU_BATCH: Final = 16
+GPU_BATCH: Final = 256
+PROBE_FACES: Final = 32
+FOLDER: Final = "pose"
+OnMismatch = Literal["refuse", "recrop", "force"]
+
+
+def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardFile]:
+    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
+
+    Raises:
+        UserError: a source that names none.
+    """
+    found: dict[Path, ShardFile] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            manifest = Manifest.load(path)
+            splits = (split,) if split else manifest.splits
+            paths = [shard for name in splits for shard in manifest.paths(path, name)]
+            if not paths:
+                raise UserError(f"{path}: no split {split!r}; it has {', '.join(manifest.splits)}")
+        else:
+            pattern = any(letter in source for letter in "*?[")
+            paths = sorted(path.parent.glob(path.name)) if pattern else [path]
+            if not paths or not all(p.is_file() for p in paths):
+                raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
+        for shard in paths:
+            found.setdefault(shard.resolve(), _shard_file(shard))
+    return list(found.values())
+
+
+def _shard_file(path: Path) -> ShardFile:
+    if not (path.parent / MANIFEST).is_file():
+        return ShardFile(path, None, None, None)
+    manifest = Manifest.load(path.parent)
+    said = {shard.name: shard for shard in manifest.shards}.get(path.name)
+    return ShardFile(
+        path, said.sha256 if said else None, said.samples if said else None, manifest.crop if said else None
+    )
+
+
+def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, where: Path) -> tuple[Framing, str]:
+    """How pictures of a stored crop rule become what an estimator wants, and the crop rule that results.
+
+    Raises:
+        UserError: the rules differ, and the user has said neither of the ways out.
+    """
+    whole = Framing(CropRule(), inside=False)
+    if stored is not None and CropRule.parse(stored) == wanted:
+        return whole, str(wanted)
+    if on_mismatch == "force":
+        return whole, stored or "unknown"
+    if on_mismatch == "recrop":
+        if wanted.shape == "none":
+            raise UserError(
+                f"{where}: pictures are stored with the crop {stored or 'unknown'}, and the estimator wants whole "
+                "pictures, which a crop cannot give back; pack the dataset again with --crop none, or use --force"
+            )
+        if wanted.basis == "detector":
+            raise UserError(
+                f"{where}: the estimator wants {wanted}, and no detector runs here; pack the dataset again with "
+                f"--crop {wanted}, or use --force"
+            )
+        return Framing(wanted, inside=stored != "none"), str(wanted)
+    raise UserError(
+        f"{where}: the shards' crop rule is {stored or 'unknown (no manifest)'}, the estimator was made for {wanted}; "
+        f"angles would be off by degrees. Use --recrop (cut {wanted} from the record's {wanted.basis} on the fly), "
+        f"pack again with --crop {wanted}, or --force to take the pictures as they are"
+    )
+
+
+def tasks_of(
+    shards: Sequence[ShardFile],
+    estimator: Estimator,
+    directions: DirectionRules,
+    *,
+    out: Path | None,
+    on_mismatch: OnMismatch,
+    precision: str,
+    flips: str,
+) -> list[Task]:
+    """What is to be done: for each shard its table under ``out`` (``pose/`` beside the shard when None).
+
+    Raises:
+        UserError: crop rules that do not fit, or two shards with one name in ``out``.
+    """
+    tasks: dict[Path, Task] = {}
+    for shard in shards:
+        framing, crop = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path.parent)
+        folder = (out or shard.path.parent / FOLDER) / estimator.name
+        table = folder / f"{shard.path.name.removesuffix('.tar')}{SUFFIX}"
+        if table in tasks:
+            raise UserError(
+                f"{shard.path} and {tasks[table].shard.path} would both become {table}; do them with two --out"
+            )
+        identity = Identity(
+            estimator=estimator.name,
+            weights_sha256=estimator.weights_sha256,
+            crop=crop,
+            estimator_crop=str(estimator.crop),
+            precision=precision,
+            flips=flips,
+            rules=directions.definitions,
+            shard=shard.path.name,
+            shard_sha256=shard.sha256 or "unknown",
+        )
+        tasks[table] = Task(shard, table, framing, identity)
+    return list(tasks.values())
+
+
+def default_threads(ranks: Ranks) -> int:
+    """This rank's share of the cores that this job may use."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world)
+
+
+def run(
+    sources: Sequence[str],
+    *,
+    estimator: Path,
+    weights: Path | None,
+    name: str | None,
+    crop: str | None,
+    out: Path | None,
+    split: str | None,
+    on_mismatch: OnMismatch,
+    flips: Flips,
+    precision: Precision,
+    compiled: bool,
+    device: str,
+    batch: int | None,
+    threads: int | None,
+    direction_network: Path | None,
+    rule: Path | None,
+) -> tuple[int, list[Task]]:
+    """The pass of ``hpe pose``: the exit code, and the tables of the job.
+
+    Raises:
+        UserError: anything that does not fit together, before anything is written.
+    """
+    ranks = Ranks.from_environment()
+    where = _device(device)
+    on_gpu = where.type == "cuda"
+    size = batch or (GPU_BATCH if on_gpu else CPU_BATCH)
+    compute = Compute(where, precision, size if compiled else None)
+    network = load_estimator(estimator, compute, weights=weights, crop=crop, name=name)
+    directions = direction_rules(
+        Thresholds.load(rule) if rule else OURS,
+        load_direction_network(direction_network) if direction_network else None,
+    )
+    tasks = tasks_of(
+        find_shards(sources, split), network, directions,
+        out=out, on_mismatch=on_mismatch, precision=precision, flips=flips,
+    )  # fmt: skip
+    if on_mismatch != "force":
+        refuse_a_lie(estimator, network, tasks)
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True
+    code = pose_pass(
+        tasks, network, directions,
+        flips=flips, batch=size, threads=threads or default_threads(ranks), ranks=ranks,
+    )  # fmt: skip
+    return code, tasks
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return device_of_rank()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
+    return device_of_rank() if name == "cuda" else device
+
+
+def load_direction_network(path: Path) -> tuple[DirectionRule, str]:
+    """The direction network of a run folder (backbone ``angles``) as a rule, and the sha256 of its weights.
+
+    Raises:
+        UserError: not such a run.
+    """
+    module, config, file = load_run(path)
+    if not module.takes_angles or config.model.heads.direction is None:
+        raise UserError(
+            f"{path}: its backbone is {config.model.backbone} with heads {', '.join(config.model.heads.on)}; expected "
+            "a run of `hpe train` with model.backbone: angles and model.heads.direction"
+        )
+
+    @torch.inference_mode()
+    def decide(angles: Float[np.ndarray, "faces 3"], _: Float[np.ndarray, "faces 3"]) -> Int8[np.ndarray, " faces"]:
+        logits = module(torch.from_numpy(np.nan_to_num(angles)).float())["direction"]
+        found = logits.argmax(1).numpy().astype(np.int8)
+        return np.where(np.isfinite(angles).all(1), found, np.int8(ABSTAIN))
+
+    return decide, sha256_of(file)
+
+
+def refuse_a_lie(path: Path, estimator: Estimator, tasks: Sequence[Task]) -> None:
+    """Try the estimator on the first shard's faces.
+
+    Raises:
+        UserError: they contradict what is said of the estimator.
+    """
+    images, truth = _first_faces(tasks, estimator.input.size)
+    if problems := probe(estimator, images, truth):
+        raise UserError(
+            f"{path}: tried on {len(images)} faces, the network contradicts its description:\n  "
+            + "\n  ".join(problems)
+            + "\nMend the description, or use --force"
+        )
+
+
+def _first_faces(tasks: Sequence[Task], size: int) -> tuple[Tensor, Float[np.ndarray, "faces 3"]]:
+    for task in tasks:
+        try:
+            shard = open_shard(task.shard.path)
+        except ValueError:  # the pass will name it
+            continue
+        rows = range(0, len(shard), max(1, len(shard) // PROBE_FACES))[:PROBE_FACES]
+        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+        truth = np.full((len(rows), 3), np.nan)
+        bad = set()
+        for place, row in enumerate(rows):
+            if read_faces(shard, range(row, row + 1), task.framing, pixels[place : place + 1]):
+                bad.add(place)
+                continue
+            record = shard.record(row)
+            truth[place] = [np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)]
+        good = [place for place in range(len(rows)) if place not in bad]
+        if good:
+            return torch.from_numpy(pixels[good]).permute(0, 3, 1, 2), truth[good]
+    return random_faces(2, size), np.full((2, 3), np.nan)

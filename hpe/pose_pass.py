@@ -1,0 +1,296 @@
+"""The pass of ``hpe pose`` on one rank: read, compute and write shard after shard.
+
+Batches never reach over a shard's end, and on a CPU each is computed by one thread, several side by side, so
+that a table is the same bytes whatever the number of ranks, threads and restarts.
+"""
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hpe.claims import Claims, claims
+from hpe.directions import DirectionRules
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.estimators.estimator import Estimator, Poses
+from hpe.estimators.load import sha256_of
+from hpe.faces import Framing, OpenShard, ahead, open_shard, read_faces
+from hpe.pose_table import Identity, ShardPoses, differences, write_table
+from hpe.progress import Bar, progress
+from hpe.ranks import Ranks, Signals, signals
+from hpe.shards import MANIFEST
+
+Flips = Literal["none", "averaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A shard to be done, and what its manifest says of it (None: it has no manifest)."""
+
+    path: Path
+    sha256: str | None
+    samples: int | None
+    crop: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A shard and the table that it becomes; ``identity`` lacks the sha256 of a shard without manifest."""
+
+    shard: ShardFile
+    table: Path
+    framing: Framing
+    identity: Identity
+
+    def differences(self) -> list[str] | None:
+        """See :func:`hpe.pose_table.differences`."""
+        if self.shard.sha256 is None and self.table.is_file() and self.shard.path.is_file():
+            return differences(self.table, replace(self.identity, shard_sha256=sha256_of(self.shard.path)))
+        return differences(self.table, self.identity)
+
+
+@dataclass
+class _Growing:
+    """A shard that is being done."""
+
+    number: int
+    task: Task
+    shard: OpenShard
+    digest: "Future[str]"
+    angles: Float[np.ndarray, "faces 3"] = field(init=False)
+    deviations: Float[np.ndarray, "faces 3"] = field(init=False)
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.angles = np.full((len(self.shard), 3), np.nan, np.float32)
+        self.deviations = self.angles.copy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows of a shard that go through the network together."""
+
+    growing: _Growing
+    rows: range
+
+    @property
+    def last(self) -> bool:
+        return self.rows.stop == len(self.growing.shard)
+
+
+def pose_pass(
+    tasks: Sequence[Task],
+    estimator: Estimator,
+    directions: DirectionRules,
+    *,
+    flips: Flips,
+    batch: int,
+    threads: int,
+    ranks: Ranks,
+) -> int:
+    """Do every task that has no table yet; returns the exit code.
+
+    Args:
+        tasks: the same on every rank.
+        estimator: on this rank's device.
+        directions: rules for the direction columns.
+        flips: whether each face's mirror image is averaged in.
+        batch: faces that go through the network together.
+        threads: workers that decode (and, on a CPU, compute).
+        ranks: this process among those of the job.
+
+    Raises:
+        UserError: a table that was made from something else stands in the way.
+    """
+    done = _finished(tasks)
+    todo = [task for task in tasks if task.table not in done]
+    for folder in {task.table.parent for task in todo}:
+        folder.mkdir(parents=True, exist_ok=True)
+    known = [task.shard.samples for task in tasks]
+    total = sum(n for n in known if n is not None) if None not in known else None
+    before = sum(task.shard.samples or 0 for task in tasks if task.table in done)
+    predict = estimator.predict if flips == "none" else estimator.predict_with_flips
+    with (
+        signals() as caught,
+        claims(ranks, len(tasks)) as mine,
+        progress("pose", total, unit="images", done=before) as bar,
+        ThreadPoolExecutor(1, "tables") as writer,
+    ):
+        work = _Work(tasks, mine, predict, directions, batch, threads, estimator, bar, caught, writer)
+        work.run(mine)
+        if ranks.main:
+            for number in mine.abandoned():
+                if number is not None:
+                    print(f"hpe: the rank that had {tasks[number].shard.path} died; doing it here", file=sys.stderr)
+                    work.run([number])
+                work.show()
+                if caught.caught is not None:
+                    mine.stop()
+        damaged = mine.problems() if ranks.main else {}
+    if caught.caught is not None:
+        if ranks.main:
+            print("hpe: stopped; every finished table is kept, the same command goes on", file=sys.stderr)
+        return EXIT_AGAIN
+    for number, problem in damaged.items():
+        print(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table", file=sys.stderr)
+    return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _finished(tasks: Sequence[Task]) -> set[Path]:
+    finished, problems = set(), []
+    for task in tasks:
+        found = task.differences()
+        if found:
+            problems.append(f"{task.table}: {'; '.join(found)}")
+        elif found is not None:
+            finished.add(task.table)
+    if problems:
+        more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            "\n".join(problems[:5]) + f"{more}\nThese pose tables were made from something else than this command asks "
+            "for; remove them, or give this estimator another --name"
+        )
+    return finished
+
+
+class _Work:
+    """What one rank does: reads, computes and writes shard after shard."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        mine: Claims,
+        predict: Callable[[Tensor], Poses],
+        directions: DirectionRules,
+        batch: int,
+        threads: int,
+        estimator: Estimator,
+        bar: Bar,
+        caught: Signals,
+        writer: ThreadPoolExecutor,
+    ) -> None:
+        self.tasks, self.mine, self.predict, self.directions = tasks, mine, predict, directions
+        self.batch, self.threads, self.estimator = batch, threads, estimator
+        self.bar, self.caught, self.writer = bar, caught, writer
+        self.size = estimator.input.size
+        self.shown = 0
+
+    def run(self, numbers: "Claims | Sequence[int]") -> None:
+        """Do the tasks of these numbers."""
+        on_cpu = self.estimator.device.type == "cpu"
+        read = self._read_and_predict if on_cpu else self._read_pinned
+        finish = _results_on_cpu if on_cpu else self._results_on_device
+        writing: deque[Future[None]] = deque()
+        with ahead(read, self._chunks(numbers), threads=self.threads, depth=2 * self.threads) as made:
+            for chunk, poses, problems in finish(made):
+                growing, rows = chunk.growing, chunk.rows
+                growing.angles[rows.start : rows.stop] = poses[:, :3]
+                growing.deviations[rows.start : rows.stop] = poses[:, 3:]
+                growing.problems.update(problems)
+                self.mine.count(len(rows))
+                self.show()
+                if chunk.last:
+                    writing.append(self.writer.submit(self._finish, growing))
+                while writing and writing[0].done():
+                    writing.popleft().result()
+                if self.caught.caught is not None:
+                    self.mine.stop()
+                    break
+        for future in writing:
+            future.result()
+
+    def show(self) -> None:
+        """Bring the job's progress display up to date (rank 0 shows it)."""
+        if self.mine.ranks.main:
+            count = self.mine.count()
+            self.bar.advance(count - self.shown)
+            self.shown = count
+
+    def _chunks(self, numbers: "Claims | Sequence[int]") -> Iterator[_Chunk]:
+        with ThreadPoolExecutor(1, "sha256") as hashing:
+            for number in numbers:
+                task = self.tasks[number]
+                if task.differences() is not None:  # finished by an earlier run
+                    self.mine.finish(number)
+                    continue
+                try:
+                    shard = open_shard(task.shard.path)
+                except ValueError as error:
+                    self.mine.finish(number, str(error))
+                    continue
+                growing = _Growing(number, task, shard, hashing.submit(_sha256, shard.data))
+                for start in range(0, max(len(shard), 1), self.batch):
+                    yield _Chunk(growing, range(start, min(start + self.batch, len(shard))))
+
+    def _read(self, chunk: _Chunk, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
+        growing = chunk.growing
+        return read_faces(growing.shard, chunk.rows, growing.task.framing, into)
+
+    def _read_and_predict(self, chunk: _Chunk) -> tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]:
+        pixels = np.empty((len(chunk.rows), self.size, self.size, 3), np.uint8)
+        problems = self._read(chunk, pixels)
+        if not len(pixels):
+            return chunk, np.empty((0, 6), np.float32), problems
+        poses = self.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return chunk, torch.cat((poses.angles, poses.deviations), 1).numpy(), problems
+
+    def _read_pinned(self, chunk: _Chunk) -> tuple[_Chunk, Tensor, dict[int, str]]:
+        shape = (len(chunk.rows), self.size, self.size, 3)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return chunk, pixels, self._read(chunk, pixels.numpy())
+
+    def _results_on_device(
+        self, batches: Iterator[tuple[_Chunk, Tensor, dict[int, str]]]
+    ) -> Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]]:
+        """Launch each batch before the results of the one before are waited for."""
+        waiting: deque[tuple[_Chunk, Tensor, Tensor, dict[int, str]]] = deque()
+        for chunk, pixels, problems in batches:
+            if len(pixels):
+                poses = self.predict(pixels.permute(0, 3, 1, 2))
+                found = torch.cat((poses.angles, poses.deviations), 1)
+            else:
+                found = torch.empty((0, 6))
+            waiting.append((chunk, found, pixels, problems))
+            if len(waiting) > 1:
+                chunk, found, _, problems = waiting.popleft()
+                yield chunk, found.cpu().numpy(), problems
+        for chunk, found, _, problems in waiting:
+            yield chunk, found.cpu().numpy(), problems
+
+    def _finish(self, growing: _Growing) -> None:
+        """Write a shard's table, unless its bytes are not those that the manifest promises."""
+        task, digest = growing.task, growing.digest.result()
+        if task.shard.sha256 is not None and digest != task.shard.sha256:
+            self.mine.finish(growing.number, f"its bytes are not those of {MANIFEST}: sha256 {digest[:12]}…, damaged")
+            return
+        for row in growing.problems:
+            growing.angles[row] = growing.deviations[row] = np.nan
+        for row in np.flatnonzero(~np.isfinite(growing.angles).all(1)).tolist():
+            growing.problems.setdefault(row, "the network gave no finite angles")
+            growing.angles[row] = growing.deviations[row] = np.nan
+        angles, deviations = growing.angles.astype(np.float64), growing.deviations.astype(np.float64)
+        poses = ShardPoses(
+            growing.shard.index.keys, growing.angles, growing.deviations,
+            self.directions.apply(angles, deviations), growing.problems,
+        )  # fmt: skip
+        write_table(task.table, poses, replace(task.identity, shard_sha256=digest))
+        self.mine.finish(growing.number)
+
+
+def _results_on_cpu(
+    made: Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]],
+) -> Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]]:
+    return made
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
