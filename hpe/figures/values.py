@@ -1,0 +1,108 @@
+"""One figure as JSON: its value, its count, its interval, or the reason why it is absent."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.special import ndtr, ndtri
+
+from hpe.statistics import CONFIDENCE, REPLICATES, resampled_sums, wilson_interval
+
+Figure = dict[str, Any]
+"""``{"value", "n", "low", "high"}``; absent: ``value`` is None and ``reason`` says why."""
+
+_UNDEFINED_SHARE: Final = 0.1
+_MOST_UNITS: Final = 2048
+"""More units are dealt at random into this many bags, and bags are drawn: the variance that the bootstrap
+finds is the same on average, within about 3 % (√(2/2048)), and its cost no longer grows with the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How intervals are made: the unit that is drawn with replacement for each sample, and the draws.
+
+    ``unit`` is the person's (or photo's) number where the table names one, because pictures of one person are
+    no independent samples; otherwise each row is its own unit.
+    """
+
+    unit: Int[ndarray, " rows"]
+    by_subject: bool
+    replicates: int = REPLICATES
+    seed: int = 0
+
+    def of(self, rows: Any) -> "Resampling":
+        """The same for a choice of rows."""
+        return Resampling(self.unit[rows], self.by_subject, self.replicates, self.seed)
+
+    def sums(self, statistics: Float[ndarray, "rows k"]) -> Float[ndarray, "replicates k"] | None:
+        """Bootstrapped sums over units; None where fewer than two units exist."""
+        _, unit = np.unique(self.unit, return_inverse=True)
+        count = int(unit.max()) + 1 if len(unit) else 0
+        if count < 2:
+            return None
+        if count > _MOST_UNITS:
+            bag = np.random.default_rng(self.seed).permutation(np.arange(count) % _MOST_UNITS)
+            unit, count = bag[unit], _MOST_UNITS
+        order = np.argsort(unit, kind="stable")
+        starts = np.searchsorted(unit[order], np.arange(count))
+        return resampled_sums(np.add.reduceat(statistics[order], starts), self.replicates, self.seed)
+
+
+def absent(reason: str, n: int = 0) -> Figure:
+    """A figure, or a section, that cannot be given."""
+    return {"value": None, "n": n, "reason": reason}
+
+
+def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, reason: str) -> Figure:
+    """A figure with its bias-corrected percentile bootstrap interval.
+
+    Plain percentiles would sit beside the value where noise pushes a figure to one side, as it does with the
+    calibration error (Efron, "Better Bootstrap Confidence Intervals", 1987, without acceleration).
+
+    Args:
+        value: the point estimate; NaN becomes null with ``reason``.
+        n: samples behind it.
+        replicates: bootstrapped values, None where too few units were there to draw from.
+        reason: why the value would be undefined.
+    """
+    if not math.isfinite(value):
+        return absent(reason, n)
+    made: Figure = {"value": float(value), "n": int(n), "low": None, "high": None}
+    if replicates is None:
+        return made | {"interval_reason": "fewer than two units to draw from"}
+    defined = replicates[np.isfinite(replicates)]
+    if len(defined) < (1 - _UNDEFINED_SHARE) * len(replicates):
+        return made | {"interval_reason": "undefined in too many of the draws"}
+    below = (np.sum(defined < value) + np.sum(defined == value) / 2) / len(defined)
+    shift = 2 * ndtri(np.clip(below, 1 / len(defined), 1 - 1 / len(defined)))
+    z = ndtri((1 + CONFIDENCE) / 2)
+    low, high = np.quantile(defined, (ndtr(shift - z), ndtr(shift + z)))
+    return made | {"low": float(low), "high": float(high)}
+
+
+def share(successes: int, trials: int, *, reason: str) -> Figure:
+    """A share of independent samples with Wilson's interval."""
+    if not trials:
+        return absent(reason)
+    low, high = wilson_interval(np.asarray(float(successes)), np.asarray(float(trials)))
+    return {"value": successes / trials, "n": int(trials), "low": float(low), "high": float(high)}
+
+
+def counted(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Only the reasons that happened."""
+    return {reason: int(count) for reason, count in reasons.items() if count}
+
+
+def ratio(over: Float[ndarray, "*many"], under: Float[ndarray, "*many"]) -> Float[ndarray, "*many"]:
+    """``over / under``, NaN where ``under`` is 0."""
+    over, under = np.broadcast_arrays(over, under)
+    return np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
+
+
+def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Names to values, lengths equal."""
+    return dict(zip(names, values, strict=True))
