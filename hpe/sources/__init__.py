@@ -12,7 +12,7 @@ from hpe.sources.base import ImageData, Raw, Reader, Reject, Source
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]
 
-_MODULES: Final = ()
+_MODULES: Final = ("affectnet", "affectnet_copies", "faces3d", "pointing04", "biwi", "fer", "folders", "table")
 """In the order in which they are asked: what looks for much before what looks for little."""
 
 
@@ -59,14 +59,10 @@ def open_source(name: str, path: Path, **options: str) -> Source:
     known = readers()
     if name not in known:
         raise UserError(f"source {name!r} is not known; expected auto or one of {', '.join(known)}")
-    allowed = [
-        p.name for p in inspect.signature(known[name].open).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
+    allowed = [p.name for p in inspect.signature(known[name].open).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
-            raise UserError(
-                f"source {name}: no option {option!r}; it takes {', '.join(allowed) or 'no options'}"
-            )
+            raise UserError(f"source {name}: no option {option!r}; it takes {', '.join(allowed) or 'no options'}")
     return known[name].open(path, **options)
 
 

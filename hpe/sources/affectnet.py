@@ -1,0 +1,335 @@
+"""AffectNet as released: the CSV release of 2017 and the eight-label release of 2021.
+
+Mollahosseini, Hasani and Mahoor, "AffectNet: A Database for Facial Expression, Valence, and Arousal Computing
+in the Wild", 2017. The official validation set is the split ``test``, so that nobody selects a model on it.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from hpe.crops import Box
+from hpe.errors import UserError
+from hpe.labels import AFFECTNET_NOT_EMOTIONS, AFFECTNET_UNLABELLED_VALENCE, EMOTIONS
+from hpe.records import Record
+from hpe.sources.base import (
+    Keys,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    entries,
+    inside,
+    number,
+    pictures,
+    sample,
+    shown,
+    table_rows,
+    whole,
+)  # fmt: skip
+
+LICENCE: Final = (
+    "AffectNet: for research by those who signed its agreement; no redistribution of pictures "
+    "(http://mohammadmahoor.com/affectnet)"
+)
+OFFICIAL_VALIDATION: Final = "the official validation set is the split test; choose models on a val cut from train"
+COLUMNS: Final = (
+    "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
+    "expression", "valence", "arousal",
+)  # fmt: skip
+_TABLES: Final = {
+    "training.csv": "train",
+    "validation.csv": "test",
+    "automatically_annotated.csv": "train",
+}
+_PICTURE_FOLDERS: Final = ("Manually_Annotated_Images", "Automatically_Annotated_Images")
+_LANDMARK_NUMBERS: Final = 136
+_LARGEST_NPY_BYTES: Final = 1 << 16
+
+
+def emotion_of(expression: int | None) -> int | None:
+    """AffectNet's expression as an emotion, 0..7.
+
+    Raises:
+        ValueError: 8 (none), 9 (uncertain), 10 (no face), or no expression of AffectNet.
+    """
+    if expression is not None and expression in AFFECTNET_NOT_EMOTIONS:
+        raise ValueError(f"expression {expression} ({AFFECTNET_NOT_EMOTIONS[expression]}) is no emotion")
+    if expression is not None and not 0 <= expression < len(EMOTIONS):
+        raise ValueError(f"expression {expression} is not 0..10")
+    return expression
+
+
+def affect_of(value: float | None) -> float | None:
+    """Valence or arousal; AffectNet's -2 is "not labelled"."""
+    return None if value == AFFECTNET_UNLABELLED_VALENCE else value
+
+
+def landmarks_of(numbers: list[float]) -> tuple[tuple[float, float], ...]:
+    """68 points of 136 numbers x, y, x, y …
+
+    Raises:
+        ValueError: another number of numbers.
+    """
+    if len(numbers) != _LANDMARK_NUMBERS:
+        raise ValueError(f"landmarks of {len(numbers)} numbers, expected {_LANDMARK_NUMBERS}")
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+# The release of 2017
+
+
+def _tables(folder: Path) -> list[Path]:
+    below = [entry for entry in entries(folder) if entry.is_dir() and "file_lists" in entry.name.lower()]
+    return [path for name in _TABLES for at in (folder, *below) if (path := at / name).is_file()]
+
+
+def _recognise_2017(folder: Path) -> str | None:
+    tables = _tables(folder)
+    if tables and any((folder / name).is_dir() for name in _PICTURE_FOLDERS):
+        return f"AffectNet's release of 2017: {' and '.join(t.name for t in tables)} beside the pictures"
+    return None
+
+
+def open_2017(folder: Path) -> Source:
+    """AffectNet's release of 2017: ``training.csv``, ``validation.csv``, ``Manually_Annotated_Images/``.
+
+    Boxes that are NULL or have no positive size are "not said"; so are valence and arousal of -2. A picture
+    that stands in several rows is taken once.
+
+    Raises:
+        UserError: no such table, or a table without the column of paths or expressions.
+    """
+    tables = _tables(folder)
+    if not tables:
+        raise UserError(
+            f"{folder}: no {' or '.join(_TABLES)} here or in *file_lists*/; expected AffectNet's release of 2017"
+        )
+    columns = {table: _columns(table) for table in tables}
+    headless = [table.name for table, (_, header) in columns.items() if not header]
+
+    def rows() -> Iterator[Raw | Reject]:
+        keys, lines = Keys(), {}
+        for table, (places, header) in columns.items():
+            automatic = table.name.startswith("automatically")
+            root = _picture_root(folder, _PICTURE_FOLDERS[automatic])
+            for line, cells in table_rows(table):
+                if header and line == 1:
+                    continue
+                yield _row_2017(keys, lines, folder, root, table, places, line, cells)
+
+    said = " (no header row)" if headless else ""
+    return Source(
+        name="affectnet-2017",
+        variant=f"2017 release, {' + '.join(t.name for t in tables)}{said}",
+        licence=LICENCE,
+        publishable=False,
+        default_crop="square-1.2@box",
+        splits=tuple(dict.fromkeys(_TABLES[t.name] for t in tables)),
+        rows=rows,
+        notes=(OFFICIAL_VALIDATION,),
+    )
+
+
+def _picture_root(folder: Path, name: str) -> Path:
+    """The pictures' folder: some archives nest it in a folder of its own name."""
+    root = folder / name if (folder / name).is_dir() else folder
+    return root / name if (root / name).is_dir() else root
+
+
+def _columns(table: Path) -> tuple[dict[str, int], bool]:
+    """Where each column is, and whether the table has a header."""
+    first = next(table_rows(table), None)
+    if first is None:
+        raise UserError(f"{table}: empty; expected rows of {', '.join(COLUMNS)}")
+    cells = [cell.strip() for cell in first[1]]
+    if len(cells) == len(COLUMNS) and cells[6].lstrip("-").isdigit():
+        return {name: at for at, name in enumerate(COLUMNS)}, False
+    places = {name: cells.index(name) for name in COLUMNS if name in cells}
+    for name in ("subDirectory_filePath", "expression"):
+        if name not in places:
+            raise UserError(
+                f"{table}: no column {name!r}; found {', '.join(cells)[:200]}; "
+                f"expected {', '.join(COLUMNS)}, with or without a header row"
+            )
+    return places, True
+
+
+def _row_2017(
+    keys: Keys, lines: dict[str, str], folder: Path, root: Path, table: Path,
+    places: dict[str, int], line: int, cells: list[str],
+) -> Raw | Reject:  # fmt: skip
+    here = f"{table.name}:{line}"
+    if len(cells) <= max(places.values()):
+        return Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}: {shown(cells[0])[:80]}")
+    cell = {name: cells[at].strip() for name, at in places.items()}
+    name = cell["subDirectory_filePath"]
+    try:
+        path = inside(root, name)
+        source = shown(path.relative_to(folder))
+        if source in lines:
+            return Reject(source, f"duplicate row {here}; the first is {lines[source]}")
+        lines[source] = here
+        record = Record(
+            emotion=emotion_of(whole(cell["expression"])),
+            valence=affect_of(number(cell.get("valence"))),
+            arousal=affect_of(number(cell.get("arousal"))),
+            box=_box(cell),
+            landmarks=_landmarks_2017(cell.get("facial_landmarks", "")),
+            source=source,
+            split=_TABLES[table.name],
+        )
+    except ValueError as error:
+        return Reject(shown(name)[:200] or here, f"{error} ({here})")
+    return sample(keys, path, record)
+
+
+def _box(cell: dict[str, str]) -> Box | None:
+    sides = [number(cell.get(f"face_{name}")) for name in ("x", "y", "width", "height")]
+    x, y, width, height = sides
+    if x is None or y is None or width is None or height is None or width <= 0 or height <= 0:
+        return None
+    return x, y, x + width, y + height
+
+
+def _landmarks_2017(text: str) -> tuple[tuple[float, float], ...] | None:
+    if text.lower() in ("", "null", "nan"):
+        return None
+    numbers = [number(part) for part in text.split(";")]
+    if None in numbers:
+        return None
+    return landmarks_of([n for n in numbers if n is not None])
+
+
+# The release of 2021
+
+_SETS: Final = {"train_set": "train", "val_set": "test"}
+
+
+def _sets(folder: Path) -> list[Path]:
+    return [
+        folder / name
+        for name in _SETS
+        if (folder / name / "images").is_dir() and (folder / name / "annotations").is_dir()
+    ]
+
+
+def _recognise_2021(folder: Path) -> str | None:
+    if found := _sets(folder):
+        return (
+            "AffectNet's eight-label release of 2021: "
+            f"{' and '.join(f'{s.name}/images, {s.name}/annotations' for s in found)}"
+        )
+    return None
+
+
+def open_2021(folder: Path) -> Source:
+    """AffectNet's eight-label release of 2021: ``train_set|val_set/images/<id>.jpg`` and four ``.npy`` each.
+
+    Raises:
+        UserError: neither set is there.
+    """
+    found = _sets(folder)
+    if not found:
+        raise UserError(
+            f"{folder}: neither train_set/ nor val_set/ with images/ and annotations/ in it; "
+            "expected AffectNet's release of 2021"
+        )
+
+    def rows() -> Iterator[Raw | Reject]:
+        keys = Keys()
+        for part in found:
+            for path in pictures(part / "images"):
+                yield _row_2021(keys, folder, part, path)
+
+    return Source(
+        name="affectnet-2021",
+        variant=f"2021 eight-label release, {' + '.join(s.name for s in found)}",
+        licence=LICENCE,
+        publishable=False,
+        default_crop="none",
+        splits=tuple(_SETS[s.name] for s in found),
+        rows=rows,
+        notes=(OFFICIAL_VALIDATION,),
+    )
+
+
+def _row_2021(keys: Keys, folder: Path, part: Path, path: Path) -> Raw | Reject:
+    source = shown(path.relative_to(folder))
+    at = part / "annotations"
+
+    def numbers(name: str) -> list[float] | None:
+        file = at / f"{path.stem}_{name}.npy"
+        try:
+            return npy_numbers(file)
+        except FileNotFoundError:
+            return None
+
+    try:
+        expression = numbers("exp")
+        if expression is None:
+            return Reject(source, f"missing annotations/{shown(path.stem)}_exp.npy")
+        valence, arousal, landmarks = numbers("val"), numbers("aro"), numbers("lnd")
+        record = Record(
+            emotion=emotion_of(whole(_single(expression))),
+            valence=affect_of(number(_single(valence)) if valence else None),
+            arousal=affect_of(number(_single(arousal)) if arousal else None),
+            landmarks=landmarks_of(landmarks) if landmarks else None,
+            source=source,
+            split=_SETS[part.name],
+        )
+    except (ValueError, OSError) as error:
+        return Reject(source, str(error))
+    return sample(keys, path, record)
+
+
+def _single(numbers: list[float]) -> float:
+    if len(numbers) != 1:
+        raise ValueError(f"an annotation of {len(numbers)} numbers, expected one")
+    return numbers[0]
+
+
+def npy_numbers(path: Path) -> list[float]:
+    """The numbers of a small ``.npy``, which may be stored as text; nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: too large, damaged, or not of numbers.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(_LARGEST_NPY_BYTES + 1)
+    if len(data) > _LARGEST_NPY_BYTES:
+        raise ValueError(f"{path.name}: more than {_LARGEST_NPY_BYTES:,} bytes")
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(stream)
+        # The header alone could ask for any amount of memory.
+        if kind.hasobject or kind.itemsize * int(np.prod(shape, dtype=object)) > len(data):
+            raise ValueError(f"header of {kind} {shape} in a file of {len(data)} bytes")
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.dtype.kind == "S":
+            array = np.char.decode(array, "ascii")
+        return [float(value) for value in array.astype(float).ravel()]
+    except Exception as error:  # numpy's header parser raises many types on damaged files
+        raise ValueError(f"{path.name}: not an array of numbers: {error}") from error
+
+
+READERS: Final = (
+    Reader(
+        "affectnet-2021",
+        "train_set/ or val_set/ with images/ and annotations/ in it",
+        _recognise_2021,
+        open_2021,
+    ),
+    Reader(
+        "affectnet-2017",
+        "training.csv or validation.csv beside Manually_Annotated_Images/",
+        _recognise_2017,
+        open_2017,
+    ),
+)

@@ -1,0 +1,186 @@
+"""What the columns of somebody's table mean, and a row of it as a record."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hpe.errors import UserError
+from hpe.labels import (
+    AFFECTNET_NOT_EMOTIONS,
+    ALPHABETICAL,
+    FER2013,
+    RAF_DB,
+    Emotion,
+    direction_from_word,
+    emotion_from_word,
+)  # fmt: skip
+from hpe.records import Record
+from hpe.sources.base import number, pairs, whole
+from hpe.sources.folders import SPLIT_WORDS
+
+FIELDS: Final = (
+    "image", "emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll", "subject", "split",
+    "x0", "y0", "x1", "y1", "width", "height",
+)  # fmt: skip
+_SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("image", "path", "file", "filename", "file_name", "filepath", "img", "image_path"),
+    "emotion": ("emotion", "expression", "label", "class"),
+    "subject": ("subject", "person", "person_id", "subject_id", "identity"),
+    "split": ("split", "usage", "partition"),
+    "x0": ("x0", "xmin", "left"), "y0": ("y0", "ymin", "top"),
+    "x1": ("x1", "xmax", "right"), "y1": ("y1", "ymax", "bottom"),
+}  # fmt: skip
+EMOTION_ORDERS: Final[Mapping[str, Mapping[int, Emotion]]] = {
+    "affectnet": {int(e): e for e in Emotion},
+    "alphabetical": dict(enumerate(ALPHABETICAL)),
+    "fer2013": dict(enumerate(FER2013)),
+    "raf-db": RAF_DB,
+}
+UNITS: Final = ("degrees", "radians")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which column holds what.
+
+    Attributes:
+        names: column of each of ``FIELDS`` that there is.
+        negated: angles whose sign is the opposite of ours.
+        groups: column of each group to report by.
+        radians: the angles' unit.
+        emotions: emotion of each number; words are read in any case.
+    """
+
+    names: Mapping[str, str]
+    emotions: Mapping[int, Emotion]
+    negated: frozenset[str] = frozenset()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    radians: bool = False
+
+    @classmethod
+    def of(cls, where: str, found: list[str], columns: str, angles: str, emotions: str) -> "Columns":
+        """The meaning of the columns ``found``, by the option ``columns`` and by usual names.
+
+        Args:
+            where: the table, for messages.
+            found: its columns.
+            columns: ``image=path,emotion=label,yaw=-pan,group.age=age_group``; a minus negates an angle.
+            angles: one of ``UNITS``.
+            emotions: one of ``EMOTION_ORDERS`` for integers.
+
+        Raises:
+            UserError: a column that is missing, a field that is unknown, or no column of pictures.
+        """
+        if angles not in UNITS:
+            raise UserError(f"{where}: option angles is {angles!r}; expected {' or '.join(UNITS)}")
+        if emotions not in EMOTION_ORDERS:
+            raise UserError(f"{where}: option emotions is {emotions!r}; expected {', '.join(EMOTION_ORDERS)}")
+        names, groups, negated = {}, {}, set()
+        for target, column in pairs("table", "columns", columns).items():
+            if column.startswith("-") and column not in found and target in ("yaw", "pitch", "roll"):
+                negated.add(target)
+                column = column[1:]
+            if column not in found:
+                raise UserError(f"{where}: no column {column!r}; found {', '.join(found)[:300]}")
+            if target.startswith("group."):
+                groups[target.removeprefix("group.")] = column
+            elif target in FIELDS:
+                names[target] = column
+            else:
+                raise UserError(
+                    f"{where}: columns={target}={column}: {target!r} is none of {', '.join(FIELDS)} or group.NAME"
+                )
+        lower = {name.lower(): name for name in reversed(found)}
+        taken = set(names.values())
+        for target in FIELDS:
+            for word in _SYNONYMS.get(target, (target,)):
+                if target not in names and word in lower and lower[word] not in taken:
+                    names[target] = lower[word]
+        if "image" not in names:
+            raise UserError(f"{where}: no column of pictures among {', '.join(found)[:300]}; say columns=image=NAME,…")
+        return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups, angles == "radians")
+
+    def record(self, row: Mapping[str, Any], source: str, words: Mapping[str, list[str]] | None = None) -> Record:
+        """A row as a record.
+
+        Args:
+            row: value of each column.
+            source: for the record.
+            words: names of the classes of columns that hold class numbers.
+
+        Raises:
+            ValueError: a value that its column cannot have.
+        """
+        got = {target: row.get(column) for target, column in self.names.items()}
+        for target in ("emotion", "direction"):
+            names = (words or {}).get(self.names.get(target, ""))
+            if names and isinstance(got[target], int) and 0 <= got[target] < len(names):
+                got[target] = names[got[target]]
+        angle = {name: self._angle(name, got.get(name)) for name in ("yaw", "pitch", "roll")}
+        return Record(
+            emotion=self._emotion(got.get("emotion")),
+            direction=_direction(got.get("direction")),
+            valence=_affect(got.get("valence")),
+            arousal=_affect(got.get("arousal")),
+            box=_box(got),
+            subject=_text(got.get("subject")),
+            split=_split(got.get("split")),
+            source=source,
+            groups={name: text for name, column in self.groups.items() if (text := _text(row.get(column))) is not None},
+            **angle,
+        )
+
+    def _angle(self, name: str, value: Any) -> float | None:
+        angle = number(value)
+        if angle is None:
+            return None
+        angle = math.degrees(angle) if self.radians else angle
+        return -angle if name in self.negated else angle
+
+    def _emotion(self, value: Any) -> int | None:
+        if isinstance(value, str) and (emotion := emotion_from_word(value)) is not None:
+            return int(emotion)
+        integer = whole(value)
+        if integer is None:
+            return None
+        if integer in self.emotions:
+            return int(self.emotions[integer])
+        said = AFFECTNET_NOT_EMOTIONS.get(integer)
+        raise ValueError(f"emotion {integer}{f' ({said})' if said else ''} is none of {sorted(self.emotions)}")
+
+
+def _direction(value: Any) -> int | None:
+    if isinstance(value, str) and (direction := direction_from_word(value)) is not None:
+        return int(direction)
+    return whole(value)
+
+
+def _affect(value: Any) -> float | None:
+    affect = number(value)
+    return None if affect == -2 else affect
+
+
+def _box(got: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    x0, y0, x1, y1, width, height = (number(got.get(n)) for n in ("x0", "y0", "x1", "y1", "width", "height"))
+    if x0 is not None and y0 is not None:
+        x1 = x0 + width if x1 is None and width is not None else x1
+        y1 = y0 + height if y1 is None and height is not None else y1
+        if x1 is not None and y1 is not None and x1 > x0 and y1 > y0:
+            return x0, y0, x1, y1
+    return None
+
+
+def _text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _split(value: Any) -> str | None:
+    text = _text(value)
+    if text is None:
+        return None
+    split = SPLIT_WORDS.get(text.lower())
+    if split is None:
+        raise ValueError(f"split {text[:40]!r} is not train, val or test")
+    return split

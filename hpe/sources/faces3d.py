@@ -1,0 +1,235 @@
+"""AFLW2000-3D and 300W-LP: a picture and a MATLAB file each (Zhu et al., "Face Alignment Across Large Poses",
+2016)."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from hpe.errors import UserError
+from hpe.records import Record
+from hpe.sources.base import (
+    Keys,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    choice,
+    first_pictures,
+    pictures,
+    sample,
+    shown,
+    subfolders,
+)  # fmt: skip
+
+LICENCE: Final = "none stated; AFLW and 300-W are for research"
+BEYOND_DEGREES: Final = 99.0
+"""Hopenet's bins end here: its papers' figures leave out faces turned further."""
+_LARGEST_MAT_BYTES: Final = 1 << 20
+_LARGEST_ARRAY: Final = 10_000
+_NUMERIC: Final = frozenset(
+    ("double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+)
+_AFLW2000: Final = re.compile(r"image\d{5}")
+_300W_LP: Final = re.compile(r"(?P<set>AFW|HELEN|IBUG|LFPW)(?P<flip>_Flip)?_(?P<photo>.+)_(?P<view>\d+)", re.IGNORECASE)
+_SETS: Final = ("AFW", "HELEN", "IBUG", "LFPW")
+
+
+def mat_arrays(path: Path, names: tuple[str, ...]) -> dict[str, Float[np.ndarray, "..."]]:
+    """Those of the named arrays that a small MATLAB file has, as float64; only plain numbers are read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, damaged, or holds something else than small numeric arrays by these names.
+    """
+    import scipy.io
+
+    size = path.stat().st_size
+    if size > _LARGEST_MAT_BYTES:
+        raise ValueError(f"{path.name}: {size:,} bytes, more than the {_LARGEST_MAT_BYTES:,} of any pose file")
+    try:
+        wanted = []
+        for name, shape, kind in scipy.io.whosmat(path):
+            if name in names:
+                if kind not in _NUMERIC or int(np.prod(shape, dtype=object)) > _LARGEST_ARRAY:
+                    raise ValueError(f"{name} is {kind} {shape}")
+                wanted.append(name)
+        read = scipy.io.loadmat(path, variable_names=wanted)
+        return {name: np.asarray(read[name], np.float64) for name in wanted}
+    except Exception as error:  # scipy's parsers raise many types on damaged files
+        raise ValueError(f"{path.name}: not a MATLAB file of small arrays: {error}") from error
+
+
+def _labels(path: Path) -> Record:
+    """Angles and landmarks of a picture's ``.mat``.
+
+    Raises:
+        ValueError: no ``.mat``, or one without a whole ``Pose_Para``.
+    """
+    file = path.with_suffix(".mat")
+    try:
+        arrays = mat_arrays(file, ("Pose_Para", "pt3d_68", "pt2d"))
+    except FileNotFoundError:
+        raise ValueError(f"missing {shown(file.name)}") from None
+    pose = arrays.get("Pose_Para", np.zeros(0)).ravel()
+    if len(pose) < 3 or not np.isfinite(pose[:3]).all():
+        raise ValueError(f"{shown(file.name)}: Pose_Para holds no three angles")
+    pitch, yaw, roll = (round(float(angle), 4) for angle in np.rad2deg(pose[:3]))
+    beyond = max(abs(pitch), abs(yaw), abs(roll)) > BEYOND_DEGREES
+    return Record(
+        yaw=yaw, pitch=pitch, roll=roll,
+        landmarks=_points(arrays),
+        groups={"range": "beyond99"} if beyond else {},
+    )  # fmt: skip
+
+
+def _points(arrays: dict[str, Float[np.ndarray, "..."]]) -> tuple[tuple[float, float], ...] | None:
+    """All 68 points in the picture's plane, or else the visible ones of ``pt2d`` (-1: not visible)."""
+    for name in ("pt3d_68", "pt2d"):
+        points = arrays.get(name)
+        if points is not None and points.ndim == 2 and len(points) >= 2:
+            flat = points[:2].T
+            if name == "pt2d":
+                flat = flat[(flat >= 0).all(1)]
+            if len(flat) >= 2 and np.isfinite(flat).all():
+                return tuple((round(float(x), 3), round(float(y), 3)) for x, y in flat)
+    return None
+
+
+# AFLW2000-3D
+
+
+def _recognise_aflw2000(folder: Path) -> str | None:
+    found = next((p for p in first_pictures(folder) if _AFLW2000.fullmatch(p.stem)), None)
+    if found and found.with_suffix(".mat").is_file():
+        return f"AFLW2000-3D: pictures such as {found.name} with a .mat beside them"
+    return None
+
+
+def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
+    """AFLW2000-3D.
+
+    Args:
+        folder: holds ``image00002.jpg``, ``image00002.mat`` …
+        splits: ``test`` (all of it, as papers use it) or ``lists`` (``splits/{train,val,test}.txt`` of stems).
+
+    Raises:
+        UserError: no such pictures or lists.
+    """
+    choice("aflw2000", "splits", splits, ("test", "lists"))
+    if not _recognise_aflw2000(folder):
+        raise UserError(f"{folder}: no image00002.jpg with an image00002.mat; expected AFLW2000-3D")
+    lists = _lists(folder) if splits == "lists" else {}
+
+    def rows() -> Iterator[Raw | Reject]:
+        keys = Keys()
+        for path in pictures(folder):
+            source = shown(path.relative_to(folder))
+            split = lists.get(path.stem) if lists else "test"
+            if split is None:
+                yield Reject(source, "in none of the lists in splits/")
+                continue
+            yield _row(keys, path, source, split, subject=None)
+
+    return Source(
+        name="aflw2000",
+        variant="AFLW2000-3D" + (", with the split lists beside it" if lists else ", all of it as test"),
+        licence=LICENCE,
+        publishable=False,
+        default_crop="hopenet-0.2@landmarks",
+        splits=tuple(dict.fromkeys(lists.values())) or ("test",),
+        rows=rows,
+        notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out",),
+    )
+
+
+def _lists(folder: Path) -> dict[str, str]:
+    """Split of each stem."""
+    found: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        path = folder / "splits" / f"{split}.txt"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; with splits=lists each of train, val and test.txt is needed")
+        for stem in path.read_text(encoding="utf-8", errors="replace").split():
+            stem = stem.removesuffix(".jpg")
+            if found.setdefault(stem, split) != split:
+                raise UserError(f"{path}: {stem} stands in {found[stem]}.txt, too; a picture has one split")
+    return found
+
+
+# 300W-LP
+
+
+def _recognise_300w_lp(folder: Path) -> str | None:
+    names = [s.name for s in subfolders(folder) if s.name.upper().removesuffix("_FLIP") in _SETS]
+    places = [folder / name for name in names] or [folder]
+    for place in places:
+        found = next((p for p in first_pictures(place) if _300W_LP.fullmatch(p.stem)), None)
+        if found and found.with_suffix(".mat").is_file():
+            where = f" in {', '.join(names)}" if names else ""
+            return f"300W-LP: pictures such as {found.name} with a .mat beside them{where}"
+    return None
+
+
+def open_300w_lp(folder: Path) -> Source:
+    """300W-LP: photos of 300-W turned to many views, and all of it flipped.
+
+    A view and a flip of one photo have the same ``subject``. All faces of a photo of AFW count as one photo.
+
+    Raises:
+        UserError: no such pictures.
+    """
+    if not _recognise_300w_lp(folder):
+        raise UserError(f"{folder}: no AFW_134212_1_0.jpg or the like with a .mat; expected 300W-LP")
+
+    def rows() -> Iterator[Raw | Reject]:
+        keys = Keys()
+        for path in pictures(folder):
+            source = shown(path.relative_to(folder))
+            if subject := photo_of(path.stem):
+                yield _row(keys, path, source, None, subject)
+            else:
+                yield Reject(source, "not named as a picture of 300W-LP, so that its photo is unknown")
+
+    return Source(
+        name="300w-lp",
+        variant="300W-LP",
+        licence=LICENCE,
+        publishable=False,
+        default_crop="hopenet-0.2@landmarks",
+        splits=(),
+        rows=rows,
+        notes=(
+            "split by photo: views and flips of one photo stay together",
+            "angles beyond ±99° are kept and marked range=beyond99",
+        ),
+    )
+
+
+def photo_of(stem: str) -> str | None:
+    """The photo that a file of 300W-LP was made of: ``AFW_134212_1_15`` and its flip are ``AFW_134212``."""
+    match = _300W_LP.fullmatch(stem)
+    if not match:
+        return None
+    name, photo = match["set"].upper(), match["photo"].removeprefix("Flip_").removesuffix("_Flip")
+    if name == "AFW":  # its last number counts the faces of a photo
+        photo = photo.rpartition("_")[0] or photo
+    return f"{name}_{photo}"
+
+
+def _row(keys: Keys, path: Path, source: str, split: str | None, subject: str | None) -> Raw | Reject:
+    try:
+        record = _labels(path)
+    except (ValueError, OSError) as error:
+        return Reject(source, str(error))
+    return sample(keys, path, replace(record, source=source, split=split, subject=subject))
+
+
+READERS: Final = (
+    Reader("aflw2000", "image00002.jpg with image00002.mat", _recognise_aflw2000, open_aflw2000),
+    Reader("300w-lp", "AFW_134212_1_0.jpg (HELEN, IBUG, LFPW) with a .mat", _recognise_300w_lp, open_300w_lp),
+)

@@ -1,0 +1,104 @@
+"""Pointing'04, the Head Pose Image Database (Gourier, Hall and Crowley, 2004)."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hpe.crops import Box
+from hpe.errors import UserError
+from hpe.labels import direction_from_word
+from hpe.records import Record
+from hpe.sources.base import Keys, Raw, Reader, Reject, Source, first_pictures, pictures, sample, shown
+
+LICENCE: Final = (
+    "any purpose, provided that Gourier, Hall, Crowley: Estimating Face Orientation from Robust Detection "
+    "of Salient Facial Features (Pointing 2004) is cited"
+)
+NAME: Final = re.compile(r"person(?:ne)?(\d{2})(\d)(\d{2})([+-]\d+)([+-]\d+)")
+"""Person, series, number, tilt, pan; ``person08123-30+45`` looks 30° down and to the picture's left."""
+
+
+def _recognise(folder: Path) -> str | None:
+    if found := next((p for p in first_pictures(folder) if NAME.fullmatch(p.stem)), None):
+        return f"Pointing'04: pictures such as {found.name}"
+    return None
+
+
+def open_pointing04(folder: Path) -> Source:
+    """Pointing'04: the folders ``Person01`` … ``Person15``, or pictures of it in folders named by direction.
+
+    Yaw is the file name's pan, pitch its tilt (the signs agree with ours), roll is not said. The pictures of
+    ``Front/`` are copies of frontal ones of the persons' folders and are rejected as such when these are there.
+
+    Raises:
+        UserError: no such pictures.
+    """
+    if not _recognise(folder):
+        raise UserError(f"{folder}: no picture named as person08123-30+45.jpg; expected Pointing'04")
+    has_boxes = any(folder.glob("Person*/person*.txt"))
+
+    def rows() -> Iterator[Raw | Reject]:
+        keys = Keys()
+        for path in pictures(folder):
+            source = shown(path.relative_to(folder))
+            original = _original(folder, path)
+            if original:
+                yield Reject(source, f"another file of {shown(original.relative_to(folder))}")
+            else:
+                yield _row(keys, path, source, has_boxes)
+
+    return Source(
+        name="pointing04",
+        variant="Person01 … Person15 with boxes" if has_boxes else "pictures without boxes",
+        licence=LICENCE,
+        publishable=True,
+        default_crop="square-1.4@box" if has_boxes else "square-1.4@detector",
+        splits=(),
+        rows=rows,
+        notes=("split by person", "yaw = pan, pitch = tilt, roll not said"),
+    )
+
+
+def _original(folder: Path, path: Path) -> Path | None:
+    match = NAME.fullmatch(path.stem)
+    if path.parent.name == "Front" and match:
+        original = folder / f"Person{match[1]}" / path.name.replace("personne", "person")
+        return original if original.is_file() else None
+    return None
+
+
+def _row(keys: Keys, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
+    match = NAME.fullmatch(path.stem)
+    if not match:
+        return Reject(source, "not named as a picture of Pointing'04 (person08123-30+45.jpg)")
+    person, _, _, tilt, pan = match.groups()
+    if abs(int(tilt)) > 90 or abs(int(pan)) > 90:
+        return Reject(source, f"tilt {tilt} or pan {pan} beyond ±90")
+    try:
+        box = _box(path.with_suffix(".txt")) if has_boxes else None
+    except (ValueError, OSError) as error:
+        return Reject(source, str(error))
+    direction = direction_from_word(path.parent.name)
+    record = Record(
+        yaw=float(pan), pitch=float(tilt), direction=None if direction is None else int(direction),
+        box=box, subject=f"person{person}", source=source,
+    )  # fmt: skip
+    return sample(keys, path, record)
+
+
+def _box(path: Path) -> Box:
+    """The box of a picture's ``.txt``: name, blank, ``Face``, centre x, centre y, width, height."""
+    try:
+        text = path.read_bytes()[:1000].decode("latin-1")
+    except FileNotFoundError:
+        raise ValueError(f"missing {shown(path.name)}") from None
+    _, face, numbers = text.partition("Face")
+    parts = numbers.split()
+    if not face or len(parts) < 4 or not all(part.isdigit() for part in parts[:4]):
+        raise ValueError(f"{shown(path.name)}: no Face with centre x, centre y, width and height")
+    x, y, width, height = map(float, parts[:4])
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+READERS: Final = (Reader("pointing04", "person08123-30+45.jpg", _recognise, open_pointing04),)
