@@ -17,6 +17,7 @@ from hpe.errors import UserError
 from hpe.labels import ANGLES
 
 DIRECTION_PREFIX: Final = "direction_"
+_PREFIX: Final = "hpe."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,11 @@ def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None,
     except UserError as error:
         return str(error)
     way_out = "run `hpe pose` on these shards again"
-    said_sha = footer.said.get("shard_sha256")
+    said_sha, said_shard = (footer.said.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
     if samples is not None and footer.rows != samples:
         return f"{path}: {footer.rows} rows, but {shard} has {samples} samples; {way_out}"
+    if said_shard and said_shard.removesuffix(".tar") != shard.removesuffix(".tar"):
+        return f"{path}: made for the shard {said_shard}, not for {shard}; {way_out}"
     if sha256 and said_sha and said_sha != sha256:
         return f"{path}: made for a shard with sha256 {said_sha[:12]}…, {shard} has {sha256[:12]}…; {way_out}"
     wanted = ["key", *ANGLES] + ([DIRECTION_PREFIX + rule] if rule else [])
@@ -112,7 +115,7 @@ def read_labels(
     return angles, direction
 
 
-def _floats(column) -> Float32[np.ndarray, " rows"]:  # noqa: ANN001 (a pyarrow column)
+def _floats(column) -> Float32[np.ndarray, " rows"]:
     import pyarrow as pa
 
     values = column.combine_chunks().cast(pa.float32()).to_numpy(zero_copy_only=False)

@@ -5,10 +5,10 @@ import os
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -226,7 +226,7 @@ class Loader:
             prefetch_factor=reading.prefetch if reading.workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker,
-            collate_fn=_same,
+            collate_fn=_same,  # pyright: ignore[reportArgumentType] (one batch, not a list)
         )
         self._iterator: Iterator[Any] | None = None
 
@@ -256,7 +256,8 @@ class Loader:
 
     def close(self) -> None:
         """End the workers."""
-        iterator, self._iterator = self._iterator, None
+        iterator: Any = self._iterator
+        self._iterator = None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 
@@ -395,7 +396,8 @@ class Stream:
             int(affect.sum()),
         )
 
-    def _labels(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Per shard: emotion and direction (-1: none), and whether there are angles and affect."""
         for dataset, counts in enumerate(self.counts):
             for shard, count in enumerate(counts):
                 rows = np.full((count, COLUMNS), np.nan, np.float32)

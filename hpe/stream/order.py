@@ -3,8 +3,7 @@
 An epoch of a dataset is its shards permuted by (seed, epoch), cut into windows of some shards, with the
 samples of each window permuted; the endless sequence is one epoch after another. So the sample at position
 n follows from (counts, seed, n) alone: nothing is skipped on resume, and the number of ranks and workers
-plays no part. Permutations sort hashes instead of asking a library's generator, whose sequence may change
-with its version: a run continued after an upgrade sees the same samples.
+plays no part (see :mod:`hpe.draws` for the permutations).
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
+
+from hpe.draws import hashes, permutation
 
 BLOCK: Final = 1000
 """Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""
@@ -31,26 +32,6 @@ class Order(Protocol):
     def at(self, start: int, stop: int) -> Picks:
         """The samples at positions start .. stop - 1."""
         ...
-
-
-def hashes(*key: int, count: int) -> UInt64[np.ndarray, " count"]:
-    """``count`` pseudo-random 64-bit numbers, a function of ``key`` (splitmix64; Steele et al., 2014)."""
-    state = np.uint64(0)
-    for part in key:
-        state = _splitmix(np.asarray([state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)], np.uint64))[0]
-    return _splitmix(np.arange(count, dtype=np.uint64) + state)
-
-
-def _splitmix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # arrays wrap without a warning
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permutation(*key: int, count: int) -> Int64[np.ndarray, " count"]:
-    """A permutation of 0 .. count - 1, a function of ``key``."""
-    return np.argsort(hashes(*key, count=count), kind="stable")
 
 
 class InOrder:

@@ -116,7 +116,7 @@ def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: 
         start, stop, _, shape = places[name]
         return block[start:stop].view(dtype).reshape(shape)
 
-    known = ~np.isnan(labels)
+    known = np.logical_not(np.isnan(labels))
     for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
         field(name, np.int64)[:] = np.where(known[:, column], labels[:, column], 0).astype(np.int64)
         field(f"{name}_mask", np.bool_)[:] = known[:, column] & (labels[:, column] < len(classes))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from hpe.files import aside
 from hpe.labels import EMOTIONS
 from hpe.records import Record
 from hpe.shards import index_tar
-from hpe.stream.packed import COLUMNS, LABELS, Damage, LabelRows
+from hpe.stream.packed import COLUMNS, LABELS, LabelRows
 from hpe.stream.sources import Shard
 from hpe.stream.spool import Spool, locked
 from hpe.tables import read_labels
@@ -119,9 +120,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
     said: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
     if labels.needs_pose:
         if shard.pose is None:
-            raise UserError(
-                f"{shard.name}: angles or directions of a pose table are asked for, but no folder of pose tables is named"
-            )
+            raise UserError(f"{shard.name}: pose tables are asked for, but no folder of them is named")
         try:
             pose = shard.pose.stat()
         except OSError as error:
@@ -142,7 +141,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
 
 def _parse(file: int, size: int) -> ShardTable:
     if not size:
-        return _table([], [], np.empty((0, 2), np.int64), {-1: "empty file"}, np.empty((0, COLUMNS), np.float32))
+        return _table([], np.empty((0, 2), np.int64), {-1: "empty file"}, np.empty((0, COLUMNS), np.float32))
     with mmap.mmap(file, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
         index = index_tar(data)
         rows = np.full((len(index), COLUMNS), np.nan, np.float32)
@@ -152,10 +151,10 @@ def _parse(file: int, size: int) -> ShardTable:
                 rows[row] = label_row(bytes(data[at : at + length]))
             except (ValueError, RecursionError) as error:
                 damage[row] = f"damaged record: {error}"
-    return _table(list(index.keys), index.extensions, index.images, damage, rows)
+    return _table(index.keys, index.images, damage, rows)
 
 
-def _table(keys: list[str], _: Any, places: np.ndarray, damage: dict[int, str], rows: LabelRows) -> ShardTable:
+def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows: LabelRows) -> ShardTable:
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
     return ShardTable(places, rows, ends, b"".join(encoded), damage)

@@ -1,7 +1,6 @@
 """What a user names as shards, resolved into files and URLs with their sample counts."""
 
 import glob
-import json
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -164,7 +163,7 @@ def _braces(text: str) -> list[str]:
 
     try:
         return list(braceexpand.braceexpand(text))
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"{text}: {error}; expected a pattern such as train-{{000000..000099}}.tar") from error
 
 
@@ -172,8 +171,3 @@ def _name(url: str) -> str:
     """The last part of a URL or command that looks like a tar's name."""
     names = re.findall(r"[^\s/'\"?&=]+\.tar", url)
     return names[-1] if names else url[-80:]
-
-
-def quoted(value: object) -> str:
-    """A value as JSON, shortened, for a message."""
-    return json.dumps(value, default=str)[:80]

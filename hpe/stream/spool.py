@@ -132,13 +132,12 @@ class Spool:
 
 def _copy(url: str, part: Path) -> str:
     digest, size = hashlib.sha256(), 0
-    with part.open("wb") as out:
-        with _open(url) as source:
-            expected = getattr(source, "headers", {}).get("Content-Length")
-            while chunk := source.read(_CHUNK):
-                out.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
+    with part.open("wb") as out, _open(url) as source:
+        expected = getattr(source, "headers", {}).get("Content-Length")
+        while chunk := source.read(_CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
     if expected is not None and size != int(expected):
         raise FetchError(f"the connection ended after {size:,} of {int(expected):,} bytes")
     return digest.hexdigest()
@@ -151,7 +150,7 @@ def _open(url: str) -> Iterator[BinaryIO | Any]:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
             yield response
     else:
-        from webdataset import gopen
+        from webdataset.gopen import gopen
 
         stream = gopen(url, "rb")
         try:
