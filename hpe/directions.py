@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from jaxtyping import Float, Int8
@@ -156,9 +156,9 @@ class Thresholds:
         """The same thresholds without the option to abstain."""
         return replace(self, least_confidence=0.0)
 
-    def save(self, path: Path) -> None:
-        """Write the rule as JSON."""
-        write_json(path, {"rule": "ours", **asdict(self)})
+    def save(self, path: Path, figures: Mapping[str, Any]) -> None:
+        """Write the rule as JSON, with the figures that it was judged by."""
+        write_json(path, {"rule": "ours", **asdict(self), "figures": dict(figures)})
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -114,8 +114,7 @@ def tasks_of(
     tasks: dict[Path, Task] = {}
     for shard in shards:
         framing, crop = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path.parent)
-        folder = (out or shard.path.parent / FOLDER) / estimator.name
-        table = folder / f"{shard.path.name.removesuffix('.tar')}{SUFFIX}"
+        table = table_path(shard.path, out, estimator.name)
         if table in tasks:
             raise UserError(
                 f"{shard.path} and {tasks[table].shard.path} would both become {table}; do them with two --out"
@@ -133,6 +132,11 @@ def tasks_of(
         )
         tasks[table] = Task(shard, table, framing, identity)
     return list(tasks.values())
+
+
+def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
+    """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``."""
+    return (out or shard.parent / FOLDER) / estimator / f"{shard.name.removesuffix('.tar')}{SUFFIX}"
 
 
 def default_threads(ranks: Ranks) -> int:
@@ -258,3 +262,44 @@ def _first_faces(tasks: Sequence[Task], size: int) -> tuple[Tensor, Float[np.nda
         if good:
             return torch.from_numpy(pixels[good]).permute(0, 3, 1, 2), truth[good]
     return random_faces(2, size), np.full((2, 3), np.nan)
+
+
+def check_tables(tasks: Sequence[Task]) -> None:
+    """Write the quality report of a job's finished tables beside them, and print its head.
+
+    Raises:
+        UserError: no true angles, or tables of another dataset.
+    """
+    from hpe.posecheck import check, gather, to_markdown, write_report
+
+    by_folder: dict[Path, list[Task]] = {}
+    for task in tasks:
+        if task.table.is_file():
+            by_folder.setdefault(task.table.parent, []).append(task)
+    for folder, there in by_folder.items():
+        rows = gather([(task.shard.path, task.table) for task in there])
+        found = check(rows)
+        title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
+        write_report(folder, title, found, rows)
+        print(to_markdown(title, found).partition("\n## By true")[0].rstrip())
+        print(f"\n{folder}/check.md, check.json, check.png")
+
+
+class Choice(NamedTuple):
+    """What flags of the command line stand for."""
+
+    on_mismatch: OnMismatch
+    precision: Precision
+
+
+def as_choice(*, recrop: bool, force: bool, precision: str) -> Choice:
+    """The choice that flags make.
+
+    Raises:
+        UserError: flags that contradict each other, or an unknown precision.
+    """
+    if recrop and force:
+        raise UserError("--recrop and --force: one cuts the pictures anew, the other takes them as they are; give one")
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision}: expected {', '.join(get_args(Precision))}")
+    return Choice("recrop" if recrop else "force" if force else "refuse", precision)  # pyright: ignore[reportArgumentType]

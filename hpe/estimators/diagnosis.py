@@ -31,9 +31,11 @@ def diagnose(predicted: Float[np.ndarray, "faces 3"], truth: Float[np.ndarray, "
         what = ", ".join(f"the true {ANGLES[i]} stands in {ANGLES[order[i]]}" for i in moved)
         swapped = " and ".join(ANGLES[i] for i in moved) if len(moved) == 2 else "the angles"
         found.append(f"order: {swapped} swapped? {what}")
-    for i in telling:
-        if correlation[order[i], i] < -_SURE:
-            found.append(f"sign: {ANGLES[i]} negated? its correlation with the truth is {correlation[order[i], i]:.2f}")
+    found += [
+        f"sign: {ANGLES[i]} negated? its correlation with the truth is {correlation[order[i], i]:.2f}"
+        for i in telling
+        if correlation[order[i], i] < -_SURE
+    ]
     scales = [predicted[:, order[i]].std() / truth[:, i].std() for i in telling]
     if max(scales) < _RADIANS and max(abs(correlation[order[i], i]) for i in telling) > _SURE:
         found.append(f"unit: radians? angles vary {1 / max(max(scales), 1e-9):.0f} times less than the truth")

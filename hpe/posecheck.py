@@ -1,0 +1,247 @@
+"""``hpe pose --check``: pose tables against the true angles of their shards, and mistakes called by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int64
+
+from hpe.directions import ABSTAIN, pointing04_direction_of_name
+from hpe.errors import UserError
+from hpe.estimators.diagnosis import diagnose
+from hpe.faces import open_shard
+from hpe.figures.columns import Numbers
+from hpe.figures.markdown import degrees, table
+from hpe.figures.pose import pose as pose_figures
+from hpe.figures.values import Figure, Resampling, share
+from hpe.files import aside, write_json, write_text
+from hpe.geometry import angle_errors
+from hpe.labels import ANGLES, AXIS_COLOURS
+
+NAME: Final = "check"
+RELIABILITY_BINS: Final = 10
+_DIRECTION: Final = "direction_"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Rows of pose tables beside what their shards say; NaN and ``ABSTAIN`` where unknown."""
+
+    predicted: Float[np.ndarray, "faces 3"]
+    deviations: Float[np.ndarray, "faces 3"]
+    truth: Float[np.ndarray, "faces 3"]
+    directions: dict[str, Int64[np.ndarray, " faces"]]
+    true_direction: Int64[np.ndarray, " faces"]
+    subjects: Int64[np.ndarray, " faces"]
+
+
+def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
+    """Rows of (shard, pose table) pairs, joined by key.
+
+    A face of Pointing'04 without a direction in its record takes the thesis' direction of its pose.
+
+    Raises:
+        UserError: a table that does not hold the shard's rows.
+    """
+    predicted, deviations, truth, labels, subjects = [], [], [], [], []
+    directions: dict[str, list[np.ndarray]] = {}
+    for shard_path, table_path in pairs:
+        try:
+            shard = open_shard(shard_path)
+            found = pq.read_table(table_path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{shard_path}, {table_path}: {error}") from error
+        if found["key"].to_pylist() != list(shard.index.keys):
+            raise UserError(
+                f"{table_path}: its keys are not those of {shard_path}, in order: a table of another dataset; make it "
+                "again with hpe pose"
+            )
+        predicted.append(_columns(found, ANGLES))
+        deviations.append(_columns(found, [f"{angle}_sd" for angle in ANGLES]))
+        for name in found.column_names:
+            if name.startswith(_DIRECTION):
+                filled = found[name].fill_null(ABSTAIN).to_numpy().astype(np.int64)
+                directions.setdefault(name.removeprefix(_DIRECTION), []).append(filled)
+        for row in range(len(shard)):
+            record = shard.record(row)
+            truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
+            label = record.direction
+            if label is None and record.source:
+                label = pointing04_direction_of_name(record.source)
+            labels.append(ABSTAIN if label is None else int(label))
+            subjects.append(record.subject or f"{shard_path}:{row}")
+    if not truth:
+        raise UserError("--check: no finished pose table with a face in it; run hpe pose first")
+    return Checked(
+        np.concatenate(predicted),
+        np.concatenate(deviations),
+        np.asarray(truth, float),
+        {name: np.concatenate(parts) for name, parts in directions.items()},
+        np.asarray(labels),
+        np.unique(subjects, return_inverse=True)[1],
+    )
+
+
+def _columns(found: Any, names: Sequence[str]) -> Float[np.ndarray, "faces 3"]:
+    return np.stack([found[name].to_numpy().astype(float) for name in names], 1)
+
+
+def check(checked: Checked) -> dict[str, Any]:
+    """Every figure of the report; intervals by bootstrap over subjects.
+
+    Raises:
+        UserError: no face has true angles.
+    """
+    known = np.isfinite(checked.truth).all(1)
+    if not known.any():
+        raise UserError(
+            "--check: no record of these shards has yaw, pitch and roll to compare with; use a dataset with true "
+            "angles (aflw2000, 300w-lp, biwi, pointing04)"
+        )
+    draw = Resampling(checked.subjects, by_subject=len(np.unique(checked.subjects)) < len(known))
+    rows = known & np.isfinite(checked.predicted).all(1)
+    figures = pose_figures(_numbers(checked.truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)
+    difference = (checked.predicted - checked.truth)[rows & (np.abs(checked.truth) <= 99).all(1)]
+    return {
+        "faces": len(known),
+        "without_face": int((~np.isfinite(checked.predicted).all(1)).sum()),
+        "mistakes": diagnose(checked.predicted[rows], checked.truth[rows]),
+        "bias_degrees": dict(zip(ANGLES, difference.mean(0).tolist(), strict=True)) if len(difference) else None,
+        "pose": figures,
+        "reliability": reliability(checked.predicted, checked.truth, checked.deviations),
+        "directions": {
+            name: direction_figures(found, checked.true_direction) for name, found in checked.directions.items()
+        },
+    }
+
+
+def _numbers(values: Float[np.ndarray, "faces 3"]) -> Numbers:
+    mask = np.isfinite(values).all(1)
+    return Numbers(np.where(mask[:, None], values, 0.0), mask)
+
+
+def reliability(
+    predicted: Float[np.ndarray, "faces 3"],
+    truth: Float[np.ndarray, "faces 3"],
+    deviations: Float[np.ndarray, "faces 3"],
+) -> dict[str, list[dict[str, float]]]:
+    """Per angle, faces in ten equal groups by the estimated deviation: its mean beside the error's RMS."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for index, angle in enumerate(ANGLES):
+        usable = np.isfinite(predicted[:, index] + truth[:, index] + deviations[:, index])
+        error = angle_errors(torch.from_numpy(predicted[usable]), torch.from_numpy(truth[usable]))[:, index].numpy()
+        sd = deviations[usable, index]
+        groups = np.array_split(np.argsort(sd, kind="stable"), RELIABILITY_BINS)
+        found[angle] = [
+            {
+                "n": len(group),
+                "mean_sd": float(sd[group].mean()),
+                "rms_error": float(np.sqrt(np.square(error[group]).mean())),
+                "mean_error": float(error[group].mean()),
+            }
+            for group in groups
+            if len(group)
+        ]
+    return found
+
+
+def direction_figures(found: Int64[np.ndarray, " faces"], truth: Int64[np.ndarray, " faces"]) -> Figure:
+    """How many faces a rule decides, and how many of those rightly."""
+    labelled = truth != ABSTAIN
+    decided = labelled & (found != ABSTAIN)
+    return {
+        "coverage": share(int(decided.sum()), int(labelled.sum()), reason="no face has a direction label"),
+        "accuracy": share(
+            int((found == truth)[decided].sum()), int(decided.sum()), reason="no labelled face was decided"
+        ),
+    }
+
+
+def write_report(folder: Path, title: str, found: dict[str, Any], checked: Checked) -> None:
+    """Write ``check.json``, ``check.md`` and ``check.png``."""
+    write_json(folder / f"{NAME}.json", found)
+    write_text(folder / f"{NAME}.md", to_markdown(title, found))
+    _plot(folder / f"{NAME}.png", title, found, checked)
+
+
+def to_markdown(title: str, found: dict[str, Any]) -> str:
+    """The report's text and tables."""
+    pose = found["pose"]
+    measures = ("mae", *ANGLES, "geodesic", "maev")
+    rows = [
+        (name, f"{pose[key]['n']:,}", *(degrees(pose[key].get(measure, {})) for measure in measures))
+        for name, key in (("all", "all"), ("no angle beyond ±99°", "within_99"))
+    ]
+    parts = [
+        f"# Pose check: {title}",
+        f"{found['faces']:,} faces, {found['without_face']:,} of them without an estimate.",
+        "## Likely mistakes",
+        "\n".join(f"- {mistake}" for mistake in found["mistakes"])
+        or "None: order, signs and unit agree with the truth.",
+        "## Errors",
+        table(["faces", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows),
+    ]
+    for key in ("by_yaw", "by_pitch"):
+        angle = key.removeprefix("by_")
+        parts += [
+            f"## By true {angle}",
+            table(
+                [angle, "n", *ANGLES, "geodesic"],
+                [
+                    (
+                        f"{one['low']:.0f}° to {one['high']:.0f}°",
+                        one["n"],
+                        *(_plain(one, m) for m in (*ANGLES, "geodesic")),
+                    )
+                    for one in pose[key]
+                    if one["n"]
+                ],
+            ),
+        ]
+    parts.append("## Does the uncertainty know the errors?")
+    for angle, groups in found["reliability"].items():
+        cells = [(f"{g['mean_sd']:.2f}°", f"{g['rms_error']:.2f}°", f"{g['mean_error']:.2f}°", g["n"]) for g in groups]
+        parts.append(
+            f"{angle.capitalize()}:\n\n" + table(["mean deviation", "RMS error", "mean error", "n"], cells)
+            if cells
+            else f"{angle.capitalize()}: the estimator gives no deviation."
+        )
+    decided = [
+        (name, f"{one['coverage']['value']:.1%}", f"{one['accuracy']['value']:.1%}", one["coverage"]["n"])
+        for name, one in found["directions"].items()
+        if one["coverage"]["value"] is not None and one["accuracy"]["value"] is not None
+    ]
+    if decided:
+        parts += ["## Directions", table(["rule", "decided", "right of these", "labelled"], decided)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(one: dict[str, Any], measure: str) -> str:
+    value = one.get(measure, {}).get("value")
+    return "–" if value is None else f"{value:.2f}°"
+
+
+def _plot(path: Path, title: str, found: dict[str, Any], checked: Checked) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(11, 7), layout="constrained")
+    axes = canvas.subplots(2, 3)
+    canvas.suptitle(f"Pose check: {title}")
+    for column, (angle, colour) in enumerate(zip(ANGLES, AXIS_COLOURS, strict=True)):
+        top, bottom = axes[0, column], axes[1, column]
+        top.scatter(checked.truth[:, column], checked.predicted[:, column], s=3, alpha=0.4, color=colour)
+        top.plot((-99, 99), (-99, 99), color="black", linewidth=0.8)
+        top.set(xlim=(-102, 102), ylim=(-102, 102), xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
+        groups = found["reliability"][angle]
+        if groups:
+            sd, rms = [g["mean_sd"] for g in groups], [g["rms_error"] for g in groups]
+            bottom.plot(sd, rms, "o-", color=colour)
+            limit = max(*sd, *rms) * 1.05
+            bottom.plot((0, limit), (0, limit), color="black", linewidth=0.8)
+        bottom.set(xlabel="estimated deviation (°)", ylabel="RMS error (°)")
+    with aside(path) as part:
+        canvas.savefig(part, dpi=110, format="png", metadata={"Software": None})
