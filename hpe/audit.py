@@ -35,8 +35,9 @@ def tally(record: Record, extension: str, width: int, height: int) -> Counter[st
     for name, angle in angles.items():
         if angle is not None:
             names.append(f"{name}/{int(angle // _BIN_DEGREES) * _BIN_DEGREES}")
-    if None not in angles.values():
-        inside = all(abs(angle) <= HOPENET_DEGREES for angle in angles.values())
+    said = [angle for angle in angles.values() if angle is not None]
+    if said:
+        inside = all(abs(angle) <= HOPENET_DEGREES for angle in said)
         names.append("angles/within" if inside else "angles/beyond")
     optional = ("valence", "arousal", "box", "landmarks", "emotion_votes", "subject")
     names += [f"has/{name}" for name in optional if getattr(record, name) is not None]
@@ -123,6 +124,8 @@ def _histograms(total: Counter[str]) -> list[str]:
             if label.startswith(name + "/"):
                 # Beyond ±180° (AFLW2000 has angles down to −972°) everything is one bar.
                 bins[min(max(int(label.partition("/")[2]), -195), 180)] += count
+        if not bins:
+            continue
         lines.append(f"{name}, from … degrees")
         lines += [_bar(_edge(edge), bins[edge], max(bins.values())) for edge in sorted(bins)]
     return [*lines, "```"]

@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -20,13 +21,16 @@ NEAR_BITS: Final = 7
 _GRID: Final = 16
 _BANDS: Final = NEAR_BITS + 1
 _RUN: Final = 2048
-_CONTRAST: Final = 2.0
-"""Grey levels; a picture whose hash comes from less is flat, and like every other flat picture."""
+_ENOUGH_PIXELS: Final = 96
+_CONTRAST: Final = 8.0
+"""Grey levels between the darkest and the brightest mean; a flatter picture is like every other flat one."""
 
 
 def exact_digest(data: bytes, extra: str) -> bytes:
     """16 bytes that are the same for the same file, cropped in the same way (``extra``)."""
-    return hashlib.blake2b(data, digest_size=16, person=extra.encode()[-16:]).digest()
+    digest = hashlib.blake2b(data, digest_size=16)
+    digest.update(extra.encode())
+    return digest.digest()
 
 
 def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
@@ -34,19 +38,25 @@ def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
 
     Zeros for a picture too small or too flat to be told from others; such hashes are never near.
     """
-    if grey.shape[0] < _GRID or grey.shape[1] < _GRID + 1:
+    step = max(1, min(grey.shape) // _ENOUGH_PIXELS)
+    grey = grey[::step, ::step]
+    height, width = grey.shape
+    if height < _GRID or width < _GRID + 1:
         return bytes(HASH_BYTES)
-    cells = _means(_means(grey.astype(np.float32), _GRID, 0), _GRID + 1, 1)
-    if cells.std() < _CONTRAST:
+    (tops, heights), (lefts, widths) = _cells(height, _GRID), _cells(width, _GRID + 1)
+    # Sums of integers are the same on every machine; sums of floats are not.
+    sums = np.add.reduceat(np.add.reduceat(grey, tops, 0, np.int32), lefts, 1)
+    cells = sums / (heights[:, None] * widths)
+    if cells.max() - cells.min() < _CONTRAST:
         return bytes(HASH_BYTES)
     return np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes()
 
 
-def _means(values: np.ndarray, parts: int, axis: int) -> np.ndarray:
-    edges = np.linspace(0, values.shape[axis], parts + 1).astype(np.intp)
-    shape = [1, 1]
-    shape[axis] = parts
-    return np.add.reduceat(values, edges[:-1], axis) / np.diff(edges).reshape(shape)
+@lru_cache(maxsize=64)
+def _cells(length: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of ``parts`` cells of a side begins, and how long it is."""
+    edges = np.arange(parts + 1) * length // parts
+    return edges[:-1], np.diff(edges)
 
 
 def near_pairs(hashes: UInt8[np.ndarray, "samples 32"]) -> Iterator[Int64[np.ndarray, "pairs 3"]]:
@@ -125,14 +135,15 @@ def copies(
         rank: whose copy stays: the smaller.
         subjects: near pictures of one subject are frames of one film, not copies.
     """
-    found: list[Copy] = []
-    queue = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
-    _, first, member = np.unique(exact[queue], axis=0, return_index=True, return_inverse=True)
+    by_right = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
+    _, first, member = np.unique(exact[by_right], axis=0, return_index=True, return_inverse=True)
     original = first[member.reshape(-1)]
-    same = np.flatnonzero(original != np.arange(len(queue)))
-    found += [Copy(int(queue[original[c]]), int(queue[c]), None) for c in same.tolist()]
+    found = [
+        Copy(int(by_right[original[place]]), int(by_right[place]), None)
+        for place in np.flatnonzero(original != np.arange(len(original))).tolist()
+    ]
 
-    queue = queue[original == np.arange(len(queue))]
+    queue: list[int] = by_right[original == np.arange(len(original))].tolist()
     before: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for portion in near_pairs(near[queue]):
         for i, j, bits in portion.tolist():
@@ -145,5 +156,5 @@ def copies(
         known = [(bits, stays.get(i, i)) for bits, i in before[j] if bits == 0 or i not in stays]
         if known:
             bits, stays[j] = min(known)
-            found.append(Copy(int(queue[stays[j]]), int(queue[j]), bits))
+            found.append(Copy(queue[stays[j]], queue[j], bits))
     return sorted(found, key=lambda c: c.copy)

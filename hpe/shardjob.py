@@ -206,20 +206,20 @@ def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     if recipe.crop is None:
         box = None
         image, extension = _kept(data, picture)
-        grey = to_grey(picture)
+        green = picture[..., 1]
     else:
         box = _crop_box(raw.record, picture, recipe.crop)
         try:
             stored = crop_resize(picture, box, recipe.size)
         except (ValueError, MemoryError) as error:
             raise RefusedError(_reason(error)) from error
-        grey = to_grey(stored)
-        image, extension = encode_jpeg(grey if recipe.grey else stored, recipe.quality), "jpg"
+        green = stored[..., 1]
+        image, extension = encode_jpeg(to_grey(stored) if recipe.grey else stored, recipe.quality), "jpg"
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
     return Made(
         sample,
         exact_digest(data, str(box)),
-        difference_hash(grey),
+        difference_hash(green),
         tally(sample.record, extension, width, height),
     )
 
@@ -260,7 +260,7 @@ def _moved(record: Record, split: str, box: Box | None, size: int) -> Record:
         raw = np.asarray(points, float).reshape(-1, 2)
         moved = np.round(map_points(raw, box, size), _DECIMALS)
         moved[(raw == -1).all(1)] = -1  # the mark of a point that is not visible
-        points = tuple((x, y) for x, y in moved.tolist())
+        points = tuple(map(tuple, moved.tolist()))
     return replace(record, split=split, box=inner, landmarks=points)
 
 

@@ -1,0 +1,112 @@
+"""``hpe verify``: are these shards what their manifest says, and if not, which samples are damaged."""
+
+import hashlib
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hpe.progress import progress
+from hpe.records import Record
+from hpe.shards import Manifest, ShardIndex, ShardInfo, index_tar
+
+_THREADS: Final = 4
+_CHUNK_BYTES: Final = 1 << 22
+_NAMED: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong: the shard, what it is, and (where known) the samples that suffer."""
+
+    shard: str
+    what: str
+    samples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        named = ", ".join(self.samples[:_NAMED])
+        more = f" and {len(self.samples) - _NAMED:,} more" if len(self.samples) > _NAMED else ""
+        return f"{self.shard}: {self.what}" + (f": {named}{more}" if named else "")
+
+
+def verify(folder: Path) -> list[Damage]:
+    """Everything in a folder of shards that differs from its manifest; empty when all is well.
+
+    Every tar is read once against its sha256 and its count of samples. Only in a tar that differs are the
+    pictures decoded, to name those that are damaged.
+
+    Raises:
+        UserError: there is no manifest, or it is none.
+    """
+    manifest = Manifest.load(folder)
+    found: list[Damage] = []
+    keys: Counter[str] = Counter()
+    with ThreadPoolExecutor(_THREADS) as threads, progress("verify", len(manifest.shards), unit="shards") as bar:
+        for damages, its_keys in threads.map(lambda shard: _check(folder, shard), manifest.shards):
+            found += damages
+            keys.update(its_keys)
+            bar.advance()
+    if twice := sorted(key for key, count in keys.items() if count > 1):
+        found.append(Damage("manifest.json", "keys that stand in more than one shard", tuple(twice)))
+    listed = {shard.name for shard in manifest.shards}
+    found += [
+        Damage(path.name, "is not in manifest.json: remove it, or pack again into a new folder")
+        for path in sorted(folder.glob("*.tar"))
+        if path.name not in listed
+    ]
+    samples = sum(shard.samples for shard in manifest.shards)
+    if manifest.counts.get("samples", samples) != samples:
+        found.append(Damage("manifest.json", f"says {manifest.counts['samples']:,} samples, its shards {samples:,}"))
+    return found
+
+
+def _check(folder: Path, shard: ShardInfo) -> tuple[list[Damage], tuple[str, ...]]:
+    """What is wrong with one shard, and its keys."""
+    path = folder / shard.name
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            if not size:
+                return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+                return _compare(data, shard)
+    except FileNotFoundError:
+        return [Damage(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
+    except OSError as error:
+        return [Damage(shard.name, f"cannot be read: {error.strerror or error}")], ()
+
+
+def _compare(data: memoryview, shard: ShardInfo) -> tuple[list[Damage], tuple[str, ...]]:
+    digest = hashlib.sha256()
+    for at in range(0, len(data), _CHUNK_BYTES):
+        digest.update(data[at : at + _CHUNK_BYTES])
+    index = index_tar(data)
+    found: list[Damage] = []
+    if digest.hexdigest() != shard.sha256:
+        size = "" if len(data) == shard.bytes else f" ({len(data):,} bytes, expected {shard.bytes:,})"
+        found.append(Damage(shard.name, f"sha256 differs from the manifest's{size}"))
+        if index.damage:
+            found.append(Damage(shard.name, f"{index.damage}; {len(index):,} samples before it can be read"))
+        damaged = tuple(_damaged(data, index))
+        if damaged:
+            found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", damaged))
+    if len(index) != shard.samples:
+        found.append(Damage(shard.name, f"holds {len(index):,} samples; expected {shard.samples:,}"))
+    if twice := tuple(key for key, count in Counter(index.keys).items() if count > 1):
+        found.append(Damage(shard.name, "keys that stand in it twice", twice))
+    return found, index.keys
+
+
+def _damaged(data: memoryview, index: ShardIndex) -> Iterator[str]:
+    """Keys of samples whose record or picture cannot be read."""
+    from hpe.images import DecodeError, decode_rgb
+
+    for key, (start, size), (at, length) in zip(index.keys, index.images.tolist(), index.records.tolist(), strict=True):
+        try:
+            Record.from_json(bytes(data[at : at + length]))
+            decode_rgb(bytes(data[start : start + size]))
+        except (DecodeError, ValueError):
+            yield key
