@@ -37,6 +37,93 @@ def _main(
 
 
 @app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as affectnet or synthetic.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
+    ],
+    crop: Annotated[
+        str | None,
+        typer.Option(help="Rule such as square-1.4@landmarks, none (centre square), or keep (the original bytes)."),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.")] = 224,
+    grey: Annotated[bool, typer.Option("--grey/--colour", help="One channel, as in the thesis, or three.")] = False,
+    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 95,
+    splits: Annotated[
+        Path | None, typer.Option(help="Folder of train.txt, val.txt, test.txt: one key or path a line.")
+    ] = None,
+    val_share: Annotated[float, typer.Option(help="Share for val, where the dataset names none.")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="Share for test, where the dataset names no splits.")] = 0.1,
+    drop_duplicates: Annotated[
+        str, typer.Option(help="none (copies are only reported), exact, or near (a second reading of all pictures).")
+    ] = "none",
+    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the splits and of the order.")] = 0,
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the reader; may be repeated.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: all cores. The bytes do not depend on it.")
+    ] = None,
+) -> None:
+    """Turn a raw dataset into clean, verified shards, with a record of what was done.
+
+    Killed and started again, it makes only what is missing, with the same bytes. What cannot become a sample
+    is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`.
+
+    Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
+    `hpe pack synthetic data/heads --option count=2000 --option people=50`
+    """
+    from hpe.pack import Options, pack_source
+
+    pack_source(
+        source, paths, option or [], workers,
+        Options(
+            crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
+            val_share=val_share, test_share=test_share, lists=splits, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
+        ),
+    )  # fmt: skip
+
+
+@app.command()
+def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
+    """Check every shard against its sha256 and count, and name what is damaged (exit code 1).
+
+    Example: `hpe verify data/aflw2000`
+    """
+    from hpe.errors import EXIT_INCOMPLETE
+    from hpe.verify import verify
+
+    damage = verify(shards)
+    for found in damage:
+        print(found)
+    print(f"{shards}: " + (f"{len(damage)} faults" if damage else "every shard is as its manifest says"))
+    if damage:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@app.command()
+def balance(
+    shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` wrote.")],
+    poses: Annotated[Path, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the subset.")],
+    per_cell: Annotated[str, typer.Option(help="Samples per direction and emotion, in train/val/test.")] = "80/40/20",
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Direction rule: a direction_RULE column of the tables; needed if there are several."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
+) -> None:
+    """Write a subset with as many samples of every direction and emotion, as the thesis does.
+
+    Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
+    """
+    from hpe.balance import balance
+
+    balance(shards, poses, out, per_cell=per_cell, rule=rule, seed=seed, samples_per_shard=samples_per_shard)
+
+
+@app.command()
 def pose(
     shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files or globs.")],
     estimator: Annotated[
@@ -111,3 +198,95 @@ def calibrate(
     from hpe.calibrate import run
 
     run(shards, poses=poses, estimator=estimator, split=split, target=target, out=out)
+
+
+Config = Annotated[Path, typer.Argument(help="YAML config of the run; see configs/.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: train.learning_rate=3e-4.")
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
+]
+Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", show_default=False)]
+
+
+def _relaunch(processes: int | None) -> None:
+    """Start this very command on N processes; returns in those processes, and where no N is asked for."""
+    import sys
+
+    from hpe import ranks
+
+    if processes is not None and not ranks.launched():
+        ranks.relaunch(processes, sys.argv[1:])
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Set = None,
+    processes: Processes = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder, instead of the config's run:.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start over; an earlier run becomes RUN.1, RUN.2 …")] = False,
+) -> None:
+    """Train a network; the same command goes on with a run that was stopped or killed.
+
+    Exit codes: 0 done, 1 done but some samples could not be read, 2 a mistake in the config, 75 stopped by
+    a signal with everything saved (run it again).
+
+    Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.epochs=5`
+    """
+    from hpe.config import RunConfig, load
+    from hpe.ranks import launched
+
+    changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
+    loaded = load(config, RunConfig, changes)
+    if new and not launched():
+        from hpe.job import set_aside
+
+        set_aside(Path(loaded.run))
+    _relaunch(processes)
+    from hpe import train as module
+
+    raise typer.Exit(module.train(loaded))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="Split, where SHARDS is a folder.")] = "test",
+    pose: Annotated[Path | None, typer.Option(help="Pose tables, for angles and directions.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split.")] = None,
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a batch over all processes.")] = 256,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Reader processes a rank; default: as in training.")
+    ] = None,
+    processes: Processes = None,
+) -> None:
+    """Evaluate a run on shards: every sample once, figures with intervals, predictions as a table.
+
+    Example: `hpe evaluate runs/ferplus shards/ferplus --split test --pose shards/ferplus/pose/lwpose66`
+    """
+    _relaunch(processes)
+    from hpe import evaluate as module
+    from hpe.stream import ShardSet
+
+    folder = Path(shards).is_dir()
+    one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
+    called = name or (split if folder and split else Path(shards).stem) or "evaluate"
+    raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers))
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where runs and shards will be written.")] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="Leave the two-process test out.")] = False,
+) -> None:
+    """Check versions, devices, disk, a two-process all-reduce and the conventions for angles and colours.
+
+    Example: `hpe doctor /data`
+    """
+    from hpe import doctor as module
+
+    raise typer.Exit(module.doctor(folder, quick=quick))

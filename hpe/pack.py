@@ -33,12 +33,14 @@ from hpe.files import aside, write_json, write_text
 from hpe.progress import progress
 from hpe.ranks import signals
 from hpe.shards import MANIFEST, QUARANTINE, Manifest
+from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw, Reject, Source
 from hpe.workers import Stopped, run_jobs
 
 DUPLICATES: Final = "duplicates.jsonl"
 SUMMARY: Final = "summary.md"
 Drop = Literal["none", "exact", "near"]
+_SYNTHETIC: Final = "synthetic"
 _JOURNAL: Final = ".pack"
 _OPTIONS: Final = "options.json"
 _HASHED_AT_ONCE: Final = 500
@@ -94,6 +96,37 @@ class Options:
             raise UserError(f"--drop-duplicates {self.drop!r}: expected {', '.join(get_args(Drop))}")
         if self.crop == "keep" and self.grey:
             raise UserError("--grey with --crop keep: original bytes stay as they are; use --crop none, or no --grey")
+
+
+def pack_source(
+    name: str, paths: Sequence[str], reader_options: Sequence[str], workers: int | None, options: Options
+) -> Manifest:
+    """:func:`pack` of what the command line names: a reader (or ``auto``), ``[RAW] OUT`` and KEY=VALUE options.
+
+    Raises:
+        UserError: no such reader, no raw dataset, one path too many, or as :func:`pack`.
+    """
+    given: dict[str, str] = {}
+    for text in reader_options:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
+        given[key] = value
+    if len(paths) == 1 and name == _SYNTHETIC:
+        raw, out = "", paths[0]
+    elif len(paths) == 2:
+        raw, out = paths
+    else:
+        raise UserError(f"hpe pack {name} {' '.join(paths)}: expected a raw dataset and a folder for the shards")
+    if name == "auto":
+        found = recognise(Path(raw))
+        print(f"{raw}: {found.name} ({found.why})", flush=True)
+        name = found.name
+    if Path(out).resolve() == Path(raw or "/").resolve():
+        raise UserError(f"{out}: shards do not go into the raw dataset's own folder; name another one")
+    source = open_source(name, Path(raw), **given)
+    label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
+    return pack(source, Path(out), options, label=label, workers=workers)
 
 
 def pack(source: Source, out: Path, options: Options, *, label: str = "", workers: int | None = None) -> Manifest:
