@@ -62,6 +62,7 @@ class AugmentConfig(Section):
     crop_scale: tuple[Positive, Positive] = (1.0, 1.0)
     crop_ratio: tuple[Positive, Positive] = (1.0, 1.0)
     shift: Share = 0.0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     flip: Share = 0.0
     brightness: Share = 0.0
     contrast: Share = 0.0

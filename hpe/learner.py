@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,20 @@ from hpe.config import RunConfig
 from hpe.errors import UserError
 from hpe.log import Log
 from hpe.losses import HeadLoss, head_loss, label_mask
-from hpe.metrics import HeadMetrics, better
+from hpe.metrics import HeadMetrics
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.ranks import Ranks, accelerator
+from hpe.ranks import Ranks
 from hpe.runs import State
+from hpe.stream import Loaded, Loader
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _MIX: Final = 0x9E3779B97F4A7C15
 """Splits one seed into many (Steele et al., SplitMix)."""
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """The loss is NaN or infinite; the message names the step, the batch and the last good checkpoint."""
 
 
@@ -50,6 +54,7 @@ class Learner:
         losses: what each head's loss depends on.
         epoch_samples: samples of one epoch of the training data.
         ranks: this process among those of the job.
+        accelerator: its device, process group and precision.
     """
 
     def __init__(
@@ -59,11 +64,12 @@ class Learner:
         losses: dict[str, HeadLoss],
         epoch_samples: int,
         ranks: Ranks,
+        accelerator: "Accelerator",
     ) -> None:
         settings = config.train
         self.config, self.losses, self.epoch_samples, self.ranks = config, losses, epoch_samples, ranks
         self.augmentation = Augmentation(**config.augment.model_dump())
-        self.accelerator = accelerator(precision_of(settings.precision))
+        self.accelerator = accelerator
         network = network.to(self.accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if settings.sync_batch_norm and self.accelerator.device.type == "cuda" and ranks.world > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -89,17 +95,21 @@ class Learner:
         self._pending: tuple[tuple[str, ...], State, Tensor] | None = None
         self._sums = torch.zeros(2 * len(losses) + 1, dtype=torch.float64, device=self.accelerator.device)
         self._norm = torch.zeros(())
-        self._since = time.monotonic()
-        self._since_samples: int | None = None
+        self.start(State(samples_seen=0, step=0))
 
-    def step(self, batch: Batch, state: State, *, stop: bool) -> bool:
-        """One optimizer step on this rank's part of a global batch.
+    def start(self, state: State) -> None:
+        """Begin an interval of the log here."""
+        self._sums.zero_()
+        self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
+
+    def step(self, loaded: Loaded, state: State, *, stop: bool) -> bool:
+        """One optimizer step from a state, on this rank's part of a global batch.
 
         Returns whether some rank has asked to stop: all ranks answer alike, one step after it was asked, so
         that nobody waits for the device.
 
         Raises:
-            NotFinite: the loss of the step before was not finite.
+            NotFiniteError: the loss of the step before was not finite.
         """
         settings = self.config.train
         rate = self.rate(state)
@@ -108,14 +118,12 @@ class Learner:
         self.model.train()
         for norm in self.frozen_norms:
             norm.eval()
-        keys = batch.keys
-        batch = batch.to(self.accelerator.device)
+        batch = loaded.batch.to(self.accelerator.device)
         counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]
         asked = torch.tensor(float(stop), device=self.accelerator.device)
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked.double()]), "sum")
         assert isinstance(shared, Tensor)
-        position = state.samples_seen + self.ranks.rank * len(batch)
-        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=position)
+        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
         inputs = batch.angles if self.network.takes_angles else images
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
         if settings.clip:
@@ -128,7 +136,7 @@ class Learner:
             self.ema.update_parameters(self.network)
         self._sums += torch.cat((sums, shared[-1:]))
         stopping = self._settle()
-        self._pending = (keys, state, torch.cat((sums[: len(self.losses)].sum()[None], shared[-1:])))
+        self._pending = (batch.keys, state, torch.cat((sums[: len(self.losses)].sum()[None], shared[-1:])))
         return stopping
 
     def _backward(self, inputs: Tensor, batch: Batch, counts: Tensor) -> Tensor:
@@ -170,7 +178,7 @@ class Learner:
             return False
         keys, state, (loss, asked) = self._pending
         if not math.isfinite(float(loss)):
-            raise NotFinite(
+            raise NotFiniteError(
                 f"the loss became {float(loss)} at step {state.step + 1} ({state.samples_seen:,} samples seen) "
                 f"with the samples {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''} on rank {self.ranks.rank}"
             )
@@ -193,7 +201,7 @@ class Learner:
             step_factor=settings.step_factor,
         )
 
-    def log(self, state: State, log: Log, waited_seconds: float) -> str:
+    def log(self, state: State, log: Log, loader: Loader) -> str:
         """Write the figures since the last call; returns the loss as a short text. A collective call."""
         sums = self.accelerator.reduce(self._sums, "sum")
         assert isinstance(sums, Tensor)
@@ -205,20 +213,21 @@ class Learner:
                 figures[f"{head}/loss"] = float(sums[place]) / labels
                 total += settings.weight * figures[f"{head}/loss"]
         seconds = max(time.monotonic() - self._since, 1e-9)
-        samples = state.samples_seen - (self._since_samples or 0)
+        samples = state.samples_seen - self._since_samples
+        waited = loader.waited_seconds - self._waited_seconds
         figures |= {
             "loss": total,
             "learning_rate": self.rate(state),
             "gradient_norm": float(self._norm),
             "speed/images_per_second": samples / seconds,
-            "speed/waiting_for_data": min(1.0, waited_seconds / seconds),
+            "speed/waiting_for_data": min(1.0, waited / seconds),
             "epoch": state.samples_seen / self.epoch_samples,
         }
         if self.accelerator.device.type == "cuda":
             figures["speed/device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         log.scalars("train", state.step, state.samples_seen, figures)
-        self._sums.zero_()
-        self._since, self._since_samples = time.monotonic(), state.samples_seen
+        self.start(state)
+        self._waited_seconds = loader.waited_seconds
         return f"loss {total:.3g}"
 
     @property

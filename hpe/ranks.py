@@ -83,6 +83,17 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     )
 
 
+def agree(text: str | None) -> str | None:
+    """Rank 0's text on every rank: a collective call, so that all ranks go on, or fail, alike."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
 def cuda() -> bool:
     """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
     import torch
@@ -156,9 +167,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
         if code < 0 or code not in _SPOKEN:
-            how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            )
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             print(f"hpe: rank {rank} {how}; the other ranks were ended", file=sys.stderr, flush=True)
         sys.exit(code if code > 0 else 1)
     except SignalException as caught:

@@ -38,9 +38,7 @@ CHECKPOINTS: Final = "checkpoints"
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 
-def build_network(
-    model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None
-) -> MultiTask:
+def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
     """The network of a config; ``weights`` overrides ``model.weights``.
 
     Raises:
@@ -174,6 +172,8 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
         if (folder / name / "state.json").is_file():
             return (folder / name).resolve()
     names = [path.name for path in checkpoints(run)]
+    if which in ("last", "best") and names:  # the link points to what was removed
+        return folder / names[-1]
     raise UserError(
         f"{run}: no checkpoint {which!r}; "
         + (f"there are {', '.join(names)}" if names else "the run has saved none yet: run hpe train first")
@@ -202,9 +202,7 @@ def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path
     """
     config = load_config(run)
     checkpoint = find_checkpoint(run, which)
-    network = build_network(
-        config.model, learned_weights=config.train.balance_losses == "learned", weights="none"
-    )
+    network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
     averaged = checkpoint / "ema.safetensors"
     path = averaged if averaged.is_file() else checkpoint / "model.safetensors"
     try:

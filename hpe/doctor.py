@@ -1,0 +1,142 @@
+"""``hpe doctor``: is this machine fit for the job, and does this build keep its conventions?"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hpe import __version__
+from hpe.errors import EXIT_INCOMPLETE, EXIT_OK
+
+_PACKAGES: Final = (
+    "torch", "torchvision", "accelerate", "datasets", "webdataset", "torchmetrics", "typer", "tensorboard",
+    "timm", "simplejpeg", "onnxruntime",
+)  # fmt: skip
+_LOW_DISK_GIB: Final = 10
+_REDUCE: Final = """
+import os, torch
+import torch.distributed as dist
+backend = "nccl" if os.environ["HPE_BACKEND"] == "nccl" else "gloo"
+rank = int(os.environ["RANK"])
+device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+dist.init_process_group(backend)
+value = torch.tensor([float(rank + 1)], device=device)
+dist.all_reduce(value)
+assert value.item() == 3.0, value
+dist.destroy_process_group()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor: ``ok``, ``note`` (worth knowing) or ``bad`` (something will not work)."""
+
+    name: str
+    state: str
+    text: str
+
+
+def doctor(folder: Path, *, quick: bool) -> int:
+    """Print every finding; the exit code says whether one is bad. ``quick`` leaves the all-reduce out."""
+    code = EXIT_OK
+    checks: list[Callable[[], Iterator[Finding]]] = [_versions, _devices, lambda: _disk(folder), _conventions]
+    if not quick:
+        checks.append(_all_reduce)
+    for check in checks:
+        for finding in check():
+            print(f"{finding.state:5}{finding.name:14}{finding.text}", flush=True)
+            if finding.state == "bad":
+                code = EXIT_INCOMPLETE
+    return code
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("hpe", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}")
+    found, missing = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Finding("packages", "ok", ", ".join(found))
+    if missing:
+        yield Finding("packages", "bad", f"not installed: {', '.join(missing)}; run pip install hpe again")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("processors", "ok", f"{cores} cores, torch uses {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "note", "torch sees none: everything runs on the CPU, training slowly")
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        yield Finding("GPU", "ok", f"{index}: {properties.name}, {memory}, mixed precision {precision}")
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free / 2**30
+    state = "ok" if free > _LOW_DISK_GIB else "note"
+    yield Finding("disk", state, f"{free:.0f} GiB free in {folder.resolve()}")
+    shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free / 2**30
+        state = "ok" if free > 1 else "bad"
+        hint = "" if free > 1 else "; batches travel through it: start the container with --shm-size 16g"
+        yield Finding("shared memory", state, f"{free:.1f} GiB free{hint}")
+
+
+def _conventions() -> Iterator[Finding]:
+    """Sign, order, unit and colour order, each judged by a fact that does not come from our formula."""
+    import numpy as np
+    import torch
+    from scipy.spatial.transform import Rotation
+
+    from hpe.geometry import axes_in_picture, mirror_angles, rotation_from_euler
+    from hpe.images import decode_rgb, encode_jpeg
+
+    angles = torch.tensor([40.0, -20.0, 10.0], dtype=torch.float64)
+    reference = Rotation.from_euler("xyz", [-20.0, 40.0, 10.0], degrees=True).as_matrix()
+    left, up = axes_in_picture(torch.tensor([[40.0, 0, 0], [0, 20.0, 0]]))[:, 2]
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
+    rotation = rotation_from_euler(angles)
+    for name, right, text in (
+        ("order, unit", np.allclose(rotation.numpy(), reference), "Rz(roll) Ry(yaw) Rx(pitch) in degrees, as SciPy"),
+        ("sign", bool(left[0] < 0 and up[1] < 0), "yaw + looks to the left edge, pitch + looks up"),
+        ("mirror", torch.allclose(rotation_from_euler(mirror_angles(angles)), mirror @ rotation @ mirror),
+         "a flip negates yaw and roll"),
+        ("colour order", decode_rgb(encode_jpeg(red, 95))[8, 8].argmax() == 0, "red stays red through a JPEG"),
+    ):  # fmt: skip
+        yield Finding(name, "ok" if right else "bad", text)
+
+
+def _all_reduce() -> Iterator[Finding]:
+    import torch
+
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--no-python"]
+    environment = os.environ | {"HPE_BACKEND": backend, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    try:
+        done = subprocess.run(
+            [*command, sys.executable, "-c", _REDUCE], env=environment, capture_output=True, text=True, timeout=90
+        )
+        right, last = done.returncode == 0, (done.stderr.strip().splitlines() or [""])[-1]
+    except subprocess.TimeoutExpired:
+        right, last = False, "no answer within 90 s"
+    text = f"two processes sum over {backend}"
+    yield Finding("all-reduce", "ok" if right else "bad", text if right else f"{text}: {last}")

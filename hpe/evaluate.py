@@ -1,0 +1,224 @@
+"""``hpe evaluate``: every sample once over any number of ranks; predictions as a table, figures from the table.
+
+Each rank writes the rows that it has seen; rank 0 puts them together, checks that every sample is there
+once, and computes every figure from that one table. So no figure depends on the number of ranks.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpe.augment import prepare
+from hpe.batch import Batch
+from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.figures import figures, to_markdown
+from hpe.files import aside, write_json, write_text
+from hpe.job import reading
+from hpe.labels import ANGLES
+from hpe.learner import precision_of
+from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
+from hpe.progress import Bar, progress
+from hpe.ranks import Ranks, accelerator, agree
+from hpe.runs import load_run
+from hpe.stream import ShardSet, Stream
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from accelerate import Accelerator
+
+FOLDER: Final = "evaluate"
+
+
+def evaluate(
+    run: Path,
+    sets: list[ShardSet],
+    *,
+    name: str,
+    which: str = "best",
+    batch: int = 256,
+    workers: int | None = None,
+    precision: str = "auto",
+    replicates: int = 1000,
+) -> int:
+    """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.json`` and ``.md``.
+
+    Angles and directions come from where the run's config takes them; a set without pose tables is judged by
+    what its records say.
+
+    Args:
+        run: run folder.
+        sets: the shards.
+        name: of the files.
+        which: checkpoint: ``best``, ``last`` or a step's folder name.
+        batch: samples of a batch over all ranks.
+        workers: reader processes a rank; None: as in training.
+        precision: as ``train.precision``.
+        replicates: bootstrap draws of the intervals.
+
+    Returns:
+        The exit code: 1 when samples could not be read (they are counted and named).
+
+    Raises:
+        UserError: no such run or checkpoint, or shards without any label of the run's heads.
+    """
+    ranks = Ranks.from_environment()
+    here = accelerator(precision_of(precision))
+    network, config, weights = load_run(run, which)
+    data = config.data
+    if not any(one.pose for one in sets):
+        data = data.model_copy(update={"angles": "record", "direction": "record"})
+    stream = Stream(sets, reading(data, workers=workers))
+    counts = stream.label_counts()
+    labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
+    labels["affect"] = counts.affect
+    if not any(labels[head] for head in config.model.heads.on):
+        raise UserError(
+            f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(config.model.heads.on)}); "
+            "for predictions without figures use hpe predict"
+        )
+    folder = run / FOLDER
+    with (
+        stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
+        progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
+    ):
+        mine = _predict(network.to(here.device), (loaded.batch for loaded in loader), here, bar, ranks.world)
+        damage = loader.damage
+    for one in damage[:20]:
+        print(f"{name}: could not read {one}", file=sys.stderr, flush=True)
+    lost = {one.key for one in damage} | {""}
+    mine = mine.filter([key not in lost for key in mine["key"].to_pylist()])
+    damaged = int(here.reduce(torch.tensor(loader.damaged, device=here.device), "sum"))
+    folder.mkdir(exist_ok=True)
+    part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
+    _write(part, mine)
+    here.wait_for_everyone()
+    problem = None
+    if ranks.main:
+        parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
+        try:
+            table = _whole(parts, stream, damaged)
+            _write(folder / f"{name}.parquet", table)
+            _report(folder, name, table, stream, str(weights), replicates)
+        except UserError as error:
+            problem = str(error)
+        for one in parts:
+            one.unlink(missing_ok=True)
+    if problem := agree(problem):
+        raise UserError(problem)
+    return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+@torch.inference_mode()
+def _predict(network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int) -> "pa.Table":
+    """Predictions and truth of this rank's samples."""
+    import pyarrow as pa
+
+    network.eval()
+    found: list[pa.Table] = []
+    for batch in batches:
+        batch = batch.to(here.device)
+        with here.autocast():
+            outputs = network(batch.angles if network.takes_angles else prepare(batch))
+        found.append(_rows(batch, outputs))
+        bar.advance(len(batch) * ranks)
+    return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
+
+
+def _rows(batch: Batch, outputs: Outputs) -> "pa.Table":
+    import pyarrow as pa
+
+    columns: dict[str, pa.Array] = {"key": pa.array(batch.keys, pa.string())}
+    for head, truth, mask in (
+        ("emotion", batch.emotion, batch.emotion_mask),
+        ("direction", batch.direction, batch.direction_mask),
+    ):
+        columns[head] = pa.array(_numpy(truth).astype(np.int8), mask=~_numpy(mask))
+        if head in outputs:
+            columns[f"{head}_p"] = _lists(outputs[head].float().softmax(-1))
+    columns |= _numbers(ANGLES, batch.angles, batch.angles_mask)
+    if "pose" in outputs:
+        columns |= _numbers([f"{angle}_hat" for angle in ANGLES], angles_of(outputs["pose"]))
+        if outputs["pose"].ndim == 3:
+            columns |= _numbers([f"{angle}_sd" for angle in ANGLES], bins_deviation(outputs["pose"]))
+    columns |= _numbers(("valence", "arousal"), batch.affect, batch.affect_mask)
+    if "affect" in outputs:
+        columns |= _numbers(("valence_hat", "arousal_hat"), outputs["affect"])
+    return pa.table(columns)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _lists(values: Tensor) -> "pa.Array":
+    import pyarrow as pa
+
+    flat = pa.array(_numpy(values.float()).ravel(), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _numbers(names: Iterable[str], values: Tensor, mask: Tensor | None = None) -> dict[str, "pa.Array"]:
+    import pyarrow as pa
+
+    missing = None if mask is None else ~_numpy(mask)
+    columns = _numpy(values.float()).T
+    return {name: pa.array(column, pa.float32(), mask=missing) for name, column in zip(names, columns, strict=True)}
+
+
+def _whole(parts: list[Path], stream: Stream, damaged: int) -> "pa.Table":
+    """The ranks' rows in the order of the shards, with what the records say beside; each sample once.
+
+    Raises:
+        UserError: a sample is there twice, or missing without having been damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
+    said = list(stream.records())
+    order = {key: place for place, (_, key, _) in enumerate(said)}
+    if len(order) != len(said):
+        raise UserError(f"{len(said) - len(order)} keys of these shards occur twice; evaluate the sets one by one")
+    places = [order.get(key, -1) for key in rows["key"].to_pylist()]
+    if len(set(places)) != len(places) or -1 in places or len(places) + damaged < len(said):
+        raise UserError(
+            f"{rows.num_rows:,} predictions for {len(said):,} samples, {damaged:,} of them damaged; expected each once. "
+            "Were the shards changed meanwhile? Run hpe verify, then this command again"
+        )
+    said = [said[place] for place in sorted(places)]
+    rows = rows.take(pc.sort_indices(pa.chunked_array([places])))
+    rows = rows.append_column("shard", pa.array([shard for shard, _, _ in said], pa.string()))
+    for field in ("split", "subject", "source"):
+        rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in said], pa.string()))
+    groups = sorted({group for _, _, record in said if record for group in record.groups})
+    for group in groups:
+        values = [record.groups.get(group) if record else None for _, _, record in said]
+        rows = rows.append_column(f"group_{group}", pa.array(values, pa.string()))
+    return rows
+
+
+def _write(path: Path, table: "pa.Table") -> None:
+    import pyarrow.parquet as pq
+
+    with aside(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights: str, replicates: int) -> None:
+    found = figures(table, replicates=replicates)
+    found["about"] = {
+        "name": name,
+        "weights": weights,
+        "shards": [shard.url for shards in stream.sets for shard in shards],
+        "samples": table.num_rows,
+    }
+    write_json(folder / f"{name}.json", found)
+    text = to_markdown(found)
+    write_text(folder / f"{name}.md", text)
+    print(text)

@@ -1,0 +1,295 @@
+"""What a training job stands on: its folder, its streams, its network, each checked before the first step."""
+
+import fcntl
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from hpe import runs
+from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
+from hpe.errors import UserError
+from hpe.files import write_text
+from hpe.log import Log
+from hpe.losses import HeadLoss
+from hpe.metrics import DEFAULT_SELECTION
+from hpe.models.multitask import MultiTask
+from hpe.optim import freeze
+from hpe.ranks import Ranks, agree, cuda
+from hpe.runs import State
+from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
+
+LOCK: Final = ".lock"
+_ROWS: Final = 1024
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that can start: everything here has been checked."""
+
+    config: RunConfig
+    ranks: Ranks
+    run: Path
+    network: MultiTask
+    losses: dict[str, HeadLoss]
+    train: Stream
+    val: Stream
+    selection: str
+    resume: Path | None
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of the training data."""
+        return self.train.samples
+
+    @property
+    def total_samples(self) -> int:
+        """Samples that the run sees in all: its epochs, rounded up to whole batches."""
+        batch = self.config.train.batch
+        return -(-round(self.config.train.epochs * self.epoch_samples) // batch) * batch
+
+    def batches(self, samples_seen: int) -> Loader:
+        """This rank's training batches from a position on."""
+        data = self.config.data
+        return self.train.endless(
+            seed=self.config.seed,
+            batch=self.config.train.batch,
+            samples_seen=samples_seen,
+            rank=self.ranks.rank,
+            ranks=self.ranks.world,
+            window=data.window,
+            balance=Balance() if data.sampling == "balanced" else None,
+        )
+
+    def validation(self) -> Loader:
+        """This rank's validation batches: every sample once over all ranks."""
+        return self.val.once(batch=self.config.train.batch, rank=self.ranks.rank, ranks=self.ranks.world)
+
+    def say(self, text: str) -> None:
+        """A line for people, from rank 0."""
+        if self.ranks.main:
+            print(f"{self.run}: {text}", file=sys.stderr, flush=True)
+
+    def finish(self, state: State, log: Log) -> None:
+        """The last words of a run that is done."""
+        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no figure to choose by"
+        self.say(f"done: {state.samples_seen:,} samples, {state.step:,} steps, {best}")
+        settings = self.config.train
+        log.hyperparameters(
+            {
+                "backbone": self.config.model.backbone,
+                "heads": ", ".join(self.config.model.heads.on),
+                "batch": settings.batch,
+                "epochs": settings.epochs,
+                "learning_rate": settings.learning_rate,
+                "seed": self.config.seed,
+            },
+            {} if state.best is None else {f"best/{self.selection}": state.best},
+        )
+
+    def report_damage(self, loader: Loader) -> bool:
+        """Name what this rank could not read; True if there was any."""
+        for damage in loader.damage[:20]:
+            print(f"{self.run}: rank {self.ranks.rank} could not read {damage}", file=sys.stderr, flush=True)
+        if loader.damaged > 20:
+            print(f"{self.run}: … {loader.damaged:,} samples in all", file=sys.stderr, flush=True)
+        return loader.damaged > 0
+
+
+@contextmanager
+def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
+    """Check a config against the machine and the shards, and hold its run folder for this process.
+
+    Raises:
+        UserError: everything that is wrong, one problem a line.
+    """
+    run = Path(config.run)
+    problems = _impossible(config, ranks)
+    streams: dict[str, Stream] = {}
+    for split in ("train", "val"):
+        with _collect(problems):
+            streams[split] = _stream(config.data, getattr(config.data, split))
+    counts = {split: stream.label_counts() for split, stream in streams.items()}
+    for split, count in counts.items():
+        problems += [
+            f"model.heads.{head}: no sample of data.{split} has its label; {_LABEL_SOURCE[head]}"
+            for head in config.model.heads.on
+            if not _labels(count, head)
+        ]
+    network = None
+    with _collect(problems):
+        torch.manual_seed(config.seed)
+        network = runs.build_network(config.model, learned_weights=config.train.balance_losses == "learned")
+        problems += [
+            f"model.freeze: {config.model.backbone} has no layer named {name!r}; it has "
+            + ", ".join(name for name, _ in network.backbone.named_children())
+            for name in freeze(network, config.model.freeze)
+        ]
+    if problems or network is None:
+        raise UserError("\n".join(problems))
+    if network.takes_angles:
+        _fit_scale(network, streams["train"])
+    losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
+    selection = config.train.select
+    if selection == "auto":
+        selection = DEFAULT_SELECTION[config.model.heads.on[0]]
+    with _folder(run, config, ranks) as resume:
+        yield Job(config, ranks, run, network, losses, streams["train"], streams["val"], selection, resume)
+
+
+_LABEL_SOURCE: Final = {
+    "emotion": "pack shards with emotions, or switch this head off",
+    "direction": "name pose tables (pose:) and a rule of theirs (data.direction: ours), or switch this head off",
+    "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
+    "affect": "use shards with valence and arousal, or switch this head off",
+}
+
+
+def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:
+    """What cannot work on this machine or with itself, whatever the data."""
+    settings, problems = config.train, []
+    if settings.batch % ranks.world:
+        lower = settings.batch // ranks.world * ranks.world
+        ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
+        problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
+    if settings.precision == "fp16" and not cuda():
+        problems.append("train.precision: fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    heads = config.model.heads
+    if settings.select != "auto" and settings.select.partition("/")[0] not in heads.on:
+        problems.append(f"train.select: {settings.select!r} is no figure of the heads {', '.join(heads.on)}")
+    if config.model.backbone == "angles" and heads.pose:
+        problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
+    return problems
+
+
+@contextmanager
+def _collect(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        problems += str(error).splitlines()
+
+
+def shard_sets(named: list[ShardsConfig]) -> list[ShardSet]:
+    """A config's datasets as the stream takes them."""
+    return [ShardSet(one.shards, one.split, one.pose, one.weight) for one in named]
+
+
+def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
+    """How a config's samples are read."""
+    return Reading(
+        size=data.size,
+        colour="grey" if data.grey else "rgb",
+        labels=LabelSource(data.angles, data.direction),
+        damaged=data.damaged,
+        workers=data.workers if workers is None else workers,
+    )
+
+
+def _stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:
+    return Stream(shard_sets(named), reading(data))
+
+
+def _labels(counts: Counts, head: str) -> int:
+    match head:
+        case "emotion":
+            return sum(counts.emotion)
+        case "direction":
+            return sum(counts.direction)
+        case "pose":
+            return counts.angles
+    return counts.affect
+
+
+def _head_loss(config: RunConfig, head: str, counts: Counts) -> HeadLoss:
+    settings = getattr(config.model.heads, head)
+    if head == "pose":
+        limit = 99.0 if settings.kind == "bins66" else float("inf")
+        return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
+    if head == "affect":
+        return HeadLoss(settings.weight)
+    weights = prior = None
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
+    found = torch.tensor(getattr(counts, head), dtype=torch.float32, device=device)
+    if settings.imbalance == "weights":
+        weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
+    elif settings.imbalance == "logit-adjustment":
+        prior = ((found + 1) / (found + 1).sum()).log()
+    return HeadLoss(
+        settings.weight,
+        smoothing=settings.smoothing,
+        class_weights=weights,
+        log_prior=prior,
+        soft=getattr(settings, "votes", True),
+    )
+
+
+def _fit_scale(network: MultiTask, stream: Stream) -> None:
+    with stream.once(batch=_ROWS) as loader:
+        angles = [loaded.batch.angles[loaded.batch.angles_mask] for loaded in loader]
+    network.backbone.fit_scale(torch.cat(angles))  # pyright: ignore[reportCallIssue]
+
+
+@contextmanager
+def _folder(run: Path, config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
+    """Hold the run's folder on rank 0, for all; the checkpoint to go on from, or None."""
+    with ExitStack() as stack:
+        problem = None
+        if ranks.main:
+            try:
+                stack.enter_context(_claim(run, config))
+            except UserError as error:
+                problem = str(error)
+        if problem := agree(problem):
+            raise UserError(problem)
+        yield _last(run)
+
+
+@contextmanager
+def _claim(run: Path, config: RunConfig) -> Iterator[None]:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
+        if strangers and not (run / runs.CONFIG).exists():
+            raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
+        lock = (run / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{run}: another process is training this run; wait for it, or give another run:"
+            ) from error
+        if (run / runs.CONFIG).exists() and (changed := differences(runs.load_config(run), config)):
+            raise UserError(
+                f"{run}: this run was started with another config; give another run:, or --new to start over\n"
+                + "\n".join(f"  {line}" for line in changed)
+            )
+        write_text(run / runs.CONFIG, config.dump())
+        yield
+
+
+def _last(run: Path) -> Path | None:
+    with suppress(UserError):
+        return runs.find_checkpoint(run, "last")
+    return None
+
+
+def set_aside(run: Path) -> Path | None:
+    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; where it is now, or None.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    runs.load_config(run)
+    aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}.{n}")).exists())
+    return run.rename(aside)

@@ -1,0 +1,87 @@
+"""``hpe train``: streamed, multi-task, distributed, exactly resumable.
+
+A run is a function of (config, seed, samples seen): the order of samples, augmentation, dropout, learning
+rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
+"""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+from hpe.config import RunConfig
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK
+from hpe.job import Job, open_job
+from hpe.learner import Learner, precision_of
+from hpe.log import Log
+from hpe.metrics import HeadMetrics, better
+from hpe.progress import Bar, progress
+from hpe.ranks import Ranks, Signals, accelerator, signals
+from hpe.runs import State
+
+
+def train(config: RunConfig) -> int:
+    """Train, or go on training, the run of a config, as one rank of the job.
+
+    Returns:
+        The exit code: 0; 1 when samples could not be read (they are named); 75 when a signal asked to stop
+        and everything is saved.
+
+    Raises:
+        UserError: the config cannot work; every reason is in the message.
+        NotFiniteError: the loss is no number any more.
+    """
+    ranks = Ranks.from_environment()
+    here = accelerator(precision_of(config.train.precision))
+    with ExitStack() as stack:
+        job = stack.enter_context(open_job(config, ranks))
+        learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, here)
+        state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
+        log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
+        bar = stack.enter_context(
+            progress(f"train {job.run.name}", job.total_samples, unit="images", done=state.samples_seen)
+        )
+        return _loop(job, learner, state, log, bar, stack.enter_context(signals()))
+
+
+def _loop(job: Job, learner: Learner, state: State, log: Log, bar: Bar, caught: Signals) -> int:
+    settings = job.config.train
+    between = settings.validate_epochs * job.epoch_samples
+    learner.start(state)
+    with job.batches(state.samples_seen) as loader:
+        while state.samples_seen < job.total_samples and not _out_of_patience(job, state):
+            loaded = next(loader)
+            stop = learner.step(loaded, state, stop=caught.caught is not None)
+            validate = loaded.samples_seen // between > state.samples_seen // between
+            bar.advance(loaded.samples_seen - state.samples_seen)
+            state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
+            validate |= state.samples_seen >= job.total_samples
+            if state.step % settings.log_steps == 0 or validate:
+                bar.note(learner.log(state, log, loader))
+            if validate:
+                state = _validate(job, learner, state, log)
+            if validate or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
+                learner.save(job.run, state, best=validate and state.best_samples == state.samples_seen)
+            if stop:
+                job.say(f"stopped by a signal after {state.samples_seen:,} samples; saved: the same command goes on")
+                return EXIT_AGAIN
+    job.finish(state, log)
+    return EXIT_INCOMPLETE if job.report_damage(loader) else EXIT_OK
+
+
+def _out_of_patience(job: Job, state: State) -> bool:
+    patience = job.config.train.patience * job.config.train.validate_epochs * job.epoch_samples
+    return bool(patience) and state.samples_seen - state.best_samples >= patience
+
+
+def _validate(job: Job, learner: Learner, state: State, log: Log) -> State:
+    """Metrics on the validation split; the state with the best figure so far."""
+    metrics = HeadMetrics(job.config.model.heads.on)
+    with job.validation() as loader:
+        learner.validate((loaded.batch for loaded in loader), metrics)
+    figures, confusions = metrics.figures()
+    log.scalars("val", state.step, state.samples_seen, figures)
+    log.confusions(state.samples_seen, confusions)
+    value = figures.get(job.selection)
+    if value is not None and better(job.selection, value, state.best):
+        state = replace(state, best=value, best_samples=state.samples_seen)
+    job.say_figures(state, figures)
+    return state
