@@ -12,7 +12,17 @@ from hpe.sources.base import ImageData, Raw, Reader, Reject, Source
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]
 
-_MODULES: Final = ("affectnet", "affectnet_copies", "faces3d", "pointing04", "biwi", "fer", "folders", "table")
+_MODULES: Final = (
+    "affectnet",
+    "affectnet_copies",
+    "faces3d",
+    "pointing04",
+    "biwi",
+    "fer",
+    "folders",
+    "table",
+    "rendered",
+)
 """In the order in which they are asked: what looks for much before what looks for little."""
 
 

@@ -115,12 +115,15 @@ class Columns:
         got = {target: row.get(column) for target, column in self.names.items()}
         for target in ("emotion", "direction"):
             names = (words or {}).get(self.names.get(target, ""))
-            if names and isinstance(got[target], int) and 0 <= got[target] < len(names):
-                got[target] = names[got[target]]
-        angle = {name: self._angle(name, got.get(name)) for name in ("yaw", "pitch", "roll")}
+            value = got.get(target)
+            if names and isinstance(value, int) and 0 <= value < len(names):
+                got[target] = names[value]
         return Record(
             emotion=self._emotion(got.get("emotion")),
             direction=_direction(got.get("direction")),
+            yaw=self._angle("yaw", got.get("yaw")),
+            pitch=self._angle("pitch", got.get("pitch")),
+            roll=self._angle("roll", got.get("roll")),
             valence=_affect(got.get("valence")),
             arousal=_affect(got.get("arousal")),
             box=_box(got),
@@ -128,7 +131,6 @@ class Columns:
             split=_split(got.get("split")),
             source=source,
             groups={name: text for name, column in self.groups.items() if (text := _text(row.get(column))) is not None},
-            **angle,
         )
 
     def _angle(self, name: str, value: Any) -> float | None:

@@ -1,0 +1,96 @@
+"""Rendered heads (:mod:`hpe.sources.synthetic`) as a source: any number of them, from a seed alone."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hpe.errors import UserError
+from hpe.records import Record
+from hpe.sources.base import Raw, Reader, Reject, Source
+
+_LARGEST_SIDE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedHead:
+    """One head, rendered where it is read."""
+
+    index: int
+    seed: int
+    people: int
+    size: int
+
+    def read(self) -> bytes:
+        """The head as PNG."""
+        from PIL import Image
+
+        from hpe.sources.synthetic import head_at
+
+        _, picture, _ = head_at(self.index, seed=self.seed, people=self.people, size=self.size)
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+
+def open_rendered(
+    path: Path,  # noqa: ARG001
+    *,
+    count: str = "4000",
+    people: str = "40",
+    seed: str = "0",
+    size: str = "224",
+) -> Source:
+    """Rendered heads with exact angles and emotions; split by person.
+
+    Args:
+        path: not looked at.
+        count: how many pictures.
+        people: how many people they show.
+        seed: same seed, same pictures.
+        size: side of a picture in pixels.
+
+    Raises:
+        UserError: an option that is no sensible whole number.
+    """
+    pictures = _whole("count", count, 1, 10**8)
+    persons = _whole("people", people, 1, 10**6)
+    start = _whole("seed", seed, 0, 2**31 - 1)
+    side = _whole("size", size, 16, _LARGEST_SIDE)
+
+    def rows() -> Iterator[Raw | Reject]:
+        from hpe.sources.synthetic import cast, face_box, person, split_of
+
+        for index in range(pictures):
+            person_id, seen = cast(index, seed=start, people=persons)
+            name = f"head{person_id:04d}"
+            record = Record(
+                emotion=int(seen.emotion), valence=seen.valence, arousal=seen.arousal,
+                yaw=seen.yaw, pitch=seen.pitch, roll=seen.roll,
+                box=face_box(person(start, person_id), seen, side),
+                subject=name, source=f"seed{start}/{index}", split=split_of(person_id),
+            )  # fmt: skip
+            yield Raw(f"{name}-{index:07d}", RenderedHead(index, start, persons, side), record)
+
+    return Source(
+        name="rendered",
+        variant=f"{pictures:,} heads of {persons} people, seed {start}, {side} px",
+        licence="rendered by this package; no rights of others",
+        publishable=True,
+        default_crop="none",
+        splits=("train", "val", "test"),
+        rows=rows,
+        total=pictures,
+    )
+
+
+def _whole(option: str, text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise UserError(f"source rendered: option {option} is {text!r}; expected a whole number of {least}..{most}")
+    return int(text)
+
+
+READERS: Final = (
+    Reader("rendered", "nothing: heads are rendered from a seed", lambda path: None, open_rendered),  # noqa: ARG005
+)
