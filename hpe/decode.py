@@ -21,7 +21,6 @@ Row = UInt8[np.ndarray, "size size 3"]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = struct.Struct(">8xI4sIIBB")
-_EXIF_REACH: Final = 1 << 16
 _LUMA: Final = np.asarray((19595, 38470, 7471), np.uint32)
 """ITU-R 601 in 1/65536, as Pillow's ``convert("L")``."""
 
@@ -56,7 +55,7 @@ def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
     size = len(out)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK") or data.find(b"Exif\0\0", 0, _EXIF_REACH) >= 0:
+        if colours in ("CMYK", "YCCK") or _has_exif(data):
             return False
         if int(height) * int(width) > MAX_PIXELS:
             raise DecodeError(f"{width} × {height} pixels, more than the {MAX_PIXELS:,} allowed")
@@ -74,6 +73,16 @@ def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
         return False
     _fit(pixels, out)
     return True
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the application segments, which come first in a JPEG, is EXIF: it may say "turn me"."""
+    at = 2
+    while at + 10 < len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
+            return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
 
 
 def _png_into(data: bytes, out: Row) -> bool:

@@ -1,9 +1,11 @@
 """Batches out of shards: readers in worker processes, one block of memory a batch, in the order of the plan."""
 
 import itertools
+import mmap
 import os
 import signal
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from hpe.decode import Colour, decode_into
 from hpe.errors import UserError
 from hpe.images import DecodeError
+from hpe.records import Record
+from hpe.shards import index_tar
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
-from hpe.stream.packed import COLUMNS, Damage, Loaded, Packed, layout, write_labels
+from hpe.stream.packed import COLUMNS, Damage, Loaded, Packed, Slot, layout, write_labels
+from hpe.stream.pool import Pool
 from hpe.stream.shelf import LabelSource, ShardTable, open_local, table_of
 from hpe.stream.sources import Shard, ShardSet, resolve
 from hpe.stream.spool import Spool, node_folder
@@ -48,7 +53,7 @@ class Reading:
     labels: LabelSource = field(default_factory=LabelSource)
     damaged: Literal["skip", "fail"] = "skip"
     workers: int = 0
-    prefetch: int = 4
+    prefetch: int = 2
     spool_bytes: int | None = None
 
 
@@ -121,6 +126,7 @@ class Batches(Dataset[Packed | Refusal]):
         self, sets: Sequence[Sequence[Shard]], order: Order, plan: Plan, reading: Reading, shelf: Shelf
     ) -> None:
         self._sets, self._order, self._plan, self._reading, self._shelf = sets, order, plan, reading, shelf
+        self.pool: Pool | None = None
 
     def __getitem__(self, number: int) -> Packed | Refusal:
         try:
@@ -133,8 +139,7 @@ class Batches(Dataset[Packed | Refusal]):
         size, rows = self._reading.size, stop - start
         picks = self._order.at(start, stop).tolist()
         places, total = layout(rows, size, size)
-        block = _shared_block(total)
-        bytes_of_block = block.numpy()
+        block, bytes_of_block = self._block(total)
         images = bytes_of_block[: places["images"][1]].reshape(rows, size, size, 3)
         labels = np.empty((rows, COLUMNS), np.float32)
         damage: list[Damage] = []
@@ -159,6 +164,14 @@ class Batches(Dataset[Packed | Refusal]):
         seen = self._plan.first + (number + 1) * self._plan.batch
         seen = seen if self._plan.length is None else min(seen, self._plan.length)
         return Packed(block, tuple(keys), size, size, start, seen, tuple(damage))
+
+    def _block(self, size: int) -> tuple[torch.Tensor | Slot, np.ndarray]:
+        """Memory for a batch: a slot of the pool, or fresh memory where the trainer holds all slots."""
+        worker = torch.utils.data.get_worker_info()
+        if worker and self.pool and (slot := self.pool.take(worker.id)) is not None:
+            return Slot(self.pool.number, slot, size), self.pool.bytes_of(slot, size)
+        block = torch.empty(size, dtype=torch.uint8)
+        return block, block.numpy()
 
     def _place(self, dataset: int, shard: int, row: int) -> "_Place | Damage":
         name = self._sets[dataset][shard].name
@@ -193,14 +206,6 @@ class _Place:
     labels: np.ndarray
 
 
-def _shared_block(size: int) -> torch.Tensor:
-    """Memory that is written once by a worker and read by the trainer without a copy."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(size, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,))
-
-
 class Loader:
     """An iterator of batches (once through, or endless), with what happened while reading.
 
@@ -212,7 +217,7 @@ class Loader:
     """
 
     def __init__(self, batches: Batches, plan: Plan, reading: Reading, samples: int) -> None:
-        self._plan, self.samples = plan, samples
+        self._plan, self._reading, self._dataset, self.samples = plan, reading, batches, samples
         self.waited_seconds = 0.0
         self.damage: list[Damage] = []
         self.damaged = 0
@@ -226,6 +231,7 @@ class Loader:
             prefetch_factor=reading.prefetch if reading.workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker,
+            multiprocessing_context="fork" if reading.workers else None,
             collate_fn=_same,  # pyright: ignore[reportArgumentType] (one batch, not a list)
         )
         self._iterator: Iterator[Any] | None = None
@@ -238,12 +244,22 @@ class Loader:
     def __iter__(self) -> "Loader":
         """Start (again) from the first batch of the plan."""
         self.close()
-        self._iterator = iter(self._loader)
+        self._iterator = self._start()
         return self
+
+    def _start(self) -> Iterator[Any]:
+        workers, size = self._reading.workers, self._reading.size
+        if workers:
+            rows = -(-self._plan.batch // self._plan.ranks)
+            # What waits in the queue, and two that the trainer may hold.
+            self._dataset.pool = Pool(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
+        with warnings.catch_warnings():  # Python 3.12 warns of any fork beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return iter(self._loader)
 
     def __next__(self) -> Loaded:
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            self._iterator = self._start()
         start = time.perf_counter()
         packed = next(self._iterator)
         self.waited_seconds += time.perf_counter() - start
@@ -395,6 +411,22 @@ class Stream:
             int(angles.sum()),
             int(affect.sum()),
         )
+
+    def records(self) -> Iterator[tuple[str, str, Record | None]]:
+        """Shard name, key and record of every sample, in the order of :meth:`once`; None: a damaged record."""
+        for dataset, counts in enumerate(self.counts):
+            for shard in range(len(counts)):
+                opened = self._shelf.open(dataset, shard)
+                if isinstance(opened, str):
+                    continue
+                with mmap.mmap(opened[0], 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
+                    index = index_tar(data)
+                    for key, (start, size) in zip(index.keys, index.records.tolist(), strict=True):
+                        try:
+                            record = Record.from_json(bytes(data[start : start + size]))
+                        except (ValueError, RecursionError):
+                            record = None
+                        yield self.sets[dataset][shard].name, key, record
 
     def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Per shard: emotion and direction (-1: none), and whether there are angles and affect."""

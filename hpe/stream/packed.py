@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from hpe.batch import Batch
 from hpe.labels import DIRECTIONS, EMOTIONS
-from hpe.records import Batch
+from hpe.stream.pool import pool_of
 
 LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll")
 """Columns of a label row, NaN where a label is missing; the emotion's distribution follows."""
@@ -53,10 +54,19 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """A block in a pool of shared memory."""
+
+    pool: int
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A batch as one block of bytes: pictures, then the fields of :func:`layout`."""
 
-    block: UInt8[Tensor, " bytes"]
+    block: UInt8[Tensor, " bytes"] | Slot
     keys: tuple[str, ...]
     height: int
     width: int
@@ -66,17 +76,19 @@ class Packed:
 
     def pin_memory(self) -> "Packed":
         """The same in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, block=self.block.pin_memory())
+        return replace(self, block=self._memory().pin_memory())
 
-    def to(self, device: torch.device) -> "Packed":
-        """The same on a device, in one copy."""
-        return replace(self, block=self.block.to(device, non_blocking=True))
+    def _memory(self) -> UInt8[Tensor, " bytes"]:
+        if isinstance(self.block, Slot):
+            return pool_of(self.block.pool).lease(self.block.number, self.block.size)
+        return self.block
 
     def unpack(self) -> Loaded:
         """The batch as views of the block: images in channels-last memory, nothing copied."""
         places, _ = layout(len(self.keys), self.height, self.width)
+        block = self._memory()
         views = {
-            name: self.block[start:stop].view(dtype).view(shape) for name, (start, stop, dtype, shape) in places.items()
+            name: block[start:stop].view(dtype).view(shape) for name, (start, stop, dtype, shape) in places.items()
         }
         views["images"] = views["images"].permute(0, 3, 1, 2)
         return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage)
@@ -116,7 +128,7 @@ def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: 
         start, stop, _, shape = places[name]
         return block[start:stop].view(dtype).reshape(shape)
 
-    known = np.logical_not(np.isnan(labels))
+    known = np.asarray(np.isfinite(labels))
     for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
         field(name, np.int64)[:] = np.where(known[:, column], labels[:, column], 0).astype(np.int64)
         field(f"{name}_mask", np.bool_)[:] = known[:, column] & (labels[:, column] < len(classes))
