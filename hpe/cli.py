@@ -38,7 +38,7 @@ def _main(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as affectnet or synthetic.")],
+    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as affectnet or rendered.")],
     paths: Annotated[
         list[str],
         typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
@@ -71,7 +71,7 @@ def pack(
     is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
-    `hpe pack synthetic data/heads --option count=2000 --option people=50`
+    `hpe pack rendered data/heads --option count=2000 --option people=50`
     """
     from hpe.pack import Options, pack_source
 

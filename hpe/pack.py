@@ -40,7 +40,8 @@ from hpe.workers import Stopped, run_jobs
 DUPLICATES: Final = "duplicates.jsonl"
 SUMMARY: Final = "summary.md"
 Drop = Literal["none", "exact", "near"]
-_SYNTHETIC: Final = "synthetic"
+_RENDERED: Final = "rendered"
+"""The one reader without a raw dataset."""
 _JOURNAL: Final = ".pack"
 _OPTIONS: Final = "options.json"
 _HASHED_AT_ONCE: Final = 500
@@ -112,7 +113,7 @@ def pack_source(
         if not equals or not key.isidentifier():
             raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
         given[key] = value
-    if len(paths) == 1 and name == _SYNTHETIC:
+    if len(paths) == 1 and name == _RENDERED:
         raw, out = "", paths[0]
     elif len(paths) == 2:
         raw, out = paths

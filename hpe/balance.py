@@ -1,0 +1,285 @@
+"""``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpe import audit, splits
+from hpe.errors import UserError
+from hpe.files import aside, write_text
+from hpe.labels import DIRECTIONS, EMOTIONS
+from hpe.progress import progress
+from hpe.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, read_samples, write_shard
+
+POSE: Final = "pose"
+_PREFIX: Final = "direction_"
+Cell = tuple[int, int]
+"""Direction, emotion."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a chosen sample lies: shard and row in it."""
+
+    shard: ShardInfo
+    row: int
+    key: str
+
+
+def balance(
+    folder: Path,
+    poses: Path,
+    out: Path,
+    *,
+    per_cell: str,
+    rule: str | None = None,
+    seed: int = 0,
+    samples_per_shard: int = 1000,
+) -> Manifest:
+    """Write the subset's shards and pose tables to ``out``, and return its manifest.
+
+    From each split of ``folder`` its share is drawn: ``80/40/20`` takes 80 samples of every direction and
+    emotion from train, 40 from val and 20 from test; a single number takes as many from every split. No
+    sample changes its split, so none leaks. The choice depends on the keys and the seed alone.
+
+    Args:
+        folder: shards with emotions.
+        poses: tables with a column ``direction_<rule>``, one for each shard.
+
+    Raises:
+        UserError: a cell that is too small (each is named, with what would work), tables that do not fit,
+            ``out`` that holds something else.
+    """
+    manifest = Manifest.load(folder)
+    wanted = _wanted(per_cell, manifest.splits)
+    if samples_per_shard < 1:
+        raise UserError(f"--samples-per-shard {samples_per_shard}: expected 1 or more")
+    tables = _Tables(manifest, poses, rule)
+    options = {
+        "from": manifest.dataset,
+        "per_cell": wanted,
+        "rule": tables.rule,
+        "poses": poses.name,
+        "seed": seed,
+        "samples_per_shard": samples_per_shard,
+        "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
+    }
+    if _finished(out, options):
+        print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
+        return Manifest.load(out)
+    chosen = _choose(_cells(folder, manifest, tables, wanted), wanted, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
+
+
+def _wanted(text: str, found: Sequence[str]) -> dict[str, int]:
+    numbers = text.split("/")
+    if not all(number.isdecimal() for number in numbers) or len(numbers) not in (1, 3) or not int(max(numbers)):
+        raise UserError(f"--per-cell {text!r}: expected a number, or three for train/val/test such as 80/40/20")
+    if len(numbers) == 1:
+        return dict.fromkeys(found, int(text))
+    wanted = {name: int(number) for name, number in zip(splits.SPLITS, numbers, strict=True) if int(number)}
+    if absent := [name for name in wanted if name not in found]:
+        zeros = "/".join(number if name in found else "0" for name, number in zip(splits.SPLITS, numbers, strict=True))
+        raise UserError(
+            f"--per-cell {text}: these shards have no {' and no '.join(absent)} (they have {', '.join(found)}); "
+            f"use --per-cell {zeros}, or pack with --val-share and --test-share"
+        )
+    return wanted
+
+
+def _finished(out: Path, options: Mapping[str, Any]) -> bool:
+    if not out.exists():
+        return False
+    if (out / MANIFEST).is_file():
+        if Manifest.load(out).options == options:
+            return True
+        raise UserError(f"{out}: was made with other options, or from other shards; use another folder or delete it")
+    begun = [path for path in out.iterdir() if path.suffix not in (".tar", ".part") and path.name != POSE]
+    if not out.is_dir() or begun:
+        raise UserError(f"{out}: holds files that `hpe balance` did not write; use an empty or a new folder")
+    return False
+
+
+class _Tables:
+    """The pose tables of some shards, and the direction rule that is used."""
+
+    def __init__(self, manifest: Manifest, folder: Path, rule: str | None) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
+        absent = [s.name for s in manifest.shards if not self.path(s).is_file()]
+        if absent:
+            raise UserError(
+                f"{folder}: no table for {len(absent):,} of {len(manifest.shards):,} shards, such as {absent[0]}; "
+                "run `hpe pose` on them first"
+            )
+        try:
+            columns = pq.read_schema(self.path(manifest.shards[0])).names
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.path(manifest.shards[0])}: not a pose table: {error}") from error
+        rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
+        if rule is None and len(rules) != 1:
+            raise UserError(f"{folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
+        self.rule = rules[0] if rule is None else rule
+        if self.rule not in rules:
+            raise UserError(f"--rule {self.rule}: the tables in {folder} have {', '.join(rules) or 'none'}")
+
+    def path(self, shard: ShardInfo) -> Path:
+        return self.folder / f"{shard.name.removesuffix('.tar')}.parquet"
+
+    def read(self, shard: ShardInfo) -> pa.Table:
+        """A shard's table.
+
+        Raises:
+            UserError: it cannot be read, or its rows are not the shard's samples.
+        """
+        path = self.path(shard)
+        try:
+            table = pq.read_table(path)
+            table.column("key"), table.column(_PREFIX + self.rule)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{path}: not a pose table with {_PREFIX}{self.rule}: {error}") from error
+        if table.num_rows != shard.samples:
+            raise UserError(f"{path}: {table.num_rows:,} rows for {shard.samples:,} samples; run `hpe pose` again")
+        return table
+
+
+def _cells(
+    folder: Path, manifest: Manifest, tables: _Tables, wanted: Mapping[str, int]
+) -> dict[str, dict[Cell, list[_Place]]]:
+    """By split and cell, every sample that has an emotion and a direction."""
+    cells: dict[str, dict[Cell, list[_Place]]] = {name: defaultdict(list) for name in wanted}
+    shards = [shard for shard in manifest.shards if shard.split in wanted]
+    with progress("count", len(shards), unit="shards") as bar:
+        for shard in shards:
+            table = tables.read(shard)
+            directions = table.column(_PREFIX + tables.rule).to_pylist()
+            keys = table.column("key").to_pylist()
+            for row, sample in enumerate(_samples(folder, shard)):
+                if sample.key != keys[row]:
+                    raise UserError(
+                        f"{tables.path(shard)}: row {row} is {keys[row]!r}, the shard has {sample.key!r} there; "
+                        "run `hpe pose` again"
+                    )
+                emotion, direction = sample.record.emotion, directions[row]
+                if emotion is not None and direction is not None and 0 <= direction < len(DIRECTIONS):
+                    cells[shard.split][direction, emotion].append(_Place(shard, row, sample.key))
+            bar.advance()
+    return cells
+
+
+def _samples(folder: Path, shard: ShardInfo) -> Iterator[Sample]:
+    try:
+        yield from read_samples(folder / shard.name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / shard.name}: {error}; see `hpe verify {folder}`") from error
+
+
+def _choose(
+    cells: Mapping[str, Mapping[Cell, list[_Place]]], wanted: Mapping[str, int], seed: int
+) -> dict[str, list[_Place]]:
+    """Per split the chosen samples, in random order.
+
+    Raises:
+        UserError: a cell with fewer samples than wanted.
+    """
+    emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
+    if not emotions:
+        raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
+    grid = [(direction, emotion) for direction in range(len(DIRECTIONS)) for emotion in emotions]
+    smallest = {name: min(len(of_split.get(cell, ())) for cell in grid) for name, of_split in cells.items()}
+    short = [
+        f"  {name}, {DIRECTIONS[cell[0]]} × {EMOTIONS[cell[1]]}: {len(cells[name].get(cell, ())):,} of {number:,}"
+        for name, number in wanted.items()
+        for cell in grid
+        if len(cells[name].get(cell, ())) < number
+    ]
+    if short:
+        fits = {name: min(number, smallest[name]) for name, number in wanted.items()}
+        largest = "/".join(str(fits.get(name, 0)) for name in splits.SPLITS)
+        way_out = (
+            f"--per-cell {largest} works"
+            if all(fits.values())
+            else "another direction rule, or more data, is needed: a cell without a sample cannot be balanced"
+        )
+        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(short) + f"\n{way_out}")
+
+    def rank(place: _Place) -> tuple[int, str]:
+        return splits.order(seed, place.key), place.key
+
+    return {
+        name: sorted((p for cell in grid for p in sorted(cells[name][cell], key=rank)[:number]), key=rank)
+        for name, number in wanted.items()
+    }
+
+
+def _write(
+    folder: Path,
+    manifest: Manifest,
+    tables: _Tables,
+    chosen: Mapping[str, Sequence[_Place]],
+    out: Path,
+    options: dict[str, Any],
+    samples_per_shard: int,
+) -> Manifest:
+    infos: list[ShardInfo] = []
+    by_split: dict[str, Counter[str]] = {}
+    grid: dict[str, Counter[str]] = {}
+    with progress("balance", sum(map(len, chosen.values())), unit="images") as bar:
+        for name, places in chosen.items():
+            by_split[name], grid[name] = Counter(), Counter()
+            parts = -(-len(places) // samples_per_shard)
+            for part in range(parts):
+                some = places[part * len(places) // parts : (part + 1) * len(places) // parts]
+                found = _gather(folder, tables, some)
+                samples = [found[place.key][0] for place in some]
+                rows = pa.concat_tables([found[place.key][1] for place in some])
+                info = write_shard(out / f"{name}-{part:06d}.tar", name, samples)
+                infos.append(info)
+                _write_table(rows, out / POSE / tables.folder.name, info)
+                for sample, direction in zip(samples, rows.column(_PREFIX + tables.rule).to_pylist(), strict=True):
+                    emotion = sample.record.emotion
+                    by_split[name][f"emotion/{EMOTIONS[emotion or 0]}"] += 1
+                    grid[name][f"{DIRECTIONS[direction]} {EMOTIONS[emotion or 0]}"] += 1
+                bar.advance(len(some))
+    counts = audit.counts(by_split, Counter(), sum(map(len, chosen.values())))
+    counts["cells"] = {name: dict(sorted(found.items())) for name, found in grid.items()}
+    each = ", ".join(f"{number} in {name}" for name, number in options["per_cell"].items())
+    note = f"balanced: per direction ({tables.rule}) and emotion {each}, seed {options['seed']}"
+    balanced = replace(manifest, shards=tuple(infos), counts=counts, options=options, notes=(*manifest.notes, note))
+    write_text(out / QUARANTINE, "")
+    text = audit.summary(balanced, Counter(), balanced.notes)
+    write_text(out / "summary.md", text)
+    balanced.save(out)
+    print(text)
+    return balanced
+
+
+def _gather(folder: Path, tables: _Tables, places: Sequence[_Place]) -> dict[str, tuple[Sample, pa.Table]]:
+    """The samples of one new shard with their rows, by key; each old shard is read once."""
+    by_shard: dict[ShardInfo, dict[int, str]] = defaultdict(dict)
+    for place in places:
+        by_shard[place.shard][place.row] = place.key
+    found: dict[str, tuple[Sample, pa.Table]] = {}
+    for shard, rows in by_shard.items():
+        table = tables.read(shard)
+        for row, sample in enumerate(_samples(folder, shard)):
+            if row in rows:
+                found[sample.key] = sample, table.slice(row, 1)
+    return found
+
+
+def _write_table(rows: pa.Table, folder: Path, shard: ShardInfo) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {k.decode(): v.decode() for k, v in (rows.schema.metadata or {}).items()}
+    metadata |= {"hpe.shard": shard.name, "hpe.shard_sha256": shard.sha256}
+    metadata["hpe.balanced"] = json.dumps({"rows": rows.num_rows})
+    with aside(folder / f"{shard.name.removesuffix('.tar')}.parquet") as part:
+        pq.write_table(rows.replace_schema_metadata(metadata).combine_chunks(), part, compression="zstd")
