@@ -12,8 +12,8 @@ Split = Literal["train", "val", "test"]
 HairStyle = Literal["bald", "cropped", "short", "fringe", "bob", "long", "bun", "curly"]
 
 SKIN: tuple[Colour, ...] = (
-    (0.98, 0.85, 0.76), (0.95, 0.78, 0.66), (0.90, 0.70, 0.55), (0.80, 0.60, 0.44),
-    (0.68, 0.47, 0.33), (0.54, 0.36, 0.25), (0.42, 0.27, 0.19),
+    (0.98, 0.85, 0.76), (0.95, 0.78, 0.66), (0.90, 0.70, 0.55), (0.82, 0.62, 0.46),
+    (0.72, 0.51, 0.37), (0.61, 0.42, 0.30), (0.50, 0.34, 0.25),
 )  # fmt: skip
 HAIR: tuple[Colour, ...] = (
     (0.10, 0.08, 0.08), (0.17, 0.12, 0.10), (0.30, 0.19, 0.12), (0.42, 0.27, 0.16), (0.62, 0.30, 0.14),
@@ -75,7 +75,7 @@ def person(seed: int, person_id: int) -> Head:
     def about(mean: float, spread: float) -> float:
         return float(mean * (1 + spread * np.clip(rng.normal(), -1.8, 1.8)))
 
-    tone = rng.uniform(0, len(SKIN) - 1)
+    tone = (len(SKIN) - 1) * rng.uniform() ** 1.4
     low = int(tone)
     skin = np.array(SKIN[low]) + (tone - low) * (np.array(SKIN[low + 1]) - np.array(SKIN[low]))
     skin = np.clip(skin * rng.uniform(0.96, 1.04, 3), 0, 1)

@@ -7,13 +7,13 @@ Poses are drawn around the five directions, with little mass at the borders wher
 forward    yaw U(−17, 17)                                      pitch U(−13, 13)
 left       yaw U(33, 62); one in ten U(62, 88)                 pitch U(−12, 12)
 right      as left, yaw negated                                pitch U(−12, 12)
-up         yaw U(−15, 15)                                      pitch U(28, 45); one in ten U(45, 60)
-down       yaw U(−15, 15)                                      pitch U(−45, −28); one in ten U(−60, −45)
+up         yaw U(−15, 15)                                      pitch U(28, 42); one in ten U(42, 60)
+down       yaw U(−15, 15)                                      pitch U(−42, −28); one in ten U(−60, −42)
 =========  ==================================================  ==================================
 
 and one shot in twelve leaves the clear pose for the continuum between it and the forward one: its angle is
-scaled by U(0, 1), so about 2 % of all shots lie within 3° of a border. Both angles are never large at once. Roll is
-N(0, 9) cut at ±40, half as wide for left and right.
+scaled by U(0, 1), so about 1 % of all shots lie within 3° of a border. Both angles are never large at once.
+Roll is N(0, 9) cut at ±40, half as wide for left and right.
 
 Expressions are sets of facial action units after P. Ekman, W. Friesen and J. Hager, "Facial Action Coding
 System" (2002), with the emotions' units after EMFACS as printed in P. Lucey et al., "The Extended Cohn-Kanade
@@ -36,23 +36,23 @@ CELLS = len(DIRECTIONS) * len(EMOTIONS)
 
 YAW_BORDER, PITCH_BORDER = 25.0, 20.0  # degrees; where the poses are thin
 
-ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 19, 20, 23, 24, 25, 26, 27, 43)
-"""1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid tightener,
-9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 14 dimpler, 15 lip corner depressor, 16 lower lip
-depressor, 17 chin raiser, 19 tongue show, 20 lip stretcher, 23 lip tightener, 24 lip pressor, 25 lips part,
+ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 20, 23, 24, 25, 26, 27, 43)
+"""1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid
+tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 14 dimpler, 15 lip corner depressor,
+16 lower lip depressor, 17 chin raiser, 20 lip stretcher, 23 lip tightener, 24 lip pressor, 25 lips part,
 26 jaw drop, 27 mouth stretch, 43 eyes closing."""
 
 EMOTION_UNITS: tuple[dict[int, float], ...] = (
     {},
     {6: 1.0, 12: 1.0, 25: 0.9, 26: 0.25},
-    {1: 1.0, 4: 0.35, 15: 1.0, 17: 0.5, 43: 0.35},
+    {1: 1.0, 4: 0.35, 15: 1.0, 17: 0.5, 43: 0.4},
     {1: 0.9, 2: 1.0, 5: 0.9, 25: 1.0, 26: 0.6, 27: 0.8},
     {1: 1.0, 2: 0.35, 4: 0.45, 5: 1.0, 20: 1.0, 25: 0.8, 26: 0.25},
     {4: 0.6, 7: 0.8, 9: 1.0, 10: 1.0, 15: 0.5, 16: 0.5, 17: 0.4, 25: 0.6},
     {4: 1.0, 5: 0.35, 7: 0.55, 17: 0.3, 23: 1.0, 24: 0.8},
     {},  # contempt is one-sided: CONTEMPT_SIDE and CONTEMPT_OTHER
 )
-CONTEMPT_SIDE: dict[int, float] = {2: 0.9, 1: 0.3, 12: 0.75, 14: 1.0}
+CONTEMPT_SIDE: dict[int, float] = {2: 0.9, 1: 0.3, 12: 0.9, 14: 1.0}
 CONTEMPT_OTHER: dict[int, float] = {4: 0.35, 7: 0.35, 43: 0.15}
 
 # Where the emotions lie in valence and arousal at full intensity: J. Russell's circumplex (1980), rounded.
@@ -123,7 +123,7 @@ def pose_towards(direction: Direction, rng: np.random.Generator) -> tuple[float,
     if direction in ("left", "right"):
         yaw = float(rng.uniform(62, 88) if wide else rng.uniform(33, 62)) * between
         return (yaw if direction == "left" else -yaw), float(rng.uniform(-12, 12)), roll / 2
-    pitch = float(rng.uniform(45, 60) if wide else rng.uniform(28, 45)) * between
+    pitch = float(rng.uniform(42, 60) if wide else rng.uniform(28, 42)) * between
     return float(rng.uniform(-15, 15)), (pitch if direction == "up" else -pitch), roll
 
 
@@ -160,14 +160,14 @@ def shot(seed: int, index: int) -> Shot:
         gaze=(float(rng.normal(0, 0.12)), float(rng.normal(0, 0.08))),
         light=(float(light[0]), float(light[1]), float(light[2])),
         light_colour=(1 + warm, 1.0, 1 - warm),
-        ambient=float(rng.uniform(0.5, 0.7)),
+        ambient=float(rng.uniform(0.55, 0.75)),
         centre=(float(rng.uniform(-0.035, 0.035)), float(rng.uniform(-0.035, 0.035))),
         scale=float(rng.uniform(0.40, 0.46)),
         background=((first[0], first[1], first[2]), (second[0], second[1], second[2])),
         background_angle=float(rng.uniform(0, 360)),
         blobs=float(rng.uniform(0, 0.16)),
         blur=float(rng.uniform(0, 0.006)),
-        noise=float(rng.uniform(0.002, 0.025)),
+        noise=float(rng.uniform(0.002, 0.02)),
         grain=int(rng.integers(2**31)),
     )
 

@@ -9,13 +9,14 @@ which is the formula of a conditional normal distribution, with the ellipsoid fo
 Melting is the polynomial smooth maximum of Inigo Quilez ("smooth minimum", iquilezles.org) on the depths.
 
 Frames. Head frame: x to the image right of a frontal face, y up, z towards the viewer. View frame: the same
-axes fixed to the camera; V = Rᵀ·X. Image: x right, y down, so F·V with F = diag(1, −1, 1). Lengths are in head
-units: one unit is about half of a head's height.
+axes fixed to the camera; V = Rᵀ·X. Image: x right, y down, so F·V with F = diag(1, −1, 1). Lengths are in
+head units: one unit is about half of a head's height.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,22 +24,27 @@ from jaxtyping import Float
 
 FAR = -9.0  # depth of the background, head units
 Matrix = Float[np.ndarray, "3 3"]
+Cut = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> Matrix:
     """R = Rz(roll)·Ry(yaw)·Rx(pitch), angles in degrees (6DRepNet's frame)."""
-    (cy, cp, cr), (sy, sp, sr) = np.cos(np.radians([yaw, pitch, roll])), np.sin(np.radians([yaw, pitch, roll]))
-    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    (cy, sy), (cp, sp), (cr, sr) = ((math.cos(a), math.sin(a)) for a in map(math.radians, (yaw, pitch, roll)))
+    return np.array(
+        [
+            [cr * cy, cr * sy * sp - sr * cp, cr * sy * cp + sr * sp],
+            [sr * cy, sr * sy * sp + cr * cp, sr * sy * cp - cr * sp],
+            [-sy, cy * sp, cy * cp],
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class Solid:
-    """An ellipsoid in the head frame; `melt` is the width, in head units, of its seam with what lies below."""
+    """An ellipsoid in the head frame. `axes` holds its orthogonal semi-axes as columns; `melt` is the width, in
+    head units, of its seam with what lies below."""
 
-    centre: Float[np.ndarray, "3"]
+    centre: Float[np.ndarray, " 3"]
     axes: Matrix
     melt: float
 
@@ -52,69 +58,107 @@ def ellipsoid(
     turn: float = 0.0,
 ) -> Solid:
     """An ellipsoid along the axes, then tilted about x and turned about y (degrees)."""
-    return Solid(np.array(centre), rotation(turn, tilt, 0.0) @ np.diag(radii), melt)
+    return Solid(np.array(centre), rotation(turn, tilt, 0.0) * np.array(radii), melt)
 
 
-def spindle(
-    top: Float[np.ndarray, "3"], bottom: Float[np.ndarray, "3"], radius: float, *, melt: float
-) -> Solid:
+def spindle(top: Float[np.ndarray, " 3"], bottom: Float[np.ndarray, " 3"], radius: float, *, melt: float) -> Solid:
     """An ellipsoid whose long axis runs from `top` to `bottom`."""
     along = (top - bottom) / 2
-    side = np.cross(along, [0.0, 0.0, 1.0])
-    side *= radius / np.linalg.norm(side)
-    front = np.cross(side, along)
-    front *= radius / np.linalg.norm(front)
+    side = np.array([along[1], -along[0], 0.0])
+    side *= radius / math.hypot(*side)
+    front = np.array([side[1] * along[2], -side[0] * along[2], side[0] * along[1] - side[1] * along[0]])
+    front *= radius / math.hypot(*front)
     return Solid((top + bottom) / 2, np.stack([side, along, front], axis=1), melt)
 
 
 class Screen:
     """Pixel centres in view units, and a depth and normal buffer for one material."""
 
-    def __init__(self, x: Float[np.ndarray, "width"], y: Float[np.ndarray, "height"]) -> None:
+    def __init__(self, x: Float[np.ndarray, " width"], y: Float[np.ndarray, " height"]) -> None:
         self.x = x.astype(np.float32)
         self.y = y.astype(np.float32)
         self.depth = np.full((len(y), len(x)), FAR, np.float32)
         self.normal = np.zeros((3, len(y), len(x)), np.float32)
 
-    def add(self, solid: Solid, matrix: Matrix, keep: Callable[..., np.ndarray] | None = None) -> None:
-        """Melts a solid into the buffer; `keep(x, y, z)` cuts it by the hit's place in the head frame."""
-        centre = matrix.T @ solid.centre
-        axes = matrix.T @ solid.axes
-        shape = axes @ axes.T
-        half = np.sqrt(np.diag(shape))
-        left, right = np.searchsorted(self.x, [centre[0] - half[0], centre[0] + half[0]])
-        # y falls from row to row
-        top, bottom = np.searchsorted(-self.y, [-centre[1] - half[1], -centre[1] + half[1]])
-        if left >= right or top >= bottom:
-            return
-        x = (self.x[left:right] - np.float32(centre[0]))[None, :]
-        y = (self.y[top:bottom] - np.float32(centre[1]))[:, None]
-        flat = np.linalg.inv(shape[:2, :2])
-        slope = (flat @ shape[2, :2]).astype(np.float32)
-        thick = np.float32(np.sqrt(shape[2, 2] - shape[2, :2] @ flat @ shape[2, :2]))
-        flat = flat.astype(np.float32)
-        inside = 1 - flat[0, 0] * x * x - y * (2 * flat[0, 1] * x + flat[1, 1] * y)
+    def add(self, solids: Sequence[Solid], matrix: Matrix, keep: Cut | None = None) -> None:
+        """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame."""
+        # all the small algebra at once: a picture has some twenty solids, and calls cost more than sums
+        centres = np.stack([solid.centre for solid in solids]) @ matrix
+        axes = matrix.T @ np.stack([solid.axes for solid in solids])
+        shapes = axes @ axes.transpose(0, 2, 1)
+        axes = axes / np.square(axes).sum(axis=1, keepdims=True)  # orthogonal: axes·axesᵀ is now shape⁻¹
+        gradients = (axes @ axes.transpose(0, 2, 1)).tolist()
+        halves = np.sqrt(shapes[:, (0, 1, 2), (0, 1, 2)])
+        low, high = (centres - halves)[:, :2].T, (centres + halves)[:, :2].T
+        columns = np.searchsorted(self.x, [low[0], high[0]])
+        rows = np.searchsorted(-self.y, [-high[1], -low[1]])
+        bounds = np.stack([*rows, *columns], axis=1).tolist()
+        for number, solid in enumerate(solids):
+            top, bottom, left, right = bounds[number]
+            if top < bottom and left < right:
+                window = (slice(top, bottom), slice(left, right))
+                front = float(centres[number, 2] + halves[number, 2])
+                if front > self.depth[window].min() - solid.melt:
+                    shape = (shapes[number].tolist(), gradients[number])
+                    self._melt(window, centres[number].tolist(), *shape, solid.melt, matrix, keep)
+
+    def _melt(
+        self,
+        window: tuple[slice, slice],
+        centre: list[float],
+        shape: list[list[float]],
+        gradient: list[list[float]],
+        melt: float,
+        matrix: Matrix,
+        keep: Cut | None,
+    ) -> None:
+        (xx, xy, xz), (_, yy, yz), (_, _, zz) = shape
+        area = xx * yy - xy * xy
+        slope_x, slope_y = (yy * xz - xy * yz) / area, (xx * yz - xy * xz) / area
+        thick = math.sqrt(max(zz - slope_x * xz - slope_y * yz, 0.0))
+        x = (self.x[window[1]] - centre[0])[None, :]
+        y = (self.y[window[0]] - centre[1])[:, None]
+        inside = (1 - yy / area * x * x) - xx / area * y * y
+        inside += (2 * xy / area * y) * x
         hit = inside > 0
-        z = slope[0] * x + slope[1] * y + thick * np.sqrt(np.maximum(inside, 0))
-        gradient = np.linalg.inv(shape).astype(np.float32)
-        normal = np.stack([row[0] * x + row[1] * y + row[2] * z for row in gradient])
-        normal /= np.sqrt(np.square(normal).sum(axis=0)) + np.float32(1e-9)
-        z += np.float32(centre[2])
+        bulge = np.sqrt(np.maximum(inside, 0, out=inside), out=inside)
+        bulge *= thick
+        middle = slope_x * x + slope_y * y
+        z = middle + bulge
         if keep is not None:
-            view = (x + np.float32(centre[0]), y + np.float32(centre[1]), z)
-            rows = matrix.astype(np.float32)
-            hit &= keep(*(row[0] * view[0] + row[1] * view[1] + row[2] * view[2] for row in rows))
-        window = (slice(top, bottom), slice(left, right))
+            kept = keep(*_turned(matrix, x + centre[0], y + centre[1], z + centre[2]))
+            # where the near wall is cut away, the hollow's far wall shows
+            row, column = np.nonzero(hit & ~kept)
+            far = middle[row, column] - bulge[row, column]
+            hollow = keep(*_turned(matrix, x[0, column] + centre[0], y[row, 0] + centre[1], far + centre[2]))
+            z[row, column] = far
+            hit[row, column] = hollow
         old = self.depth[window]
-        melt = np.float32(solid.melt)
-        share = np.where(hit, np.clip(0.5 + 0.5 * (z - old) / melt, 0, 1), 0)
-        fresh = share >= 1
-        z = np.where(fresh, z, old + share * (z - old) + melt * share * (1 - share))
-        self.depth[window] = z
-        self.normal[(slice(None), *window)] += share * (normal - self.normal[(slice(None), *window)])
+        share = (z - old) * (0.5 / melt)
+        share += 0.5 + 0.5 * centre[2] / melt
+        np.minimum(np.maximum(share, 0, out=share), 1, out=share)
+        share *= hit
+        normal = [(row[0] * x + row[1] * y) + row[2] * z for row in gradient]
+        length = normal[0] * normal[0]
+        length += normal[1] * normal[1]
+        length += normal[2] * normal[2]
+        length = share / np.sqrt(length + 1e-12)
+        z += centre[2]
+        rest = 1 - share
+        # a wholly new depth must not carry the rounding of the old one
+        self.depth[window] = np.where(rest > 0, old + share * (z - old + melt * rest), z)
+        for plane, component in zip(self.normal, normal, strict=True):
+            seen = plane[window]
+            seen *= rest
+            component *= length
+            seen += component
 
 
-def reach(solids: list[Solid], height: float, angle: float) -> Float[np.ndarray, "3"]:
+def _turned(matrix: Matrix, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+    return [(row[0] * x + row[1] * y) + row[2] * z for row in matrix.tolist()]
+
+
+def reach(solids: list[Solid], height: float, angle: float) -> Float[np.ndarray, " 3"]:
     """The outermost point of the solids at a height and an angle (radians from z towards x) of the head."""
     direction = np.array([np.sin(angle), 0.0, np.cos(angle)])
     start = np.array([0.0, height, 0.0])

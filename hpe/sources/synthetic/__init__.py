@@ -1,0 +1,43 @@
+"""Rendered heads: people who do not exist, with exact yaw, pitch, roll and emotion, from a seed.
+
+    people.py   who            person(seed, id) → Head, split_of(id)
+    shots.py    how            shot(seed, index) → Shot: pose, action units, light, crop, background
+    solids.py   geometry       ellipsoids to depth and normals
+    anatomy.py  head           solids and feature places under an expression
+    paint.py    skin           eyes, brows, mouth, folds
+    render.py   picture        render(head, shot, size), landmarks(head, shot, size)
+    heads.py    data set       heads(count, seed=…, people=…, size=…)
+    sheet.py    look at it     contact_sheet(), people_sheet()
+
+Every picture is a pure function of its numbers, so any worker can draw any part in any order.
+"""
+
+from hpe.sources.synthetic.heads import Labels, cast, head_at, heads
+from hpe.sources.synthetic.people import Head, Split, person, split_of
+from hpe.sources.synthetic.render import face_box, landmarks, model_points, project, render
+from hpe.sources.synthetic.sheet import contact_sheet, people_sheet
+from hpe.sources.synthetic.shots import DIRECTIONS, EMOTIONS, Shot, express, mirrored, shot
+
+__all__ = [
+    "DIRECTIONS",
+    "EMOTIONS",
+    "Head",
+    "Labels",
+    "Shot",
+    "Split",
+    "cast",
+    "contact_sheet",
+    "express",
+    "face_box",
+    "head_at",
+    "heads",
+    "landmarks",
+    "mirrored",
+    "model_points",
+    "people_sheet",
+    "person",
+    "project",
+    "render",
+    "shot",
+    "split_of",
+]

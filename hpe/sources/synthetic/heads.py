@@ -1,0 +1,71 @@
+"""The rendered heads as a data set: any count, any part of it, split by person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hpe.sources.synthetic.people import Head, Split, person, split_of
+from hpe.sources.synthetic.render import Image, face_box, render
+from hpe.sources.synthetic.shots import Shot, shot
+
+# Each split draws from its own range of shots. A multiple of the 40 pairs of emotion and direction, so that
+# any 40 pictures of a split from a multiple of 40 on hold every pair once.
+SHOTS_PER_SPLIT = 10**9
+SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Yaw, pitch and roll in degrees; emotion as AffectNet's id; box x0, y0, x1, y1 in pixels."""
+
+    yaw: float
+    pitch: float
+    roll: float
+    emotion: int
+    intensity: float
+    valence: float
+    arousal: float
+    subject: str
+    box: tuple[float, float, float, float]
+    split: Split
+
+
+@lru_cache(maxsize=4096)
+def _rank(person_id: int, people: int) -> tuple[int, int]:
+    """The person's place among the people of the same split, and how many these are."""
+    alike = [other for other in range(people) if split_of(other) == split_of(person_id)]
+    return alike.index(person_id), len(alike)
+
+
+def cast(index: int, *, seed: int, people: int) -> tuple[int, Shot]:
+    """Person and shot of a picture: person index mod `people`, with shots dealt evenly within the split."""
+    turn, person_id = divmod(index, people)
+    place, alike = _rank(person_id, people)
+    start = SPLIT_ORDER.index(split_of(person_id)) * SHOTS_PER_SPLIT
+    return person_id, shot(seed, start + turn * alike + place)
+
+
+def head_at(index: int, *, seed: int, people: int, size: int) -> tuple[str, Image, Labels]:
+    """Key, picture and labels of one index, whatever else is rendered."""
+    person_id, seen = cast(index, seed=seed, people=people)
+    head: Head = person(seed, person_id)
+    labels = Labels(
+        yaw=seen.yaw,
+        pitch=seen.pitch,
+        roll=seen.roll,
+        emotion=seen.emotion,
+        intensity=seen.intensity,
+        valence=seen.valence,
+        arousal=seen.arousal,
+        subject=f"head{person_id:04d}",
+        box=face_box(head, seen, size),
+        split=split_of(person_id),
+    )
+    return f"head{person_id:04d}-{index:07d}", render(head, seen, size), labels
+
+
+def heads(count: int, *, seed: int, people: int, size: int) -> Iterator[tuple[str, Image, Labels]]:
+    """`count` pictures of `people` people, `size` pixels square, lazily and in order."""
+    return (head_at(index, seed=seed, people=people, size=size) for index in range(count))
