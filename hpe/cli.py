@@ -279,6 +279,29 @@ def evaluate(
 
 
 @app.command()
+def association(
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet with a row per image.")],
+    rows: Annotated[str, typer.Option(help="Column of the rows.")] = "direction",
+    columns: Annotated[str, typer.Option(help="Column of the columns.")] = "emotion",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: association/ beside TABLE.")] = None,
+    replicates: Annotated[int, typer.Option(min=20, help="Bootstrap draws, and permutations.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Tell how strongly two columns go together: cross tables, χ², Cramér's V, residuals, permutations.
+
+    Writes JSON, Markdown and a heat map. A table of predictions also gives emotion accuracy by direction.
+
+    Example: `hpe association runs/ferplus/evaluate/test.parquet`
+    """
+    from hpe import association_page as module
+
+    out = out or table.parent / "association"
+    made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
+    print("\n".join(made["sentences"]))
+    print(f"{out}/association.md")
+
+
+@app.command()
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Where runs and shards will be written.")] = Path(),
     quick: Annotated[bool, typer.Option("--quick", help="Leave the two-process test out.")] = False,

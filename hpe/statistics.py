@@ -5,6 +5,7 @@ thousand resampled ones alike, and give NaN where a value is not defined (caller
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -28,9 +29,7 @@ def wilson_interval(
         middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
         half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
         # Rounding must not push an end past the share itself where all or none succeeded.
-        return np.minimum(np.maximum(middle - half, 0.0), share), np.maximum(
-            np.minimum(middle + half, 1.0), share
-        )
+        return np.minimum(np.maximum(middle - half, 0.0), share), np.maximum(np.minimum(middle + half, 1.0), share)
 
 
 def cross_table(
@@ -48,9 +47,7 @@ def _without_empty(table: Float[ndarray, "r c"]) -> Float[ndarray, "r2 c2"]:
 def expected_counts(table: Float[ndarray, "*many r c"]) -> Float[ndarray, "*many r c"]:
     """Counts that the margins alone would give."""
     with np.errstate(invalid="ignore"):
-        return (
-            table.sum(-1, keepdims=True) * table.sum(-2, keepdims=True) / table.sum((-1, -2), keepdims=True)
-        )
+        return table.sum(-1, keepdims=True) * table.sum(-2, keepdims=True) / table.sum((-1, -2), keepdims=True)
 
 
 def chi_square(table: Float[ndarray, "*many r c"]) -> Float[ndarray, "*many"]:
@@ -86,9 +83,7 @@ def corrected_cramers_v(table: Float[ndarray, "*many r c"], times: int = 1) -> F
     with np.errstate(divide="ignore", invalid="ignore"):
         phi2 = chi_square(table) / total
         phi2 = np.maximum(phi2 - times * (rows - 1) * (columns - 1) / (total - 1), 0.0)
-        smaller = np.minimum(
-            rows - (rows - 1) ** 2 / (total - 1) - 1, columns - (columns - 1) ** 2 / (total - 1) - 1
-        )
+        smaller = np.minimum(rows - (rows - 1) ** 2 / (total - 1) - 1, columns - (columns - 1) ** 2 / (total - 1) - 1)
         return np.where(smaller > 0, np.sqrt(phi2 / smaller), np.nan)
 
 
@@ -116,9 +111,7 @@ def adjusted_residuals(table: Float[ndarray, "r c"]) -> Float[ndarray, "r c"]:
     total = table.sum()
     expected = expected_counts(table)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (
-            expected * (1 - table.sum(1, keepdims=True) / total) * (1 - table.sum(0, keepdims=True) / total)
-        )
+        variance = expected * (1 - table.sum(1, keepdims=True) / total) * (1 - table.sum(0, keepdims=True) / total)
         return np.where(variance > 0, (table - expected) / np.sqrt(variance), np.nan)
 
 
@@ -152,9 +145,7 @@ def permuted_tables(table: Int[ndarray, "r c"], replicates: int, seed: int) -> I
     kept_rows, kept_columns = table.sum(1) > 0, table.sum(0) > 0
     kept = _without_empty(table)
     tables = np.zeros((replicates, *table.shape), np.int64)
-    drawn = stats.random_table(kept.sum(1), kept.sum(0)).rvs(
-        replicates, random_state=np.random.default_rng(seed)
-    )
+    drawn = stats.random_table(kept.sum(1), kept.sum(0)).rvs(replicates, random_state=np.random.default_rng(seed))
     tables[np.ix_(np.arange(replicates), kept_rows, kept_columns)] = drawn
     return tables
 
@@ -171,23 +162,30 @@ def resampled_counts(counts: Int[ndarray, "*cells"], replicates: int, seed: int)
     return drawn.reshape(replicates, *counts.shape)
 
 
-def resampled_sums(
-    statistics: Float[ndarray, "units k"], replicates: int, seed: int
-) -> Float[ndarray, "replicates k"]:
+def resampled_sums(statistics: Float[ndarray, "units k"], replicates: int, seed: int) -> Float[ndarray, "replicates k"]:
     """Sums of per-unit statistics over units drawn with replacement.
 
     Every figure that is a function of sums (means, F1, ECE, CCC) is bootstrapped through this one function.
     """
     units = len(statistics)
+    if units * replicates <= _DRAWS_AT_ONCE:
+        return _times_drawn(units, replicates, seed) @ statistics
     rng = np.random.default_rng(seed)
-    sums = np.empty((replicates, statistics.shape[1]))
     step = max(1, _DRAWS_AT_ONCE // units)
-    for start in range(0, replicates, step):
-        rows = min(step, replicates - start)
-        drawn = rng.integers(units, size=(rows, units)) + np.arange(rows)[:, None] * units
-        times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
-        sums[start : start + rows] = times.astype(float) @ statistics
-    return sums
+    rows = [min(step, replicates - start) for start in range(0, replicates, step)]
+    return np.concatenate([_draw(units, count, rng) @ statistics for count in rows])
+
+
+@lru_cache(maxsize=4)
+def _times_drawn(units: int, replicates: int, seed: int) -> Float[ndarray, "replicates units"]:
+    """Kept, because a table's figures are drawn from the same number of units again and again."""
+    return _draw(units, replicates, np.random.default_rng(seed))
+
+
+def _draw(units: int, replicates: int, rng: np.random.Generator) -> Float[ndarray, "replicates units"]:
+    """How often each unit is drawn in each replicate."""
+    drawn = rng.integers(units, size=(replicates, units)) + np.arange(replicates)[:, None] * units
+    return np.bincount(drawn.ravel(), minlength=replicates * units).reshape(replicates, units).astype(float)
 
 
 @dataclass(frozen=True, slots=True)
