@@ -313,3 +313,30 @@ def doctor(
     from hpe import doctor as module
 
     raise typer.Exit(module.doctor(folder, quick=quick))
+
+
+@app.command()
+def bench(
+    part: Annotated[str, typer.Argument(help="stream, pack, …; all: every part that is there.")] = "all",
+    folder: Annotated[Path, typer.Option(help="Where the data of the benchmark is made and kept.")] = Path("/tmp/hpe-bench"),  # noqa: S108
+    workers: Annotated[int, typer.Option(min=0, help="Processes that each contestant may use.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each contestant; medians are reported.")] = 3,
+    samples: Annotated[int, typer.Option(min=640, help="Pictures of a turn.")] = 6000,
+    shards: Annotated[str | None, typer.Option(help="Use these 224 px shards instead of made ones.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+) -> None:
+    """Measure how fast each part is beside what else one could use, in turns on this machine.
+
+    Example: `hpe bench stream --workers 4 --json bench.json`
+    """
+    from hpe import bench as module
+    from hpe.files import write_json
+
+    settings = module.Settings(folder, workers, repeats, samples, shards)
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for name in module.available() if part == "all" else (part,):
+        reports.append(module.measure(name, settings))
+        print(reports[-1], flush=True)
+    if json_file:
+        write_json(json_file, [report.to_json() for report in reports])

@@ -6,7 +6,7 @@ of a :class:`hpe.records.Batch` would cost eleven of each.
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: 
         start, stop, _, shape = places[name]
         return block[start:stop].view(dtype).reshape(shape)
 
-    known = np.asarray(np.isfinite(labels))
+    known: Any = np.isfinite(labels)
     for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
         field(name, np.int64)[:] = np.where(known[:, column], labels[:, column], 0).astype(np.int64)
         field(f"{name}_mask", np.bool_)[:] = known[:, column] & (labels[:, column] < len(classes))
