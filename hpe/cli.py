@@ -318,7 +318,7 @@ def doctor(
 @app.command()
 def bench(
     part: Annotated[str, typer.Argument(help="stream, pack, …; all: every part that is there.")] = "all",
-    folder: Annotated[Path, typer.Option(help="Where the data of the benchmark is made and kept.")] = Path("/tmp/hpe-bench"),  # noqa: S108
+    folder: Annotated[Path, typer.Option(help="Where its data is made and kept.")] = Path("hpe-bench"),
     workers: Annotated[int, typer.Option(min=0, help="Processes that each contestant may use.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each contestant; medians are reported.")] = 3,
     samples: Annotated[int, typer.Option(min=640, help="Pictures of a turn.")] = 6000,
