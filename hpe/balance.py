@@ -1,8 +1,10 @@
 """``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
 
 import json
+import mmap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,8 @@ from hpe.errors import UserError
 from hpe.files import aside, write_text
 from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.progress import progress
-from hpe.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, read_samples, write_shard
+from hpe.records import Record
+from hpe.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardIndex, ShardInfo, index_tar, write_shard
 
 POSE: Final = "pose"
 _PREFIX: Final = "direction_"
@@ -143,9 +146,10 @@ class _Tables:
         path = self.path(shard)
         try:
             table = pq.read_table(path)
-            table.column("key"), table.column(_PREFIX + self.rule)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path}: not a pose table with {_PREFIX}{self.rule}: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a pose table: {error}") from error
+        if absent := {"key", _PREFIX + self.rule} - set(table.column_names):
+            raise UserError(f"{path}: no column {', '.join(sorted(absent))}; run `hpe pose` again")
         if table.num_rows != shard.samples:
             raise UserError(f"{path}: {table.num_rows:,} rows for {shard.samples:,} samples; run `hpe pose` again")
         return table
@@ -162,24 +166,42 @@ def _cells(
             table = tables.read(shard)
             directions = table.column(_PREFIX + tables.rule).to_pylist()
             keys = table.column("key").to_pylist()
-            for row, sample in enumerate(_samples(folder, shard)):
-                if sample.key != keys[row]:
+            with _opened(folder, shard) as (data, index):
+                if list(index.keys) != keys:
                     raise UserError(
-                        f"{tables.path(shard)}: row {row} is {keys[row]!r}, the shard has {sample.key!r} there; "
-                        "run `hpe pose` again"
+                        f"{tables.path(shard)}: its rows are not the samples of {shard.name}; run `hpe pose` again"
                     )
-                emotion, direction = sample.record.emotion, directions[row]
-                if emotion is not None and direction is not None and 0 <= direction < len(DIRECTIONS):
-                    cells[shard.split][direction, emotion].append(_Place(shard, row, sample.key))
+                for row, direction in enumerate(directions):
+                    if direction is None or not 0 <= direction < len(DIRECTIONS):
+                        continue
+                    emotion = _record(data, index, row).emotion
+                    if emotion is not None:
+                        cells[shard.split][direction, emotion].append(_Place(shard, row, keys[row]))
             bar.advance()
     return cells
 
 
-def _samples(folder: Path, shard: ShardInfo) -> Iterator[Sample]:
+@contextmanager
+def _opened(folder: Path, shard: ShardInfo) -> Iterator[tuple[memoryview, ShardIndex]]:
+    """A shard, mapped: only what is looked at is read."""
+    path = folder / shard.name
     try:
-        yield from read_samples(folder / shard.name)
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            index = index_tar(data)
+            if index.damage or len(index) != shard.samples:
+                raise ValueError(index.damage or f"{len(index):,} samples, expected {shard.samples:,}")
+            yield data, index
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / shard.name}: {error}; see `hpe verify {folder}`") from error
+        raise UserError(f"{path}: {error}; see `hpe verify {folder}`") from error
+
+
+def _record(data: memoryview, index: ShardIndex, row: int) -> Record:
+    start, size = index.records[row].tolist()
+    return Record.from_json(bytes(data[start : start + size]))
 
 
 def _choose(
@@ -263,16 +285,19 @@ def _write(
 
 
 def _gather(folder: Path, tables: _Tables, places: Sequence[_Place]) -> dict[str, tuple[Sample, pa.Table]]:
-    """The samples of one new shard with their rows, by key; each old shard is read once."""
+    """The samples of one new shard with their rows, by key."""
     by_shard: dict[ShardInfo, dict[int, str]] = defaultdict(dict)
     for place in places:
         by_shard[place.shard][place.row] = place.key
     found: dict[str, tuple[Sample, pa.Table]] = {}
     for shard, rows in by_shard.items():
         table = tables.read(shard)
-        for row, sample in enumerate(_samples(folder, shard)):
-            if row in rows:
-                found[sample.key] = sample, table.slice(row, 1)
+        with _opened(folder, shard) as (data, index):
+            for row, key in rows.items():
+                start, size = index.images[row].tolist()
+                image = bytes(data[start : start + size])
+                sample = Sample(key, image, index.extensions[row], _record(data, index, row))
+                found[key] = sample, table.slice(row, 1)
     return found
 
 
