@@ -134,7 +134,8 @@ def entropy_bits(counts: Float[ndarray, "*many k"]) -> Float[ndarray, "*many"]:
 def mutual_information_bits(table: Float[ndarray, "*many r c"]) -> Float[ndarray, "*many"]:
     """Mutual information of rows and columns (plug-in estimate), in bits."""
     cells = table.reshape(*table.shape[:-2], -1)
-    return entropy_bits(table.sum(-1)) + entropy_bits(table.sum(-2)) - entropy_bits(cells)
+    bits = entropy_bits(table.sum(-1)) + entropy_bits(table.sum(-2)) - entropy_bits(cells)
+    return np.maximum(bits, 0.0)  # rounding
 
 
 def permuted_tables(table: Int[ndarray, "r c"], replicates: int, seed: int) -> Int[ndarray, "n r c"]:
