@@ -3,7 +3,7 @@
 import fcntl
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,13 @@ class Job:
         """A line for people, from rank 0."""
         if self.ranks.main:
             print(f"{self.run}: {text}", file=sys.stderr, flush=True)
+
+    def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
+        """One line of validation figures."""
+        shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
+        mark = " *" if state.best_samples == state.samples_seen else ""
+        epoch = state.samples_seen / self.epoch_samples
+        self.say(f"epoch {epoch:.4g}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()) + mark)
 
     def finish(self, state: State, log: Log) -> None:
         """The last words of a run that is done."""

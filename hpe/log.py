@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
+from torch import Tensor
 
+from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.ranks import Ranks
 
 METRICS: Final = "metrics.jsonl"
@@ -27,9 +29,7 @@ class Log:
 
             self._keep_until(run / METRICS, samples_seen)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(
-                run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None
-            )
+            self._board = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None)
 
     @staticmethod
     def _keep_until(path: Path, samples_seen: int) -> None:
@@ -70,9 +70,39 @@ class Log:
             plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
             self._board.add_hparams(plain, dict(figures), run_name=".")
 
-    def close(self) -> None:
+    def confusions(self, samples: int, matrices: Mapping[str, Tensor]) -> None:
+        """Confusion matrices by head (rows are truth), as pictures of shares by row."""
+        if self._board is not None:
+            for head, matrix in matrices.items():
+                self.image(f"{head}/confusion", samples, _confusion_picture(head, matrix.numpy()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Write out what is buffered."""
         if self._lines is not None:
             self._lines.close()
         if self._board is not None:
             self._board.close()
+
+
+def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = EMOTIONS if head == "emotion" else DIRECTIONS
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    for row, column in np.ndindex(share.shape):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -123,6 +122,8 @@ def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") 
 
 
 def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
+    import torchvision  # seconds of import that the other backbones need not pay
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = difflib.get_close_matches(name, [*known, "tiny", "angles"], 3)
