@@ -462,6 +462,6 @@ class Stream:
             raise UserError(f"balanced sampling by {balance.by}: no sample of these shards has this label") from None
 
     def _loader(self, order: Order, plan: Plan) -> Loader:
-        if plan.batch < plan.ranks and plan.length is None:
+        if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples do not reach {plan.ranks} ranks; use at least {plan.ranks}")
         return Loader(Batches(self.sets, order, plan, self.reading, self._shelf), plan, self.reading, self.samples)

@@ -1,9 +1,10 @@
 """Which sample stands at which position: pure arithmetic over sample counts, never over buffers.
 
-An epoch of a dataset is its shards permuted by (seed, epoch), cut into windows of some shards, with the
-samples of each window permuted; the endless sequence is one epoch after another. So the sample at position
-n follows from (counts, seed, n) alone: nothing is skipped on resume, and the number of ranks and workers
-plays no part (see :mod:`hpe.draws` for the permutations).
+An epoch of a dataset deals its shards out into windows by (seed, epoch) and permutes the samples of each
+window; the endless sequence is one epoch after another. Of neighbouring shards each window gets one, so that
+a window of a dataset sorted by class holds every class in its share. The sample at position n follows from
+(counts, seed, n) alone: nothing is skipped on resume, and the number of ranks and workers plays no part (see
+:mod:`hpe.draws` for the permutations).
 """
 
 from collections.abc import Sequence
@@ -73,13 +74,18 @@ class Shuffled:
             start += take
         return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
 
-    def _epoch_at(self, epoch: int) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]]:
-        shards = permutation(self._seed, 1, epoch, count=len(self.counts))
-        sizes = np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self._window))
-        return shards, np.cumsum(sizes)
+    def _epoch_at(self, epoch: int) -> tuple[tuple[Int64[np.ndarray, " shards"], ...], Int64[np.ndarray, " windows"]]:
+        """The shards of each window, and the position in the epoch at which each window ends."""
+        shards = len(self.counts)
+        windows = -(-shards // self._window)
+        groups = -(-shards // windows)
+        draw = hashes(self._seed, 1, epoch, count=groups * windows).reshape(groups, windows)
+        table = np.argsort(draw, axis=1, kind="stable") + np.arange(groups)[:, None] * windows
+        columns = tuple(column[column < shards] for column in table.T)
+        return columns, np.cumsum([self.counts[column].sum() for column in columns])
 
     def _window_at(self, epoch: int, window: int) -> Picks:
-        shards = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
+        shards = self._epoch(epoch)[0][window]
         ends = np.cumsum(self.counts[shards])
         places = np.stack((np.full_like(shards, self._dataset), shards), 1)
         return _locate(places, ends, permutation(self._seed, 2, epoch, window, count=int(ends[-1])))
@@ -185,7 +191,7 @@ class Plan:
     """Which positions each batch of each rank holds.
 
     Global batch b is positions ``first + b * batch`` .. ``first + (b + 1) * batch - 1``; a rank takes its
-    contiguous part, so ranks together hold what one rank alone would.
+    contiguous part, so ranks together hold what one rank alone would. A batch has at least one sample a rank.
     """
 
     batch: int

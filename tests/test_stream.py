@@ -1,0 +1,423 @@
+"""Laws of the stream, most of them on tars with tiny pictures whose level says which sample it is."""
+
+import http.server
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpe.batch import Batch
+from hpe.errors import UserError
+from hpe.records import Record
+from hpe.shards import Manifest, Sample, ShardInfo, write_shard
+from hpe.stream import Balance, LabelSource, Loaded, Loader, Reading, ShardSet, Stream
+from hpe.stream.order import BLOCK, InOrder, Mixed, Plan, Shuffled, balanced, shares_of
+from hpe.stream.spool import Spool
+
+SIZE = 16
+COUNTS = (7, 1, 12, 5, 9)
+SAMPLES = sum(COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+
+
+@dataclass(frozen=True)
+class Made:
+    folder: Path
+    infos: tuple[ShardInfo, ...]
+    keys: list[str]
+
+
+def picture(level: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.full((SIZE, SIZE, 3), level, np.uint8), 95)
+
+
+def make(folder: Path, counts: tuple[int, ...] = COUNTS, emotion: Any = lambda n: n % 8) -> Made:
+    folder.mkdir()
+    infos, keys, number = [], [], 0
+    for shard, count in enumerate(counts):
+        samples = []
+        for _ in range(count):
+            record = Record(emotion=emotion(number), yaw=float(number), pitch=1.0, roll=-2.0)
+            samples.append(Sample(f"{folder.name}-{number:04d}", picture(4 * (number % 60)), "jpg", record))
+            keys.append(samples[-1].key)
+            number += 1
+        infos.append(write_shard(folder / f"train-{shard:06d}.tar", "train", samples))
+    Manifest("test", "v", "none", True, "none", {}, tuple(infos)).save(folder)
+    return Made(folder, tuple(infos), keys)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return make(tmp_path / "shards")
+
+
+def stream(*sets: ShardSet | Path, **reading: Any) -> Stream:
+    named = [one if isinstance(one, ShardSet) else ShardSet(str(one)) for one in sets]
+    return Stream(named, Reading(size=SIZE, **reading))
+
+
+def taken(loader: Loader, batches: int) -> list[Loaded]:
+    with loader:
+        return [loaded for loaded, _ in zip(loader, range(batches), strict=False)]
+
+
+def keys_of(batches: list[Loaded]) -> list[str]:
+    return [key for loaded in batches for key in loaded.batch.keys]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return one.keys == other.keys and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in Batch.__slots__ if name != "keys"
+    )
+
+
+shard_counts = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(sum)
+
+
+@given(shard_counts, st.integers(0, 2**63), st.integers(1, 5), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_holds_every_sample_exactly_once(counts: list[int], seed: int, window: int, epoch: int) -> None:
+    order, samples = Shuffled(counts, seed=seed, window=window), sum(counts)
+    seen = Counter(map(tuple, order.at(epoch * samples, (epoch + 1) * samples).tolist()))
+    assert seen == Counter((0, shard, row) for shard, count in enumerate(counts) for row in range(count))
+
+
+@given(shard_counts, st.integers(0, 99), st.integers(1, 5), st.integers(0, 60), st.integers(0, 30), st.integers(0, 30))
+@settings(max_examples=60, deadline=None)
+def test_the_order_at_a_position_does_not_depend_on_where_reading_began(
+    counts: list[int], seed: int, window: int, start: int, one: int, two: int
+) -> None:
+    order = Shuffled(counts, seed=seed, window=window)
+    whole = order.at(start, start + one + two)
+    parts = (order.at(start, start + one), order.at(start + one, start + one + two))
+    assert np.array_equal(whole, np.concatenate(parts))
+
+
+@given(st.one_of(st.none(), st.integers(0, 100)), st.integers(1, 40), st.integers(1, 7), st.integers(0, 50))
+@settings(max_examples=100, deadline=None)
+def test_ranks_together_hold_each_position_once(length: int | None, batch: int, ranks: int, first: int) -> None:
+    first = first if length is None else min(first, length)
+    batch = max(batch, ranks)
+    plans = [Plan(batch, rank, ranks, first, length) for rank in range(ranks)]
+    batches = 6 if length is None else -(-(length - first) // batch)
+    parts = [plan.part(number) for number in range(batches) for plan in plans]
+    end = first + batches * batch if length is None else length
+    assert [p for start, stop in parts for p in range(start, stop)] == list(range(first, end))
+    for plan in plans:
+        filled = [number for number in range(batches) if plan.part(number)[1] > plan.part(number)[0]]
+        if length is not None:
+            assert plan.batches == len(filled)
+
+
+def test_the_order_of_a_seed_never_changes_between_versions() -> None:
+    """Written down on 2026-11-21: a run that was started by an older version must see the same samples."""
+    rows = Shuffled((3, 4, 2), seed=5, window=2).at(0, 9)
+    assert ["".join(map(str, row)) for row in rows[:, 1:].tolist()] == PINNED
+
+
+PINNED = ["13", "11", "21", "12", "20", "10", "02", "00", "01"]
+
+
+@given(st.lists(st.floats(0.001, 100), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_shares_are_whole_and_within_one_of_the_weights(weights: list[float]) -> None:
+    shares = shares_of(weights, BLOCK)
+    exact = [weight / sum(weights) * BLOCK for weight in weights]
+    assert sum(shares) == BLOCK
+    assert min(shares) >= 1
+    if min(exact) >= 1:
+        assert all(abs(share - e) < 1 for share, e in zip(shares, exact, strict=True))
+
+
+def test_a_mix_has_its_exact_shares_in_every_block_and_epochs_of_each_part_stay_whole() -> None:
+    parts = [Shuffled((30, 20), seed=1, window=2), Shuffled((7,), seed=2, window=2, dataset=1)]
+    picks = Mixed(parts, (3.0, 1.0), seed=9).at(0, 3 * BLOCK)
+    for block in range(3):
+        assert Counter(picks[block * BLOCK : (block + 1) * BLOCK, 0].tolist()) == {0: 750, 1: 250}
+    small = picks[picks[:, 0] == 1]
+    for epoch in range(100):
+        assert sorted(small[epoch * 7 : epoch * 7 + 7, 2].tolist()) == list(range(7))
+    middle = Mixed(parts, (3.0, 1.0), seed=9).at(1234, 2345)
+    assert np.array_equal(middle, picks[1234:2345])
+
+
+def test_balanced_classes_come_equally_often_and_unlabelled_samples_never() -> None:
+    labels = [np.asarray([0] * 90 + [1] * 9 + [-1]), np.asarray([1, -1, 2, 0])]
+    picks = balanced([labels], seed=3, window=1).at(0, 3 * BLOCK)
+    drawn = [int(labels[shard][row]) for _, shard, row in picks.tolist()]
+    counts = Counter(drawn[:BLOCK])
+    assert set(counts) == {0, 1, 2}
+    assert max(counts.values()) - min(counts.values()) <= 1
+    natural = balanced([labels], seed=3, window=1, power=0.0).at(0, BLOCK)
+    found = Counter(int(labels[shard][row]) for _, shard, row in natural.tolist())
+    assert found[0] == pytest.approx(1000 * 91 / 102, abs=1)
+
+
+def test_in_order_is_the_order_of_the_shards() -> None:
+    order = InOrder([(2, 0, 1), (1,)])
+    assert order.length == 4
+    assert order.at(0, 4).tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 0], [1, 0, 0]]
+
+
+def test_a_class_sorted_dataset_gives_batches_as_mixed_as_a_shuffled_one() -> None:
+    """200 shards of 100, sorted by 8 classes: the classes' entropy in batches of 64 as under a full shuffle."""
+    classes = np.repeat(np.arange(8), 2500).reshape(200, 100)
+    order = Shuffled([100] * 200, seed=0, window=64)
+    picks = order.at(0, 20000)
+    streamed = classes[picks[:, 1], picks[:, 2]]
+    shuffled = np.random.default_rng(0).permutation(classes.reshape(-1))
+
+    def entropy(labels: np.ndarray) -> float:
+        shares = np.stack([(labels[: 312 * 64].reshape(312, 64) == c).mean(1) for c in range(8)])
+        return float(-(shares * np.log(np.maximum(shares, 1e-9))).sum(0).mean())
+
+    assert entropy(streamed) > 0.995 * entropy(shuffled)
+    assert entropy(np.sort(classes.reshape(-1))) < 0.1
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (3, 0), (2, 2), (1, 3)])
+def test_once_gives_every_sample_once_in_order_over_ranks_and_workers(made: Made, ranks: int, workers: int) -> None:
+    shards = stream(made.folder, workers=workers)
+    parts = [list(shards.once(batch=8, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    rows = sorted((loaded.first, loaded.batch.keys) for part in parts for loaded in part)
+    assert [key for _, keys in rows for key in keys] == made.keys
+    assert [len(shards.once(batch=8, rank=rank, ranks=ranks)) for rank in range(ranks)] == [len(p) for p in parts]
+
+
+def test_pictures_and_labels_belong_to_their_keys(made: Made) -> None:
+    for loaded in stream(made.folder, workers=1).once(batch=8):
+        batch = loaded.batch
+        numbers = torch.tensor([int(key.rpartition("-")[2]) for key in batch.keys])
+        assert batch.images.shape == (len(batch), 3, SIZE, SIZE)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        levels = batch.images.float().mean((1, 2, 3))
+        assert torch.allclose(levels, 4.0 * (numbers % 60), atol=1.5)
+        assert torch.equal(batch.emotion, numbers % 8)
+        assert torch.equal(batch.emotion_target, torch.eye(8)[numbers % 8])
+        assert torch.equal(batch.angles, torch.stack((numbers, 0 * numbers + 1, 0 * numbers - 2), 1).float())
+        assert batch.emotion_mask.all()
+        assert batch.angles_mask.all()
+        assert not batch.direction_mask.any()
+        assert not batch.affect_mask.any()
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (3, 1)])
+def test_the_global_sequence_is_the_same_for_any_ranks_and_workers(made: Made, ranks: int, workers: int) -> None:
+    alone = keys_of(taken(stream(made.folder).endless(seed=7, batch=6, window=2), 14))
+    shards = stream(made.folder, workers=workers)
+    parts = [taken(shards.endless(seed=7, batch=6, window=2, rank=rank, ranks=ranks), 14) for rank in range(ranks)]
+    together = [key for batches in zip(*parts, strict=True) for loaded in batches for key in loaded.batch.keys]
+    assert together == alone
+    assert Counter(alone[:SAMPLES]) == Counter(made.keys)
+
+
+def test_resumed_anywhere_equals_never_stopped_also_on_other_ranks(made: Made) -> None:
+    shards = stream(made.folder)
+    whole = taken(shards.endless(seed=1, batch=6, window=2), 15)
+    for stop in (1, 6, 13):
+        seen = whole[stop - 1].samples_seen
+        rest = taken(shards.endless(seed=1, batch=6, window=2, samples_seen=seen), 15 - stop)
+        assert [loaded.first for loaded in rest] == [loaded.first for loaded in whole[stop:]]
+        assert all(same(a.batch, b.batch) for a, b in zip(rest, whole[stop:], strict=True))
+        half = taken(shards.endless(seed=1, batch=6, window=2, samples_seen=seen, rank=1, ranks=2), 15 - stop)
+        assert keys_of(half) == [key for loaded in whole[stop:] for key in loaded.batch.keys[3:]]
+
+
+def test_a_batch_that_is_kept_is_not_overwritten_by_later_ones(made: Made) -> None:
+    """Workers use memory again; what the trainer still holds must not be part of it."""
+    with stream(made.folder, workers=2).endless(seed=0, batch=4) as loader:
+        kept, copies = [], []
+        for loaded, _ in zip(loader, range(40), strict=False):
+            kept.append(loaded.batch)
+            copies.append(loaded.batch.images.clone())
+        assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_memory_of_batches_that_died_is_used_again(made: Made) -> None:
+    with stream(made.folder, workers=1).endless(seed=0, batch=4) as loader:
+        addresses = set()
+        for loaded, _ in zip(loader, range(60), strict=False):
+            addresses.add(loaded.batch.images.data_ptr())
+    assert len(addresses) <= 4
+
+
+def test_a_folder_a_glob_a_brace_pattern_and_a_list_name_the_same_shards(made: Made) -> None:
+    folder = str(made.folder)
+    ways = [
+        f"{folder}/train-*.tar",
+        f"{folder}/train-{{000000..000004}}.tar",
+        sorted(map(str, made.folder.glob("*.tar"))),
+    ]
+    for way in ways:
+        assert stream(ShardSet(way)).counts == (COUNTS,)
+    assert stream(ShardSet(folder, "train")).counts == (COUNTS,)
+
+
+@pytest.fixture
+def served(made: Made) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(made.folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_http_and_pipe_give_the_batches_of_files(made: Made, served: str) -> None:
+    files = taken(stream(made.folder).endless(seed=2, batch=6, window=2), 8)
+    names = "{000000..000004}"
+    ways = [served, f"{served}/train-{names}.tar", f"pipe:cat {made.folder}/train-{names}.tar"]
+    for way in ways:
+        read = taken(stream(ShardSet(way), workers=2).endless(seed=2, batch=6, window=2), 8)
+        assert all(same(a.batch, b.batch) for a, b in zip(read, files, strict=True)), way
+
+
+def test_a_missing_url_and_a_failing_pipe_are_mistakes_that_are_named(served: str) -> None:
+    with pytest.raises(UserError, match=r"none\.tar.*404"):
+        stream(ShardSet(f"{served}/none.tar"))
+
+
+def test_the_spool_keeps_within_its_bound(made: Made, served: str, tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    size = max(info.bytes for info in made.infos)
+    spool = Spool(folder, 2 * size, "test")
+    for info in made.infos:
+        assert spool.path(f"{served}/{info.name}", info.sha256).read_bytes() == (made.folder / info.name).read_bytes()
+        assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= 2 * size
+
+
+def test_a_truncated_shard_is_named_counted_and_masked_and_the_order_stays(made: Made) -> None:
+    whole = keys_of(taken(stream(made.folder).endless(seed=3, batch=6, window=2), 6))
+    shard = made.folder / made.infos[2].name
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    loader = stream(made.folder).endless(seed=3, batch=6, window=2)
+    batches = taken(loader, 6)
+    lost = {f"{made.folder.name}-{n:04d}" for n in range(8, 20)}
+    for key, place in zip(whole, range(36), strict=True):
+        batch, row = batches[place // 6].batch, place % 6
+        assert batch.keys[row] == key or (key in lost and batch.keys[row].startswith("row-"))
+        if batch.keys[row].startswith("row-"):
+            assert not batch.emotion_mask[row]
+            assert not batch.angles_mask[row]
+            assert not batch.images[row].any()
+    assert loader.damaged == sum(key.startswith("row-") for key in keys_of(batches)) > 0
+    assert all(damage.shard == shard.name and "truncated" in damage.reason for damage in loader.damage)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_fatal_where_that_is_asked_for(made: Made, workers: int) -> None:
+    shard = made.folder / made.infos[0].name
+    data = bytearray(shard.read_bytes())
+    scan = data.index(b"\xff\xda", 512)
+    data[scan : scan + 12] = bytes(12)
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{shard.name}, {made.keys[0]}: damaged.*damaged: skip"):
+        list(stream(made.folder, damaged="fail", workers=workers).once(batch=8))
+
+
+def pose_table(folder: Path, info: ShardInfo, keys: list[str], **metadata: str) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = len(keys)
+    columns = {
+        "key": pa.array(keys), "yaw": pa.array([10.0 + r for r in range(rows)], pa.float32()),
+        "pitch": pa.array([None] + [2.0] * (rows - 1), pa.float32()), "roll": pa.array([3.0] * rows, pa.float32()),
+        "direction_ours": pa.array([None if r % 2 else r % 5 for r in range(rows)], pa.int8()),
+    }  # fmt: skip
+    said = {"hpe.shard": info.name, "hpe.shard_sha256": info.sha256} | metadata
+    pq.write_table(pa.table(columns).replace_schema_metadata(said), folder / f"{info.name[:-4]}.parquet")
+
+
+def pose_tables(made: Made, folder: Path) -> None:
+    ends = np.cumsum(COUNTS)
+    for info, end in zip(made.infos, ends, strict=True):
+        pose_table(folder, info, made.keys[end - info.samples : end])
+
+
+def test_angles_and_directions_are_joined_from_pose_tables(made: Made, tmp_path: Path) -> None:
+    pose_tables(made, tmp_path / "pose")
+    one = ShardSet(str(made.folder), pose=str(tmp_path / "pose"))
+    batch = next(iter(stream(one, labels=LabelSource("pose", "ours")).once(batch=7))).batch
+    assert batch.angles_mask.tolist() == [False] + [True] * 6
+    assert batch.angles[1:, 0].tolist() == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0]
+    assert batch.direction_mask.tolist() == [True, False] * 3 + [True]
+    assert batch.direction[batch.direction_mask].tolist() == [0, 2, 4, 1]
+    record = next(iter(stream(one, labels=LabelSource("record", "ours")).once(batch=7))).batch
+    assert record.angles[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_path: Path) -> None:
+    labels = LabelSource("pose")
+
+    def opened(name: str) -> Stream:
+        return stream(ShardSet(str(made.folder), pose=str(tmp_path / name)), labels=labels)
+
+    pose_tables(made, tmp_path / "other")
+    pose_table(tmp_path / "other", made.infos[0], made.keys[:7], **{"hpe.shard_sha256": "0" * 64})
+    pose_table(tmp_path / "other", made.infos[4], made.keys[:3])
+    with pytest.raises(UserError, match=r"sha256 0{12}(.|\n)*3 rows, but train-000004.tar has 9"):
+        opened("other")
+    pose_tables(made, tmp_path / "keys")
+    pose_table(tmp_path / "keys", made.infos[0], made.keys[1:7] + made.keys[:1])
+    with pytest.raises(UserError, match=r"its keys are not the shard's: row 0"):
+        list(opened("keys").once(batch=8))
+    pose_tables(made, tmp_path / "rule")
+    with pytest.raises(UserError, match=r"no column direction_thesis; direction rules in it: ours"):
+        stream(ShardSet(str(made.folder), pose=str(tmp_path / "rule")), labels=LabelSource("record", "thesis"))
+    (tmp_path / "rule" / "train-000001.parquet").unlink()
+    with pytest.raises(UserError, match=r"train-000001.parquet: no pose table"):
+        opened("rule")
+
+
+def test_labels_are_counted_and_balanced_batches_follow(tmp_path: Path) -> None:
+    made = make(tmp_path / "sorted", (40, 40), emotion=lambda n: 3 if n < 70 else 6)
+    shards = stream(made.folder)
+    assert shards.label_counts().emotion == (0, 0, 0, 70, 0, 0, 10, 0)
+    batches = taken(shards.endless(seed=0, batch=100, balance=Balance()), 10)
+    emotions = torch.cat([loaded.batch.emotion for loaded in batches])
+    assert Counter(emotions.tolist()) == {3: 500, 6: 500}
+    with pytest.raises(UserError, match="no sample of these shards has this label"):
+        shards.endless(seed=0, batch=10, balance=Balance(by="direction"))
+
+
+def test_votes_become_shares_and_the_cache_gives_the_same_labels_again(tmp_path: Path) -> None:
+    record = Record(emotion=2, emotion_votes=(1, 0, 3, 0, 0, 0, 0, 0), valence=0.5, arousal=-0.5, direction=4)
+    (tmp_path / "s").mkdir()
+    write_shard(tmp_path / "s" / "a.tar", "train", [Sample("k", picture(9), "jpg", record)])
+    for _ in range(2):
+        batch = next(iter(stream(tmp_path / "s").once(batch=4))).batch
+        assert batch.emotion_target.tolist() == [[0.25, 0, 0.75, 0, 0, 0, 0, 0]]
+        assert batch.affect.tolist() == [[0.5, -0.5]]
+        assert batch.direction.tolist() == [4]
+
+
+def test_what_names_no_shards_is_refused_with_a_way_out(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for named, words in (
+        (ShardSet(str(tmp_path / "no")), "no such file or folder"),
+        (ShardSet(str(tmp_path / "empty")), "names no shards"),
+        (ShardSet(str(made.folder), "val"), "expected one of train"),
+        (ShardSet(str(made.folder), weight=0.0), "expected more than 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stream(named)
