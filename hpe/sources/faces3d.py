@@ -25,43 +25,14 @@ from hpe.sources.base import (
     shown,
     subfolders,
 )  # fmt: skip
+from hpe.sources.mat import mat_arrays
 
 LICENCE: Final = "none stated; AFLW and 300-W are for research"
 BEYOND_DEGREES: Final = 99.0
 """Hopenet's bins end here: its papers' figures leave out faces turned further."""
-_LARGEST_MAT_BYTES: Final = 1 << 20
-_LARGEST_ARRAY: Final = 10_000
-_NUMERIC: Final = frozenset(
-    ("double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-)
 _AFLW2000: Final = re.compile(r"image\d{5}")
 _300W_LP: Final = re.compile(r"(?P<set>AFW|HELEN|IBUG|LFPW)(?P<flip>_Flip)?_(?P<photo>.+)_(?P<view>\d+)", re.IGNORECASE)
 _SETS: Final = ("AFW", "HELEN", "IBUG", "LFPW")
-
-
-def mat_arrays(path: Path, names: tuple[str, ...]) -> dict[str, Float[np.ndarray, "..."]]:
-    """Those of the named arrays that a small MATLAB file has, as float64; only plain numbers are read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too large, damaged, or holds something else than small numeric arrays by these names.
-    """
-    import scipy.io
-
-    size = path.stat().st_size
-    if size > _LARGEST_MAT_BYTES:
-        raise ValueError(f"{path.name}: {size:,} bytes, more than the {_LARGEST_MAT_BYTES:,} of any pose file")
-    try:
-        wanted = []
-        for name, shape, kind in scipy.io.whosmat(path):
-            if name in names:
-                if kind not in _NUMERIC or int(np.prod(shape, dtype=object)) > _LARGEST_ARRAY:
-                    raise ValueError(f"{name} is {kind} {shape}")
-                wanted.append(name)
-        read = scipy.io.loadmat(path, variable_names=wanted)
-        return {name: np.asarray(read[name], np.float64) for name in wanted}
-    except Exception as error:  # scipy's parsers raise many types on damaged files
-        raise ValueError(f"{path.name}: not a MATLAB file of small arrays: {error}") from error
 
 
 def _labels(path: Path) -> Record:

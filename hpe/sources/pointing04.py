@@ -53,7 +53,7 @@ def open_pointing04(folder: Path) -> Source:
         variant="Person01 … Person15 with boxes" if has_boxes else "pictures without boxes",
         licence=LICENCE,
         publishable=True,
-        default_crop="square-1.4@box" if has_boxes else "square-1.4@detector",
+        default_crop="square-1.6@box" if has_boxes else "square-1.4@detector",
         splits=(),
         rows=rows,
         notes=("split by person", "yaw = pan, pitch = tilt, roll not said"),

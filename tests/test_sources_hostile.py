@@ -1,0 +1,166 @@
+"""Whatever stands in a raw dataset's files, a reader gives a sample or a reject for it and goes on."""
+
+import csv
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hpe.errors import UserError
+from hpe.records import Record
+from hpe.sources import Raw, Reject, open_source
+from hpe.sources.affectnet import COLUMNS, npy_numbers
+from hpe.sources.base import LARGEST_FILE_BYTES, inside, number
+from hpe.sources.mat import mat_arrays
+
+ANY_FOLDER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+CELLS = st.one_of(
+    st.sampled_from(
+        ["", "NULL", "nan", "inf", "-2", "8", "1", "3.7", "1e400", "../x", "a/b.jpg", "-1", "\0", '"', ";"]
+    ),
+    st.text(max_size=12),
+    st.floats(allow_nan=True).map(str),
+    st.integers().map(str),
+)
+
+
+def written(rows: list[list[str]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue().encode("utf-8", "surrogatepass")
+
+
+def check(rows: list[Raw | Reject]) -> None:
+    keys = [row.key for row in rows if isinstance(row, Raw)]
+    assert len(set(keys)) == len(keys)
+    for row in rows:
+        if isinstance(row, Reject):
+            assert row.reason
+            row.source.encode()
+        else:
+            assert not set(row.key) & set("./\\\0 ")
+            assert row.record.problems() == []
+            row.record.to_json()
+
+
+@ANY_FOLDER
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=10), max_size=8))
+def test_any_rows_of_affectnet_are_samples_or_rejects(tmp_path: Path, rows: list[list[str]]) -> None:
+    (tmp_path / "Manually_Annotated_Images").mkdir(exist_ok=True)
+    (tmp_path / "training.csv").write_bytes(written([[*COLUMNS], *rows]))
+    found = [*open_source("affectnet-2017", tmp_path).read()]
+    check(found)
+    with (tmp_path / "training.csv").open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        assert len(found) == sum(1 for row in csv.reader(stream) if row) - 1
+
+
+@ANY_FOLDER
+@given(st.binary(max_size=400))
+def test_any_bytes_as_tables_give_rows_or_one_message(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "Manually_Annotated_Images").mkdir(exist_ok=True)
+    (tmp_path / "FER2013Train").mkdir(exist_ok=True)
+    (tmp_path / "training.csv").write_bytes(data)
+    (tmp_path / "FER2013Train" / "label.csv").write_bytes(data)
+    (tmp_path / "list_patition_label.txt").write_bytes(data)
+    (tmp_path / "aligned").mkdir(exist_ok=True)
+    for name in ("affectnet-2017", "ferplus", "raf-db", "table"):
+        with suppress(UserError):
+            check([*open_source(name, tmp_path).read()])
+
+
+@ANY_FOLDER
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=12), max_size=8))
+def test_any_votes_of_ferplus_are_samples_or_rejects(tmp_path: Path, rows: list[list[str]]) -> None:
+    (tmp_path / "FER2013Train").mkdir(exist_ok=True)
+    (tmp_path / "FER2013Train" / "label.csv").write_bytes(written(rows))
+    check([*open_source("ferplus", tmp_path).read()])
+
+
+@ANY_FOLDER
+@given(st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=8))
+def test_any_rows_of_a_table_are_samples_or_rejects(tmp_path: Path, rows: list[list[str]]) -> None:
+    header = ["path", "emotion", "yaw", "pitch", "valence", "subject"]
+    (tmp_path / "t.csv").write_bytes(written([header, *rows]))
+    check([*open_source("table", tmp_path).read()])
+
+
+@ANY_FOLDER
+@given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
+def test_any_bytes_as_arrays_give_numbers_or_a_value_error(tmp_path: Path, data: bytes, seed: int) -> None:
+    whole = io.BytesIO()
+    np.save(whole, np.array("0.5"))
+    damaged = bytearray(whole.getvalue())
+    random = np.random.default_rng(seed)
+    for at in random.integers(0, len(damaged), 4):
+        damaged[at] = random.integers(256)
+    for content in (data, b"\x93NUMPY" + data, bytes(damaged)):
+        for name, read in (("a.npy", npy_numbers), ("a.mat", lambda path: mat_arrays(path, ("Pose_Para",)))):
+            (tmp_path / name).write_bytes(content)
+            with suppress(ValueError):
+                read(tmp_path / name)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1))
+def test_a_damaged_mat_gives_arrays_or_a_value_error(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"Pose_Para": np.arange(7.0)[None], "pt2d": np.ones((2, 21))}, do_compression=bool(seed % 2))
+    data, random = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for at in random.integers(0, len(data), random.integers(1, 6)):
+        data[at] = random.integers(256)
+    path.write_bytes(data[: random.integers(1, len(data) + 1)] if seed % 3 == 0 else data)
+    with suppress(ValueError):
+        for array in mat_arrays(path, ("Pose_Para", "pt2d")).values():
+            assert array.dtype == np.float64
+
+
+@given(st.text(max_size=40))
+def test_no_path_of_a_table_leads_out_of_the_dataset(text: str) -> None:
+    root = Path("/data/set")
+    try:
+        path = inside(root, text)
+    except ValueError:
+        return
+    assert path.is_relative_to(root)
+    assert ".." not in path.parts
+    assert path != root
+
+
+@pytest.mark.parametrize("text", ["", " ", "NULL", "nan", "NaN", "N/A", "None", None, float("nan")])
+def test_an_empty_cell_is_no_number(text: str | float | None) -> None:
+    assert number(text) is None
+
+
+def test_what_cannot_be_a_picture_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    def raw(path: Path) -> Raw:
+        return Raw("key", path, Record())
+
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ValueError, match="empty file"):
+        raw(tmp_path / "empty.jpg").read()
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        raw(tmp_path / "folder.jpg").read()
+    with (tmp_path / "sparse.jpg").open("wb") as stream:
+        stream.truncate(LARGEST_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match="more than the"):
+        raw(tmp_path / "sparse.jpg").read()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(OSError, match="not a regular file"):
+        raw(tmp_path / "pipe.jpg").read()
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    for word in ("happy", "sad"):
+        (tmp_path / word).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / word / "a.png")
+        (tmp_path / word / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert len([*open_source("auto", tmp_path).read()]) == 2
