@@ -12,6 +12,7 @@ from hpe.estimators.estimator import Estimator
 from hpe.labels import ANGLES
 
 LEAST_FACES: Final = 16
+_STUCK_DEGREES: Final = 1e-4
 _SURE: Final = 0.6
 """Correlation from which on two columns are taken to be the same, or opposite."""
 
@@ -37,12 +38,12 @@ def probe(
         return ["output: the network gives angles that are not finite numbers"]
     if len(images) < LEAST_FACES:
         return []
+    if angles.std(0).max() < _STUCK_DEGREES:
+        return ["output: the network gives every face the same angles"]
     found = _unit_problems(estimator, angles) or _mirror_problems(angles, other)
     known = np.isfinite(truth).all(1)
     if not found and known.sum() >= LEAST_FACES:
         found = diagnose(angles[known], truth[known])
-    if not found and float(poses.angles.std(0).max()) < 1e-3:
-        found = ["output: the network gives every face the same angles"]
     return found
 
 
