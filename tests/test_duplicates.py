@@ -34,7 +34,7 @@ def test_a_recompressed_or_resized_picture_is_near_and_another_is_not():
     bigger = first.resize((150, 150), Image.Resampling.BILINEAR)
     own = difference_hash(grey(first))
     assert distance(own, difference_hash(grey(again))) <= NEAR_BITS
-    assert distance(own, difference_hash(grey(bigger))) <= 2 * NEAR_BITS
+    assert distance(own, difference_hash(grey(bigger))) <= NEAR_BITS
     assert distance(own, difference_hash(grey(picture(2)))) > 40
     assert distance(own, difference_hash(grey(first.filter(ImageFilter.GaussianBlur(0.5))))) <= NEAR_BITS
 
@@ -48,9 +48,9 @@ def test_flat_and_tiny_pictures_are_like_nothing():
 def test_near_pairs_are_those_of_comparing_everything():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 256, (300, 32), np.uint8)
-    for i in range(100):  # planted: 0 to 12 bits away from an earlier one
+    for i in range(100):  # planted: 0 to 24 bits away from an earlier one
         hashes[200 + i] = hashes[i]
-        for bit in rng.choice(256, i % 13, replace=False):
+        for bit in rng.choice(256, i % 25, replace=False):
             hashes[200 + i, bit // 8] ^= 1 << (bit % 8)
     numbers = [int.from_bytes(row.tobytes()) for row in hashes]
     expected = {
