@@ -5,7 +5,7 @@ everything that is damaged, goes to :func:`hpe.images.decode_rgb`, which knows h
 here let other threads run while they work.
 """
 
-import struct
+import io
 from typing import Final, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
+from PIL.PngImagePlugin import PngImageFile
 
 from hpe.images import MAX_PIXELS, DecodeError, decode_rgb
 
@@ -20,7 +21,7 @@ Colour = Literal["rgb", "grey"]
 Row = UInt8[np.ndarray, "size size 3"]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_HEADER: Final = struct.Struct(">8xI4sIIBB")
+_EXIF: Final = "exif"
 _LUMA: Final = np.asarray((19595, 38470, 7471), np.uint32)
 """ITU-R 601 in 1/65536, as Pillow's ``convert("L")``."""
 
@@ -86,19 +87,17 @@ def _has_exif(data: bytes) -> bool:
 
 
 def _png_into(data: bytes, out: Row) -> bool:
-    if len(data) < _PNG_HEADER.size:
-        return False
-    _, kind, width, height, depth, colours = _PNG_HEADER.unpack_from(data)
-    plain = kind == b"IHDR" and depth == 8 and colours in (0, 2) and data.find(b"tRNS") < 0
-    if not plain or not 0 < width * height <= MAX_PIXELS:
-        return False
-    from torchvision.io import decode_png
-
+    """False where :func:`decode_rgb` must do it: anything but whole 8-bit grey or RGB without transparency."""
     try:
-        pixels = decode_png(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)))
-    except RuntimeError:
+        image = PngImageFile(io.BytesIO(data))
+        if image.mode not in ("L", "RGB") or "transparency" in image.info or _EXIF in image.info:
+            return False
+        if image.width * image.height > MAX_PIXELS:
+            return False
+        pixels = np.array(image)
+    except Exception:  # Pillow's decoders raise a dozen types on damaged files
         return False
-    _fit(pixels.permute(1, 2, 0).numpy(), out)
+    _fit(pixels if pixels.ndim == 3 else pixels[..., None], out)
     return True
 
 

@@ -1,0 +1,44 @@
+"""The benchmark's arithmetic, and that every installed contestant really reads the pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from hpe.bench import Figure, Report, Settings, available, measure, ratio, take_turns
+from hpe.errors import UserError
+
+
+def test_contestants_take_turns_in_alternating_order() -> None:
+    calls: list[str] = []
+
+    def contestant(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    figures = take_turns({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, 2, "test")
+    assert calls == ["a", "b", "b", "a"]
+    assert figures == (Figure("a", (1.0, 4.0)), Figure("b", (2.0, 3.0)))
+
+
+def test_a_ratio_is_the_median_of_the_turns_ratios_and_a_missed_target_is_said() -> None:
+    figures = (Figure("ours", (10.0, 30.0, 8.0)), Figure("other", (5.0, 10.0, 8.0)))
+    found = ratio(figures, "ours", "other", 2.5)
+    assert found.value == 2.0
+    text = str(Report("stream", "samples/s", figures, (found,)))
+    assert "MISSED" in text
+    assert text.index("ours") < text.index("other")
+
+
+def test_an_unknown_part_is_refused_with_those_there_are() -> None:
+    assert "stream" in available()
+    with pytest.raises(UserError, match=r"expected one of .*stream"):
+        measure("speed", Settings(Path()))
+
+
+@pytest.mark.slow
+def test_every_contestant_of_the_stream_reads_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    report = measure("stream", Settings(tmp_path, workers=0, repeats=1, samples=640))
+    assert len(report.figures) >= 6
+    assert all(figure.median > 0 for figure in report.figures)
+    assert report.to_json()["medians"]["hpe stream"] > 0
