@@ -104,9 +104,12 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         if Manifest.load(out).options == options:
             return True
         raise UserError(f"{out}: was made with other options, or from other shards; use another folder or delete it")
-    begun = [path for path in out.iterdir() if path.suffix not in (".tar", ".part") and path.name != POSE]
-    if not out.is_dir() or begun:
+    ours = (".tar", ".part")
+    if not out.is_dir() or any(path.suffix not in ours and path.name != POSE for path in out.iterdir()):
         raise UserError(f"{out}: holds files that `hpe balance` did not write; use an empty or a new folder")
+    for path in out.iterdir():  # of a job that was killed, perhaps with other options
+        if path.suffix in ours:
+            path.unlink()
     return False
 
 

@@ -26,6 +26,7 @@ _BLOCK: Final = 512
 _LONGEST_KEY: Final = 94
 """Bytes; with ``.json`` or ``.jpeg`` the name fits the 100 bytes of a plain tar header."""
 _LARGEST_MEMBER: Final = 8**11 - 1
+_ABSURD_BYTES: Final = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,7 @@ def _walk(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
                 size = _octal(bytes(data[at + 124 : at + 136]))
             except ValueError:
                 size = -1
-        if size < 0:
+        if not 0 <= size < _ABSURD_BYTES:
             damage = f"damaged tar header at byte {at}"
             break
         found.append((at, size))

@@ -1,0 +1,101 @@
+"""Verification: what is whole passes, and every damage is named with its shard and its samples."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hpe.records import Record
+from hpe.shards import Manifest, Sample, index_tar, write_shard
+from hpe.verify import verify
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    infos = []
+    for part in range(3):
+        samples = []
+        for i in range(8):
+            stream = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(stream, "JPEG")
+            samples.append(Sample(f"k{part}{i}", stream.getvalue(), "jpg", Record(emotion=i)))
+        infos.append(write_shard(tmp_path / f"train-00000{part}.tar", "train", samples))
+    Manifest("made", "", "none", True, "none", {}, tuple(infos), {"samples": 24}).save(tmp_path)
+    return tmp_path
+
+
+def told(folder: Path) -> str:
+    return "\n".join(map(str, verify(folder)))
+
+
+def spoil(path: Path, at: int, data: bytes) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[at : at + len(data)] = data
+    path.write_bytes(whole)
+
+
+def test_whole_shards_pass(shards):
+    assert verify(shards) == []
+
+
+def test_a_single_flipped_bit_is_found(shards):
+    path = shards / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    assert "train-000001.tar: sha256 differs" in told(shards)
+    assert "train-000000" not in told(shards)
+
+
+def test_a_damaged_picture_is_named(shards):
+    path = shards / "train-000002.tar"
+    index = index_tar(memoryview(path.read_bytes()))
+    start = int(index.images[3, 0])
+    spoil(path, start, b"not a picture at all")
+    assert "1 samples cannot be read: k23" in told(shards)
+
+
+def test_a_damaged_record_is_named(shards):
+    path = shards / "train-000000.tar"
+    index = index_tar(memoryview(path.read_bytes()))
+    spoil(path, int(index.records[5, 0]), b"\xff")
+    assert "cannot be read: k05" in told(shards)
+
+
+def test_a_truncated_shard_says_where_and_how_many_are_left(shards):
+    path = shards / "train-000001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "truncated" in told(shards)
+    assert "expected 8" in told(shards)
+
+
+def test_empty_missing_and_foreign_shards_are_named(shards):
+    (shards / "train-000000.tar").write_bytes(b"")
+    (shards / "train-000001.tar").unlink()
+    (shards / "train-000009.tar").write_bytes(b"x")
+    assert "train-000000.tar: is empty" in told(shards)
+    assert "train-000001.tar: is missing, with its 8 samples" in told(shards)
+    assert "train-000009.tar: is not in manifest.json" in told(shards)
+
+
+def test_the_same_key_in_two_shards_is_named(shards):
+    first = Manifest.load(shards).shards[0]
+    (shards / "copy.tar").write_bytes((shards / first.name).read_bytes())
+    manifest = Manifest.load(shards)
+    copy = type(first)("copy.tar", "train", first.samples, first.bytes, first.sha256)
+    Manifest("made", "", "none", True, "none", {}, (*manifest.shards, copy)).save(shards)
+    assert "more than one shard: k00, k01" in told(shards)
+
+
+def test_exit_code_1_names_the_damage(shards):
+    from hpe.cli import app
+
+    assert CliRunner().invoke(app, ["verify", str(shards)]).exit_code == 0
+    (shards / "train-000000.tar").unlink()
+    result = CliRunner().invoke(app, ["verify", str(shards)])
+    assert result.exit_code == 1
+    assert "train-000000.tar" in result.output
