@@ -20,10 +20,9 @@ from hpe.figures import figures, to_markdown
 from hpe.files import aside, write_json, write_text
 from hpe.job import reading
 from hpe.labels import ANGLES
-from hpe.learner import precision_of
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 from hpe.progress import Bar, progress
-from hpe.ranks import Ranks, accelerator, agree
+from hpe.ranks import Ranks, accelerator, agree, precision_of
 from hpe.runs import load_run
 from hpe.stream import ShardSet, Stream
 
@@ -188,7 +187,7 @@ def _whole(parts: list[Path], stream: Stream, damaged: int) -> "pa.Table":
     places = [order.get(key, -1) for key in rows["key"].to_pylist()]
     if len(set(places)) != len(places) or -1 in places or len(places) + damaged < len(said):
         raise UserError(
-            f"{rows.num_rows:,} predictions for {len(said):,} samples, {damaged:,} of them damaged; expected each once. "
+            f"{rows.num_rows:,} predictions for {len(said):,} samples, {damaged:,} damaged; expected each once. "
             "Were the shards changed meanwhile? Run hpe verify, then this command again"
         )
     said = [said[place] for place in sorted(places)]

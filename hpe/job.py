@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -17,14 +17,19 @@ from hpe.errors import UserError
 from hpe.files import write_text
 from hpe.log import Log
 from hpe.losses import HeadLoss
-from hpe.metrics import DEFAULT_SELECTION
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
-from hpe.ranks import Ranks, agree, cuda
+from hpe.ranks import Ranks, accelerator, agree, cuda, precision_of
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 LOCK: Final = ".lock"
+_SELECTION: Final = {
+    "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
+}  # fmt: skip
 _ROWS: Final = 1024
 
 
@@ -34,6 +39,7 @@ class Job:
 
     config: RunConfig
     ranks: Ranks
+    accelerator: "Accelerator"
     run: Path
     network: MultiTask
     losses: dict[str, HeadLoss]
@@ -144,9 +150,10 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
     selection = config.train.select
     if selection == "auto":
-        selection = DEFAULT_SELECTION[config.model.heads.on[0]]
+        selection = _SELECTION[config.model.heads.on[0]]
+    here = accelerator(precision_of(config.train.precision))
     with _folder(run, config, ranks) as resume:
-        yield Job(config, ranks, run, network, losses, streams["train"], streams["val"], selection, resume)
+        yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume)
 
 
 _LABEL_SOURCE: Final = {

@@ -21,7 +21,6 @@ from hpe.config import RunConfig
 from hpe.errors import UserError
 from hpe.log import Log
 from hpe.losses import HeadLoss, head_loss, label_mask
-from hpe.metrics import HeadMetrics
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.ranks import Ranks
 from hpe.runs import State
@@ -30,19 +29,14 @@ from hpe.stream import Loaded, Loader
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from hpe.metrics import HeadMetrics
+
 _MIX: Final = 0x9E3779B97F4A7C15
 """Splits one seed into many (Steele et al., SplitMix)."""
 
 
 class NotFiniteError(ArithmeticError):
     """The loss is NaN or infinite; the message names the step, the batch and the last good checkpoint."""
-
-
-def precision_of(setting: str) -> str:
-    """Accelerate's name of ``train.precision``; ``auto`` is bf16 where the GPU has it, else fp32."""
-    if setting == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return "no" if setting == "fp32" else setting
 
 
 class Learner:
@@ -236,7 +230,7 @@ class Learner:
         return self.network if self.ema is None else self.ema.module
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], metrics: HeadMetrics) -> None:
+    def validate(self, batches: Iterable[Batch], metrics: "HeadMetrics") -> None:
         """Add this rank's validation batches to the metrics."""
         network = self.evaluated.eval()
         if self.ranks.world > 1:  # norms count on each rank; what is judged and saved is rank 0's

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from hpe.batch import Batch
 from hpe.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.models.multitask import Outputs, angles_of
-from hpe.batch import Batch
 
 LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
-DEFAULT_SELECTION: Final = {
-    "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
-}  # fmt: skip
 
 
 class Reliability(Metric):

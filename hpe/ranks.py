@@ -83,6 +83,15 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     )
 
 
+def precision_of(setting: str) -> str:
+    """Accelerate's name of ``train.precision``; ``auto`` is bf16 where the GPU has it, else fp32."""
+    import torch
+
+    if setting == "auto":
+        return "bf16" if cuda() and torch.cuda.is_bf16_supported() else "no"
+    return "no" if setting == "fp32" else setting
+
+
 def agree(text: str | None) -> str | None:
     """Rank 0's text on every rank: a collective call, so that all ranks go on, or fail, alike."""
     import torch.distributed as dist

@@ -10,11 +10,11 @@ from dataclasses import replace
 from hpe.config import RunConfig
 from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK
 from hpe.job import Job, open_job
-from hpe.learner import Learner, precision_of
+from hpe.learner import Learner
 from hpe.log import Log
 from hpe.metrics import HeadMetrics, better
 from hpe.progress import Bar, progress
-from hpe.ranks import Ranks, Signals, accelerator, signals
+from hpe.ranks import Ranks, Signals, signals
 from hpe.runs import State
 
 
@@ -30,10 +30,9 @@ def train(config: RunConfig) -> int:
         NotFiniteError: the loss is no number any more.
     """
     ranks = Ranks.from_environment()
-    here = accelerator(precision_of(config.train.precision))
     with ExitStack() as stack:
         job = stack.enter_context(open_job(config, ranks))
-        learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, here)
+        learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
         bar = stack.enter_context(

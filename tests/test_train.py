@@ -1,0 +1,205 @@
+"""``hpe train``: the laws of a run, on coloured squares."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpe import learner as learner_module
+from hpe import runs
+from hpe.config import RunConfig
+from hpe.errors import EXIT_AGAIN, UserError
+from hpe.train import train
+from tests import made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.shards(tmp_path_factory.mktemp("made") / "shards", unlabelled=5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(runs.find_checkpoint(run, "last") / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class KilledError(BaseException):
+    """What a power cut looks like from inside."""
+
+
+def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, left = learner_module.Learner.step, iter(range(steps))
+
+    def step(self: learner_module.Learner, *given: object, **named: object) -> bool:
+        if next(left, None) is None:
+            raise KilledError
+        return original(self, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner_module.Learner, "step", step)
+
+
+@pytest.mark.parametrize("extra", [(), ("train.ema=0.9", "train.balance_losses=learned", "augment.mixup=0.4")])
+def test_killed_and_resumed_equals_never_killed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
+) -> None:
+    settings = ("train.epochs=2", "train.checkpoint_steps=4", *extra)
+    whole, broken = (made.config(folder, tmp_path / name, *settings) for name in ("whole", "broken"))
+    assert train(whole) == 0
+    for steps in (6, 3, 5):  # the second dies before a new checkpoint, the third after one
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            killed_after(steps, patch)
+            train(broken)
+    assert train(broken) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+    def figures(name: str) -> list[dict]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in lines]
+
+    assert [f for f in figures("whole") if f["split"] == "val"] == [f for f in figures("broken") if f["split"] == "val"]
+
+
+def test_the_same_command_twice_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert train(made.config(folder, tmp_path / name)) == 0
+    first, second = (
+        (runs.find_checkpoint(tmp_path / name, "last") / "model.safetensors").read_bytes() for name in ("one", "two")
+    )
+    assert first == second
+
+
+def test_workers_and_micro_batches_of_one_norm_free_network_do_not_change_the_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert train(made.config(folder, tmp_path / "none")) == 0
+    assert train(made.config(folder, tmp_path / "two", "data.workers=2")) == 0
+    assert same(weights(tmp_path / "none"), weights(tmp_path / "two"))
+
+
+def test_a_signal_saves_and_leaves_with_its_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    original, steps = learner_module.Learner.step, []
+
+    def step(self: learner_module.Learner, *given: object, **named: object) -> bool:
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, *given, **named)  # type: ignore[arg-type]
+
+    config = made.config(folder, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(learner_module.Learner, "step", step)
+        assert train(config) == EXIT_AGAIN
+    saved = runs.State.load(runs.find_checkpoint(tmp_path / "run", "last"))
+    assert 0 < saved.samples_seen < 87
+    assert train(config) == 0
+
+
+def test_a_loss_that_is_no_number_names_step_and_samples(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made.config(folder, tmp_path / "run", "train.learning_rate=1e30", "train.schedule=constant")
+    with pytest.raises(learner_module.NotFiniteError, match=r"step \d+ .* samples sample0"):
+        train(config)
+
+
+def test_eight_samples_are_learned_by_heart(tmp_path: Path) -> None:
+    folder = made.shards(tmp_path / "shards", counts=(8,), val=8)
+    extra = ("augment={}", "train.epochs=150", "train.validate_epochs=150", "train.learning_rate=5e-3")
+    config = made.config(folder, tmp_path / "run", *extra, f"data.val.0.shards={folder}", "data.val.0.split=train")
+    assert train(config) == 0
+    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
+    assert last["emotion/accuracy"] == 1.0
+    assert last["direction/accuracy"] == 1.0
+    assert last["pose/mae"] < 3.0
+
+
+def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path: Path) -> None:
+    config = made.config(
+        folder, tmp_path / "run", "model.freeze=[stem]", "model.heads.emotion.conditioned_on_pose=true"
+    )
+    torch.manual_seed(config.seed)
+    before = {n: p.clone() for n, p in runs.build_network(config.model).named_parameters()}
+    assert train(config) == 0
+    after = weights(tmp_path / "run")
+    still = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert still == {name for name in before if name.startswith("backbone.stem")}
+
+
+REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
+    (("model.backbone=resnet19",), "did you mean resnet18"),
+    (("model.freeze=[nothing]",), "no layer named 'nothing'"),
+    (("data.direction=ours",), "pose tables are asked for"),
+    (("train.precision=fp16",), "fp16 needs a GPU"),
+    (("train.select=age/mae",), "train.select"),
+    (("model.weights=/nowhere/x.pth",), "no such weights file"),
+    (("data.train.0.shards=/nowhere",), "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), REFUSED)
+def test_what_cannot_work_is_refused_before_the_first_step(
+    folder: Path, tmp_path: Path, changes: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        train(made.config(folder, tmp_path / "run", *changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_problem_is_told_at_once(folder: Path, tmp_path: Path) -> None:
+    changes = ("model.backbone=resnet19", "train.precision=fp16", "data.val.0.shards=/nowhere")
+    with pytest.raises(UserError) as caught:
+        train(made.config(folder, tmp_path / "run", *changes))
+    assert all(word in str(caught.value) for word in ("resnet19", "fp16", "/nowhere"))
+
+
+def test_a_run_of_another_config_is_refused_with_the_difference(folder: Path, tmp_path: Path) -> None:
+    assert train(made.config(folder, tmp_path / "run")) == 0
+    with pytest.raises(UserError, match=r"train\.batch: 8 -> 4"):
+        train(made.config(folder, tmp_path / "run", "train.batch=4"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        train(made.config(folder, tmp_path / "other"))
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["thesis.txt"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(made.config(folder, run, "train.checkpoint_steps=3")) == 0
+    last = runs.find_checkpoint(run, "last")
+    (last / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        train(made.config(folder, run))
+    import shutil
+
+    shutil.rmtree(last)
+    assert train(made.config(folder, run)) == 0
+
+
+def test_a_damaged_sample_is_counted_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.shards(tmp_path / "shards")
+    tar = folder / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"\xff\xd8\xff")
+    data[at : at + 64] = bytes(64)
+    tar.write_bytes(data)
+    assert train(made.config(folder, tmp_path / "run")) == 1
+    assert "could not read train-000001.tar" in capsys.readouterr().err
+    with pytest.raises(UserError, match="train-000001"):
+        train(made.config(folder, tmp_path / "strict", "data.damaged=fail"))
