@@ -5,6 +5,7 @@ in the Wild", 2017. The official validation set is the split ``test``, so that n
 """
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -198,10 +199,13 @@ def _box(cell: dict[str, str]) -> Box | None:
 def _landmarks_2017(text: str) -> tuple[tuple[float, float], ...] | None:
     if text.lower() in ("", "null", "nan"):
         return None
-    numbers = [number(part) for part in text.split(";")]
-    if None in numbers:
+    try:
+        numbers = [*map(float, text.split(";"))]
+    except ValueError as error:
+        raise ValueError(f"landmarks: {error}") from None
+    if not all(map(math.isfinite, numbers)):
         return None
-    return landmarks_of([n for n in numbers if n is not None])
+    return landmarks_of(numbers)
 
 
 # The release of 2021
