@@ -11,8 +11,10 @@
         ...
 """
 
-from hpe.stream.loader import Balance, Counts, Loader, Reading, Stream
+from hpe.stream.datasets import Balance, Counts, Stream
+from hpe.stream.loader import Loader
 from hpe.stream.packed import Damage, Loaded
+from hpe.stream.readers import Reading
 from hpe.stream.shelf import LabelSource
 from hpe.stream.sources import ShardSet, resolve
 

@@ -1,0 +1,176 @@
+"""What runs in a reader process: a batch's number in, its pictures and labels in one block of memory out."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hpe.decode import Colour, decode_into
+from hpe.errors import UserError
+from hpe.images import DecodeError
+from hpe.stream.order import Order, Plan
+from hpe.stream.packed import COLUMNS, Damage, Packed, Slot, layout, write_labels
+from hpe.stream.pool import Pool
+from hpe.stream.shelf import LabelSource, ShardTable, open_local, table_of
+from hpe.stream.sources import Shard
+from hpe.stream.spool import Spool
+
+_OPEN_SHARDS: Final = 192
+"""Shards that a reader holds open: three default windows; more than this is opened again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How samples are read: everything that does not change their order.
+
+    Attributes:
+        size: pictures come as size × size pixels.
+        colour: ``rgb``, or ``grey`` (luma in three channels).
+        labels: where angles and directions come from.
+        damaged: ``skip`` (a black row with false masks, named in ``Loaded.damage``) or ``fail``.
+        workers: reader processes of this rank; 0 reads in this process.
+        prefetch: batches that each worker keeps ready.
+        spool_bytes: what fetched shards may take on this node's disk; None: half of what is free.
+    """
+
+    size: int
+    colour: Colour = "rgb"
+    labels: LabelSource = field(default_factory=LabelSource)
+    damaged: Literal["skip", "fail"] = "skip"
+    workers: int = 0
+    prefetch: int = 2
+    spool_bytes: int | None = None
+
+
+class Shelf:
+    """Open shards of one process: the least recently used are closed."""
+
+    def __init__(self, sets: Sequence[Sequence[Shard]], labels: LabelSource, spool: Spool, cache: Path) -> None:
+        self._sets, self._labels, self._spool, self._cache = sets, labels, spool, cache
+        self._open: OrderedDict[tuple[int, int], tuple[int, ShardTable] | str] = OrderedDict()
+
+    def open(self, dataset: int, shard: int) -> tuple[int, ShardTable] | str:
+        """Descriptor and table of a shard, or why there is none."""
+        place = dataset, shard
+        if (known := self._open.get(place)) is not None:
+            self._open.move_to_end(place)
+            return known
+        wanted = self._sets[dataset][shard]
+        try:
+            file = open_local(wanted, self._spool)
+            try:
+                opened: tuple[int, ShardTable] | str = (file, table_of(wanted, file, self._labels, self._cache))
+            except BaseException:
+                os.close(file)
+                raise
+        except OSError as error:
+            opened = f"{error.strerror or error}"
+        self._open[place] = opened
+        if len(self._open) > _OPEN_SHARDS:
+            _, closed = self._open.popitem(last=False)
+            if not isinstance(closed, str):
+                os.close(closed[0])
+        return opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error of a worker that the main process raises as its own."""
+
+    message: str
+
+
+class Batches(Dataset[Packed | Refusal]):
+    """Batch number → batch: what runs inside a worker."""
+
+    def __init__(
+        self, sets: Sequence[Sequence[Shard]], order: Order, plan: Plan, reading: Reading, shelf: Shelf
+    ) -> None:
+        self._sets, self._order, self._plan, self._reading, self._shelf = sets, order, plan, reading, shelf
+        self.pool: Pool | None = None
+
+    def __getitem__(self, number: int) -> Packed | Refusal:
+        try:
+            return self._read(number)
+        except UserError as error:
+            return Refusal(str(error))
+
+    def _read(self, number: int) -> Packed:
+        start, stop = self._plan.part(number)
+        size, rows = self._reading.size, stop - start
+        picks = self._order.at(start, stop).tolist()
+        places, total = layout(rows, size, size)
+        block, bytes_of_block = self._block(total)
+        images = bytes_of_block[: places["images"][1]].reshape(rows, size, size, 3)
+        labels = np.empty((rows, COLUMNS), np.float32)
+        damage: list[Damage] = []
+        wanted = [self._place(*pick) for pick in picks]
+        for place in wanted:
+            if not isinstance(place, Damage):
+                os.posix_fadvise(place.file, place.at, place.size, os.POSIX_FADV_WILLNEED)
+        keys = []
+        for row, place in enumerate(wanted):
+            problem = place if isinstance(place, Damage) else self._fill(place, images[row])
+            keys.append(place.key)
+            if problem is None and not isinstance(place, Damage):
+                labels[row] = place.labels
+                continue
+            assert problem is not None
+            images[row] = 0
+            labels[row] = np.nan
+            damage.append(problem)
+        if damage and self._reading.damaged == "fail":
+            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
+        write_labels(bytes_of_block, labels, size, size)
+        seen = self._plan.first + (number + 1) * self._plan.batch
+        seen = seen if self._plan.length is None else min(seen, self._plan.length)
+        return Packed(block, tuple(keys), size, size, start, seen, tuple(damage))
+
+    def _block(self, size: int) -> tuple[torch.Tensor | Slot, np.ndarray]:
+        """Memory for a batch: a slot of the pool, or fresh memory where the trainer holds all slots."""
+        worker = torch.utils.data.get_worker_info()
+        if worker and self.pool and (slot := self.pool.take(worker.id)) is not None:
+            return Slot(self.pool.number, slot, size), self.pool.bytes_of(slot, size)
+        block = torch.empty(size, dtype=torch.uint8)
+        return block, block.numpy()
+
+    def _place(self, dataset: int, shard: int, row: int) -> "_Place | Damage":
+        name = self._sets[dataset][shard].name
+        opened = self._shelf.open(dataset, shard)
+        if isinstance(opened, str):
+            return Damage(name, f"row-{row}", opened)
+        file, table = opened
+        if row >= len(table):
+            why = table.damage.get(-1) or f"the shard has {len(table)} samples, its manifest says more"
+            return Damage(name, f"row-{row}", why)
+        if row in table.damage:
+            return Damage(name, table.key(row), table.damage[row])
+        at, size = table.places[row].tolist()
+        return _Place(name, table.key(row), file, at, size, table.labels[row])
+
+    def _fill(self, place: "_Place", out: np.ndarray) -> Damage | None:
+        try:
+            data = os.pread(place.file, place.size, place.at)
+            decode_into(data, out, self._reading.colour)
+        except (DecodeError, OSError) as error:
+            return Damage(place.shard, place.key, str(error))
+        return None
+
+
+@dataclass(slots=True)
+class _Place:
+    shard: str
+    key: str
+    file: int
+    at: int
+    size: int
+    labels: np.ndarray
