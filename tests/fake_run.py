@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hpe.figures import figures, to_markdown
+from hpe.gallery import write_faces
 from hpe.sources.synthetic.heads import Labels, head_at
 
 HOSTILE = '</script><script>window.hostile=1</script><img src=x onerror="window.hostile=1">|\n'
@@ -19,7 +20,8 @@ model: {backbone: mobilenetv3_small_100, heads: {emotion: {}, direction: {}, pos
 data:
   train: [{shards: data/fake, split: train}]
   val: [{shards: data/fake, split: val}]
-train: {seed: 3, learning_rate: 0.0003, samples: 512000}
+seed: 3
+train: {learning_rate: 0.0003, samples: 512000}
 """
 
 
@@ -64,9 +66,9 @@ def predictions(rows: int = 1200, skill: float = 1.6, seed: int = 0) -> pa.Table
         "shard": [f"fake-{i // 400:06d}.tar" for i in range(rows)],
         "split": ["val"] * rows,
         "emotion": pa.array(emotion, pa.int8()),
-        "emotion_p": pa.array(list(p.astype(np.float32)), pa.list_(pa.float32())),
+        "emotion_p": pa.FixedSizeListArray.from_arrays(p.astype(np.float32).ravel(), 8),
         "direction": pa.array(direction, pa.int8()),
-        "direction_p": pa.array(list(q.astype(np.float32)), pa.list_(pa.float32())),
+        "direction_p": pa.FixedSizeListArray.from_arrays(q.astype(np.float32).ravel(), 5),
         "yaw": yaw,
         "pitch": pitch,
         "roll": roll,
@@ -114,12 +116,11 @@ def fake_run(folder: Path, *, rows: int = 1200, skill: float = 1.6, seed: int = 
     table = table.set_column(0, "key", pa.array(keys))
     pq.write_table(table, folder / "evaluate" / "val.parquet")
     shown = rendered()[: min(faces, rows)]
-    small = {"key": keys[: len(shown)], "jpeg": [jpeg for jpeg, _ in shown]}
-    small["box"] = [list(labels.box) for _, labels in shown]
-    pq.write_table(pa.table(small), folder / "evaluate" / "val.faces.parquet")
+    shards = table["shard"].to_pylist()[: len(shown)]
+    write_faces(folder / "evaluate" / "val.faces.parquet", keys[: len(shown)], shards, [jpeg for jpeg, _ in shown])
     made = figures(table, replicates=300)
-    provenance = {"shards": "data/fake", "checkpoint": "step-00008000", "commit": "0123abc", "hpe": "0.1.0"}
-    whole = {"provenance": provenance, "figures": made}
-    (folder / "evaluate" / "val.json").write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
+    weights = f"{folder}/checkpoints/step-00008000/ema.safetensors"
+    made["about"] = {"name": "val", "weights": weights, "shards": ["fake-000000.tar", "fake-000001.tar"]}
+    (folder / "evaluate" / "val.json").write_text(json.dumps(made, allow_nan=False), encoding="utf-8")
     (folder / "evaluate" / "val.md").write_text(to_markdown(made), encoding="utf-8")
     return folder

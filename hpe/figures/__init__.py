@@ -23,7 +23,7 @@ from hpe.statistics import CONFIDENCE, REPLICATES, cross_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["figures", "to_markdown"]
+__all__ = ["SCHEMA", "figures", "to_markdown"]
 
 SCHEMA: Final = 1
 _GROUPS_SHOWN: Final = 40

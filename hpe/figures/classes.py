@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from hpe.figures.columns import Guesses, Labels
-from hpe.figures.values import Figure, Resampling, absent, counted, figure, named, ratio, share
+from hpe.figures.values import Figure, Resampling, absent, counted, figure, named, noise_figure, ratio, share
 from hpe.statistics import cross_table
 
 _BINS: Final = 15
@@ -173,7 +173,7 @@ def calibration(p: Float[ndarray, "n classes"], truth: Int[ndarray, " n"], draw:
     truth_p = np.clip(p[np.arange(n), truth], 1e-12, 1)
     return {
         "n": n,
-        "ece": figure(float(expected_calibration_error(sums)), n, replicates, reason="no sample"),
+        "ece": noise_figure(float(expected_calibration_error(sums)), n, replicates),
         "mean_confidence": float(confidence.mean()),
         "negative_log_likelihood": float(-np.log(truth_p).mean()),
         "brier": float(((p - np.eye(p.shape[1])[truth]) ** 2).sum(1).mean()),

@@ -1,6 +1,6 @@
 """Figures as Markdown: the tables that a note or a model card quotes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpe.figures.values import Figure
@@ -22,7 +22,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def percent(figure: Figure) -> str:
     """``52.3 % (49.5–55.1)``, or a dash."""
-    return _shown(figure, 100.0, 1, " %")
+    return _shown(figure, 100.0, 1, "\u00a0%")
 
 
 def decimal(figure: Figure) -> str:
@@ -41,32 +41,33 @@ def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
     text = f"{figure['value'] * scale:.{digits}f}{unit}"
     if figure.get("low") is None:
         return text
-    return f"{text} ({figure['low'] * scale:.{digits}f}–{figure['high'] * scale:.{digits}f})"
+    low, high = f"{figure['low'] * scale:.{digits}f}", f"{figure['high'] * scale:.{digits}f}"
+    return f"{text} ({low}{' to ' if low.startswith('-') else '–'}{high})".replace("-", "−")
+
+
+def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure]]:
+    """Name, formatter and figure of what sums a run up (absent ones left out)."""
+    emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
+    seven = figures["protocols"]["affectnet_7"]
+    found: list[tuple[str, Callable[[Figure], str], Figure | None]] = [
+        ("Emotion accuracy", percent, emotion.get("accuracy")),
+        ("Emotion macro F1", decimal, emotion.get("macro_f1")),
+        ("Emotion top-2", percent, emotion.get("top_2")),
+        ("Calibration error", decimal, emotion.get("calibration", {}).get("ece")),
+        ("AffectNet-7 accuracy", percent, seven.get("accuracy")),
+        ("Direction accuracy", percent, direction.get("accuracy")),
+        ("Pose MAE", degrees, pose.get("all", {}).get("mae")),
+        ("Geodesic error", degrees, pose.get("all", {}).get("geodesic")),
+        ("Pose MAE, ±99° only", degrees, pose.get("within_99", {}).get("mae")),
+        ("Valence CCC", decimal, figures["valence"].get("ccc")),
+        ("Arousal CCC", decimal, figures["arousal"].get("ccc")),
+    ]
+    return [(name, text, one) for name, text, one in found if one is not None and one["value"] is not None]
 
 
 def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """Name, value with interval, and count of the figures that sum a run up (absent ones left out)."""
-    emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
-    found: list[tuple[str, str, Figure | None]] = []
-    if "accuracy" in emotion:
-        found += [("Emotion accuracy", "percent", emotion["accuracy"])]
-        found += [("Emotion macro F1", "decimal", emotion["macro_f1"])]
-        found += [("Emotion top-2", "percent", emotion["top_2"])]
-        found += [("Calibration error (ECE)", "decimal", emotion["calibration"].get("ece"))]
-    if "accuracy" in figures["protocols"]["affectnet_7"]:
-        found += [("AffectNet-7 accuracy", "percent", figures["protocols"]["affectnet_7"]["accuracy"])]
-    if "accuracy" in direction:
-        found += [("Direction accuracy", "percent", direction["accuracy"])]
-    if "all" in pose:
-        found += [
-            ("Pose MAE", "degrees", pose["all"]["mae"]),
-            ("Geodesic error", "degrees", pose["all"]["geodesic"]),
-        ]
-        found += [("Pose MAE within ±99°", "degrees", pose["within_99"].get("mae"))]
-    for name in ("valence", "arousal"):
-        found += [(f"{name.capitalize()} CCC", "decimal", figures[name].get("ccc"))]
-    shown = {"percent": percent, "decimal": decimal, "degrees": degrees}
-    return [(n, shown[k](f), f["n"]) for n, k, f in found if f is not None and f["value"] is not None]
+    """Name, value with interval, and count of :func:`headline_figures`."""
+    return [(name, text(one), one["n"]) for name, text, one in headline_figures(figures)]
 
 
 def to_markdown(figures: Mapping[str, Any], title: str = "Figures") -> str:

@@ -84,6 +84,19 @@ def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, rea
     return made | {"low": float(low), "high": float(high)}
 
 
+def noise_figure(value: float, n: int, replicates: Float[ndarray, " r"] | None) -> Figure:
+    """A figure that noise only ever makes larger, such as the calibration error, with its basic interval.
+
+    Draws are as much too large against the value as the value is against the truth, so the interval is
+    mirrored at the value, and cut at 0 (Davison and Hinkley, "Bootstrap Methods", 1997, section 5.2).
+    """
+    made = figure(value, n, replicates, reason="no sample")
+    if replicates is None or made.get("low") is None:
+        return made
+    low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return made | {"low": float(max(2 * value - high, 0.0)), "high": float(max(2 * value - low, value))}
+
+
 def share(successes: int, trials: int, *, reason: str) -> Figure:
     """A share of independent samples with Wilson's interval."""
     if not trials:

@@ -1,0 +1,100 @@
+"""A run's model card in Markdown: what it was made from, how well it reads, and where not to trust it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hpe.figures.markdown import cell, headline, percent, table
+from hpe.report_data import Evaluation, Run
+
+_RARE = 30
+_WEAK_SHARE = 0.5
+
+
+def model_card(run: Run) -> str:
+    """The card of a run; what is not known is said to be unknown."""
+    parts = [
+        f"# Model card: {cell(run.name)}",
+        "Reads head pose and emotion of one face from a cropped picture. Written by `hpe report`.",
+        "## Made from",
+        table(["what", "value"], list(_origin(run))),
+    ]
+    if not run.evaluations:
+        parts += ["## Figures", "None: the run was not evaluated (`hpe evaluate RUN SHARDS`)."]
+    for one in run.evaluations:
+        rows = [(name, value, f"{n:,}") for name, value, n in headline(one.figures)]
+        parts += [f"## Figures on {cell(one.name)}", table(["figure", "value (95 % interval)", "samples"], rows)]
+    parts += ["## Limits", "\n".join(f"- {limit}" for limit in _limits(run))]
+    parts += ["## Config", _fenced(run.config_text or "unknown: no config.yaml in the run folder", "yaml")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(run: Run) -> Iterator[tuple[str, str]]:
+    config = run.config
+    for title, path in (
+        ("backbone", ("model", "backbone")),
+        ("trained on", ("data", "train")),
+        ("chosen on", ("data", "val")),
+        ("seed", ("seed",)),
+    ):
+        value = _at(config, path)
+        yield title, "unknown" if value is None else str(value)
+    facts: dict[str, str] = {}
+    for one in run.evaluations:
+        facts |= {f"{one.name}: {name}": _short(value) for name, value in one.about.items()}
+    yield from facts.items()
+    if not any("commit" in name for name in facts):
+        yield "commit", "unknown"
+
+
+def _at(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _limits(run: Run) -> Iterator[str]:
+    for one in run.evaluations:
+        yield from _limits_of(one)
+    yield (
+        "Expressions are not feelings: the labels say what annotators saw in a picture. Do not use this for "
+        "decisions about people."
+    )
+    yield "Figures hold for faces cropped by the same rule as the shards named above, and for people like theirs."
+
+
+def _limits_of(one: Evaluation) -> Iterator[str]:
+    made, name = one.figures, cell(one.name)
+    for head in ("emotion", "direction"):
+        section = made[head]
+        if "per_class" not in section:
+            yield f"{name}: {head} was not judged ({section['reason']})."
+            continue
+        classes = section["per_class"].items()
+        rare = [f"{label} ({c['support']})" for label, c in classes if c["support"] < _RARE]
+        if rare:
+            yield f"{name}: few samples of {', '.join(rare)}; their figures are uncertain."
+        weak = [
+            f"{label} ({percent(c['recall'])})"
+            for label, c in classes
+            if c["recall"]["value"] is not None and c["recall"]["value"] < _WEAK_SHARE
+        ]
+        if weak:
+            yield f"{name}: more than half missed of {', '.join(weak)}."
+    if "all" not in made["pose"]:
+        yield f"{name}: head pose was not judged ({made['pose']['reason']})."
+    if made["interval"]["unit"] == "image":
+        yield f"{name}: no subjects are known, so intervals treat pictures of one person as independent."
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,230 @@
+"""``hpe report``: one self-contained page per run, a page that compares several, and a model card."""
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from hpe import report_tables as tables
+from hpe.charts import Series, intervals, lines, percents, reliability, scatter
+from hpe.charts import degrees as degrees_text
+from hpe.errors import UserError
+from hpe.figures.columns import numbers
+from hpe.figures.pose import ANGLES
+from hpe.files import write_text
+from hpe.gallery import KINDS, gallery
+from hpe.modelcard import model_card
+from hpe.paired import paired
+from hpe.report_data import Curves, Evaluation, Run, read_run
+from hpe.statistics import holm
+
+FOLDER: Final = "report"
+_MOST_CURVES: Final = 24
+_SCATTERED: Final = 1500
+_FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "direction/accuracy", "pose/mae")
+_KIND_TITLES: Final = {"mistake": "Surest mistakes", "hit": "Surest hits", "pose": "Largest errors of pose"}
+
+
+def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Write each run's page and model card, and for several runs a page that compares them.
+
+    Args:
+        folders: run folders.
+        out: folder of the comparison; default: ``report`` in the runs' common parent.
+
+    Returns:
+        The pages, the comparison last.
+
+    Raises:
+        UserError: a folder is no run, or a file in it is damaged; nothing is written then.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("hpe report: a run is named twice; name each once")
+    runs = [read_run(folder) for folder in folders]
+    pages = []
+    for run in runs:
+        folder = run.path / FOLDER
+        folder.mkdir(exist_ok=True)
+        write_text(folder / "index.html", run_page(run))
+        write_text(folder / "model_card.md", model_card(run))
+        pages.append(folder / "index.html")
+    if len(runs) > 1:
+        out = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
+        out.mkdir(parents=True, exist_ok=True)
+        links = ["./" + quote(os.path.relpath(page.resolve(), out.resolve())) for page in pages]
+        write_text(out / "index.html", comparison_page(runs, links))
+        pages.append(out / "index.html")
+    return pages
+
+
+def run_page(run: Run) -> str:
+    """The page of one run: the same folder gives the same bytes."""
+    return _rendered(
+        "run.html",
+        title=run.name,
+        run=run,
+        curves=_curve_charts([(run.name, run.curves)]),
+        evaluations=[_evaluation_view(one) for one in run.evaluations],
+    )
+
+
+def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
+    """The page that compares runs, on every evaluation that at least one of them has."""
+    names = list(dict.fromkeys(one.name for run in runs for one in run.evaluations))
+    views = []
+    for name in names:
+        found = [(run, one) for run in runs for one in run.evaluations if one.name == name]
+        rows = [(run.name, one.figures) for run, one in found]
+        views.append(
+            {
+                "name": name,
+                "headline": tables.comparison(rows, f"{name}-comparison"),
+                "charts": [
+                    (title, intervals(points, title=title, text=text))
+                    for title, text, points in tables.interval_rows(rows)
+                ],
+                "paired": tables.paired_table(_pairs(found), f"{name}-paired"),
+                "missing": [run.name for run in runs if run not in [r for r, _ in found]],
+            }
+        )
+    return _rendered(
+        "compare.html",
+        title="Comparison",
+        runs=list(zip(runs, links, strict=True)),
+        curves=_curve_charts([(run.name, run.curves) for run in runs]),
+        views=views,
+        config=tables.config_differences([(run.name, run.config) for run in runs]),
+    )
+
+
+def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Paired tests of emotion between every two runs, p-values corrected for their number."""
+    made: list[tuple[str, str, dict[str, Any]]] = []
+    for (run, one), (other_run, other) in combinations(found, 2):
+        if one.table is None or other.table is None:
+            continue
+        try:
+            made.append((run.name, other_run.name, paired(one.table, other.table)))
+        except UserError as error:
+            made.append((run.name, other_run.name, {"value": None, "reason": str(error)}))
+    tested = [result for _, _, result in made if "mcnemar_p" in result]
+    if tested:
+        import numpy as np
+
+        for result, p in zip(tested, holm(np.array([one["mcnemar_p"] for one in tested])), strict=True):
+            result["mcnemar_p_holm"] = float(p)
+    return made
+
+
+def _curve_charts(runs: Sequence[tuple[str, Curves]]) -> list[tuple[str, Any, list[tuple[str, int]]]]:
+    """Title, chart and legend of each logged figure: splits of one run, or the validation of several."""
+    names = {name for _, curves in runs for name in curves}
+    ordered = sorted(names, key=lambda n: (_FIRST_CURVES.index(n) if n in _FIRST_CURVES else len(_FIRST_CURVES), n))
+    charts = []
+    for name in ordered[:_MOST_CURVES]:
+        series: list[Series] = []
+        for place, (run, curves) in enumerate(runs):
+            splits = curves.get(name, {})
+            if len(runs) > 1:
+                kept = splits.get("val") or splits.get("train") or []
+                series += [Series(run, kept, colour=place, dots=len(kept) < 60)] if kept else []
+            else:
+                order = sorted(splits, key=lambda split: (split != "train", split != "val", split))
+                series += [Series(s, splits[s], colour=i, dots=len(splits[s]) < 60) for i, s in enumerate(order)]
+        chart = lines(series, title=f"{name} over samples seen", x_label="samples seen")
+        charts.append((name, chart, [(one.name, one.colour % 6) for one in series]))
+    return charts
+
+
+def _evaluation_view(one: Evaluation) -> dict[str, Any]:
+    """What the template shows of an evaluation."""
+    made = one.figures
+    faces, damaged = ([], 0) if one.table is None else gallery(one.table, one.faces)
+    calibration = made["emotion"].get("calibration", {})
+    association = None if one.table is None else tables.association(one.table, made["cells"])
+    return {
+        "name": one.name,
+        "about": tables.about(one.about),
+        "rows": made["rows"],
+        "interval": made["interval"],
+        "headline": tables.headline(made),
+        "sections": {name: made[name] for name in ("emotion", "direction", "pose", "valence", "arousal", "cells")},
+        "classes": {name: tables.per_class(made[name], f"{one.name}-{name}") for name in ("emotion", "direction")},
+        "confusion": {name: tables.confusion(made[name]) for name in ("emotion", "direction")},
+        "reliability": reliability(calibration["bins"], title="Accuracy over confidence")
+        if "bins" in calibration
+        else None,
+        "cells": tables.cells(made["cells"]),
+        "association": association,
+        "by_direction": _by_direction(association),
+        "pose": tables.pose(made["pose"], f"{one.name}-pose"),
+        "pose_charts": _pose_charts(made["pose"]),
+        "scatter": _scatters(one),
+        "affect": tables.affect(made, f"{one.name}-affect"),
+        "groups": tables.groups(made["by"], one.name),
+        "gallery": [(kind, _KIND_TITLES[kind], [f for f in faces if f.kind == kind]) for kind in KINDS],
+        "faces": len(faces),
+        "damaged": damaged,
+    }
+
+
+def _by_direction(association: Mapping[str, Any] | None) -> Any:
+    """Emotion accuracy by direction with its intervals."""
+    rows = (association or {}).get("rows") or {}
+    points = [(name, f["value"], f["low"], f["high"]) for name, f in rows.items() if f["value"] is not None]
+    return intervals(points, title="Emotion accuracy by direction", text=tables.rounded(percents))
+
+
+def _pose_charts(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    charts = []
+    for key, name in (("by_yaw", "yaw"), ("by_pitch", "pitch")):
+        steps = [one for one in section.get(key, []) if one.get("geodesic", {}).get("value") is not None]
+        if not steps:
+            continue
+        points = [((one["low"] + one["high"]) / 2, one["geodesic"]["value"]) for one in steps]
+        ends = [_ends(one["geodesic"]) for one in steps]
+        chart = lines(
+            [Series("geodesic error", points, ends, dots=True)],
+            title=f"Geodesic error by true {name}",
+            x_label=f"true {name}",
+            x_text=degrees_text,
+            y_text=degrees_text,
+            from_zero=True,
+        )
+        charts.append((f"Error by true {name}", chart))
+    return charts
+
+
+def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:
+    value = figure["value"]
+    return (value, value) if figure.get("low") is None else (figure["low"], figure["high"])
+
+
+def _scatters(one: Evaluation) -> list[tuple[str, Any]]:
+    if one.table is None:
+        return []
+    charts = []
+    for name in ANGLES:
+        both = numbers(one.table, [name, f"{name}_hat"])
+        if both is None or not both.mask.any():
+            continue
+        values = both.value[both.mask]
+        step = -(-len(values) // _SCATTERED)
+        points = [(float(x), float(y)) for x, y in values[::step]]
+        charts.append((name, scatter(points, title=f"Predicted over true {name}", x_label=f"true {name}")))
+    return charts
+
+
+def _rendered(template: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    here = PackageLoader("hpe")
+    pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.globals["percents"] = percents
+    script, style = (here.get_source(pages, name)[0] for name in ("report.js", "report.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return pages.get_template(template).render(script=script, style=style, script_sha256=digest, **values)

@@ -1,0 +1,142 @@
+"""What a report reads: a run folder's config, learning curves, and evaluations."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hpe.errors import UserError
+from hpe.figures import SCHEMA, figures
+from hpe.gallery import read_faces
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Curves = dict[str, dict[str, list[tuple[float, float]]]]
+"""Name of a figure → split → (samples seen, value)."""
+_SECTIONS: Final = (
+    "rows",
+    "interval",
+    "emotion",
+    "protocols",
+    "direction",
+    "pose",
+    "valence",
+    "arousal",
+    "cells",
+    "by",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation: its figures, where they come from, and its predictions where they were kept."""
+
+    name: str
+    figures: Mapping[str, Any]
+    about: Mapping[str, Any]
+    table: "pa.Table | None"
+    faces: Mapping[tuple[str | None, str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder as far as a report needs it; ``unread`` lines of its metrics were damaged."""
+
+    path: Path
+    name: str
+    config_text: str
+    config: Mapping[str, Any]
+    curves: Curves
+    unread: int
+    evaluations: tuple[Evaluation, ...]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: no run folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a run folder that `hpe train` wrote")
+    text, config = _config(folder / "config.yaml")
+    curves, unread = _curves(folder / "metrics.jsonl")
+    found = {path.stem for suffix in ("json", "parquet") for path in (folder / "evaluate").glob(f"[!.]*.{suffix}")}
+    names = sorted(name for name in found if not name.endswith(".faces"))
+    if not text and not curves and not names:
+        raise UserError(
+            f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
+        )
+    evaluations = tuple(_evaluation(folder / "evaluate", name) for name in names)
+    return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations)
+
+
+def read_predictions(path: Path) -> "pa.Table":
+    """A predictions table.
+
+    Raises:
+        UserError: damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); evaluate again") from error
+
+
+def _evaluation(folder: Path, name: str) -> Evaluation:
+    predictions = folder / f"{name}.parquet"
+    table = read_predictions(predictions) if predictions.is_file() else None
+    said: Any = {}
+    path = folder / f"{name}.json"
+    if path.is_file():
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not JSON ({error}); evaluate again") from error
+    whole = isinstance(said, dict) and said.get("schema") == SCHEMA and all(key in said for key in _SECTIONS)
+    if not whole and table is None:
+        raise UserError(f"{path}: not the figures that this version of hpe writes; evaluate again")
+    about = said.get("about") if isinstance(said, dict) else None
+    made = said if whole or table is None else figures(table)
+    about = about if isinstance(about, dict) else {}
+    return Evaluation(name, made, about, table, read_faces(folder / f"{name}.faces.parquet"))
+
+
+def _config(path: Path) -> tuple[str, Mapping[str, Any]]:
+    import yaml
+
+    if not path.is_file():
+        return "", {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    return text, config if isinstance(config, dict) else {}
+
+
+def _curves(path: Path) -> tuple[Curves, int]:
+    """Values by samples seen; the last line of a point wins; damaged lines are counted."""
+    if not path.is_file():
+        return {}, 0
+    points: dict[str, dict[str, dict[float, float]]] = {}
+    unread = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                said = json.loads(line)
+                samples, split = float(said["samples"]), str(said["split"])
+            except (ValueError, KeyError, TypeError):
+                unread += 1
+                continue
+            for name, value in said.items():
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if name not in ("step", "samples", "split") and number and math.isfinite(value):
+                    points.setdefault(name, {}).setdefault(split, {})[samples] = float(value)
+    return {n: {s: sorted(of.items()) for s, of in splits.items()} for n, splits in points.items()}, unread
