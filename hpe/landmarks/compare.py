@@ -1,0 +1,313 @@
+"""``hpe landmarks compare``: every regressor on every kind of features by nested cross-validation.
+
+Settings are tuned on inner folds of the training part, then the fitted regressor meets the outer fold once.
+``OUT/folds/<features>-<model>-<fold>.json`` is written as each is done; the same command finishes what misses.
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hpe.errors import UserError
+from hpe.files import write_json
+from hpe.landmarks.align import angles_of
+from hpe.landmarks.features import AlignedFeatures, Angles, Points
+from hpe.landmarks.model import LandmarkModel
+from hpe.landmarks.pnp import solve_pnp
+from hpe.landmarks.regress import FEATURES, MODELS, STACK, STACKED, regressor, tuned
+from hpe.landmarks.scores import Scores, scores
+from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
+from hpe.landmarks.table import LIMIT_DEGREES, Faces, usable
+from hpe.progress import progress
+
+FORMAT: Final = "hpe-landmarks-compare/1"
+SUMMARY: Final = "compare.json"
+STACK_FEATURES: Final = "aligned"
+_LEAST_FACES: Final = 100
+_AFLW_WIDTH: Final = 450.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    features: str
+    model: str
+    scores: Scores
+    fit_seconds: float | None = None
+    """Of one outer fold, without tuning."""
+    tune_seconds: float | None = None
+    predict_milliseconds: float | None = None
+    """Per face, from points to angles."""
+    settings: Sequence[Any] | None = None
+    """Chosen in each outer fold."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    features: str
+    model: str
+    fold: int
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.features}-{self.model}-{self.fold}"
+
+
+def compare(
+    faces: Faces,
+    out: Path,
+    *,
+    models: Sequence[str] = (*MODELS, STACK),
+    features: Sequence[str] = tuple(FEATURES),
+    folds: int = 5,
+    workers: int | None = None,
+    limit_degrees: float = LIMIT_DEGREES,
+    picture_width: float = _AFLW_WIDTH,
+    views: str | None = None,
+) -> dict[str, Any]:
+    """Compare, choose, fit the chosen one on all faces and save it in ``OUT/model``.
+
+    Args:
+        faces: points with angles.
+        out: folder to write to.
+        models: of ``MODELS``, and ``stack``.
+        features: of ``FEATURES``.
+        folds: outer folds.
+        workers: processes; all cores by default.
+        limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
+        picture_width: in pixels, the focal length that solve-PnP guesses.
+        views: what the saved model says of its training faces.
+
+    Returns:
+        What ``compare.json`` holds.
+
+    Raises:
+        UserError: too few faces, an unknown name, or OUT holds the comparison of other faces.
+    """
+    begun = time.monotonic()
+    given = len(faces)
+    everyone, _ = usable(faces, limit_degrees=np.inf)
+    faces, dropped = usable(faces, limit_degrees=limit_degrees)
+    _check(faces, models, features, folds, dropped)
+    _settle(out, faces, folds)
+    tasks = _tasks(models, features, folds)
+    _run(tasks, faces, everyone, out, folds, workers or os.cpu_count() or 1)
+    rows = [_row(out, kind, model, faces, folds) for kind, model in dict.fromkeys((t.features, t.model) for t in tasks)]
+    rows.sort(key=lambda row: row.scores.mean_mae)
+    geometry = _geometry(faces, folds, picture_width)
+    seed = [json.loads(_seed_file(out, name).read_text(encoding="utf-8")) for name in PUBLISHED_MSE_RADIANS2]
+    best = rows[0]
+    final = _finished(best, faces, out, views)
+    summary = {
+        "format": FORMAT,
+        "data_sha256": _digest(faces),
+        "folds": folds,
+        "points": faces.topology.name,
+        "faces_given": given,
+        "faces": len(faces),
+        "dropped": dropped,
+        "rows": [asdict(row) for row in (*rows, *geometry)],
+        "seed": seed,
+        "chosen": {"features": best.features, "model": best.model, "settings": final, "why": _why(rows)},
+        "seconds_of_this_run": round(time.monotonic() - begun, 1),
+        "workers": workers or os.cpu_count() or 1,
+    }
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _check(
+    faces: Faces, models: Sequence[str], features: Sequence[str], folds: int, dropped: Mapping[str, int]
+) -> None:
+    for what, names, known in (("model", models, (*MODELS, STACK)), ("features", features, tuple(FEATURES))):
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
+    if folds < 2:
+        raise UserError(f"{folds} folds: expected 2 or more")
+    least = max(_LEAST_FACES, 20 * folds)
+    if len(faces) < least:
+        lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
+        raise UserError(
+            f"{len(faces)} usable faces ({lost}): {folds} outer folds with inner ones need {least}; "
+            "give more faces, labels (--labels), or fewer folds"
+        )
+
+
+def _digest(faces: Faces) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(faces.points).tobytes())
+    digest.update(np.ascontiguousarray(faces.angles).tobytes())
+    return digest.hexdigest()
+
+
+def _settle(out: Path, faces: Faces, folds: int) -> None:
+    (out / "folds").mkdir(parents=True, exist_ok=True)
+    path, now = out / "folds" / "settings.json", {"data_sha256": _digest(faces), "folds": folds}
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+        raise UserError(f"{out}: holds the comparison of other faces or folds; give another folder")
+    write_json(path, now)
+
+
+def _tasks(models: Sequence[str], features: Sequence[str], folds: int) -> list[_Task]:
+    """Expensive ones first, so that the last to end is short; stacks at the very end, as they need the others."""
+    slow = {"forest": 3, "svr": 4, "xgboost": 3, "network": 2}
+    tasks = [
+        _Task(kind, model, fold, cost)
+        for model in models
+        for kind in features
+        for fold in range(folds)
+        if model != STACK
+        for cost in [slow.get(model, 1) * (0.1 if kind == "six" else 1.0)]
+    ]
+    tasks.sort(key=lambda task: -task.cost)
+    if STACK in models and STACK_FEATURES in features and set(STACKED) <= set(models):
+        tasks += [_Task(STACK_FEATURES, STACK, fold, 0.0) for fold in range(folds)]
+    return tasks
+
+
+def _run(tasks: Sequence[_Task], faces: Faces, everyone: Faces, out: Path, folds: int, workers: int) -> None:
+    from joblib import Parallel, delayed
+
+    todo = [task for task in tasks if not _file(out, task).is_file()]
+    seeds = [name for name in PUBLISHED_MSE_RADIANS2 if not _seed_file(out, name).is_file()]
+    jobs = {
+        stack: [
+            delayed(_fold)(task, faces.points, faces.angles, out, folds)
+            for task in todo
+            if (task.model == STACK) == stack
+        ]
+        for stack in (False, True)
+    }
+    first = [delayed(_seed)(name, everyone.points, everyone.angles, out) for name in reversed(seeds)]
+    total = len(tasks) + len(PUBLISHED_MSE_RADIANS2)
+    with progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar:
+        for stage in ([*first, *jobs[False]], jobs[True]):
+            for name in Parallel(workers, return_as="generator_unordered", batch_size=1)(stage):
+                bar.note(name)
+                bar.advance()
+
+
+def _file(out: Path, task: _Task) -> Path:
+    return out / "folds" / f"{task.name}.json"
+
+
+def _seed_file(out: Path, name: str) -> Path:
+    return out / "folds" / f"seed-{name}.json"
+
+
+def _seed(name: str, points: Points, angles: Angles, out: Path) -> str:
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        write_json(_seed_file(out, name), seed_row(name, points, angles))
+    return f"seed {name}"
+
+
+def _split(count: int, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training part and of the outer fold."""
+    from sklearn.model_selection import KFold
+
+    return list(KFold(folds, shuffle=True, random_state=0).split(np.empty(count)))[fold]
+
+
+def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) -> str:
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    train, test = _split(len(points), folds, task.fold)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound on iterations is one of the settings
+        begun = time.perf_counter()
+        settings = _settings(task, points[train], angles[train], out)
+        tuned_at = time.perf_counter()
+        fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train])
+        fitted_at = time.perf_counter()
+        predicted = fitted.predict(points[test])
+        ended = time.perf_counter()
+    write_json(
+        _file(out, task),
+        {
+            "settings": settings,
+            "tune_seconds": tuned_at - begun,
+            "fit_seconds": fitted_at - tuned_at,
+            "predict_seconds": ended - fitted_at,
+            "predicted": np.round(predicted, 4).tolist(),
+        },
+    )
+    return task.name
+
+
+def _settings(task: _Task, points: Points, angles: Angles, out: Path) -> Any:
+    if task.model == STACK:  # what each member chose on this same training part
+        files = [_file(out, _Task(task.features, name, task.fold, 0.0)) for name in STACKED]
+        return [json.loads(file.read_text(encoding="utf-8"))["settings"] for file in files]
+    return tuned(points, angles, task.features, task.model)[0]
+
+
+def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
+    predicted = np.empty((len(faces), 3))
+    read = []
+    for fold in range(folds):
+        _, test = _split(len(faces), folds, fold)
+        read.append(json.loads(_file(out, _Task(features, model, fold, 0.0)).read_text(encoding="utf-8")))
+        predicted[test] = read[-1]["predicted"]
+    return Row(
+        features,
+        model,
+        scores(predicted, faces.angles),
+        fit_seconds=float(np.mean([fold["fit_seconds"] for fold in read])),
+        tune_seconds=float(np.mean([fold["tune_seconds"] for fold in read])),
+        predict_milliseconds=1000 * sum(fold["predict_seconds"] for fold in read) / len(faces),
+        settings=[fold["settings"] for fold in read],
+    )
+
+
+def _geometry(faces: Faces, folds: int, picture_width: float) -> list[Row]:
+    """What needs no regression: solve-PnP on a generic face, and the training folds' mean head turned to fit."""
+    begun = time.perf_counter()
+    pnp = solve_pnp(faces.points, picture_width)
+    each = 1000 * (time.perf_counter() - begun) / len(faces)
+    good = np.isfinite(pnp).all(1)
+    rows = [Row("six", "solve-pnp, generic face", scores(pnp[good], faces.angles[good]), predict_milliseconds=each)]
+    predicted = np.empty((len(faces), 3))
+    for fold in range(folds):
+        train, test = _split(len(faces), folds, fold)
+        aligned = AlignedFeatures(1).fit(faces.points[train], faces.angles[train])
+        predicted[test] = angles_of(aligned.fitted(faces.points[test]))
+    return [*rows, Row("all", "mean head, best rotation", scores(predicted, faces.angles))]
+
+
+def _finished(best: Row, faces: Faces, out: Path, views: str | None) -> Any:
+    """Fit the chosen regressor on all faces, with the settings that most outer folds chose, and save it."""
+    chosen = best.settings or ()
+    often = Counter(json.dumps(settings, sort_keys=True) for settings in chosen).most_common(1)[0][0]
+    settings = json.loads(often)
+    fitted = regressor(best.features, best.model, settings).fit(faces.points, faces.angles)
+    mae = best.scores.mean_mae
+    LandmarkModel(fitted, faces.topology.name, best.features, best.model, views, mae).save(out / "model")
+    return settings
+
+
+def _why(rows: Sequence[Row]) -> str:
+    best = rows[0]
+    low, high = best.scores.mean_mae_interval
+    text = (
+        f"{best.model} on {best.features} features has the least mean MAE over the outer folds, "
+        f"{best.scores.mean_mae:.2f}° ({low:.2f}–{high:.2f})"
+    )
+    if len(rows) > 1:
+        second = rows[1]
+        text += f"; next {second.model} on {second.features}, {second.scores.mean_mae:.2f}°"
+    return text + ". Choosing among rows by the same folds flatters the best one by little: intervals overlap."

@@ -1,0 +1,187 @@
+"""The face mesh: MediaPipe 0.10.21 in an interpreter of its own, asked over a pipe, several views merged.
+
+0.10.21 is the last MediaPipe whose models lie in the package; it needs protobuf < 7, which our other packages
+do not. So it gets an environment of its own (``hpe landmarks install``), and nothing else changes.
+"""
+
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Literal, Self
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hpe.errors import UserError
+from hpe.landmarks.topology import MESH468
+
+VERSION: Final = "mediapipe 0.10.21"
+PACKAGES: Final = (
+    "numpy>=1.26,<3", "protobuf>=4.25.3,<5", "opencv-python-headless>=4.10,<5", "absl-py>=2,<3", "attrs>=24",
+    "flatbuffers>=24", "matplotlib>=3.9,<4",
+)  # fmt: skip
+"""What 0.10.21 imports for the mesh, and no jax, sounddevice or sentencepiece, which it also asks for."""
+Which = Literal["largest", "centre", "all"]
+VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
+"""Views of a picture by name: as it is; and mirrored; and five turned or resized crops around the face."""
+MOST_FACES: Final = 16
+_LARGEST_SIDE: Final = 2048
+_WORKER: Final = Path(__file__).with_name("mesh_worker.py")
+
+
+def environment() -> Path:
+    """Where ``hpe landmarks install`` puts the environment."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "hpe" / "face-mesh-0.10.21"
+
+
+def install(folder: Path) -> Path:
+    """Make the environment (about 450 MB, packages from the registry) and return its interpreter.
+
+    Raises:
+        UserError: it could not be made.
+    """
+    python = folder / "bin" / "python"
+    pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    commands = (
+        (sys.executable, "-m", "venv", str(folder)),
+        (*pip, "--no-deps", VERSION.replace(" ", "==")),
+        (*pip, *PACKAGES),
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{folder}: `{' '.join(command)}` failed: {done.stderr.strip()[-600:]}")
+    return python
+
+
+def interpreter(given: Path | None = None) -> Path:
+    """The interpreter that has the mesh: the given one, ``HPE_FACE_MESH_PYTHON``, or the installed one.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = os.environ.get("HPE_FACE_MESH_PYTHON")
+    python = given or (Path(named) if named else environment() / "bin" / "python")
+    if not python.is_file():
+        raise UserError(
+            f"{python}: no interpreter with {VERSION} there; make it with `hpe landmarks install`, "
+            "or name one with --python or HPE_FACE_MESH_PYTHON"
+        )
+    return python
+
+
+@dataclass(frozen=True)
+class MeshFace:
+    """One face.
+
+    Attributes:
+        points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views.
+        views: how many views found it.
+        spread: root mean square of the views' difference from their mean, in sizes of the face.
+    """
+
+    points: Float[np.ndarray, "468 3"]
+    views: int
+    spread: float
+
+
+class FaceMesh:
+    """A running worker; use as a context. Not safe for several threads: one each.
+
+    Args:
+        python: from :func:`interpreter`.
+        views: ``plain``, ``mirror`` or ``many``.
+        which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``.
+    """
+
+    def __init__(self, python: Path, views: str = "many", which: Which = "largest") -> None:
+        if views not in VIEWS:
+            raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
+        self._views, self._which = VIEWS[views], which
+        self._process = subprocess.Popen(
+            (str(python), "-u", str(_WORKER)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker."""
+        asking, answering = self._pipes()
+        if not asking.closed:
+            asking.close()
+            self._process.wait()
+            answering.close()
+
+    def find(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[MeshFace]:
+        """The faces of an RGB picture, by ``which``; large pictures are thinned first.
+
+        Raises:
+            UserError: the worker died.
+        """
+        step = -(-max(picture.shape[:2]) // _LARGEST_SIDE)
+        small = np.ascontiguousarray(picture[::step, ::step])
+        height, width = small.shape[:2]
+        asking, _ = self._pipes()
+        try:
+            asking.write(struct.pack("<HHBB", width, height, MOST_FACES, self._views))
+            asking.write(small.tobytes())
+            asking.flush()
+            meshes = [self._mesh(step) for _ in range(self._read(1)[0])]
+        except (BrokenPipeError, EOFError) as error:
+            raise UserError(
+                f"{self._process.args}: the face mesh ended with code {self._process.wait()}; run "
+                f"`{' '.join(map(str, self._process.args))} < /dev/null` to see why, or `hpe landmarks install` again"
+            ) from error
+        return chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin and self._process.stdout
+        return self._process.stdin, self._process.stdout
+
+    def _read(self, count: int) -> bytes:
+        data = self._pipes()[1].read(count)
+        if len(data) < count:
+            raise EOFError
+        return data
+
+    def _mesh(self, step: int) -> MeshFace:
+        views = self._read(1)[0]
+        raw = np.frombuffer(self._read(views * MESH468.count * 12), np.float32)
+        return merged(raw.reshape(views, MESH468.count, 3).astype(float) * step)
+
+
+def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
+    """One face from its views (the second mirrored, in the mirror's order; NaN where a view found none).
+
+    z, which MediaPipe gives away from the viewer and from an origin of its own in each view, is turned and
+    centred.
+    """
+    views = views.copy()
+    if len(views) > 1:
+        views[1] = views[1, MESH468.mirror]
+    seen = views[np.isfinite(views).all((1, 2))] * (1.0, 1.0, -1.0)
+    seen[..., 2] -= seen[..., 2].mean(1, keepdims=True)
+    points = seen.mean(0)
+    size = max(float(np.ptp(points[:, :2], axis=0).max()), 1e-9)
+    return MeshFace(points, len(seen), float(np.sqrt(np.square(seen - points).sum(2).mean())) / size)
+
+
+def chosen(faces: list[MeshFace], which: Which, size: tuple[int, int]) -> list[MeshFace]:
+    """The faces that are wanted, of a picture of (width, height)."""
+    if which == "all" or len(faces) < 2:
+        return faces
+    middle = np.asarray(size) / 2
+    if which == "centre":
+        return [min(faces, key=lambda face: float(np.linalg.norm(face.points[:, :2].mean(0) - middle)))]
+    return [max(faces, key=lambda face: float(np.ptp(face.points[:, :2], axis=0).prod()))]

@@ -1,0 +1,84 @@
+"""Runs in the face mesh's own interpreter (MediaPipe 0.10.21 needs protobuf < 7): pictures in, meshes out.
+
+It imports nothing of hpe. Requests on stdin: ``<HHBB`` width, height, largest number of faces, views (1, 2 or 7),
+then RGB bytes. Replies on the first standard output: ``<B`` faces, then for each face ``<B`` views (the mirrored
+one second, its points in the mirror's order; absent views are filled with NaN) and float32 ``views × 468 × 3``
+in pixels of the picture, z away from the viewer as MediaPipe gives it.
+"""
+
+import os
+import struct
+import sys
+
+import numpy as np
+
+REQUEST = struct.Struct("<HHBB")
+POINTS = 468
+VIEW_PIXELS = 320
+CROPS = ((0.0, 1.6), (15.0, 1.8), (-15.0, 1.8), (0.0, 1.35), (0.0, 2.2))
+"""Rotation in degrees and side as a multiple of the face's, of the views after the plain and the mirrored."""
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what MediaPipe prints must not reach the replies
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    import cv2
+    from mediapipe.python.solutions.face_mesh import FaceMesh
+
+    cv2.setNumThreads(1)
+    meshes = {}
+
+    def mesh(faces):
+        if faces not in meshes:
+            meshes[faces] = FaceMesh(static_image_mode=True, max_num_faces=faces, refine_landmarks=False)
+        return meshes[faces]
+
+    def find(picture, faces):
+        height, width = picture.shape[:2]
+        found = mesh(faces).process(picture).multi_face_landmarks or []
+        return [np.array([(p.x * width, p.y * height, p.z * width) for p in face.landmark][:POINTS]) for face in found]
+
+    def crop(picture, face, degrees, factor):
+        low, high = face[:, :2].min(0), face[:, :2].max(0)
+        centre, zoom = (low + high) / 2, VIEW_PIXELS / max(factor * (high - low).max(), 1.0)
+        there = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), degrees, zoom)
+        there[:, 2] += VIEW_PIXELS / 2 - centre
+        found = find(cv2.warpAffine(picture, there, (VIEW_PIXELS, VIEW_PIXELS), flags=cv2.INTER_LINEAR), 1)
+        if not found:
+            return None
+        back = np.linalg.inv(np.vstack((there, (0, 0, 1))))
+        flat = np.c_[found[0][:, :2], np.ones(POINTS)] @ back.T
+        return np.c_[flat[:, :2], found[0][:, 2] / zoom]
+
+    def near(face, others):
+        size = np.ptp(face[:, :2], axis=0).max()
+        gaps = [np.linalg.norm(face[:, :2].mean(0) - other[:, :2].mean(0)) for other in others]
+        return others[int(np.argmin(gaps))] if gaps and min(gaps) < size / 2 else None
+
+    while len(header := sys.stdin.buffer.read(REQUEST.size)) == REQUEST.size:
+        width, height, faces, views = REQUEST.unpack(header)
+        data = sys.stdin.buffer.read(width * height * 3)
+        picture = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        found = find(picture, faces)
+        mirrored = []
+        if found and views > 1:
+            mirrored = find(np.ascontiguousarray(picture[:, ::-1]), faces)
+            for face in mirrored:
+                face[:, 0] = width - face[:, 0]
+        replies.write(struct.pack("<B", len(found)))
+        for face in found:
+            seen = [face, near(face, mirrored)] if views > 1 else [face]
+            if views > 2:
+                seen += [
+                    near(face, [other] if other is not None else [])
+                    for other in (crop(picture, face, degrees, factor) for degrees, factor in CROPS)
+                ]
+            filled = [np.full((POINTS, 3), np.nan) if view is None else view for view in seen]
+            replies.write(struct.pack("<B", len(filled)))
+            replies.write(np.asarray(filled, np.float32).tobytes())
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""A head-pose regressor: features, a scaler that is used, and any of scikit-learn's or XGBoost's regressors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import nnls
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin, clone
+from sklearn.model_selection import KFold
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import Pipeline
+
+from hpe.landmarks.features import AlignedFeatures, Angles, Columns, Points, SeedFeatures
+
+Settings = Mapping[str, Any]
+
+
+class SoftScaler(TransformerMixin, BaseEstimator):
+    """Centres columns and divides them by a power of their deviation.
+
+    With power 1 this is scikit-learn's StandardScaler. Below 1, loud columns stay louder: principal
+    components beyond the first dozen are mostly noise, and whitening would raise it to the signal's level.
+
+    Args:
+        power: 0 (centre only) to 1.
+    """
+
+    def __init__(self, power: float = 1.0) -> None:
+        self.power = power
+
+    def fit(self, columns: Columns, targets: object = None) -> Self:
+        """Means and deviations of these rows."""
+        self.mean_ = columns.mean(0)
+        deviation = columns.std(0)
+        self.divisor_ = np.where(deviation > 1e-12, deviation, 1.0) ** self.power
+        return self
+
+    def transform(self, columns: Columns) -> Columns:
+        """Scaled columns."""
+        return (columns - self.mean_) / self.divisor_
+
+
+class HeadPoseRegressor(RegressorMixin, BaseEstimator):
+    """Points in, yaw, pitch and roll out.
+
+    Args:
+        features: see :mod:`hpe.landmarks.features`.
+        pipeline: scaler and regressor of several outputs.
+    """
+
+    def __init__(self, features: Any, pipeline: Any) -> None:
+        self.features = features
+        self.pipeline = pipeline
+
+    def fit(self, points: Points, angles: Angles) -> Self:
+        """Fit features, scaler and regressor on these faces."""
+        self.features_ = clone(self.features).fit(points, angles)
+        self.pipeline_ = clone(self.pipeline).fit(*self.features_.training(points, angles))
+        return self
+
+    def predict(self, points: Points) -> Angles:
+        """Yaw, pitch, roll in degrees."""
+        return self.features_.angles(points, self.pipeline_.predict(self.features_.columns(points)))
+
+
+class StackedRegressor(RegressorMixin, BaseEstimator):
+    """Several regressors on the same features, weighted as they do on faces that they were not fitted on.
+
+    The weights (not negative, one set a target) are least squares of predictions for held-out thirds of the
+    training faces. Faces are held out before they are mirrored: a mirror image never stands in the other part.
+
+    Args:
+        features: see :mod:`hpe.landmarks.features`.
+        pipelines: of each member.
+    """
+
+    def __init__(self, features: Any, pipelines: Any) -> None:
+        self.features = features
+        self.pipelines = pipelines
+
+    def fit(self, points: Points, angles: Angles) -> Self:
+        """Fit the weights on held-out predictions, then the members on all faces."""
+        held: list[Columns] = []
+        wanted: list[Columns] = []
+        for train, test in KFold(3, shuffle=True, random_state=0).split(points):
+            features = clone(self.features).fit(points[train], angles[train])
+            columns, targets = features.training(points[train], angles[train])
+            asked, truth = features.training(points[test], angles[test])
+            members = [clone(pipeline).fit(columns, targets).predict(asked) for pipeline in self.pipelines]
+            held.append(np.stack(members, 2))
+            wanted.append(truth)
+        predictions, truth = np.concatenate(held), np.concatenate(wanted)
+        self.weights_ = np.stack([nnls(predictions[:, k], truth[:, k])[0] for k in range(truth.shape[1])])
+        self.features_ = clone(self.features).fit(points, angles)
+        columns, targets = self.features_.training(points, angles)
+        self.members_ = [clone(pipeline).fit(columns, targets) for pipeline in self.pipelines]
+        return self
+
+    def predict(self, points: Points) -> Angles:
+        """Yaw, pitch, roll in degrees."""
+        columns = self.features_.columns(points)
+        members = np.stack([member.predict(columns) for member in self.members_], 2)
+        return self.features_.angles(points, (members * self.weights_).sum(2))
+
+
+FEATURES: Final[Mapping[str, Callable[[], Any]]] = {
+    "six": lambda: SeedFeatures("six"),
+    "all": lambda: SeedFeatures("all"),
+    "aligned": AlignedFeatures,
+}
+STACK: Final = "stack"
+STACKED: Final = ("svr", "network", "forest", "knn")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A regressor with the settings that are tried inside the training folds.
+
+    Attributes:
+        make: the regressor of settings (of several outputs).
+        grid: settings for the seed's features.
+        aligned_grid: settings for ours.
+    """
+
+    make: Callable[[Settings], Any]
+    grid: Sequence[Settings]
+    aligned_grid: Sequence[Settings]
+
+    def settings(self, features: str) -> Sequence[Settings]:
+        """The grid for these features."""
+        return self.aligned_grid if features == "aligned" else self.grid
+
+    def pipeline(self, settings: Settings) -> Pipeline:
+        """Scaler (``power`` of the settings) and regressor."""
+        rest = {name: value for name, value in settings.items() if name != "power"}
+        return Pipeline([("scaler", SoftScaler(settings.get("power", 1.0))), ("regressor", self.make(rest))])
+
+
+def _each(name: str, fixed: Settings) -> Callable[[Settings], Any]:
+    """A regressor of one output by its class's name, one for every angle."""
+    return lambda settings: MultiOutputRegressor(_class(name)(**{**fixed, **settings}))
+
+
+def _one(name: str, fixed: Settings) -> Callable[[Settings], Any]:
+    """A regressor that has several outputs of its own."""
+    return lambda settings: _class(name)(**{**fixed, **settings})
+
+
+def _class(name: str) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+    from sklearn.linear_model import ElasticNet, Lasso, Ridge
+    from sklearn.neighbors import KNeighborsRegressor
+    from sklearn.neural_network import MLPRegressor
+    from sklearn.svm import SVR
+
+    if name == "XGBRegressor":
+        from xgboost import XGBRegressor
+
+        return XGBRegressor
+    known = (ElasticNet, HistGradientBoostingRegressor, KNeighborsRegressor, Lasso, MLPRegressor, RandomForestRegressor,
+             Ridge, SVR)  # fmt: skip
+    return {kind.__name__: kind for kind in known}[name]
+
+
+def _grid(**choices: Sequence[Any]) -> list[Settings]:
+    from sklearn.model_selection import ParameterGrid
+
+    return list(ParameterGrid({name: list(values) for name, values in choices.items()}))
+
+
+_LINEAR: Final[Settings] = {"max_iter": 1000, "tol": 1e-3, "random_state": 0, "selection": "random"}
+_XGBOOST: Final[Settings] = {
+    "n_estimators": 300, "learning_rate": 0.06, "subsample": 0.7, "tree_method": "hist", "max_bin": 64,
+    "n_jobs": 1, "random_state": 0,
+}  # fmt: skip
+
+MODELS: Final[Mapping[str, Model]] = {
+    "svr": Model(
+        _each("SVR", {"cache_size": 500}),
+        _grid(C=(10.0, 100.0), gamma=("scale",), epsilon=(0.5,)),
+        [
+            {"C": 10.0, "gamma": 0.04, "epsilon": 0.5, "power": 0.2},
+            {"C": 30.0, "gamma": 0.015, "epsilon": 0.5, "power": 0.2},
+            {"C": 100.0, "gamma": 0.02, "epsilon": 0.1, "power": 0.2},
+        ],
+    ),
+    "xgboost": Model(
+        _each("XGBRegressor", _XGBOOST),
+        _grid(max_depth=(4,), colsample_bytree=(0.1,)),
+        _grid(max_depth=(3, 5), colsample_bytree=(0.3,)),
+    ),
+    "lasso": Model(_each("Lasso", _LINEAR), _grid(alpha=(0.03, 0.1, 0.3)), _grid(alpha=(0.003, 0.01, 0.03))),
+    "elasticnet": Model(
+        _each("ElasticNet", _LINEAR),
+        _grid(alpha=(0.03, 0.1), l1_ratio=(0.2, 0.8)),
+        _grid(alpha=(0.003, 0.01), l1_ratio=(0.2, 0.8)),
+    ),
+    "ridge": Model(_one("Ridge", {}), _grid(alpha=(1.0, 10.0, 100.0, 1000.0)), _grid(alpha=(1.0, 10.0, 100.0))),
+    "knn": Model(
+        _one("KNeighborsRegressor", {"weights": "distance"}),
+        _grid(n_neighbors=(4, 8, 16)),
+        _grid(n_neighbors=(8, 16, 32), power=(0.2,)),
+    ),
+    "forest": Model(
+        _one("RandomForestRegressor", {"n_estimators": 100, "random_state": 0, "n_jobs": 1}),
+        _grid(max_features=(0.1,), min_samples_leaf=(1, 3)),
+        _grid(max_features=(0.2,), min_samples_leaf=(3,)),
+    ),
+    "boosting": Model(
+        _each("HistGradientBoostingRegressor", {"max_iter": 150, "max_bins": 64, "random_state": 0}),
+        _grid(learning_rate=(0.1,), max_features=(0.1,)),
+        _grid(learning_rate=(0.05, 0.1), max_features=(0.3,)),
+    ),
+    "network": Model(
+        _one("MLPRegressor", {"hidden_layer_sizes": (128, 64), "early_stopping": True, "max_iter": 150,
+                              "n_iter_no_change": 15, "random_state": 0}),
+        _grid(alpha=(0.1, 10.0)),
+        _grid(alpha=(1.0, 10.0), power=(0.2,)),
+    ),
+}  # fmt: skip
+
+
+def tuned(
+    points: Points, angles: Angles, features: str, model: str, *, folds: int = 3
+) -> tuple[Settings, Float[np.ndarray, " settings"]]:
+    """The settings with the least mean absolute error over inner folds, and the error of each.
+
+    Features are fitted once an inner fold, on its training part.
+    """
+    grid = MODELS[model].settings(features)
+    errors = np.zeros(len(grid))
+    if len(grid) == 1:
+        return grid[0], errors
+    for train, test in KFold(folds, shuffle=True, random_state=1).split(points):
+        fitted = FEATURES[features]().fit(points[train], angles[train])
+        columns, targets = fitted.training(points[train], angles[train])
+        asked = fitted.columns(points[test])
+        for row, settings in enumerate(grid):
+            predicted = MODELS[model].pipeline(settings).fit(columns, targets).predict(asked)
+            errors[row] += np.abs(fitted.angles(points[test], predicted) - angles[test]).mean() / folds
+    return grid[int(errors.argmin())], errors
+
+
+def regressor(features: str, model: str, settings: Settings | Sequence[Settings]) -> Any:
+    """The unfitted regressor of settings; of a stack, the settings of each member of ``STACKED``."""
+    if isinstance(settings, Mapping):
+        return HeadPoseRegressor(FEATURES[features](), MODELS[model].pipeline(settings))
+    pipelines = [MODELS[name].pipeline(s) for name, s in zip(STACKED, settings, strict=True)]
+    return StackedRegressor(FEATURES[features](), pipelines)

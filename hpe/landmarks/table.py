@@ -1,0 +1,167 @@
+"""Faces as arrays: points, the angles that are known, and what cannot be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from hpe.errors import UserError
+from hpe.landmarks.topology import Topology, topology_of
+
+LIMIT_DEGREES: Final = 99.0
+"""Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
+Dimensions = Literal["3d", "2d"]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces with points.
+
+    Attributes:
+        keys: one a face.
+        points: picture axes (x right, y down, z towards the viewer), pixels.
+        angles: yaw, pitch, roll in degrees; NaN where unknown.
+    """
+
+    keys: tuple[str, ...]
+    points: Float[np.ndarray, "faces points 3"]
+    angles: Float[np.ndarray, "faces 3"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def topology(self) -> Topology:
+        """Which points these are."""
+        return topology_of(self.points.shape[1])
+
+    def take(self, rows: Bool[np.ndarray, " faces"]) -> Self:
+        """The faces of a mask."""
+        keys = tuple(key for key, kept in zip(self.keys, rows.tolist(), strict=True) if kept)
+        return type(self)(keys, self.points[rows], self.angles[rows])
+
+
+def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces, dict[str, int]]:
+    """Faces with finite, distinct points and known angles within the limit, and how many were dropped by reason.
+
+    ``limit_degrees=math.inf`` keeps the outliers.
+    """
+    finite = np.isfinite(faces.points).all((1, 2))
+    extent = np.ptp(np.where(finite[:, None, None], faces.points, 0.0), axis=1)[:, :2].max(1)
+    known = np.isfinite(faces.angles).all(1)
+    inside = (np.abs(np.where(known[:, None], faces.angles, 0.0)) <= limit_degrees).all(1)
+    reasons = {
+        "points that are no numbers": ~finite,
+        "all points in one place": finite & (extent <= 0),
+        "no angles": finite & (extent > 0) & ~known,
+        f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & known & ~inside,
+    }
+    kept = ~np.logical_or.reduce(list(reasons.values()))
+    return faces.take(kept), {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+
+
+def read_faces(path: Path, labels: Path | None = None) -> Faces:
+    """Faces of an ``hpe landmarks extract`` folder, or of an ``.npz`` with ``stems`` and ``points``.
+
+    Args:
+        path: the folder or the file; in an ``.npz`` z grows away from the viewer, as MediaPipe gives it.
+        labels: a folder with ``<stem>.mat`` (``Pose_Para``) for the angles, in place of the table's own.
+
+    Raises:
+        UserError: neither, or not readable as such.
+    """
+    if path.is_dir():
+        faces = _read_parquet(path)
+    elif path.suffix == ".npz":
+        faces = _read_npz(path)
+    else:
+        raise UserError(f"{path}: expected a folder of `hpe landmarks extract`, or an .npz with stems and points")
+    topology_of(faces.points.shape[1])
+    if labels is None:
+        return faces
+    return Faces(faces.keys, faces.points, angles_of_mats(labels, faces.keys))
+
+
+def _read_npz(path: Path) -> Faces:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stems, points = arrays["stems"], arrays["points"].astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
+    if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
+        raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
+    return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
+
+
+def _read_parquet(folder: Path) -> Faces:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = sorted(folder.glob("faces-*.parquet"))
+    if not parts:
+        raise UserError(f"{folder}: no faces-*.parquet here; expected a folder that `hpe landmarks extract` wrote")
+    try:
+        table = pa.concat_tables([pq.read_table(part) for part in parts])
+        table = table.filter(table["status"].to_numpy() == "ok")
+        flat = table["points"].combine_chunks().flatten().to_numpy()
+        angles = [table[name].to_numpy() for name in ("yaw", "pitch", "roll")]
+    except (pa.ArrowException, KeyError) as error:
+        raise UserError(f"{folder}: not a table of `hpe landmarks extract`: {error}") from error
+    if not len(table):
+        raise UserError(f"{folder}: no face was found in any picture")
+    points = flat.astype(float).reshape(len(table), -1, 3)
+    return Faces(tuple(table["key"].to_pylist()), points, np.stack(angles, 1).astype(float))
+
+
+def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:
+    """Yaw, pitch, roll in degrees of ``<key>.mat`` (``Pose_Para``: pitch, yaw, roll in radians first).
+
+    Raises:
+        UserError: a key has no such file.
+    """
+    from hpe.sources.faces3d import mat_arrays
+
+    angles = np.full((len(keys), 3), np.nan)
+    for row, key in enumerate(keys):
+        path = folder / f"{Path(key).name}.mat"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; expected a .mat with Pose_Para for every face of the table")
+        try:
+            pose = mat_arrays(path, ("Pose_Para",)).get("Pose_Para")
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; expected a .mat with Pose_Para") from error
+        if pose is None or pose.size < 3:
+            raise UserError(f"{path}: no Pose_Para of at least three numbers")
+        angles[row] = np.rad2deg(pose.ravel()[[1, 0, 2]])
+    return angles
+
+
+def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
+    """The dataset's own 68 points (``pt3d_68``) and angles of AFLW2000's ``.mat`` files.
+
+    Args:
+        folder: the raw dataset.
+        dimensions: ``2d`` forgets z (it is 0), as a detector of 68 points in the picture would give them.
+
+    Raises:
+        UserError: no such file.
+    """
+    from hpe.sources.faces3d import mat_arrays
+
+    keys, points, angles = [], [], []
+    for path in sorted(folder.glob("*.mat")):
+        try:
+            arrays = mat_arrays(path, ("Pose_Para", "pt3d_68"))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; move it away, or mend it") from error
+        if arrays.get("pt3d_68", np.empty(0)).shape != (3, 68) or "Pose_Para" not in arrays:
+            continue
+        keys.append(path.stem)
+        points.append(arrays["pt3d_68"].T)
+        angles.append(np.rad2deg(arrays["Pose_Para"].ravel()[[1, 0, 2]]))
+    if not keys:
+        raise UserError(f"{folder}: no .mat with pt3d_68 and Pose_Para; expected the folder of AFLW2000-3D")
+    depth = 1.0 if dimensions == "3d" else 0.0
+    return Faces(tuple(keys), np.asarray(points, float) * (1.0, 1.0, depth), np.asarray(angles, float))
