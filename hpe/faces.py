@@ -164,7 +164,7 @@ def ahead(
                 raise thing
             yield thing.result()
 
-    with ThreadPoolExecutor(threads, "faces", initializer=_one_thread) as pool:
+    with ThreadPoolExecutor(threads, "faces", initializer=one_thread) as pool:
         drawing = threading.Thread(target=draw, name="draw", daemon=True)
         drawing.start()
         try:
@@ -175,7 +175,7 @@ def ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """Each worker computes with one thread: side by side they fill the cores, and results do not depend on
     how many there are (torch's convolutions give other last digits with other numbers of threads)."""
     import torch

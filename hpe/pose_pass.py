@@ -87,6 +87,10 @@ class _Chunk:
         return self.rows.stop == len(self.growing.shard)
 
 
+_Result = tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]
+"""A batch, its angles and deviations, and the rows that gave no face."""
+
+
 def pose_pass(
     tasks: Sequence[Task],
     estimator: Estimator,
@@ -186,25 +190,22 @@ class _Work:
 
     def run(self, numbers: "Claims | Sequence[int]") -> None:
         """Do the tasks of these numbers."""
-        on_cpu = self.estimator.device.type == "cpu"
-        read = self._read_and_predict if on_cpu else self._read_pinned
-        finish = _results_on_cpu if on_cpu else self._results_on_device
+        results = self._on_cpu(numbers) if self.estimator.device.type == "cpu" else self._on_device(numbers)
         writing: deque[Future[None]] = deque()
-        with ahead(read, self._chunks(numbers), threads=self.threads, depth=2 * self.threads) as made:
-            for chunk, poses, problems in finish(made):
-                growing, rows = chunk.growing, chunk.rows
-                growing.angles[rows.start : rows.stop] = poses[:, :3]
-                growing.deviations[rows.start : rows.stop] = poses[:, 3:]
-                growing.problems.update(problems)
-                self.mine.count(len(rows))
-                self.show()
-                if chunk.last:
-                    writing.append(self.writer.submit(self._finish, growing))
-                while writing and writing[0].done():
-                    writing.popleft().result()
-                if self.caught.caught is not None:
-                    self.mine.stop()
-                    break
+        for chunk, poses, problems in results:
+            growing, rows = chunk.growing, chunk.rows
+            growing.angles[rows.start : rows.stop] = poses[:, :3]
+            growing.deviations[rows.start : rows.stop] = poses[:, 3:]
+            growing.problems.update(problems)
+            self.mine.count(len(rows))
+            self.show()
+            if chunk.last:
+                writing.append(self.writer.submit(self._finish, growing))
+            while writing and writing[0].done():
+                writing.popleft().result()
+            if self.caught.caught is not None:
+                self.mine.stop()
+                break
         for future in writing:
             future.result()
 
@@ -231,40 +232,45 @@ class _Work:
                 for start in range(0, max(len(shard), 1), self.batch):
                     yield _Chunk(growing, range(start, min(start + self.batch, len(shard))))
 
+    def _on_cpu(self, numbers: "Claims | Sequence[int]") -> Iterator[_Result]:
+        """Each worker reads a batch and computes it."""
+        depth = 2 * self.threads
+        with ahead(self._read_and_predict, self._chunks(numbers), threads=self.threads, depth=depth) as made:
+            yield from made
+
+    def _on_device(self, numbers: "Claims | Sequence[int]") -> Iterator[_Result]:
+        """Workers read into pinned memory; a batch is launched before the one before it is waited for."""
+        waiting: deque[tuple[_Chunk, Tensor, Tensor, dict[int, str]]] = deque()
+        depth = 2 * self.threads
+        with ahead(self._read_pinned, self._chunks(numbers), threads=self.threads, depth=depth) as batches:
+            for chunk, pixels, problems in batches:
+                # `pixels` stays referenced until its copy to the device is surely over.
+                waiting.append((chunk, self._launch(pixels), pixels, problems))
+                if len(waiting) > 1:
+                    chunk, found, _, problems = waiting.popleft()
+                    yield chunk, found.cpu().numpy(), problems
+        for chunk, found, _, problems in waiting:
+            yield chunk, found.cpu().numpy(), problems
+
+    def _launch(self, pixels: UInt8[Tensor, "rows size size 3"]) -> Float[Tensor, "rows 6"]:
+        if not len(pixels):
+            return torch.empty((0, 6))
+        poses = self.predict(pixels.permute(0, 3, 1, 2))
+        return torch.cat((poses.angles, poses.deviations), 1)
+
     def _read(self, chunk: _Chunk, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
         growing = chunk.growing
         return read_faces(growing.shard, chunk.rows, growing.task.framing, into)
 
-    def _read_and_predict(self, chunk: _Chunk) -> tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]:
+    def _read_and_predict(self, chunk: _Chunk) -> _Result:
         pixels = np.empty((len(chunk.rows), self.size, self.size, 3), np.uint8)
         problems = self._read(chunk, pixels)
-        if not len(pixels):
-            return chunk, np.empty((0, 6), np.float32), problems
-        poses = self.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        return chunk, torch.cat((poses.angles, poses.deviations), 1).numpy(), problems
+        return chunk, self._launch(torch.from_numpy(pixels)).numpy(), problems
 
     def _read_pinned(self, chunk: _Chunk) -> tuple[_Chunk, Tensor, dict[int, str]]:
         shape = (len(chunk.rows), self.size, self.size, 3)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.estimator.device.type == "cuda")
         return chunk, pixels, self._read(chunk, pixels.numpy())
-
-    def _results_on_device(
-        self, batches: Iterator[tuple[_Chunk, Tensor, dict[int, str]]]
-    ) -> Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]]:
-        """Launch each batch before the results of the one before are waited for."""
-        waiting: deque[tuple[_Chunk, Tensor, Tensor, dict[int, str]]] = deque()
-        for chunk, pixels, problems in batches:
-            if len(pixels):
-                poses = self.predict(pixels.permute(0, 3, 1, 2))
-                found = torch.cat((poses.angles, poses.deviations), 1)
-            else:
-                found = torch.empty((0, 6))
-            waiting.append((chunk, found, pixels, problems))
-            if len(waiting) > 1:
-                chunk, found, _, problems = waiting.popleft()
-                yield chunk, found.cpu().numpy(), problems
-        for chunk, found, _, problems in waiting:
-            yield chunk, found.cpu().numpy(), problems
 
     def _finish(self, growing: _Growing) -> None:
         """Write a shard's table, unless its bytes are not those that the manifest promises."""
@@ -284,12 +290,6 @@ class _Work:
         )  # fmt: skip
         write_table(task.table, poses, replace(task.identity, shard_sha256=digest))
         self.mine.finish(growing.number)
-
-
-def _results_on_cpu(
-    made: Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]],
-) -> Iterator[tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]]:
-    return made
 
 
 def _sha256(data: memoryview) -> str:

@@ -96,19 +96,19 @@ def check(checked: Checked) -> dict[str, Any]:
     Raises:
         UserError: no face has true angles.
     """
-    known = np.isfinite(checked.truth).all(1)
+    known = np.asarray(np.all(np.isfinite(checked.truth), axis=1))
     if not known.any():
         raise UserError(
             "--check: no record of these shards has yaw, pitch and roll to compare with; use a dataset with true "
             "angles (aflw2000, 300w-lp, biwi, pointing04)"
         )
     draw = Resampling(checked.subjects, by_subject=len(np.unique(checked.subjects)) < len(known))
-    rows = known & np.isfinite(checked.predicted).all(1)
+    rows = known & np.all(np.isfinite(checked.predicted), axis=1)
     figures = pose_figures(_numbers(checked.truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)
     difference = (checked.predicted - checked.truth)[rows & (np.abs(checked.truth) <= 99).all(1)]
     return {
         "faces": len(known),
-        "without_face": int((~np.isfinite(checked.predicted).all(1)).sum()),
+        "without_face": int((~np.all(np.isfinite(checked.predicted), axis=1)).sum()),
         "mistakes": diagnose(checked.predicted[rows], checked.truth[rows]),
         "bias_degrees": dict(zip(ANGLES, difference.mean(0).tolist(), strict=True)) if len(difference) else None,
         "pose": figures,
@@ -120,7 +120,7 @@ def check(checked: Checked) -> dict[str, Any]:
 
 
 def _numbers(values: Float[np.ndarray, "faces 3"]) -> Numbers:
-    mask = np.isfinite(values).all(1)
+    mask = np.asarray(np.all(np.isfinite(values), axis=1))
     return Numbers(np.where(mask[:, None], values, 0.0), mask)
 
 

@@ -135,7 +135,7 @@ def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
     logits = torch.randn(5, 3, 66, generator=torch.Generator().manual_seed(0)) * 3
     share = logits.softmax(-1).double().numpy()
     for kind, first in (("bins66-lower", -99.0), ("bins66-centre", -97.5)):
-        angles, deviations = read_output((logits,), OutputSpec(kind=kind))
+        angles, deviations = read_output((logits,), OutputSpec.model_validate({"kind": kind}))
         degrees = first + 3 * np.arange(66)
         mean = share @ degrees
         np.testing.assert_allclose(angles, mean, atol=1e-3)

@@ -1,7 +1,7 @@
 """An estimator from what the user names: a YAML, an ONNX network beside its YAML, Hopenet weights, or a run."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -78,10 +78,7 @@ def load_estimator(
         found = _of_spec(path, spec, path, compute)
     else:
         raise UserError(f"{path}: {path.suffix or 'no suffix'}: expected .yaml, .onnx, {', '.join(_TORCH)} or a run")
-    changes = {"crop": CropRule.parse(crop)} if crop else {}
-    if name:
-        changes["name"] = name
-    return Estimator(**{**vars(found), **changes})
+    return replace(found, crop=CropRule.parse(crop) if crop else found.crop, name=name or found.name)
 
 
 def _yaml_beside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """ONNX head-pose networks through ONNX Runtime, on CUDA or the CPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +65,7 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device) -> OnnxNetw
     return OnnxNetwork(session, image, _outputs(path, session.get_outputs(), spec.output), device)
 
 
-def _image_input(path: Path, inputs: list[Any], spec: EstimatorSpec) -> str:
+def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> str:
     names = [node.name for node in inputs]
     wanted = spec.input.name or (names[0] if len(names) == 1 else None)
     if wanted not in names or len(names) != 1:
@@ -90,7 +91,7 @@ def _image_input(path: Path, inputs: list[Any], spec: EstimatorSpec) -> str:
     return node.name
 
 
-def _outputs(path: Path, nodes: list[Any], spec: OutputSpec) -> list[str]:
+def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
     shapes = {node.name: node.shape for node in nodes}
     names = spec.names or list(shapes)
     if missing := [name for name in names if name not in shapes]:

@@ -1,0 +1,157 @@
+"""Faces a second of ``hpe pose``, beside its network alone and the thesis' way of one picture at a time.
+
+The network is a MobileNetV3-small with three 66-bin heads and random weights (its speed is that of trained
+ones). Every turn of the pass decodes, computes and writes its tables anew.
+"""
+
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from hpe.bench import Report, Settings, ratio, take_turns
+from hpe.config import HeadsConfig, ModelConfig, PoseHead
+from hpe.crops import CropRule
+from hpe.directions import OURS, direction_rules
+from hpe.estimators.estimator import Estimator
+from hpe.estimators.load import Compute
+from hpe.estimators.spec import InputSpec, OutputSpec
+from hpe.faces import Framing, one_thread, open_shard, read_faces
+from hpe.images import encode_jpeg
+from hpe.pose import CPU_BATCH, GPU_BATCH, find_shards, tasks_of
+from hpe.pose_pass import Task, pose_pass
+from hpe.ranks import Ranks, device
+from hpe.records import Record
+from hpe.runs import build_network
+from hpe.shards import MANIFEST, Manifest, Sample, write_shard
+
+_PER_SHARD: Final = 250
+_DISTINCT: Final = 100
+_SIZE: Final = 224
+_IN_MEMORY: Final = 1024
+_OURS: Final = "hpe pose"
+_NETWORK: Final = "network alone, decoded batches in memory"
+_ONE: Final = "one picture at a time (Pillow)"
+
+
+def measure(settings: Settings) -> Report:
+    """Measure the pass, its network, and one picture at a time, on the machine's device."""
+    where = device()
+    batch = CPU_BATCH if where.type == "cpu" else GPU_BATCH
+    estimator = _estimator(where)
+    folder = Path(settings.shards) if settings.shards else _made(settings.folder / "pose", settings.samples)
+    out = settings.folder / "pose-tables"
+    tasks = tasks_of(
+        find_shards([str(folder)]), estimator, direction_rules(OURS),
+        out=out, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
+    batches = _decoded(tasks, batch)
+    figures = take_turns(
+        {
+            _OURS: lambda: _pass(tasks, estimator, out, batch, settings.workers),
+            _NETWORK: lambda: _network(batches, estimator, settings.workers),
+            _ONE: lambda: _one_at_a_time(tasks[0], estimator),
+        },
+        settings.repeats,
+        "bench pose",
+    )
+    ratios = (
+        ratio(figures, _OURS, _NETWORK, 0.9 if where.type == "cpu" else 0.95),
+        ratio(figures, _OURS, _ONE, 1.0),
+    )
+    notes = (f"{where}, batches of {batch}, {settings.workers} workers, MobileNetV3-small at {_SIZE} pixels, fp32",)
+    return Report("pose", "faces/s", figures, ratios, notes)
+
+
+def _estimator(where: torch.device) -> Estimator:
+    torch.manual_seed(0)
+    heads = HeadsConfig(pose=PoseHead())
+    module = build_network(ModelConfig(backbone="mobilenet_v3_small", heads=heads)).eval()
+    return Estimator(
+        name="bench",
+        weights_sha256="0" * 64,
+        crop=CropRule(),
+        input=InputSpec(size=_SIZE),
+        output=OutputSpec(kind="bins66-lower"),
+        network=Compute(where).network(module),
+        device=where,
+        channels_last=True,
+    )
+
+
+def _made(folder: Path, samples: int) -> Path:
+    """Shards of smooth noise, about as large in JPEG as faces are."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    pictures = []
+    for _ in range(_DISTINCT):
+        small = torch.from_numpy(generator.integers(0, 256, (1, 3, 28, 28), dtype=np.uint8)).float()
+        large = torch.nn.functional.interpolate(small, (_SIZE, _SIZE), mode="bicubic").clamp(0, 255)
+        pictures.append(encode_jpeg(large[0].permute(1, 2, 0).byte().contiguous().numpy(), 95))
+
+    def rows(start: int) -> Iterator[Sample]:
+        for row in range(start, min(start + _PER_SHARD, samples)):
+            yield Sample(f"{row:07d}", pictures[row % _DISTINCT], "jpg", Record())
+
+    infos = [
+        write_shard(folder / f"test-{number:06d}.tar", "test", rows(start))
+        for number, start in enumerate(range(0, samples, _PER_SHARD))
+    ]
+    Manifest("bench", "noise", "none", True, "none", {}, tuple(infos)).save(folder)
+    return folder
+
+
+def _pass(tasks: list[Task], estimator: Estimator, out: Path, batch: int, threads: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    pose_pass(
+        tasks, estimator, direction_rules(OURS),
+        flips="none", batch=batch, threads=threads, ranks=Ranks(0, 1, 0, 1),
+    )  # fmt: skip
+    return sum(task.shard.samples or 0 for task in tasks) / (time.perf_counter() - start)
+
+
+def _decoded(tasks: list[Task], batch: int) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for task in tasks:
+        shard = open_shard(task.shard.path)
+        for start in range(0, len(shard) - batch + 1, batch):
+            if len(found) * batch >= _IN_MEMORY:
+                return found
+            pixels = np.empty((batch, _SIZE, _SIZE, 3), np.uint8)
+            read_faces(shard, range(start, start + batch), Framing(CropRule(), inside=False), pixels)
+            found.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return found
+
+
+def _network(batches: list[torch.Tensor], estimator: Estimator, threads: int) -> float:
+    """As the pass computes: side by side on a CPU, one after another on a device."""
+    start = time.perf_counter()
+    if estimator.device.type == "cpu":
+        with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
+            list(pool.map(estimator.predict, batches))
+    else:
+        for batch in batches:
+            estimator.predict(batch.pin_memory())
+        torch.cuda.synchronize()
+    return sum(map(len, batches)) / (time.perf_counter() - start)
+
+
+def _one_at_a_time(task: Task, estimator: Estimator) -> float:
+    from PIL import Image
+
+    shard = open_shard(task.shard.path)
+    count = min(len(shard), _PER_SHARD)
+    start = time.perf_counter()
+    for row in range(count):
+        picture = Image.open(io.BytesIO(bytes(shard.image(row)))).convert("RGB").resize((_SIZE, _SIZE))
+        estimator.predict(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]).angles.cpu()
+    return count / (time.perf_counter() - start)
