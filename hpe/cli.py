@@ -38,7 +38,7 @@ def _main(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as affectnet or rendered.")],
+    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as pointing04 or synthetic.")],
     paths: Annotated[
         list[str],
         typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
@@ -47,6 +47,7 @@ def pack(
         str | None,
         typer.Option(help="Rule such as square-1.4@landmarks, none (centre square), or keep (the original bytes)."),
     ] = None,
+    detector: Annotated[str, typer.Option(help="mtcnn or hog, for rules such as square-1.4@detector.")] = "mtcnn",
     size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.")] = 224,
     grey: Annotated[bool, typer.Option("--grey/--colour", help="One channel, as in the thesis, or three.")] = False,
     quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 95,
@@ -71,7 +72,7 @@ def pack(
     is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
-    `hpe pack rendered data/heads --option count=2000 --option people=50`
+    `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
     from hpe.pack import Options, pack_source
 
@@ -79,7 +80,7 @@ def pack(
         source, paths, option or [], workers,
         Options(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
-            val_share=val_share, test_share=test_share, lists=splits, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
+            val_share=val_share, test_share=test_share, lists=splits, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
         ),
     )  # fmt: skip
 

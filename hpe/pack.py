@@ -40,7 +40,7 @@ from hpe.workers import Stopped, run_jobs
 DUPLICATES: Final = "duplicates.jsonl"
 SUMMARY: Final = "summary.md"
 Drop = Literal["none", "exact", "near"]
-_RENDERED: Final = "rendered"
+_RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
 _JOURNAL: Final = ".pack"
 _OPTIONS: Final = "options.json"
@@ -62,6 +62,7 @@ class Options:
         quality: of the JPEGs, 1..100.
         val_share, test_share: of the samples, where the dataset leaves the splits open.
         lists: folder of ``train.txt``, ``val.txt``, ``test.txt``, instead of any other split.
+        detector: mtcnn or hog, for crop rules that start from the detector's box.
         drop: leave out copies: none, those of the same bytes, or near ones too.
     """
 
@@ -74,6 +75,7 @@ class Options:
     val_share: float = 0.1
     test_share: float = 0.1
     lists: Path | None = None
+    detector: str = "mtcnn"
     drop: Drop = "none"
 
     def check(self) -> None:
@@ -174,6 +176,12 @@ def _stated(source: Source, options: Options, label: str) -> dict[str, Any]:
     if crop == "keep":
         for name in ("size", "grey", "quality"):
             del stated[name]
+    if crop.endswith("@detector"):
+        from hpe.detect import open_detector
+
+        stated["detector"] = open_detector(options.detector).name
+    else:
+        del stated["detector"]
     return stated
 
 
@@ -284,7 +292,7 @@ class _Packing:
         from hpe.shardjob import Recipe
 
         crop = None if self.keep else CropRule.parse(self.stated["crop"])
-        self.recipe = Recipe(crop, self.options.size, self.options.grey, self.options.quality)
+        self.recipe = Recipe(crop, self.options.size, self.options.grey, self.options.quality, self.options.detector)
         with tempfile.TemporaryFile(dir=self.out / _JOURNAL) as file, signals() as stop:
             self.stop = stop
             rows = self._read(_Spool(file))

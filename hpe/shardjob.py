@@ -13,8 +13,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image as Pillow
@@ -27,6 +28,9 @@ from hpe.images import Picture, crop_resize, decode_rgb, encode_jpeg, map_box, m
 from hpe.records import Record
 from hpe.shards import Sample, ShardInfo, write_shard
 from hpe.sources.base import Raw
+
+if TYPE_CHECKING:
+    from hpe.detect import FaceDetector
 
 JOURNAL: Final = ".pack"
 _FORMATS_KEPT: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -51,12 +55,14 @@ class Recipe:
         size: side of the stored picture in pixels; no meaning where the original is kept.
         grey: one channel instead of three.
         quality: of the JPEG, 1..100.
+        detector: which one finds the faces, for rules that start from the detector's box.
     """
 
     crop: CropRule | None
     size: int
     grey: bool
     quality: int
+    detector: str = "mtcnn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +214,7 @@ def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
         image, extension = _kept(data, picture)
         green = picture[..., 1]
     else:
-        box = _crop_box(raw.record, picture, recipe.crop)
+        box = _crop_box(raw.record, picture, recipe.crop, recipe.detector)
         try:
             stored = crop_resize(picture, box, recipe.size)
         except (ValueError, MemoryError) as error:
@@ -229,7 +235,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _crop_box(record: Record, picture: Picture, rule: CropRule) -> Box:
+def _crop_box(record: Record, picture: Picture, rule: CropRule, detector: str) -> Box:
     height, width = picture.shape[:2]
     if rule.shape == "none":
         return 0.0, 0.0, float(width), float(height)
@@ -246,7 +252,20 @@ def _crop_box(record: Record, picture: Picture, rule: CropRule) -> Box:
             except ValueError as error:
                 raise RefusedError(str(error)) from error
         case "detector":
-            raise RefusedError("no detector")
+            from hpe.detect import the_face
+
+            face = the_face(_detector(detector).detect([picture])[0], width, height)
+            if face is None:
+                raise RefusedError(f"no face found by {detector}")
+            return rule.apply(face[0])
+
+
+@lru_cache(maxsize=1)
+def _detector(name: str) -> "FaceDetector":
+    """Built once in each process: building takes as long as some hundred faces."""
+    from hpe.detect import open_detector
+
+    return open_detector(name)
 
 
 def _moved(record: Record, split: str, box: Box | None, size: int) -> Record:

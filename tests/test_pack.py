@@ -324,6 +324,29 @@ def test_box_and_landmarks_move_with_the_picture(tmp_path):
     assert (x1 - x0) / (y1 - y0) == pytest.approx(70 / 60, rel=0.01)
 
 
+class Finder:
+    name = "finder"
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[tuple[tuple[float, ...], float]]]:
+        return [[] if image.mean() > 250 else [((30.0, 10.0, 50.0, 30.0), 0.9)] for image in images]
+
+
+def test_a_detectors_box_is_cropped_and_no_face_is_quarantined(tmp_path, monkeypatch):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[10:30, 30:50] = (200, 30, 30)
+    rows = [
+        Raw("face", encoded(Image.fromarray(pixels), "PNG"), Record(source="face")),
+        Raw("wall", encoded(Image.new("RGB", (64, 64), "white")), Record(source="wall")),
+    ]
+    monkeypatch.setattr("hpe.detect.open_detector", lambda name: Finder())
+    shardjob._detector.cache_clear()
+    packed(tmp_path, rows, replace(SMALL, crop="square-1@detector"))
+    shardjob._detector.cache_clear()
+    stored = np.asarray(Image.open(io.BytesIO(samples(tmp_path)["face"].image)), int)
+    assert abs(stored - (200, 30, 30)).max() < 12
+    assert "no face" in quarantine(tmp_path)["wall"]
+
+
 def test_kept_pictures_are_the_original_bytes_or_upright_png(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

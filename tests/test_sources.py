@@ -56,7 +56,7 @@ def test_every_reader_has_its_own_name_and_says_what_it_looks_for(tmp_path: Path
         assert reader.looks_for in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in readers() if name not in ("rendered", "huggingface")])
+@pytest.mark.parametrize("name", [name for name in readers() if name not in ("synthetic", "huggingface")])
 def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, tmp_path: Path) -> None:
     picture(tmp_path / "holiday" / "beach.jpg")
     with pytest.raises(UserError, match=rf"(?s)^{tmp_path}.*(expected|name no emotion|nor class|with the col)"):
@@ -64,7 +64,7 @@ def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, 
 
 
 def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"source 'affectnet' is not known.*affectnet-2017.*rendered"):
+    with pytest.raises(UserError, match=r"source 'affectnet' is not known.*affectnet-2017.*synthetic"):
         open_source("affectnet", tmp_path)
     with pytest.raises(UserError, match=r"no option 'tie'; it takes ties"):
         open_source("ferplus", tmp_path, tie="first")
@@ -536,7 +536,7 @@ def test_a_saved_hugging_face_dataset_is_read_without_decoding(tmp_path: Path) -
 
 
 def test_rendered_heads_are_the_same_in_any_process_and_split_by_person() -> None:
-    source = open_source("rendered", Path("-"), count="40", people="20", size="48")
+    source = open_source("synthetic", Path("-"), count="40", people="20", size="48")
     found = [*samples(source).values()]
     assert len(found) == source.total == 40
     people: dict[str | None, set[str | None]] = {}
@@ -549,7 +549,7 @@ def test_rendered_heads_are_the_same_in_any_process_and_split_by_person() -> Non
     assert copy.read() == found[3].read()
     assert decode_rgb(copy.read()).shape == (48, 48, 3)
     with pytest.raises(UserError, match="count is 'many'"):
-        open_source("rendered", Path("-"), count="many")
+        open_source("synthetic", Path("-"), count="many")
 
 
 def all_sources(folder: Path) -> Iterator[Source]:

@@ -74,7 +74,7 @@ def open_rendered(
             yield Raw(f"{name}-{index:07d}", RenderedHead(index, start, persons, side), record)
 
     return Source(
-        name="rendered",
+        name="synthetic",
         variant=f"{pictures:,} heads of {persons} people, seed {start}, {side} px",
         licence="rendered by this package; no rights of others",
         publishable=True,
@@ -92,5 +92,5 @@ def _whole(option: str, text: str, least: int, most: int) -> int:
 
 
 READERS: Final = (
-    Reader("rendered", "nothing: heads are rendered from a seed", lambda path: None, open_rendered),  # noqa: ARG005
+    Reader("synthetic", "nothing: heads are rendered from a seed", lambda path: None, open_rendered),  # noqa: ARG005
 )
