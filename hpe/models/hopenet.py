@@ -68,7 +68,7 @@ def fit_state_dict(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError("; ".join(problems[:8]) + more)
-    return {name: given.get(name, value) for name, value in wanted.items()}
+    return wanted | given
 
 
 def _is_counter(name: str) -> bool:
