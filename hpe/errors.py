@@ -7,6 +7,8 @@ EXIT_USAGE = 2
 """A user's mistake: one message, nothing written."""
 EXIT_AGAIN = 75
 """Stopped by a signal with everything saved (sysexits' EX_TEMPFAIL): run the same command again."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells count it."""
 
 
 class UserError(ValueError):
@@ -15,3 +17,7 @@ class UserError(ValueError):
     The message says where, what was found, what was expected and the way out:
     ``train.batch: 256 samples do not divide among 3 ranks; use 255 or 258``.
     """
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss is NaN or infinite; the message names the step, the batch and the last good checkpoint."""

@@ -76,6 +76,10 @@ class Job:
         """This rank's validation batches: every sample once over all ranks."""
         return self.val.once(batch=self.config.train.batch, rank=self.ranks.rank, ranks=self.ranks.world)
 
+    def last(self) -> Path | None:
+        """The newest checkpoint."""
+        return _last(self.run)
+
     def say(self, text: str) -> None:
         """A line for people, from rank 0."""
         if self.ranks.main:

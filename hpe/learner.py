@@ -18,7 +18,7 @@ from hpe import optim, runs
 from hpe.augment import Augmentation, augment, prepare
 from hpe.batch import Batch
 from hpe.config import RunConfig
-from hpe.errors import UserError
+from hpe.errors import NotFiniteError, UserError
 from hpe.log import Log
 from hpe.losses import HeadLoss, head_loss, label_mask
 from hpe.models.multitask import MultiTask, Outputs
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 _MIX: Final = 0x9E3779B97F4A7C15
 """Splits one seed into many (Steele et al., SplitMix)."""
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss is NaN or infinite; the message names the step, the batch and the last good checkpoint."""
 
 
 class Learner:

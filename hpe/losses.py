@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hpe.batch import Batch
 from hpe.geometry import rotation_from_6d, rotation_from_euler
 from hpe.models.multitask import bin_of, bins_mean
-from hpe.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

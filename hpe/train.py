@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hpe.config import RunConfig
-from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.job import Job, open_job
 from hpe.learner import Learner
 from hpe.log import Log
@@ -38,7 +38,10 @@ def train(config: RunConfig) -> int:
         bar = stack.enter_context(
             progress(f"train {job.run.name}", job.total_samples, unit="images", done=state.samples_seen)
         )
-        return _loop(job, learner, state, log, bar, stack.enter_context(signals()))
+        try:
+            return _loop(job, learner, state, log, bar, stack.enter_context(signals()))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{job.run}: {error}; the last good checkpoint is {job.last() or 'none'}") from error
 
 
 def _loop(job: Job, learner: Learner, state: State, log: Log, bar: Bar, caught: Signals) -> int:

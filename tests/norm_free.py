@@ -1,0 +1,28 @@
+"""A rank of a training job whose backbone has no batch norm: started by ``tests/test_ranks.py``.
+
+With batch norm N ranks cannot have the gradient of one (each norm sees a part of the batch); without it they
+must.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hpe import runs
+from hpe.train import train
+from tests import made
+
+
+def plain_backbone(*_: object, **__: object) -> tuple[nn.Module, int]:
+    """Two linear layers on the pixels."""
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * made.SIDE**2, 16), nn.Tanh(), nn.Linear(16, 12))
+    return layers, 12
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    runs.build_backbone = plain_backbone
+    folder, run, *overrides = sys.argv[1:]
+    sys.exit(train(made.config(Path(folder), Path(run), *overrides)))

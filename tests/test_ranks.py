@@ -1,0 +1,137 @@
+"""Several processes: the same samples and gradients as one, and what happens when one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpe import runs
+from hpe.errors import EXIT_USAGE, UserError
+from hpe.ranks import Ranks
+from tests import made
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(40, 7, 33), unlabelled=3)
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(runs.find_checkpoint(run, "last") / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_n_ranks_learn_what_one_learns_with_unevenly_missing_labels(folder: Path, tmp_path: Path, ranks: int) -> None:
+    changes = ("train.batch=12", "augment={flip: 0.5}", "train.balance_losses=learned", "train.micro_batch=3")
+    changes += ("model.heads.emotion.dropout=0", "train.clip=1.0")
+    for name, count in (("one", 1), ("many", ranks)):
+        done = torchrun(count, "-m", "tests.norm_free", str(folder), str(tmp_path / name), *changes)
+        assert done.returncode == 0, done.stderr
+    one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=2e-4, atol=2e-5, msg=name)
+    figures = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "many")
+    ]
+    for first, second in zip(*figures, strict=True):
+        assert first["samples"] == second["samples"]
+        if first["split"] == "val":
+            assert first["emotion/labels"] == second["emotion/labels"] == 24
+            assert first["pose/mae"] == pytest.approx(second["pose/mae"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    file.write_text(made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump())
+    command = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 200
+        while len(runs.checkpoints(run)) < 2 and time.monotonic() < deadline and job.poll() is None:
+            time.sleep(0.2)
+        ranks = [pid for pid in descendants(job.pid) if rank_of(pid) == 1]
+        assert ranks, "the job has no rank 1"
+        os.kill(ranks[0], signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in told
+    assert "Traceback" not in told
+    seen = runs.State.load(runs.find_checkpoint(run, "last")).samples_seen
+    shorter = made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump()
+    file.write_text(shorter)
+    with subprocess.Popen([*command[:-2]], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        while time.monotonic() < deadline + 100 and job.poll() is None:
+            if runs.State.load(runs.find_checkpoint(run, "last")).samples_seen > seen:
+                break
+            time.sleep(0.2)
+        job.send_signal(signal.SIGTERM)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 75, told
+    assert runs.State.load(runs.find_checkpoint(run, "last")).samples_seen > seen
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def rank_of(pid: int) -> int | None:
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if entry.startswith(b"RANK="):
+            return int(entry[5:])
+    return None
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_by_all_ranks_together(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(folder, tmp_path / "run", "model.backbone=resnet19").dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "3"],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE
+    assert done.stderr.count("resnet19") == 1
+    assert "8 samples do not divide among 3 ranks; use 6 or 9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])
+def test_impossible_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        Ranks.from_environment()
