@@ -181,13 +181,12 @@ def _stacked(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
 def _litdata(folder: Path, workers: int) -> Iterator[int]:
     import litdata  # pyright: ignore[reportMissingImports]
 
-    class Decoded(litdata.StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            row = super().__getitem__(index)
-            return _tensor(row["jpg"]), row["emotion"]
+    table = litdata.StreamingDataset(str(folder), shuffle=True, transform=_decoded_litdata)
+    return _rows(litdata.StreamingDataLoader(table, batch_size=BATCH, num_workers=workers))
 
-    loader = litdata.StreamingDataLoader(Decoded(str(folder), shuffle=True), batch_size=BATCH, num_workers=workers)
-    return _rows(loader)
+
+def _decoded_litdata(row: dict[str, Any]) -> tuple[Any, int]:
+    return _tensor(row["jpg"]), row["emotion"]
 
 
 def _litdata_folder(folder: Path, shards: list[Path]) -> Path:
