@@ -280,6 +280,23 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several give a comparison too.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison; default: report/ in the runs' common parent.")
+    ] = None,
+) -> None:
+    """Write a run's page and model card: figures, curves, faces, in one file that needs no network.
+
+    Example: `hpe report runs/baseline runs/joint --out runs/report`
+    """
+    from hpe import report as module
+
+    for page in module.report(runs, out):
+        print(page)
+
+
+@app.command()
 def association(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet with a row per image.")],
     rows: Annotated[str, typer.Option(help="Column of the rows.")] = "direction",

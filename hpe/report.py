@@ -134,10 +134,15 @@ def _curve_charts(runs: Sequence[tuple[str, Curves]]) -> list[tuple[str, Any, li
                 series += [Series(run, kept, colour=place, dots=len(kept) < 60)] if kept else []
             else:
                 order = sorted(splits, key=lambda split: (split != "train", split != "val", split))
-                series += [Series(s, splits[s], colour=i, dots=len(splits[s]) < 60) for i, s in enumerate(order)]
+                series += [Series(s, splits[s], colour=_colour(s), dots=len(splits[s]) < 60) for s in order]
         chart = lines(series, title=f"{name} over samples seen", x_label="samples seen")
         charts.append((name, chart, [(one.name, one.colour % 6) for one in series]))
     return charts
+
+
+def _colour(split: str) -> int:
+    """The same colour for a split in every chart."""
+    return {"train": 0, "val": 1}.get(split, 2)
 
 
 def _evaluation_view(one: Evaluation) -> dict[str, Any]:

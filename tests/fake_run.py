@@ -26,7 +26,7 @@ train: {learning_rate: 0.0003, samples: 512000}
 
 
 @lru_cache(maxsize=1)
-def rendered(count: int = 96) -> list[tuple[bytes, Labels]]:
+def rendered(count: int = 48) -> list[tuple[bytes, Labels]]:
     """JPEGs and labels of rendered heads."""
     made = []
     for index in range(count):
@@ -42,7 +42,7 @@ def predictions(rows: int = 1200, skill: float = 1.6, seed: int = 0) -> pa.Table
     truth = np.random.default_rng(99)
     emotion = truth.integers(8, size=rows)
     yaw, pitch, roll = truth.normal(0, 28, rows), truth.normal(-3, 14, rows), truth.normal(0, 9, rows)
-    yaw[-(rows // 100) :] = truth.uniform(99, 130, rows // 100)
+    yaw[rows - rows // 100 :] = truth.uniform(99, 130, rows // 100)
     for row, (_, labels) in enumerate(rendered()[:rows]):
         emotion[row], yaw[row], pitch[row], roll[row] = labels.emotion, labels.yaw, labels.pitch, labels.roll
     direction = np.select([yaw > 20, yaw < -20, pitch > 14, pitch < -16], [1, 2, 3, 4], 0)
@@ -106,7 +106,7 @@ def learning(skill: float, seed: int) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 8050, "sam'
 
 
-def fake_run(folder: Path, *, rows: int = 1200, skill: float = 1.6, seed: int = 0, faces: int = 96) -> Path:
+def fake_run(folder: Path, *, rows: int = 1200, skill: float = 1.6, seed: int = 0, faces: int = 48) -> Path:
     """Write a run folder as `hpe train` and `hpe evaluate` would; its first key is hostile."""
     (folder / "evaluate").mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as sk
-from fake_run import predictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as _stats
@@ -23,6 +22,7 @@ from hpe.association_page import write_association
 from hpe.errors import UserError
 from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.paired import paired
+from tests.fake_run import predictions
 
 stats: Any = _stats  # its results are named tuples that type checkers cannot see
 

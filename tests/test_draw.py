@@ -91,7 +91,9 @@ def test_lines_are_antialiased() -> None:
 
 
 @pytest.mark.parametrize("box", [(-50, -50, 30, 30), (0, 0, 1, 1), (900, 900, 950, 950), (-2000, -2000, 4000, 4000)])
-def test_boxes_at_and_beyond_the_border_are_drawn_as_far_as_they_are_seen(box: tuple[float, float, float, float]) -> None:
+def test_boxes_at_and_beyond_the_border_are_drawn_as_far_as_they_are_seen(
+    box: tuple[float, float, float, float],
+) -> None:
     reading = Reading(box, (20.0, 10.0, 5.0), 3, [0.125] * 8, "hostile <b>\u202e\n")
     drawn = annotate(blank(), [reading], with_cube)
     assert drawn.size == (240, 240)

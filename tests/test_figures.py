@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import sklearn.metrics as sk
-from fake_run import HOSTILE, predictions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -18,6 +17,7 @@ from hpe.figures import figures, to_markdown
 from hpe.figures.values import Resampling, figure
 from hpe.labels import EMOTIONS
 from hpe.statistics import resampled_sums, wilson_interval
+from tests.fake_run import HOSTILE, predictions
 
 classes = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=60)
 settings.register_profile("few", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
