@@ -25,6 +25,8 @@ from hpe.statistics import holm
 FOLDER: Final = "report"
 _MOST_CURVES: Final = 24
 _SCATTERED: Final = 1500
+_FEWEST_IN_STEP: Final = 5
+"""Samples below which a step of a curve is not drawn: its interval would look sure and be nothing."""
 _FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "direction/accuracy", "pose/mae")
 _KIND_TITLES: Final = {"mistake": "Surest mistakes", "hit": "Surest hits", "pose": "Largest errors of pose"}
 
@@ -187,7 +189,7 @@ def _by_direction(association: Mapping[str, Any] | None) -> Any:
 def _pose_charts(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
     charts = []
     for key, name in (("by_yaw", "yaw"), ("by_pitch", "pitch")):
-        steps = [one for one in section.get(key, []) if one.get("geodesic", {}).get("value") is not None]
+        steps = [one for one in section.get(key, []) if one["n"] >= _FEWEST_IN_STEP]
         if not steps:
             continue
         points = [((one["low"] + one["high"]) / 2, one["geodesic"]["value"]) for one in steps]
@@ -200,7 +202,7 @@ def _pose_charts(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
             y_text=degrees_text,
             from_zero=True,
         )
-        charts.append((f"Error by true {name}", chart))
+        charts.append((f"Error by true {name} (steps of 10° with {_FEWEST_IN_STEP} samples or more)", chart))
     return charts
 
 
