@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hpe import __version__
+from hpe.landmarks.commands import app as landmarks
 
 app = typer.Typer(
     name="hpe",
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(landmarks)
 
 
 def _version(value: bool) -> None:

@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +48,8 @@ class Row:
     tune_seconds: float | None = None
     predict_milliseconds: float | None = None
     """Per face, from points to angles."""
+    cpu_seconds: float | None = None
+    """Of all outer folds with tuning, on one core."""
     settings: Sequence[Any] | None = None
     """Chosen in each outer fold."""
 
@@ -120,6 +122,7 @@ def compare(
         "rows": [asdict(row) for row in (*rows, *geometry)],
         "seed": seed,
         "chosen": {"features": best.features, "model": best.model, "settings": final, "why": _why(rows)},
+        "cpu_seconds": round(sum(row.cpu_seconds or 0.0 for row in rows), 1),
         "seconds_of_this_run": round(time.monotonic() - begun, 1),
         "workers": workers or os.cpu_count() or 1,
     }
@@ -192,8 +195,8 @@ def _run(tasks: Sequence[_Task], faces: Faces, everyone: Faces, out: Path, folds
     total = len(tasks) + len(PUBLISHED_MSE_RADIANS2)
     with progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar:
         for stage in ([*first, *jobs[False]], jobs[True]):
-            for name in Parallel(workers, return_as="generator_unordered", batch_size=1)(stage):
-                bar.note(name)
+            for name in Parallel(workers, return_as="generator_unordered")(stage):
+                bar.note(str(name))
                 bar.advance()
 
 
@@ -229,7 +232,7 @@ def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) ->
     train, test = _split(len(points), folds, task.fold)
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # a bound on iterations is one of the settings
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         settings = _settings(task, points[train], angles[train], out)
         tuned_at = time.perf_counter()
         fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train])
@@ -240,6 +243,7 @@ def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) ->
         _file(out, task),
         {
             "settings": settings,
+            "cpu_seconds": time.process_time() - cpu,
             "tune_seconds": tuned_at - begun,
             "fit_seconds": fitted_at - tuned_at,
             "predict_seconds": ended - fitted_at,
@@ -270,6 +274,7 @@ def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
         fit_seconds=float(np.mean([fold["fit_seconds"] for fold in read])),
         tune_seconds=float(np.mean([fold["tune_seconds"] for fold in read])),
         predict_milliseconds=1000 * sum(fold["predict_seconds"] for fold in read) / len(faces),
+        cpu_seconds=sum(fold["cpu_seconds"] for fold in read),
         settings=[fold["settings"] for fold in read],
     )
 

@@ -57,10 +57,7 @@ def pictures_of(path: Path) -> list[tuple[str, Callable[[], Iterator[Picture]]]]
     if (path / MANIFEST).is_file():
         shards = [path / shard.name for shard in Manifest.load(path).shards]
         return [(shard.stem, lambda shard=shard: _of_shard(shard)) for shard in shards]
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(f"{path}: no pictures and no shards; expected .jpg, .png, .webp files or an `hpe pack` folder")
     root = path if path.is_dir() else path.parent
@@ -74,20 +71,21 @@ def _of_shard(shard: Path) -> Iterator[Picture]:
 
 
 def _of_file(file: Path, root: Path) -> Picture:
-    return Picture(str(file.relative_to(root).with_suffix("")), file.read_bytes, Record(**_angles_beside(file)))
+    return Picture(str(file.relative_to(root).with_suffix("")), file.read_bytes, _record_beside(file))
 
 
-def _angles_beside(file: Path) -> dict[str, float]:
+def _record_beside(file: Path) -> Record:
     """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP), where there is one that can be read."""
     from hpe.sources.faces3d import mat_arrays
 
     try:
         pose = mat_arrays(file.with_suffix(".mat"), ("Pose_Para",))["Pose_Para"].ravel()
     except (OSError, ValueError, KeyError):
-        return {}
+        return Record()
     if len(pose) < 3:
-        return {}
-    return {name: math.degrees(pose[at]) for name, at in (("yaw", 1), ("pitch", 0), ("roll", 2))}
+        return Record()
+    pitch, yaw, roll = (math.degrees(angle) for angle in pose[:3])
+    return Record(yaw=yaw, pitch=pitch, roll=roll)
 
 
 def extract(

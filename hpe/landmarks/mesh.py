@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import IO, Final, Literal, Self
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from hpe.errors import UserError
+from hpe.images import Picture
 from hpe.landmarks.topology import MESH468
 
 VERSION: Final = "mediapipe 0.10.21"
@@ -102,9 +103,11 @@ class FaceMesh:
     def __init__(self, python: Path, views: str = "many", which: Which = "largest") -> None:
         if views not in VIEWS:
             raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
-        self._views, self._which = VIEWS[views], which
+        self._views = VIEWS[views]
+        self._which: Which = which
+        self._command = (str(python), "-u", str(_WORKER))
         self._process = subprocess.Popen(
-            (str(python), "-u", str(_WORKER)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
 
     def __enter__(self) -> Self:
@@ -123,7 +126,7 @@ class FaceMesh:
             self._process.wait()
             answering.close()
 
-    def find(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[MeshFace]:
+    def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture, by ``which``; large pictures are thinned first.
 
         Raises:
@@ -140,13 +143,14 @@ class FaceMesh:
             meshes = [self._mesh(step) for _ in range(self._read(1)[0])]
         except (BrokenPipeError, EOFError) as error:
             raise UserError(
-                f"{self._process.args}: the face mesh ended with code {self._process.wait()}; run "
-                f"`{' '.join(map(str, self._process.args))} < /dev/null` to see why, or `hpe landmarks install` again"
+                f"{self._command[0]}: the face mesh ended with code {self._process.wait()}; run "
+                f"`{' '.join(self._command)} < /dev/null` to see why, or `hpe landmarks install` again"
             ) from error
         return chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         return self._process.stdin, self._process.stdout
 
     def _read(self, count: int) -> bytes:

@@ -24,7 +24,7 @@ def main() -> None:
     os.dup2(2, 1)  # what MediaPipe prints must not reach the replies
     os.environ.setdefault("GLOG_minloglevel", "2")
     import cv2
-    from mediapipe.python.solutions.face_mesh import FaceMesh
+    from mediapipe.python.solutions.face_mesh import FaceMesh  # pyright: ignore[reportMissingImports] (it lies in another environment)
 
     cv2.setNumThreads(1)
     meshes = {}

@@ -19,6 +19,7 @@ _TRUSTED: Final = frozenset(
         "hpe.landmarks.features.AlignedFeatures",
         "hpe.landmarks.features.SeedFeatures",
         "hpe.landmarks.regress.HeadPoseRegressor",
+        "hpe.landmarks.regress.KernelSvr",
         "hpe.landmarks.regress.SoftScaler",
         "hpe.landmarks.regress.StackedRegressor",
         "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",

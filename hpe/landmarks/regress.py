@@ -42,6 +42,46 @@ class SoftScaler(TransformerMixin, BaseEstimator):
         return (columns - self.mean_) / self.divisor_
 
 
+class KernelSvr(RegressorMixin, BaseEstimator):
+    """Support vector regression with a Gaussian kernel, one for every target, on one kernel matrix.
+
+    The same solution as scikit-learn's SVR in a MultiOutputRegressor, several times sooner: the matrix is
+    made once by BLAS, not row by row for every target by libsvm.
+
+    Args:
+        C, epsilon: as scikit-learn's.
+        gamma: of ``exp(-gamma d²)``, or ``scale`` (1 / columns / variance).
+    """
+
+    def __init__(self, C: float = 1.0, gamma: float | str = "scale", epsilon: float = 0.1) -> None:  # noqa: N803
+        self.C = C
+        self.gamma = gamma
+        self.epsilon = epsilon
+
+    def fit(self, columns: Columns, targets: Columns) -> Self:
+        """Fit every target."""
+        from sklearn.metrics.pairwise import rbf_kernel
+        from sklearn.svm import SVR
+
+        self.gamma_ = 1 / (columns.shape[1] * columns.var()) if self.gamma == "scale" else float(self.gamma)
+        kernel = rbf_kernel(columns, gamma=self.gamma_)
+        duals = np.zeros((len(columns), targets.shape[1]))
+        self.intercepts_ = np.zeros(targets.shape[1])
+        for k, target in enumerate(targets.T):
+            one = SVR(kernel="precomputed", C=self.C, epsilon=self.epsilon, cache_size=500).fit(kernel, target)
+            duals[one.support_, k] = one.dual_coef_[0]
+            self.intercepts_[k] = one.intercept_[0]
+        used = duals.any(1)
+        self.rows_, self.duals_ = columns[used], duals[used]
+        return self
+
+    def predict(self, columns: Columns) -> Columns:
+        """All targets."""
+        from sklearn.metrics.pairwise import rbf_kernel
+
+        return rbf_kernel(columns, self.rows_, gamma=self.gamma_) @ self.duals_ + self.intercepts_
+
+
 class HeadPoseRegressor(RegressorMixin, BaseEstimator):
     """Points in, yaw, pitch and roll out.
 
@@ -56,8 +96,8 @@ class HeadPoseRegressor(RegressorMixin, BaseEstimator):
 
     def fit(self, points: Points, angles: Angles) -> Self:
         """Fit features, scaler and regressor on these faces."""
-        self.features_ = clone(self.features).fit(points, angles)
-        self.pipeline_ = clone(self.pipeline).fit(*self.features_.training(points, angles))
+        self.features_ = _fresh(self.features).fit(points, angles)
+        self.pipeline_ = _fresh(self.pipeline).fit(*self.features_.training(points, angles))
         return self
 
     def predict(self, points: Points) -> Angles:
@@ -85,17 +125,17 @@ class StackedRegressor(RegressorMixin, BaseEstimator):
         held: list[Columns] = []
         wanted: list[Columns] = []
         for train, test in KFold(3, shuffle=True, random_state=0).split(points):
-            features = clone(self.features).fit(points[train], angles[train])
+            features = _fresh(self.features).fit(points[train], angles[train])
             columns, targets = features.training(points[train], angles[train])
             asked, truth = features.training(points[test], angles[test])
-            members = [clone(pipeline).fit(columns, targets).predict(asked) for pipeline in self.pipelines]
+            members = [_fresh(pipeline).fit(columns, targets).predict(asked) for pipeline in self.pipelines]
             held.append(np.stack(members, 2))
             wanted.append(truth)
         predictions, truth = np.concatenate(held), np.concatenate(wanted)
         self.weights_ = np.stack([nnls(predictions[:, k], truth[:, k])[0] for k in range(truth.shape[1])])
-        self.features_ = clone(self.features).fit(points, angles)
+        self.features_ = _fresh(self.features).fit(points, angles)
         columns, targets = self.features_.training(points, angles)
-        self.members_ = [clone(pipeline).fit(columns, targets) for pipeline in self.pipelines]
+        self.members_ = [_fresh(pipeline).fit(columns, targets) for pipeline in self.pipelines]
         return self
 
     def predict(self, points: Points) -> Angles:
@@ -103,6 +143,10 @@ class StackedRegressor(RegressorMixin, BaseEstimator):
         columns = self.features_.columns(points)
         members = np.stack([member.predict(columns) for member in self.members_], 2)
         return self.features_.angles(points, (members * self.weights_).sum(2))
+
+
+def _fresh(estimator: Any) -> Any:
+    return clone(estimator)
 
 
 FEATURES: Final[Mapping[str, Callable[[], Any]]] = {
@@ -153,14 +197,13 @@ def _class(name: str) -> Any:
     from sklearn.linear_model import ElasticNet, Lasso, Ridge
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.neural_network import MLPRegressor
-    from sklearn.svm import SVR
 
     if name == "XGBRegressor":
         from xgboost import XGBRegressor
 
         return XGBRegressor
     known = (ElasticNet, HistGradientBoostingRegressor, KNeighborsRegressor, Lasso, MLPRegressor, RandomForestRegressor,
-             Ridge, SVR)  # fmt: skip
+             Ridge)  # fmt: skip
     return {kind.__name__: kind for kind in known}[name]
 
 
@@ -172,13 +215,13 @@ def _grid(**choices: Sequence[Any]) -> list[Settings]:
 
 _LINEAR: Final[Settings] = {"max_iter": 1000, "tol": 1e-3, "random_state": 0, "selection": "random"}
 _XGBOOST: Final[Settings] = {
-    "n_estimators": 300, "learning_rate": 0.06, "subsample": 0.7, "tree_method": "hist", "max_bin": 64,
+    "n_estimators": 200, "learning_rate": 0.08, "subsample": 0.7, "tree_method": "hist", "max_bin": 64,
     "n_jobs": 1, "random_state": 0,
 }  # fmt: skip
 
 MODELS: Final[Mapping[str, Model]] = {
     "svr": Model(
-        _each("SVR", {"cache_size": 500}),
+        lambda settings: KernelSvr(**settings),
         _grid(C=(10.0, 100.0), gamma=("scale",), epsilon=(0.5,)),
         [
             {"C": 10.0, "gamma": 0.04, "epsilon": 0.5, "power": 0.2},
@@ -205,7 +248,7 @@ MODELS: Final[Mapping[str, Model]] = {
     ),
     "forest": Model(
         _one("RandomForestRegressor", {"n_estimators": 100, "random_state": 0, "n_jobs": 1}),
-        _grid(max_features=(0.1,), min_samples_leaf=(1, 3)),
+        _grid(max_features=(0.1,), min_samples_leaf=(2,)),
         _grid(max_features=(0.2,), min_samples_leaf=(3,)),
     ),
     "boosting": Model(
@@ -216,7 +259,7 @@ MODELS: Final[Mapping[str, Model]] = {
     "network": Model(
         _one("MLPRegressor", {"hidden_layer_sizes": (128, 64), "early_stopping": True, "max_iter": 150,
                               "n_iter_no_change": 15, "random_state": 0}),
-        _grid(alpha=(0.1, 10.0)),
+        _grid(alpha=(0.1,)),
         _grid(alpha=(1.0, 10.0), power=(0.2,)),
     ),
 }  # fmt: skip

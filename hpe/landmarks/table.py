@@ -39,7 +39,7 @@ class Faces:
 
     def take(self, rows: Bool[np.ndarray, " faces"]) -> Self:
         """The faces of a mask."""
-        keys = tuple(key for key, kept in zip(self.keys, rows.tolist(), strict=True) if kept)
+        keys = tuple(key for key, kept in zip(self.keys, np.asarray(rows).tolist(), strict=True) if kept)
         return type(self)(keys, self.points[rows], self.angles[rows])
 
 
@@ -48,9 +48,9 @@ def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces
 
     ``limit_degrees=math.inf`` keeps the outliers.
     """
-    finite = np.isfinite(faces.points).all((1, 2))
+    finite = np.asarray(np.isfinite(faces.points).all((1, 2)))
     extent = np.ptp(np.where(finite[:, None, None], faces.points, 0.0), axis=1)[:, :2].max(1)
-    known = np.isfinite(faces.angles).all(1)
+    known = np.asarray(np.isfinite(faces.angles).all(1))
     inside = (np.abs(np.where(known[:, None], faces.angles, 0.0)) <= limit_degrees).all(1)
     reasons = {
         "points that are no numbers": ~finite,

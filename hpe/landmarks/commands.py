@@ -1,0 +1,142 @@
+"""``hpe landmarks …``: the mesh's environment, extraction, the comparison, drawn axes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpe.errors import EXIT_INCOMPLETE, UserError
+
+app = typer.Typer(
+    name="landmarks",
+    help="Head pose from face points: mesh, features, ten regressors compared, the best one used.",
+    no_args_is_help=True,
+)
+
+_Python = Annotated[
+    Path | None, typer.Option(help="Interpreter with the mesh, in place of the one of `hpe landmarks install`.")
+]
+_Views = Annotated[str, typer.Option(help="plain (fastest), mirror, or many: the mean of 1, 2 or 7 views a face.")]
+_Faces = Annotated[str, typer.Option(help="Of several faces: largest, centre (nearest to it), or all.")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
+
+
+@app.command()
+def install(
+    folder: Annotated[Path | None, typer.Option(help="Where; by default in the user's cache.")] = None,
+) -> None:
+    """Make the face mesh's own environment (MediaPipe 0.10.21, which no protobuf of today suits).
+
+    Example: `hpe landmarks install`
+    """
+    from hpe.landmarks import mesh
+
+    print(f"face mesh: {mesh.install(folder or mesh.environment())}")
+
+
+@app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or of shards.")],
+    out: Annotated[Path, typer.Argument(help="Folder of faces-*.parquet and extract.json.")],
+    views: _Views = "many",
+    faces: _Faces = "largest",
+    workers: _Workers = None,
+    python: _Python = None,
+) -> None:
+    """Find 468 points a face in pictures or shards; killed and started again, it goes on.
+
+    Exit code 1 where pictures had no face or were none (they are listed in extract.json).
+
+    Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
+    """
+    from hpe.landmarks import mesh
+    from hpe.landmarks.extract import extract
+
+    which = _which(faces)
+    done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
+    rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
+    print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
+    if done["failed"]:
+        print(f"{done['images_without_a_face']:,} have none: see {out / 'extract.json'}")
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@app.command()
+def compare(
+    points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract`, an .npz, or raw AFLW2000.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the table, the plot and the model.")],
+    labels: Annotated[Path | None, typer.Option(help="Folder of <stem>.mat with the angles.")] = None,
+    own_points: Annotated[
+        str | None, typer.Option(help="Take the raw dataset's own pt3d_68: 3d, or 2d (x and y only).")
+    ] = None,
+    models: Annotated[str | None, typer.Option(help="Some of them, with commas, such as svr,ridge.")] = None,
+    features: Annotated[str | None, typer.Option(help="Some of six,all,aligned.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Outer folds.")] = 5,
+    keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep angles beyond ±99°.")] = False,
+    picture_width: Annotated[float, typer.Option(help="Pixels: the focal length that solve-PnP guesses.")] = 450.0,
+    workers: _Workers = None,
+) -> None:
+    """Compare regressors by nested cross-validation, choose, and save the chosen one without pickle.
+
+    Examples: `hpe landmarks compare data/aflw2000/landmarks runs/landmarks`,
+    `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`
+    """
+    from hpe.files import write_text
+    from hpe.landmarks import table
+    from hpe.landmarks.compare import compare
+    from hpe.landmarks.draw import plot_comparison
+    from hpe.landmarks.regress import FEATURES, MODELS, STACK
+    from hpe.landmarks.report import markdown
+
+    if own_points not in (None, "3d", "2d"):
+        raise UserError(f"--own-points {own_points}: expected 3d or 2d")
+    faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
+    summary = compare(
+        faces,
+        out,
+        models=models.split(",") if models else (*MODELS, STACK),
+        features=features.split(",") if features else tuple(FEATURES),
+        folds=folds,
+        workers=workers,
+        limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
+        picture_width=picture_width,
+        views=_views_of(points),
+    )
+    text = markdown(summary)
+    write_text(out / "compare.md", text + "\n")
+    plot_comparison(summary, out / "compare.png")
+    print(text)
+
+
+@app.command()
+def draw(
+    model: Annotated[Path, typer.Argument(help="OUT/model of `hpe landmarks compare`.")],
+    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or of shards.")],
+    out: Annotated[Path, typer.Argument(help="The sheet: a .png or .jpg.")],
+    count: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet, evenly over the source.")] = 36,
+    faces: _Faces = "largest",
+    python: _Python = None,
+) -> None:
+    """Draw the axes on pictures, as one sheet.
+
+    Example: `hpe landmarks draw runs/landmarks/model photos axes.png --count 24`
+    """
+    from hpe.landmarks.sheets import draw_sheet
+
+    found, shown = draw_sheet(model, source, out, count=count, which=_which(faces), python=python)
+    print(f"{out}: {found} of {shown} pictures have a face")
+
+
+def _which(faces: str):
+    if faces not in ("largest", "centre", "all"):
+        raise UserError(f"--faces {faces}: expected largest, centre or all")
+    return faces
+
+
+def _views_of(points: Path) -> str | None:
+    settings = points / "extract.json"
+    if not settings.is_file():
+        return None
+    return json.loads(settings.read_text(encoding="utf-8")).get("views")
