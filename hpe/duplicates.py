@@ -22,7 +22,7 @@ and 60 of up to 24 bits, were looked at); two photos differ in about 120, seldom
 _GRID: Final = 16
 _BANDS: Final = NEAR_BITS + 1
 _RUN: Final = 2048
-_ENOUGH_PIXELS: Final = 96
+_ENOUGH_PIXELS: Final = 48
 _CONTRAST: Final = 8.0
 """Grey levels between the darkest and the brightest mean; a flatter picture is like every other flat one."""
 

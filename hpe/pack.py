@@ -306,7 +306,7 @@ class _Packing:
             dropped = self._drop(rows, split)
             shards = self._plan(rows, split)
             self._make(rows, shards)
-        return self._finish(rows, shards, dropped)
+            return self._finish(rows, shards, dropped)
 
     def _read(self, spool: _Spool) -> _Rows:
         found, keys = _Rows(spool), set[str]()
@@ -494,7 +494,9 @@ class _Packing:
             options=dict(self.stated),
             notes=tuple(self.notes),
         )
-        audit.contact_sheets(self.out, manifest)
+        sheets = audit.contact_sheets(self.out, manifest)
+        for _ in run_jobs(audit.draw_sheet, sheets, workers=min(self.workers, len(sheets)), stop=self.stop):
+            pass
         text = audit.summary(manifest, sum(by_split.values(), Counter()), self.notes)
         write_text(self.out / SUMMARY, text)
         manifest.save(self.out)

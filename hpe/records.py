@@ -75,11 +75,7 @@ class Record:
 
     def to_json(self) -> bytes:
         """Canonical bytes: fields in order, no spaces, UTF-8; only what is said."""
-        said = {
-            f.name: value
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not None and value != {}
-        }
+        said = {name: value for name in _ORDER if (value := getattr(self, name)) is not None and value != {}}
         return json.dumps(said, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -95,7 +91,8 @@ class Record:
         return cls(**{name: _field(name, raw[name]) for name in raw.keys() & _FIELDS})
 
 
-_FIELDS: Final = frozenset(f.name for f in fields(Record))
+_ORDER: Final = tuple(f.name for f in fields(Record))
+_FIELDS: Final = frozenset(_ORDER)
 _INTEGERS: Final = frozenset(("emotion", "direction"))
 _NUMBERS: Final = frozenset(("valence", "arousal", "yaw", "pitch", "roll"))
 _TEXTS: Final = frozenset(("subject", "source", "split"))

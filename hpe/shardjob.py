@@ -191,7 +191,7 @@ class Made:
     sample: Sample
     exact: bytes
     near: bytes
-    counts: Counter[str]
+    counts: list[str]
 
 
 def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
