@@ -11,8 +11,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from hpe.config import parse
+from hpe.config import ModelConfig, RunConfig, parse
 from hpe.crops import CropRule
+from hpe.directions import ABSTAIN
 from hpe.errors import UserError
 from hpe.estimators.diagnosis import diagnose
 from hpe.estimators.estimator import Estimator
@@ -20,6 +21,9 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.estimators.probe import probe, random_faces
 from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
 from hpe.models.hopenet import Hopenet, fit_state_dict
+from hpe.models.multitask import angles_of
+from hpe.pose import load_direction_network
+from hpe.runs import State, build_network, load_run, save_checkpoint
 
 CPU = Compute(torch.device("cpu"))
 EXAMPLE = Path(__file__).parents[1] / "configs" / "estimators" / "lwpose66.yaml"
@@ -264,3 +268,47 @@ class TestLwpose66:
         path.write_text(EXAMPLE.read_text() + f"sha256: {'a' * 64}\n")
         with pytest.raises(UserError, match="other weights than the YAML describes"):
             load_estimator(path, CPU, weights=shared / "weights" / "lwpose66.onnx")
+
+
+def _run(folder: Path, model: str, network: nn.Module | None = None) -> Path:
+    data = "{train: [{shards: gone}], val: [{shards: gone}], size: 64, grey: true}"
+    config = parse(f"run: {folder}\ndata: {data}\nmodel: {model}\n", "config.yaml", RunConfig)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.dump())
+    made = network or build_network(config.model)
+    save_checkpoint(folder, State(0, 1), made, {}, ema=None, keep=1, best=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bins66", "sixd"])
+def test_a_run_of_ours_is_an_estimator(tmp_path: Path, kind: str) -> None:
+    run = _run(tmp_path / "mine", f"{{backbone: tiny, heads: {{pose: {{kind: {kind}}}, emotion: {{}}}}}}")
+    with pytest.raises(UserError, match="give it with --crop"):
+        load_estimator(run, CPU)
+    estimator = load_estimator(run, CPU, crop="none")
+    images = random_faces(2, 64)
+    with torch.inference_mode():
+        outputs = load_run(run)[0](estimator.normalise(images))["pose"]
+    torch.testing.assert_close(estimator.predict(images).angles, angles_of(outputs), atol=1e-3, rtol=1e-4)
+    assert (estimator.name, estimator.input.size, estimator.input.colour) == ("mine", 64, "grey")
+    assert bool(estimator.predict(images).deviations.isfinite().all()) == (kind == "bins66")
+
+
+def test_a_run_without_a_pose_head_is_refused(tmp_path: Path) -> None:
+    run = _run(tmp_path / "emotion", "{backbone: tiny, heads: {emotion: {}}}")
+    with pytest.raises(UserError, match="no pose head"):
+        load_estimator(run, CPU, crop="none")
+
+
+def test_the_direction_network_scales_with_the_scaler_in_its_weights(tmp_path: Path) -> None:
+    text = "{backbone: angles, heads: {direction: {}}}"
+    network = build_network(parse(text, "m", ModelConfig)).eval()
+    network.backbone.fit_scale(torch.tensor([[-50.0, -40.0, -30.0], [60.0, 20.0, 10.0]]))  # pyright: ignore[reportCallIssue]
+    rule, digest = load_direction_network(_run(tmp_path / "direction", text, network))
+    angles = np.vstack((_angles(20), [np.nan] * 3))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(angles[:20]).float())["direction"].argmax(1).tolist()
+    assert rule(angles, angles).tolist() == [*expected, ABSTAIN]
+    assert len(digest) == 64
+    with pytest.raises(UserError, match="backbone: angles"):
+        load_direction_network(_run(tmp_path / "other", "{backbone: tiny, heads: {direction: {}}}"))
