@@ -78,7 +78,8 @@ def pack(
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
-    from hpe.pack import Options, pack_source
+    from hpe.pack import pack_source
+    from hpe.packing import Options
 
     pack_source(
         source, paths, option or [], workers,

@@ -12,93 +12,27 @@ import fcntl
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Final, Literal, get_args
+from typing import Any, Final
 
-import numpy as np
-
-from hpe import audit, splits
+from hpe import splits
 from hpe.crops import CropRule
-from hpe.duplicates import HASH_BYTES, Copy, copies
 from hpe.errors import EXIT_AGAIN, UserError
-from hpe.files import aside, write_json, write_text
-from hpe.progress import progress
-from hpe.ranks import signals
-from hpe.shards import MANIFEST, QUARANTINE, Manifest
+from hpe.files import write_json
+from hpe.packing import JOURNAL, Options, Packing
+from hpe.shards import MANIFEST, Manifest
 from hpe.sources import open_source, recognise
-from hpe.sources.base import Raw, Reject, Source
-from hpe.workers import Stopped, run_jobs
+from hpe.sources.base import Source
+from hpe.workers import Stopped
 
-DUPLICATES: Final = "duplicates.jsonl"
-SUMMARY: Final = "summary.md"
-Drop = Literal["none", "exact", "near"]
 _RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
-_JOURNAL: Final = ".pack"
 _OPTIONS: Final = "options.json"
-_HASHED_AT_ONCE: Final = 500
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_RANK: Final = {"test": 0, "val": 1, "train": 2}
-_LARGEST_SIDE: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What decides the bytes of the shards, beside the raw dataset.
-
-    Attributes:
-        crop: a crop rule, ``none`` (the centre square), ``keep`` (the original bytes), or None for the rule
-            that suits the dataset.
-        size: side of the stored pictures in pixels.
-        grey: store one channel.
-        quality: of the JPEGs, 1..100.
-        val_share, test_share: of the samples, where the dataset leaves the splits open.
-        lists: folder of ``train.txt``, ``val.txt``, ``test.txt``, instead of any other split.
-        detector: mtcnn or hog, for crop rules that start from the detector's box.
-        drop: leave out copies: none, those of the same bytes, or near ones too.
-    """
-
-    crop: str | None = None
-    size: int = 224
-    grey: bool = False
-    quality: int = 95
-    samples_per_shard: int = 1000
-    seed: int = 0
-    val_share: float = 0.1
-    test_share: float = 0.1
-    lists: Path | None = None
-    detector: str = "mtcnn"
-    drop: Drop = "none"
-
-    def check(self) -> None:
-        """Refuse what is impossible.
-
-        Raises:
-            UserError: an option out of its range.
-        """
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality}: expected 1 to 100")
-        if not 8 <= self.size <= _LARGEST_SIDE:
-            raise UserError(f"--size {self.size}: expected 8 to {_LARGEST_SIDE} pixels")
-        if self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard {self.samples_per_shard}: expected 1 or more")
-        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
-            raise UserError(
-                f"--val-share {self.val_share:g}, --test-share {self.test_share:g}: expected two shares of 0 "
-                "or more that leave something to train on, such as 0.1 and 0.1"
-            )
-        if self.drop not in get_args(Drop):
-            raise UserError(f"--drop-duplicates {self.drop!r}: expected {', '.join(get_args(Drop))}")
-        if self.crop == "keep" and self.grey:
-            raise UserError("--grey with --crop keep: original bytes stay as they are; use --crop none, or no --grey")
 
 
 def pack_source(
@@ -153,10 +87,10 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
             if (out / MANIFEST).is_file():
                 print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
                 return Manifest.load(out)
-            return _Packing(source, out, options, stated, workers).run()
+            return Packing(source, out, options, stated, workers).run()
     except OSError as error:
         if error.errno in _FULL:
-            made = len(list((out / _JOURNAL).glob("*.tar.json")))
+            made = len(list((out / JOURNAL).glob("*.tar.json")))
             raise UserError(
                 f"{out}: the disk is full ({error.strerror}); {made} finished shards are whole and stay. "
                 "Free some space and run the same command again: it makes what is missing"
@@ -197,7 +131,7 @@ def _digest_of_lists(folder: Path) -> str:
 @contextlib.contextmanager
 def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
     """The folder, locked, with the same options as before and without half-written files of killed jobs."""
-    work = out / _JOURNAL
+    work = out / JOURNAL
     if out.is_dir() and not work.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise UserError(f"{out}: holds files that `hpe pack` did not write; use an empty or a new folder")
     if out.exists() and not out.is_dir():
@@ -223,9 +157,9 @@ def _refuse_other_options(out: Path, stated: Mapping[str, Any]) -> None:
     before: Any = None
     if (out / MANIFEST).is_file():
         before = Manifest.load(out).options
-    elif (out / _JOURNAL / _OPTIONS).is_file():
+    elif (out / JOURNAL / _OPTIONS).is_file():
         with contextlib.suppress(ValueError):
-            before = json.loads((out / _JOURNAL / _OPTIONS).read_text(encoding="utf-8"))
+            before = json.loads((out / JOURNAL / _OPTIONS).read_text(encoding="utf-8"))
     if not isinstance(before, dict):
         return
     names = sorted(before.keys() | stated.keys())
@@ -238,326 +172,3 @@ def _refuse_other_options(out: Path, stated: Mapping[str, Any]) -> None:
         raise UserError(
             f"{out}: was packed with other options ({'; '.join(told)}); use those, another folder, or delete this one"
         )
-
-
-class _Spool:
-    """Rows on disk, in an unnamed file: pickled (number, Raw)."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._ends = [0]
-
-    def append(self, number: int, raw: Raw) -> None:
-        data = pickle.dumps((number, raw), pickle.HIGHEST_PROTOCOL)
-        self._file.write(data)
-        self._ends.append(self._ends[-1] + len(data))
-
-    def read(self, indices: Sequence[int]) -> tuple[bytes, ...]:
-        found = []
-        for index in indices:
-            self._file.seek(self._ends[index])
-            found.append(self._file.read(self._ends[index + 1] - self._ends[index]))
-        return tuple(found)
-
-
-@dataclass
-class _Rows:
-    """What is known of every row that may become a sample, in order of reading, and what was refused."""
-
-    spool: _Spool
-    rows: list[splits.Row] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str, str]] = field(default_factory=list)
-    read: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    name: str
-    split: str
-    rows: tuple[int, ...]
-    """Indices into :class:`_Rows`."""
-
-
-class _Packing:
-    """One run of the job."""
-
-    def __init__(self, source: Source, out: Path, options: Options, stated: Mapping[str, Any], workers: int) -> None:
-        self.source, self.out, self.options = source, out, options
-        self.stated, self.workers = stated, workers
-        self.keep = stated["crop"] == "keep"
-        self.notes = list(source.notes)
-
-    def run(self) -> Manifest:
-        from hpe.shardjob import Recipe
-
-        crop = None if self.keep else CropRule.parse(self.stated["crop"])
-        self.recipe = Recipe(crop, self.options.size, self.options.grey, self.options.quality, self.options.detector)
-        with tempfile.TemporaryFile(dir=self.out / _JOURNAL) as file, signals() as stop:
-            self.stop = stop
-            rows = self._read(_Spool(file))
-            if not rows.rows:
-                why = Counter(audit.category(reason) for _, _, reason in rows.refused).most_common(3)
-                told = "; ".join(f"{count:,} × {reason}" for reason, count in why)
-                raise UserError(
-                    f"{self.source.name}: {rows.read:,} rows read, and none can become a sample ({told or 'no rows'})"
-                )
-            split = self._split(rows)
-            dropped = self._drop(rows, split)
-            shards = self._plan(rows, split)
-            self._make(rows, shards)
-            return self._finish(rows, shards, dropped)
-
-    def _read(self, spool: _Spool) -> _Rows:
-        found, keys = _Rows(spool), set[str]()
-        with progress("read", self.source.total, unit="rows") as bar:
-            for number, row in enumerate(self._rows()):
-                found.read += 1
-                bar.advance()
-                if self.stop.caught is not None:
-                    raise Stopped
-                if isinstance(row, Reject):
-                    found.refused.append((number, row.source, row.reason))
-                    continue
-                record = row.record
-                problems = record.problems()
-                if row.key in keys:
-                    problems.append(f"key {row.key} is taken: an earlier row has it")
-                if record.split is not None and record.split not in splits.SPLITS:
-                    problems.append(f"split {record.split!r} is none of {', '.join(splits.SPLITS)}")
-                if problems:
-                    found.refused.append((number, record.source or row.key, "; ".join(problems)))
-                    continue
-                keys.add(row.key)
-                spool.append(number, row)
-                found.rows.append(splits.Row(row.key, record.subject, record.emotion, record.split, record.source))
-                found.numbers.append(number)
-        return found
-
-    def _rows(self) -> Iterator[Raw | Reject]:
-        try:
-            yield from self.source.read()
-        except OSError as error:
-            raise UserError(
-                f"{self.source.name}: reading the raw dataset stopped: {error}; nothing was lost, mend it and "
-                "run the same command again"
-            ) from error
-
-    def _split(self, rows: _Rows) -> list[str | None]:
-        options = self.options
-        if options.lists is not None:
-            lists = splits.Lists(options.lists)
-            found: list[str | None] = lists.assign(rows.rows)
-            self.how = f"splits: by the lists in {options.lists.name}/"
-        else:
-            found = [
-                *splits.draw(
-                    rows.rows,
-                    seed=options.seed,
-                    val_share=options.val_share,
-                    test_share=options.test_share,
-                    official=self.source.splits,
-                )
-            ]
-            official = ", ".join(self.source.splits)
-            if not official:
-                grouped = any(row.subject is not None for row in rows.rows)
-                self.how = f"splits: drawn with seed {options.seed}, {'by subject, ' * grouped}stratified by emotion"
-            elif set(found) <= set(self.source.splits):
-                self.how = f"splits: the dataset's own ({official})"
-            else:
-                self.how = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
-        self.notes.append(self.how)
-        if leaks := splits.shared_subjects(rows.rows, found):
-            subject, where = next(iter(leaks.items()))
-            self.notes.append(
-                f"LEAK: {len(leaks):,} subjects stand in more than one split, such as {subject} in "
-                f"{' and '.join(where)}; figures on those splits are too good"
-            )
-        return found
-
-    def _drop(self, rows: _Rows, split: list[str | None]) -> list[Copy] | None:
-        """The copies that are left out; sets their split to None. None when copies stay."""
-        if self.options.drop == "none":
-            return None
-        from hpe.shardjob import fingerprints
-
-        size = len(rows.rows)
-        exact, near = np.zeros((size, 16), np.uint8), np.zeros((size, HASH_BYTES), np.uint8)
-        seen = np.zeros(size, bool)
-        place = {number: index for index, number in enumerate(rows.numbers)}
-        indices = [index for index in range(size) if split[index] is not None]
-        portions = [indices[at : at + _HASHED_AT_ONCE] for at in range(0, size, _HASHED_AT_ONCE)]
-        jobs = (rows.spool.read(portion) for portion in portions if portion)
-        function = partial(fingerprints, self.recipe)
-        with progress("look for copies", len(indices), unit="images") as bar:
-            for found in run_jobs(function, jobs, workers=self.workers, stop=self.stop):
-                for number, one, other in found:
-                    index = place[number]
-                    seen[index] = True
-                    exact[index], near[index] = np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)
-                bar.advance(len(found))
-        known = np.flatnonzero(seen)
-        if self.options.drop == "exact":
-            near[:] = 0
-        rank = [_RANK[split[i] or "train"] for i in known]
-        found = copies(exact[known], near[known], rank, [rows.rows[i].subject for i in known])
-        told = [Copy(int(known[c.first]), int(known[c.copy]), c.bits) for c in found]
-        self.duplicates = self._told_copies(rows.rows, split, told, dropped=True)
-        for copy in told:
-            kind = "the same bytes" if copy.bits is None else f"{copy.bits} of 256 bits differ"
-            row = rows.rows[copy.copy]
-            reason = f"duplicate: shows what {rows.rows[copy.first].key} shows ({kind})"
-            rows.refused.append((rows.numbers[copy.copy], row.source or row.key, reason))
-            split[copy.copy] = None
-        return told
-
-    def _plan(self, rows: _Rows, split: Sequence[str | None]) -> list[_Shard]:
-        dropped = {number for number, _, _ in rows.refused}
-        for index, name in enumerate(split):
-            if name is None and rows.numbers[index] not in dropped:
-                row = rows.rows[index]
-                rows.refused.append((rows.numbers[index], row.source or row.key, "in none of the lists of --splits"))
-        shards: list[_Shard] = []
-        for name in splits.SPLITS:
-            members = [index for index, its in enumerate(split) if its == name]
-            seed, keys = self.options.seed, rows.rows
-            members.sort(key=lambda index: (splits.order(seed, keys[index].key), keys[index].key))
-            # Equal parts: a last shard of three samples would be read as often as the others.
-            parts = -(-len(members) // self.options.samples_per_shard)
-            for part in range(parts):
-                chosen = members[part * len(members) // parts : (part + 1) * len(members) // parts]
-                shards.append(_Shard(f"{name}-{part:06d}.tar", name, tuple(chosen)))
-        return shards
-
-    def _make(self, rows: _Rows, shards: Sequence[_Shard]) -> None:
-        from hpe.shardjob import Job, StaleError, make_shard
-
-        names = {shard.name for shard in shards}
-        for path in (self.out / _JOURNAL).glob("*.tar.json"):
-            if path.name.removesuffix(".json") not in names:
-                raise self._changed(path.name.removesuffix(".json"))
-        jobs = (Job(self.out, shard.name, shard.split, self.recipe, rows.spool.read(shard.rows)) for shard in shards)
-        with progress("pack", sum(len(shard.rows) for shard in shards), unit="images") as bar:
-            try:
-                for done in run_jobs(make_shard, jobs, workers=self.workers, stop=self.stop):
-                    bar.advance(done)
-            except StaleError as error:
-                raise self._changed(str(error)) from error
-
-    def _changed(self, shard: str) -> UserError:
-        return UserError(
-            f"{self.out}: {shard} was made of other rows: the raw dataset has changed since this job began; "
-            "bring it back, pack into another folder, or delete this one"
-        )
-
-    def _finish(self, rows: _Rows, shards: Sequence[_Shard], dropped: list[Copy] | None) -> Manifest:
-        from hpe.shardjob import Outcome, journal
-
-        by_split: dict[str, Counter[str]] = {shard.split: Counter() for shard in shards}
-        refused, infos = list(rows.refused), []
-        known: list[tuple[int, str, str]] = []
-        place = {number: index for index, number in enumerate(rows.numbers)}
-        split: list[str | None] = [None] * len(rows.rows)
-        for shard in shards:
-            outcome = Outcome.load(journal(self.out, shard.name))
-            if outcome is None:
-                raise UserError(f"{self.out}: the journal of {shard.name} is gone; run the same command again")
-            by_split[shard.split].update(outcome.counts)
-            refused += outcome.refused
-            infos += [outcome.shard] if outcome.shard else []
-            for number, _, _, _, exact, near in outcome.samples:
-                split[place[number]] = shard.split
-                known.append((place[number], exact, near))
-        if not infos:
-            self._write_quarantine(refused)
-            raise UserError(f"{self.out}: none of {rows.read:,} rows became a sample; see {QUARANTINE} there")
-        if dropped is None:
-            self.duplicates = self._search(rows, split, known)
-        reasons = Counter(audit.category(reason) for _, _, reason in refused)
-        told = audit.counts(by_split, reasons, rows.read)
-        assert told["samples"] + told["quarantined"] == rows.read, "rows were lost"
-        told["duplicates"] = _count_copies(self.duplicates)
-        self.notes += _told_duplicates(told["duplicates"])
-        self._write_quarantine(refused)
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.duplicates]
-        write_text(self.out / DUPLICATES, "".join(lines))
-        manifest = Manifest(
-            dataset=self.source.name,
-            variant=self.source.variant,
-            licence=self.source.licence,
-            publishable=self.source.publishable,
-            crop="none" if self.keep else self.stated["crop"],
-            image=self._picture(),
-            shards=tuple(infos),
-            counts=told,
-            options=dict(self.stated),
-            notes=tuple(self.notes),
-        )
-        sheets = audit.contact_sheets(self.out, manifest)
-        for _ in run_jobs(audit.draw_sheet, sheets, workers=min(self.workers, len(sheets)), stop=self.stop):
-            pass
-        text = audit.summary(manifest, sum(by_split.values(), Counter()), self.notes)
-        write_text(self.out / SUMMARY, text)
-        manifest.save(self.out)
-        print(text)
-        return manifest
-
-    def _picture(self) -> dict[str, Any]:
-        if self.keep:
-            return {"size": "original", "colour": "original", "encoding": "original"}
-        colour = "grey" if self.options.grey else "rgb"
-        return {"size": self.options.size, "colour": colour, "encoding": "jpeg", "quality": self.options.quality}
-
-    def _write_quarantine(self, refused: Sequence[tuple[int, str, str]]) -> None:
-        with aside(self.out / QUARANTINE) as part, part.open("w", encoding="utf-8") as stream:
-            for _, source, reason in sorted(refused):
-                stream.write(json.dumps({"source": source, "reason": reason}, ensure_ascii=False) + "\n")
-
-    def _search(
-        self, rows: _Rows, split: Sequence[str | None], known: list[tuple[int, str, str]]
-    ) -> list[dict[str, Any]]:
-        known.sort()
-        exact = np.frombuffer(bytes.fromhex("".join(e for _, e, _ in known)), np.uint8).reshape(len(known), -1)
-        near = np.frombuffer(bytes.fromhex("".join(n for _, _, n in known)), np.uint8).reshape(len(known), -1)
-        rank = [_RANK[split[index] or "train"] for index, _, _ in known]
-        found = copies(exact, near, rank, [rows.rows[index].subject for index, _, _ in known])
-        told = [Copy(known[c.first][0], known[c.copy][0], c.bits) for c in found]
-        return self._told_copies(rows.rows, split, told, dropped=False)
-
-    def _told_copies(
-        self, rows: Sequence[splits.Row], split: Sequence[str | None], found: Sequence[Copy], *, dropped: bool
-    ) -> list[dict[str, Any]]:
-        return [
-            {
-                "first": rows[copy.first].key,
-                "copy": rows[copy.copy].key,
-                "kind": "exact" if copy.bits is None else "near",
-                "bits": copy.bits or 0,
-                "splits": [split[copy.first], split[copy.copy]],
-                "emotions": [rows[copy.first].emotion, rows[copy.copy].emotion],
-                "dropped": dropped,
-            }
-            for copy in found
-        ]
-
-
-def _count_copies(told: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {
-        "exact": sum(line["kind"] == "exact" for line in told),
-        "near": sum(line["kind"] == "near" for line in told),
-        "across_splits": sum(len(set(line["splits"])) > 1 for line in told),
-        "labels_differ": sum(len(set(line["emotions"])) > 1 for line in told),
-        "dropped": sum(line["dropped"] for line in told),
-    }
-
-
-def _told_duplicates(counted: Mapping[str, int]) -> list[str]:
-    if not counted["exact"] + counted["near"]:
-        return ["duplicates: none found"]
-    what = "were dropped" if counted["dropped"] else "stay (--drop-duplicates near drops them)"
-    return [
-        f"duplicates: {counted['exact']:,} exact and {counted['near']:,} near copies {what}; "
-        f"{counted['across_splits']:,} across splits, {counted['labels_differ']:,} with another emotion than "
-        f"the first; named in {DUPLICATES}"
-    ]

@@ -22,7 +22,8 @@ from PIL import Image
 
 from hpe import shardjob
 from hpe.errors import UserError
-from hpe.pack import DUPLICATES, Options, pack, pack_source
+from hpe.pack import pack, pack_source
+from hpe.packing import DUPLICATES, Options
 from hpe.records import Record
 from hpe.shards import QUARANTINE, Manifest, Sample, read_samples
 from hpe.sources.base import Raw, Reject, Source

@@ -12,7 +12,8 @@ import numpy as np
 
 from hpe.bench import Figure, Ratio, Report, Settings
 from hpe.labels import EMOTIONS
-from hpe.pack import Options, pack
+from hpe.pack import pack
+from hpe.packing import Options
 from hpe.sources import open_source
 from hpe.workers import Stop, run_jobs
 
