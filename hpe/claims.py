@@ -21,6 +21,7 @@ from hpe.ranks import Ranks
 BEAT_SECONDS: Final = 2.0
 DEAD_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.2
+_MEET: Final = timedelta(minutes=10)
 
 
 class Claims:
@@ -43,6 +44,13 @@ class Claims:
         while not self.stopped.is_set() and (item := self.store.add("next", 1) - 1) < self.total:
             self.store.set(f"owner/{item}", str(self.ranks.rank))
             yield item
+
+    def start_together(self) -> None:
+        """Wait until rank 0 is ready, so that what it saw of earlier work is not what others have just done."""
+        if self.ranks.main:
+            self.store.set("started", "")
+        else:
+            self.store.wait(["started"], _MEET)
 
     def finish(self, item: int, problem: str | None = None) -> None:
         """Report an item as done, or as damaged with a problem that rank 0 shows."""
@@ -123,7 +131,7 @@ def _store(ranks: Ranks) -> "dist.Store":
             f"WORLD_SIZE is {ranks.world} but {' and '.join(missing)} are not set; start with accelerate launch, "
             "torchrun, or set them to the first node's address and a free port"
         )
-    rendezvous = dist.rendezvous(f"env://?rank={ranks.rank}&world_size={ranks.world}", timeout=timedelta(minutes=10))
+    rendezvous = dist.rendezvous(f"env://?rank={ranks.rank}&world_size={ranks.world}", timeout=_MEET)
     store, _, _ = next(rendezvous)
     # A launcher that restarts its ranks may keep the store: each start counts from nothing.
     return dist.PrefixStore(f"hpe-claims/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

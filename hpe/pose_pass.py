@@ -130,6 +130,7 @@ def pose_pass(
         ThreadPoolExecutor(1, "tables") as writer,
     ):
         work = _Work(tasks, mine, predict, directions, batch, threads, estimator, bar, caught, writer)
+        mine.start_together()
         work.run(mine)
         if ranks.main:
             for number in mine.abandoned():
@@ -139,6 +140,7 @@ def pose_pass(
                 work.show()
                 if caught.caught is not None:
                     mine.stop()
+            work.show()
         damaged = mine.problems() if ranks.main else {}
     if caught.caught is not None:
         if ranks.main:
