@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpe.errors import EXIT_INCOMPLETE, UserError
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
     name="landmarks",
@@ -89,21 +89,26 @@ def compare(
     from hpe.landmarks.draw import plot_comparison
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
     from hpe.landmarks.report import markdown
+    from hpe.workers import Stopped
 
     if own_points not in (None, "3d", "2d"):
         raise UserError(f"--own-points {own_points}: expected 3d or 2d")
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
-    summary = compare(
-        faces,
-        out,
-        models=models.split(",") if models else (*MODELS, STACK),
-        features=features.split(",") if features else tuple(FEATURES),
-        folds=folds,
-        workers=workers,
-        limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
-        picture_width=picture_width,
-        views=_views_of(points),
-    )
+    try:
+        summary = compare(
+            faces,
+            out,
+            models=models.split(",") if models else (*MODELS, STACK),
+            features=features.split(",") if features else tuple(FEATURES),
+            folds=folds,
+            workers=workers,
+            limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
+            picture_width=picture_width,
+            views=_views_of(points),
+        )
+    except Stopped:
+        print(f"{out}: stopped; the same command goes on from here")
+        raise typer.Exit(EXIT_AGAIN) from None
     text = markdown(summary)
     write_text(out / "compare.md", text + "\n")
     plot_comparison(summary, out / "compare.png")

@@ -12,13 +12,17 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold
+from threadpoolctl import threadpool_limits
 
 from hpe.errors import UserError
-from hpe.files import write_json
+from hpe.files import aside, write_json
 from hpe.landmarks.align import angles_of
 from hpe.landmarks.features import AlignedFeatures, Angles, Points
 from hpe.landmarks.model import LandmarkModel
@@ -28,10 +32,13 @@ from hpe.landmarks.scores import Scores, scores
 from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
 from hpe.landmarks.table import LIMIT_DEGREES, Faces, usable
 from hpe.progress import progress
+from hpe.ranks import signals
+from hpe.workers import run_jobs
 
 FORMAT: Final = "hpe-landmarks-compare/1"
 SUMMARY: Final = "compare.json"
 STACK_FEATURES: Final = "aligned"
+_FACES: Final = "faces.npz"
 _LEAST_FACES: Final = 100
 _AFLW_WIDTH: Final = 450.0
 
@@ -130,9 +137,7 @@ def compare(
     return summary
 
 
-def _check(
-    faces: Faces, models: Sequence[str], features: Sequence[str], folds: int, dropped: Mapping[str, int]
-) -> None:
+def _check(faces: Faces, models: Sequence[str], features: Sequence[str], folds: int, dropped: dict[str, int]) -> None:
     for what, names, known in (("model", models, (*MODELS, STACK)), ("features", features, tuple(FEATURES))):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
@@ -179,25 +184,32 @@ def _tasks(models: Sequence[str], features: Sequence[str], folds: int) -> list[_
 
 
 def _run(tasks: Sequence[_Task], faces: Faces, everyone: Faces, out: Path, folds: int, workers: int) -> None:
-    from joblib import Parallel, delayed
-
     todo = [task for task in tasks if not _file(out, task).is_file()]
     seeds = [name for name in PUBLISHED_MSE_RADIANS2 if not _seed_file(out, name).is_file()]
-    jobs = {
-        stack: [
-            delayed(_fold)(task, faces.points, faces.angles, out, folds)
-            for task in todo
-            if (task.model == STACK) == stack
-        ]
-        for stack in (False, True)
-    }
-    first = [delayed(_seed)(name, everyone.points, everyone.angles, out) for name in reversed(seeds)]
+    with aside(out / "folds" / _FACES) as part, part.open("wb") as stream:
+        np.savez(
+            stream, points=faces.points, angles=faces.angles, all_points=everyone.points, all_angles=everyone.angles
+        )
     total = len(tasks) + len(PUBLISHED_MSE_RADIANS2)
-    with progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar:
-        for stage in ([*first, *jobs[False]], jobs[True]):
-            for name in Parallel(workers, return_as="generator_unordered")(stage):
-                bar.note(str(name))
+    with (
+        progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar,
+        signals() as stop,
+    ):
+        for jobs in ([*seeds, *(task for task in todo if task.model != STACK)], [t for t in todo if t.model == STACK]):
+            for name in run_jobs(partial(_job, out=out, folds=folds), jobs, workers=workers, stop=stop):
+                bar.note(name)
                 bar.advance()
+
+
+def _job(job: "_Task | str", *, out: Path, folds: int) -> str:
+    """One file of ``OUT/folds``: of a task, or of one of the seed's regressors; returns its name."""
+    with np.load(out / "folds" / _FACES) as arrays, warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound on iterations is one of the settings
+        if isinstance(job, str):
+            write_json(_seed_file(out, job), seed_row(job, arrays["all_points"], arrays["all_angles"]))
+            return f"seed {job}"
+        write_json(_file(out, job), _fold(job, arrays["points"], arrays["angles"], out, folds))
+        return job.name
 
 
 def _file(out: Path, task: _Task) -> Path:
@@ -208,49 +220,28 @@ def _seed_file(out: Path, name: str) -> Path:
     return out / "folds" / f"seed-{name}.json"
 
 
-def _seed(name: str, points: Points, angles: Angles, out: Path) -> str:
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        write_json(_seed_file(out, name), seed_row(name, points, angles))
-    return f"seed {name}"
-
-
 def _split(count: int, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training part and of the outer fold."""
-    from sklearn.model_selection import KFold
-
     return list(KFold(folds, shuffle=True, random_state=0).split(np.empty(count)))[fold]
 
 
-def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) -> str:
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
+def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) -> dict[str, Any]:
     train, test = _split(len(points), folds, task.fold)
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound on iterations is one of the settings
-        begun, cpu = time.perf_counter(), time.process_time()
-        settings = _settings(task, points[train], angles[train], out)
-        tuned_at = time.perf_counter()
-        fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train])
-        fitted_at = time.perf_counter()
-        predicted = fitted.predict(points[test])
-        ended = time.perf_counter()
-    write_json(
-        _file(out, task),
-        {
-            "settings": settings,
-            "cpu_seconds": time.process_time() - cpu,
-            "tune_seconds": tuned_at - begun,
-            "fit_seconds": fitted_at - tuned_at,
-            "predict_seconds": ended - fitted_at,
-            "predicted": np.round(predicted, 4).tolist(),
-        },
-    )
-    return task.name
+    begun, cpu = time.perf_counter(), time.process_time()
+    settings = _settings(task, points[train], angles[train], out)
+    tuned_at = time.perf_counter()
+    fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train])
+    fitted_at = time.perf_counter()
+    predicted = fitted.predict(points[test])
+    ended = time.perf_counter()
+    return {
+        "settings": settings,
+        "cpu_seconds": time.process_time() - cpu,
+        "tune_seconds": tuned_at - begun,
+        "fit_seconds": fitted_at - tuned_at,
+        "predict_seconds": ended - fitted_at,
+        "predicted": np.round(predicted, 4).tolist(),
+    }
 
 
 def _settings(task: _Task, points: Points, angles: Angles, out: Path) -> Any:
@@ -299,7 +290,9 @@ def _finished(best: Row, faces: Faces, out: Path, views: str | None) -> Any:
     chosen = best.settings or ()
     often = Counter(json.dumps(settings, sort_keys=True) for settings in chosen).most_common(1)[0][0]
     settings = json.loads(often)
-    fitted = regressor(best.features, best.model, settings).fit(faces.points, faces.angles)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = regressor(best.features, best.model, settings).fit(faces.points, faces.angles)
     mae = best.scores.mean_mae
     LandmarkModel(fitted, faces.topology.name, best.features, best.model, views, mae).save(out / "model")
     return settings

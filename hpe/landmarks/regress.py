@@ -242,7 +242,7 @@ MODELS: Final[Mapping[str, Model]] = {
     ),
     "ridge": Model(_one("Ridge", {}), _grid(alpha=(1.0, 10.0, 100.0, 1000.0)), _grid(alpha=(1.0, 10.0, 100.0))),
     "knn": Model(
-        _one("KNeighborsRegressor", {"weights": "distance"}),
+        _one("KNeighborsRegressor", {"weights": "distance", "algorithm": "brute"}),
         _grid(n_neighbors=(4, 8, 16)),
         _grid(n_neighbors=(8, 16, 32), power=(0.2,)),
     ),
