@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from hpe.batch import Batch
@@ -95,7 +95,7 @@ class _Draws:
 
 def prepare(batch: Batch) -> Images:
     """Normalised images without augmentation, channels-last, on the batch's device."""
-    return _normalised(batch.images)
+    return normalised(batch.images)
 
 
 def augment(batch: Batch, settings: Augmentation, *, seed: int, position: int) -> tuple[Images, Batch]:
@@ -122,7 +122,7 @@ def augment(batch: Batch, settings: Augmentation, *, seed: int, position: int) -
             images = _randaugment(images, settings.randaugment / 10, draws)
         if settings.blur:
             images = _blur(images, draws.chosen("blur", settings.blur), draws("sigma"))
-    images = _normalised(images)
+    images = normalised(images)
     if settings.erase:
         images = _erase(images, settings.erase, draws)
     if settings.mixup:
@@ -141,7 +141,8 @@ def _per_row(like: Tensor, values: np.ndarray) -> Tensor:
     return _on(like, values)[:, None, None, None]
 
 
-def _normalised(images: Tensor) -> Images:
+def normalised(images: UInt8[Tensor, "batch 3 height width"] | Images) -> Images:
+    """``(value - mean) / std`` of bytes, or of floats in 0..1, in channels-last memory; a new tensor."""
     scale = 1.0 if images.is_floating_point() else 255.0
     mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * scale
     std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * scale

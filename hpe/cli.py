@@ -285,6 +285,44 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    network: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or a head-pose estimator (YAML, .onnx with its YAML).")
+    ],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, tars, folders of shards, globs.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the results; without it rows are printed.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.")] = "jsonl",
+    draw: Annotated[str, typer.Option(help="Annotated pictures with axes or cube; or none.")] = "none",
+    faces: Annotated[str, typer.Option(help="given (a picture is a face), or a detector: mtcnn, hog.")] = "given",
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    batch: Annotated[int, typer.Option(min=1, help="Faces that go through the network together.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="An estimator's weights, in place of its YAML's.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Crop of detected faces; default: that of the network's training shards.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of folders of shards.")] = None,
+) -> None:
+    """Read head pose, direction and emotion of every face in pictures or shards: a row a face.
+
+    Pictures that cannot be read (exit code 1) and those without a face are counted and named.
+
+    Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
+    """
+    from hpe import predict as module
+
+    code = module.predict(
+        network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
+        weights=weights, crop=crop, split=split,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several give a comparison too.")],
     out: Annotated[

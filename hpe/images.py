@@ -109,6 +109,23 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width} × {height} pixels, more than the {max_pixels:,} allowed")
 
 
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height of what :func:`decode_rgb` gives, mostly without decoding.
+
+    Raises:
+        DecodeError: not a picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            opened = _open(data, MAX_PIXELS)
+            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except Exception:  # as many types as damaged files have; or a picture that Pillow does not know
+            height, width = decode_rgb(data).shape[:2]
+            return width, height
+    return (opened.height, opened.width) if turned else (opened.width, opened.height)
+
+
 def _upright(image: Pillow.Image) -> Pillow.Image:
     try:
         return ImageOps.exif_transpose(image)

@@ -19,8 +19,7 @@ from hpe.estimators.probe import probe, random_faces
 from hpe.faces import Framing, open_shard, read_faces
 from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
-from hpe.ranks import Ranks
-from hpe.ranks import device as device_of_rank
+from hpe.ranks import Ranks, named_device
 from hpe.runs import load_run
 from hpe.shards import MANIFEST, Manifest
 
@@ -169,7 +168,7 @@ def run(
         UserError: anything that does not fit together, before anything is written.
     """
     ranks = Ranks.from_environment()
-    where = _device(device)
+    where = named_device(device)
     on_gpu = where.type == "cuda"
     size = batch or (GPU_BATCH if on_gpu else CPU_BATCH)
     compute = Compute(where, precision, size if compiled else None)
@@ -191,18 +190,6 @@ def run(
         flips=flips, batch=size, threads=threads or default_threads(ranks), ranks=ranks,
     )  # fmt: skip
     return code, tasks
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return device_of_rank()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
-    return device_of_rank() if name == "cuda" else device
 
 
 def load_direction_network(path: Path) -> tuple[DirectionRule, str]:

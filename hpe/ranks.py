@@ -120,6 +120,25 @@ def device() -> "torch.device":
     return torch.device("cuda", Ranks.from_environment().local_rank % torch.cuda.device_count())
 
 
+def named_device(name: str) -> "torch.device":
+    """The device that a user names: ``auto`` and ``cuda`` are this rank's.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return device()
+    try:
+        named = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if named.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
+    return device() if name == "cuda" else named
+
+
 def from_parent() -> None:
     """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
     if "RANK" in os.environ and sys.platform == "linux":

@@ -1,0 +1,411 @@
+"""``hpe predict``: what a network reads of the faces in pictures, folders, globs and shards.
+
+A row a face. Columns, as far as the network has the heads:
+
+- ``source``: the file, or the shard; ``key``: a shard's key, or the picture's path in the folder that was
+  named, without its suffix; ``face``: 0 for the largest face of the picture, 1 for the next …;
+- ``x0``, ``y0``, ``x1``, ``y1``: the face's box in pixels of the upright picture (all of it, where faces are
+  given); ``score``: the detector's, empty where faces are given;
+- ``emotion``: the likeliest, and ``emotion_neutral`` … ``emotion_contempt``: its probabilities;
+- ``direction`` as the viewer sees it, and ``direction_forward`` … ``direction_down``: probabilities. A network
+  without that head has the direction of our thresholds on its angles (``hpe.directions.OURS``), empty where
+  they do not decide, and no probabilities;
+- ``yaw``, ``pitch``, ``roll``: degrees, yaw positive to the picture's left, pitch positive up;
+  ``yaw_sd`` …: their standard deviations, empty where the network tells none;
+- ``valence``, ``arousal``: -1 … 1.
+
+Pictures that cannot be read, and those without a face, give no row; ``skipped.jsonl`` names each with its
+reason.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+from PIL import Image
+
+from hpe.crops import Box, CropRule
+from hpe.detect import DETECTORS, FaceDetector, open_detector
+from hpe.draw import Marker, Reading, annotate, card, with_axes, with_cube
+from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.faces import ahead
+from hpe.files import aside
+from hpe.images import DecodeError, Picture, decode_rgb, picture_size
+from hpe.inputs import Item, Skipped, find_inputs, items, pictures_in
+from hpe.predictions import BOX, Row, format_of, open_table, readings
+from hpe.predictor import Answers, Face, Predictor, open_predictor
+from hpe.progress import Bar, progress
+from hpe.ranks import named_device
+
+MARKERS: Final[dict[str, Marker | None]] = {"none": None, "axes": with_axes, "cube": with_cube}
+GIVEN: Final = "given"
+DRAWN: Final = "drawn"
+SKIPPED: Final = "skipped.jsonl"
+NO_FACE: Final = "no face found"
+_USUAL_CROP: Final = "square-1.3@detector"
+_MOST_PIXELS: Final = 48_000_000
+"""Of the photos that wait for the detector together; 48 megapixels are 144 MB."""
+_NAMED: Final = 20
+_CARD_SIDES: Final = (256, 512)
+_PHOTO_SIDES: Final = (800, 2400)
+_QUALITY: Final = 92
+
+
+def predict(
+    network: Path,
+    inputs: Sequence[str],
+    *,
+    out: Path | None = None,
+    form: str = "jsonl",
+    draw: str = "none",
+    faces: str = GIVEN,
+    which: str = "best",
+    batch: int = 64,
+    device: str = "auto",
+    weights: Path | None = None,
+    crop: str | None = None,
+    split: str | None = None,
+) -> int:
+    """Read every face of the inputs.
+
+    Args:
+        network: run folder, or a head-pose estimator.
+        inputs: pictures, folders, tars, folders that ``hpe pack`` wrote, globs.
+        out: folder of ``predictions.FORMAT``, ``skipped.jsonl`` and ``drawn/``; None: rows are printed.
+        form: ``jsonl``, ``csv`` or ``parquet``.
+        draw: ``axes`` or ``cube`` on annotated pictures, or ``none``.
+        faces: ``given`` (a picture is a face), or a detector: ``mtcnn``, ``hog``.
+        which: a run's checkpoint: ``best``, ``last`` or a step's folder name.
+        batch: faces that go through the network together.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        weights: an estimator's weights, in place of its YAML's.
+        crop: rule for detected faces, in place of that of the network's training shards.
+        split: only this split of folders that ``hpe pack`` wrote.
+
+    Returns:
+        The exit code: 1 when an input could not be read (it is named).
+
+    Raises:
+        UserError: no such network or inputs, or options that do not go together.
+    """
+    marker, written_as = _marker(draw, out), format_of(form)
+    if faces != GIVEN and faces not in DETECTORS:
+        raise UserError(f"--faces {faces}: expected {GIVEN}, {' or '.join(DETECTORS)}")
+    if crop is not None and faces == GIVEN:
+        raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
+    found = find_inputs(inputs, split)
+    where = named_device(device)
+    predictor = open_predictor(network, where, which=which, weights=weights)
+    if faces == GIVEN:
+        finder: Finder = Given(predictor, keep_pictures=marker is not None)
+    else:
+        finder = Detected(predictor, open_detector(faces, device=str(where)), _rule(crop, predictor))
+    drawing = None
+    if out is not None:
+        _make(out)
+        drawing = Drawing(out / DRAWN, marker, whole=faces == GIVEN) if marker else None
+    tally = Tally()
+    with ExitStack() as stack:
+        if out is not None:
+            part = stack.enter_context(aside(out / SKIPPED))
+            tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
+        table = out / f"predictions.{written_as}" if out is not None else None
+        write = stack.enter_context(open_table(table, written_as, predictor.heads))
+        bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
+        threads = _threads()
+        depth = batch if faces == GIVEN and marker is None else 2 * threads  # whole photos are large
+        loaded = stack.enter_context(ahead(finder.load, items(found), threads=threads, depth=depth))
+        for group in _groups(loaded, batch):
+            _do(group, finder, predictor, write, drawing, tally, batch, bar)
+    tally.say(out)
+    return EXIT_INCOMPLETE if tally.unread else EXIT_OK
+
+
+def _marker(draw: str, out: Path | None) -> Marker | None:
+    if draw not in MARKERS:
+        raise UserError(f"--draw {draw}: expected {', '.join(MARKERS)}")
+    if draw != "none" and out is None:
+        raise UserError(f"--draw {draw}: needs a folder for the pictures; give one with --out")
+    return MARKERS[draw]
+
+
+def _rule(crop: str | None, predictor: Predictor) -> CropRule:
+    """The crop around a detected face: what the network's training pictures were, with the detector's box."""
+    if crop is not None:
+        return CropRule.parse(crop)
+    rules = {replace(rule, basis="detector") for rule in predictor.crops if rule.shape != "none"}
+    if len(rules) == 1:
+        return rules.pop()
+    print(
+        f"predict: the crop rule that {predictor.name} was made for is not known here; taking {_USUAL_CROP} "
+        "(another with --crop)",
+        file=sys.stderr,
+    )
+    return CropRule.parse(_USUAL_CROP)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from error
+
+
+def _threads() -> int:
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A picture that was read.
+
+    Attributes:
+        picture: its pixels, where something needs them.
+        width, height: of the upright picture.
+        face: what the network gets, where the whole picture is the face.
+    """
+
+    item: Item
+    width: int
+    height: int
+    picture: Picture | None
+    face: Face | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A face."""
+
+    owner: Loaded
+    number: int
+    box: Box
+    score: float | None
+    face: Face
+
+
+class Given:
+    """Every picture is a face."""
+
+    def __init__(self, predictor: Predictor, *, keep_pictures: bool) -> None:
+        self._predictor, self._keep = predictor, keep_pictures
+
+    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+        """Read and decode, in a thread."""
+
+        def decode(data: bytes) -> Loaded:
+            assert isinstance(item, Item)
+            face = self._predictor.whole(data)
+            if not self._keep:
+                return Loaded(item, *picture_size(data), None, face)
+            picture = decode_rgb(data)
+            return Loaded(item, picture.shape[1], picture.shape[0], picture, face)
+
+        return _loaded(item, decode)
+
+    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
+        """One face a picture."""
+        return [
+            Found(one, 0, (0.0, 0.0, float(one.width), float(one.height)), None, one.face)
+            for one in group
+            if one.face is not None
+        ]
+
+
+class Detected:
+    """Faces are where a detector finds them."""
+
+    def __init__(self, predictor: Predictor, detector: FaceDetector, rule: CropRule) -> None:
+        self._predictor, self._detector, self._rule = predictor, detector, rule
+
+    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+        """Read and decode, in a thread."""
+
+        def decode(data: bytes) -> Loaded:
+            assert isinstance(item, Item)
+            picture = decode_rgb(data)
+            return Loaded(item, picture.shape[1], picture.shape[0], picture, None)
+
+        return _loaded(item, decode)
+
+    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
+        """Every face of every picture, the largest first."""
+        pictures = [one.picture for one in group if one.picture is not None]
+        found: list[Found | Skipped] = []
+        for one, picture, faces in zip(group, pictures, self._detector.detect(pictures), strict=True):
+            if not faces:
+                found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
+            for number, (box, score) in enumerate(faces):
+                try:
+                    cut = self._predictor.cut(picture, self._rule.apply(box))
+                except ValueError as error:
+                    found.append(Skipped(one.item.source, one.item.key, f"face {number}: {error}", unread=False))
+                    continue
+                found.append(Found(one, number, box, score, cut))
+        return found
+
+
+Finder = Given | Detected
+
+
+def _loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | Skipped:
+    if isinstance(item, Skipped):
+        return item
+    try:
+        return decode(item.read())
+    except (DecodeError, OSError, ValueError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Skipped(item.source, item.key, str(why)[:300])
+
+
+def _groups(loaded: Iterable[Loaded | Skipped], most: int) -> Iterator[list[Loaded | Skipped]]:
+    """Pictures that are worked on together: at most ``most``, and no more pixels than memory is meant for."""
+    group: list[Loaded | Skipped] = []
+    pixels = 0
+    for one in loaded:
+        group.append(one)
+        pixels += one.width * one.height if isinstance(one, Loaded) and one.picture is not None else 0
+        if len(group) == most or pixels >= _MOST_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group
+
+
+def _do(
+    group: Sequence[Loaded | Skipped],
+    finder: Finder,
+    predictor: Predictor,
+    write: Callable[[Sequence[Row]], None],
+    drawing: "Drawing | None",
+    tally: "Tally",
+    batch: int,
+    bar: Bar,
+) -> None:
+    """Find the faces of some pictures, ask the network, write the rows and the drawings."""
+    read = [one for one in group if isinstance(one, Loaded)]
+    for one in group:
+        if isinstance(one, Skipped):
+            tally.skip(one)
+    faces: list[Found] = []
+    for one in finder.find(read):
+        if isinstance(one, Found):
+            faces.append(one)
+        else:
+            tally.skip(one)
+    tally.pictures, tally.faces = tally.pictures + len(group), tally.faces + len(faces)
+    rows: list[Row] = []
+    marks: list[Reading] = []
+    for start in range(0, len(faces), batch):
+        part = faces[start : start + batch]
+        answers = predictor.answer(np.stack([one.face for one in part]))
+        rows += [_row(one, answers, place) for place, one in enumerate(part)]
+        marks += [_reading(one, answers, place) for place, one in enumerate(part)]
+    write(rows)
+    if drawing is not None:
+        pairs = zip(faces, marks, strict=True)
+        for _, of_one in itertools.groupby(pairs, key=lambda pair: id(pair[0].owner)):
+            owned = list(of_one)
+            drawing.draw(owned[0][0].owner, [mark for _, mark in owned])
+    bar.advance(len(group))
+
+
+def _row(one: Found, answers: Answers, place: int) -> Row:
+    item = one.owner.item
+    box = {name: round(side, 2) for name, side in zip(BOX, one.box, strict=True)}
+    score = None if one.score is None else round(one.score, 6)
+    known = {"source": item.source, "key": item.key, "face": one.number, **box, "score": score}
+    return known | readings(answers, place)
+
+
+def _reading(one: Found, answers: Answers, place: int) -> Reading:
+    angles = None
+    if answers.angles is not None and np.isfinite(answers.angles[place]).all():
+        yaw, pitch, roll = (float(angle) for angle in answers.angles[place])
+        angles = (yaw, pitch, roll)
+    shares = None if answers.emotion_p is None else answers.emotion_p[place]
+    direction = None if answers.direction is None else int(answers.direction[place])
+    return Reading(
+        one.box,
+        angles,
+        None if direction is None or direction < 0 else direction,
+        None if shares is None or not np.isfinite(shares).all() else [float(share) for share in shares],
+        "" if angles is None else "  ".join(f"{angle:+.0f}°" for angle in angles),
+    )
+
+
+@dataclass
+class Tally:
+    """What became of the pictures."""
+
+    pictures: int = 0
+    faces: int = 0
+    no_face: int = 0
+    unread: int = 0
+    shown: int = 0
+    file: IO[str] | None = None
+
+    def skip(self, one: Skipped) -> None:
+        """Count and name a picture, or a face, that gives no row."""
+        self.unread += one.unread
+        self.no_face += one.reason == NO_FACE
+        if self.file is not None:
+            said = {"source": one.source, "key": one.key, "reason": one.reason}
+            print(json.dumps(said, ensure_ascii=False), file=self.file)
+        if self.file is None or self.shown < _NAMED:
+            print(f"predict: {one}", file=sys.stderr, flush=True)
+        self.shown += 1
+
+    def say(self, out: Path | None) -> None:
+        """The last line."""
+        text = f"predict: {self.faces:,} faces in {self.pictures:,} pictures"
+        text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
+        if out is not None and self.shown:
+            text += f"; each is named in {out / SKIPPED}"
+        print(text, file=sys.stderr, flush=True)
+
+
+class Drawing:
+    """Writes annotated pictures, each under a name of its own."""
+
+    def __init__(self, folder: Path, marker: Marker, *, whole: bool) -> None:
+        self._folder, self._marker, self._whole = folder, marker, whole
+        self._taken: set[str] = set()
+
+    def draw(self, one: Loaded, marks: Sequence[Reading]) -> None:
+        """One picture with its faces."""
+        if one.picture is None:
+            return
+        image = Image.fromarray(one.picture)
+        if self._whole:
+            height = int(np.clip(one.height, *_CARD_SIDES))
+            drawn = card(image, marks[0], height=height, marker=self._marker)
+        else:
+            scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
+            size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+            image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+            drawn = annotate(image, [_scaled(mark, scale) for mark in marks], self._marker)
+        path = self._path(one.item.place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside(path) as part:
+            drawn.save(part, "JPEG", quality=_QUALITY)
+
+    def _path(self, place: str) -> Path:
+        name = next(n for count in itertools.count(1) if (n := _numbered(place, count)).lower() not in self._taken)
+        self._taken.add(name.lower())
+        return self._folder / f"{name}.jpg"
+
+
+def _numbered(place: str, count: int) -> str:
+    return place if count == 1 else f"{place}-{count}"
+
+
+def _scaled(mark: Reading, scale: float) -> Reading:
+    x0, y0, x1, y1 = (side * scale for side in mark.box)
+    return Reading((x0, y0, x1, y1), mark.angles, mark.direction, mark.emotion_p, mark.note)
