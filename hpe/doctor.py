@@ -72,8 +72,9 @@ def _versions() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("processors", "ok", f"{cores} cores, torch uses {torch.get_num_threads()} threads")
+    from hpe.ranks import cores
+
+    yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         yield Finding("GPU", "note", "torch sees none: everything runs on the CPU, training slowly")
         return

@@ -19,7 +19,7 @@ from hpe.log import Log
 from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
-from hpe.ranks import Ranks, accelerator, agree, cuda, precision_of
+from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
 
@@ -155,6 +155,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     selection = config.train.select
     if selection == "auto":
         selection = _SELECTION[config.model.heads.on[0]]
+    leave_a_core(config.data.workers)
     here = accelerator(precision_of(config.train.precision))
     with _folder(run, config, ranks) as resume:
         yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume)

@@ -111,6 +111,22 @@ def cuda() -> bool:
     return wanted and torch.cuda.is_available()
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_a_core(workers: int) -> None:
+    """On a CPU let the network's threads leave one core to the readers, where nobody has set OMP_NUM_THREADS.
+
+    A thread team that has to wait for its last member on a busy core is several times slower.
+    """
+    import torch
+
+    if not cuda() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() - (workers > 0)))
+
+
 def device() -> "torch.device":
     """This rank's device, for work that needs no process group."""
     import torch
@@ -174,7 +190,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             )
     else:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes - 1)))
     # A pre-emption signal must reach the ranks, which save and leave.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
