@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hpe import audit, splits
 from hpe.errors import UserError
 from hpe.files import aside, write_text
-from hpe.labels import DIRECTIONS, EMOTIONS
+from hpe.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.progress import progress
 from hpe.records import Record
 from hpe.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardIndex, ShardInfo, index_tar, write_shard
@@ -42,6 +42,8 @@ def balance(
     *,
     per_cell: str,
     rule: str | None = None,
+    directions: Sequence[int] = tuple(Direction),
+    emotions: Sequence[int] | None = None,
     seed: int = 0,
     samples_per_shard: int = 1000,
 ) -> Manifest:
@@ -54,6 +56,8 @@ def balance(
     Args:
         folder: shards with emotions.
         poses: tables with a column ``direction_<rule>``, one for each shard.
+        directions: that are to be balanced; samples of others are left out.
+        emotions: the same; None: those that the shards have.
 
     Raises:
         UserError: a cell that is too small (each is named, with what would work), tables that do not fit,
@@ -73,10 +77,17 @@ def balance(
         "samples_per_shard": samples_per_shard,
         "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
     }
+    if len(directions) < len(DIRECTIONS):
+        options["directions"] = [DIRECTIONS[label] for label in directions]
+    if emotions is not None:
+        options["emotions"] = [EMOTIONS[label] for label in emotions]
     if _finished(out, options):
         print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
         return Manifest.load(out)
-    chosen = _choose(_cells(folder, manifest, tables, wanted), wanted, seed)
+    cells = _cells(folder, manifest, tables, wanted)
+    if emotions is None:
+        emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
+    chosen = _choose(cells, wanted, [(d, e) for d in directions for e in emotions], seed)
     out.mkdir(parents=True, exist_ok=True)
     return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
 
@@ -208,17 +219,15 @@ def _record(data: memoryview, index: ShardIndex, row: int) -> Record:
 
 
 def _choose(
-    cells: Mapping[str, Mapping[Cell, list[_Place]]], wanted: Mapping[str, int], seed: int
+    cells: Mapping[str, Mapping[Cell, list[_Place]]], wanted: Mapping[str, int], grid: Sequence[Cell], seed: int
 ) -> dict[str, list[_Place]]:
     """Per split the chosen samples, in random order.
 
     Raises:
         UserError: a cell with fewer samples than wanted.
     """
-    emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
-    if not emotions:
+    if not grid:
         raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
-    grid = [(direction, emotion) for direction in range(len(DIRECTIONS)) for emotion in emotions]
     smallest = {name: min(len(of_split.get(cell, ())) for cell in grid) for name, of_split in cells.items()}
     short = [
         f"  {name}, {DIRECTIONS[cell[0]]} × {EMOTIONS[cell[1]]}: {len(cells[name].get(cell, ())):,} of {number:,}"

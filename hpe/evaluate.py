@@ -65,6 +65,9 @@ def evaluate(
     Raises:
         UserError: no such run or checkpoint, or shards without any label of the run's heads.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     ranks = Ranks.from_environment()
     here = accelerator(precision_of(precision))
     network, config, weights = load_run(run, which)
@@ -100,9 +103,8 @@ def evaluate(
     if ranks.main:
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
-            table = _whole(parts, stream, damaged)
-            _write(folder / f"{name}.parquet", table)
-            _report(folder, name, table, stream, str(weights), replicates)
+            rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
+            print(keep(folder, name, rows, stream, damaged=damaged, weights=str(weights), replicates=replicates))
         except UserError as error:
             problem = str(error)
         for one in parts:
@@ -123,12 +125,13 @@ def _predict(network: MultiTask, batches: Iterable[Batch], here: "Accelerator", 
         batch = batch.to(here.device)
         with here.autocast():
             outputs = network(batch.angles if network.takes_angles else prepare(batch))
-        found.append(_rows(batch, outputs))
+        found.append(rows_of(batch, outputs))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 
 
-def _rows(batch: Batch, outputs: Outputs) -> "pa.Table":
+def rows_of(batch: Batch, outputs: Outputs) -> "pa.Table":
+    """A batch's rows of a predictions table: truth, and what the network says of it."""
     import pyarrow as pa
 
     columns: dict[str, pa.Array] = {"key": pa.array(batch.keys, pa.string())}
@@ -169,17 +172,37 @@ def _numbers(names: Iterable[str], values: Tensor, mask: Tensor | None = None) -
     return {name: pa.array(column, pa.float32(), mask=missing) for name, column in zip(names, columns, strict=True)}
 
 
-def _whole(parts: list[Path], stream: Stream, damaged: int) -> "pa.Table":
-    """The ranks' rows in the order of the shards, with what the records say beside; each sample once.
+def keep(
+    folder: Path, name: str, rows: "pa.Table", stream: Stream, *, damaged: int, weights: str, replicates: int
+) -> str:
+    """Write predictions and their figures; the figures as Markdown.
+
+    Args:
+        folder: of the evaluation.
+        name: of the files.
+        rows: as :func:`rows_of` gives them, of every sample that could be read.
+        stream: what was read.
+        damaged: samples that could not be read.
+        weights: where the predictions come from.
+        replicates: bootstrap draws of the intervals.
+
+    Raises:
+        UserError: a sample is there twice, or missing without having been damaged.
+    """
+    table = _whole(rows, stream, damaged)
+    _write(folder / f"{name}.parquet", table)
+    return _report(folder, name, table, stream, weights, replicates)
+
+
+def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> "pa.Table":
+    """The rows in the order of the shards, with what the records say beside; each sample once.
 
     Raises:
         UserError: a sample is there twice, or missing without having been damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
     said = list(stream.records())
     order = {key: place for place, (_, key, _) in enumerate(said)}
     if len(order) != len(said):
@@ -209,7 +232,7 @@ def _write(path: Path, table: "pa.Table") -> None:
         pq.write_table(table, part, compression="zstd")
 
 
-def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights: str, replicates: int) -> None:
+def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights: str, replicates: int) -> str:
     found = figures(table, replicates=replicates)
     found["about"] = {
         "name": name,
@@ -220,4 +243,4 @@ def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights:
     write_json(folder / f"{name}.json", found)
     text = to_markdown(found)
     write_text(folder / f"{name}.md", text)
-    print(text)
+    return text

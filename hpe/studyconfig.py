@@ -1,0 +1,274 @@
+"""The config of a study: strict as a run's (:mod:`hpe.config`), and what follows from it: a config per run."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from hpe.config import (
+    AugmentConfig,
+    Count,
+    DataConfig,
+    DirectionHead,
+    EmotionHead,
+    HeadsConfig,
+    ModelConfig,
+    Positive,
+    RunConfig,
+    Section,
+    ShardsConfig,
+    TrainConfig,
+    differences,
+)
+
+AUTO: Final = "auto"
+HOG: Final = "hog"
+NETWORK_RULE: Final = "thesis_network"
+OUR_RULE: Final = "ours"
+DIRECTION_SET: Final = "direction"
+SETS: Final = ("baseline", "proposed")
+_NAME: Final = r"[a-z0-9][a-z0-9_]*"
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+EmotionName = Literal["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class SetConfig(Section):
+    """A balanced set: samples of each direction and emotion in train/val/test, and the direction rule.
+
+    ``rule: auto`` is the direction network's (a column ``direction_thesis_network`` of the pose tables, or the
+    network that the study trains itself under ``directions``), else ``ours``. ``directions`` and ``emotions``
+    leave others out, where a dataset has too few of them.
+    """
+
+    per_cell: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*/[1-9]\d*$")]
+    rule: str = AUTO
+    directions: Annotated[list[Literal["forward", "left", "right", "up", "down"]], Field(min_length=1)] | None = None
+    emotions: Annotated[list[EmotionName], Field(min_length=2)] | None = None
+
+
+class SetsConfig(Section):
+    """The two sets of the thesis."""
+
+    baseline: SetConfig
+    proposed: SetConfig
+
+
+class PicturesConfig(Section):
+    """How pictures are read, for every model."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = 224
+    grey: bool = True
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    window: Count = 64
+    sampling: Literal["natural", "balanced"] = "natural"
+
+
+class NetworkConfig(Section):
+    """A network of the study. What ``augment`` and ``train`` give replaces the study's own, key by key."""
+
+    name: Name
+    backbone: str
+    stem: Literal["standard", "small"] = "standard"
+    weights: str = "none"
+    freeze: list[str] = []
+    heads: HeadsConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    sets: Annotated[list[Literal["baseline", "proposed"]], Field(min_length=1)] = list(SETS)
+
+
+class BoostedConfig(Section):
+    """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name."""
+
+    name: Name = "adaboost"
+    features: Name = HOG
+    size: Annotated[int, Field(ge=32, le=256, multiple_of=8)] = 64
+    estimators: Count = 50
+    depth: Annotated[int, Field(ge=1, le=10)] = 1
+    learning_rate: Positive = 1.0
+    sets: Annotated[list[Literal["baseline", "proposed"]], Field(min_length=1)] = list(SETS)
+
+
+class DirectionsConfig(Section):
+    """Table 3.4: networks that read the direction, on shards whose records hold true directions."""
+
+    shards: str
+    pose: str
+    networks: Annotated[list[NetworkConfig], Field(min_length=1)]
+
+
+class StudyConfig(Section):
+    """A study of ``hpe study``."""
+
+    study: str
+    shards: str
+    pose: str
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    balance_seed: Seed = 0
+    sets: SetsConfig
+    pictures: PicturesConfig = PicturesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    networks: Annotated[list[NetworkConfig], Field(min_length=1)]
+    boosted: list[BoostedConfig] = []
+    shown: str
+    ours: str | None = None
+    directions: DirectionsConfig | None = None
+    natural_test: bool = True
+    replicates: Annotated[int, Field(ge=100)] = 1000
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        networks = {one.name: one for one in self.networks}
+        names = [*networks, *(one.name for one in self.boosted)]
+        if len({one.name for one in self.networks} | {one.name for one in self.boosted}) < len(self.networks) + len(
+            self.boosted
+        ):
+            raise ValueError("two models have one name; names of networks and boosted are the rows of the tables")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+        for key, wanted in (("shown", self.shown), ("ours", self.ours)):
+            if wanted is not None and wanted not in names:
+                raise ValueError(f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}")
+        for one in self.networks:
+            if one.heads is not None and one.heads.emotion is None:
+                raise ValueError(f"networks: {one.name} has no emotion head; add emotion: {{}}")
+        for one in self.boosted:
+            if one.features != HOG:
+                given = networks.get(one.features)
+                if given is None:
+                    raise ValueError(
+                        f"boosted: features {one.features!r} are neither hog nor a network of this study "
+                        f"({', '.join(networks)})"
+                    )
+                if lacking := set(one.sets) - set(given.sets):
+                    raise ValueError(
+                        f"boosted: {one.name} needs {one.features} on the sets {', '.join(sorted(lacking))}"
+                    )
+        for one in self.directions.networks if self.directions else ():
+            if one.heads is not None and one.heads.direction is None:
+                raise ValueError(f"directions.networks: {one.name} has no direction head; add direction: {{}}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.study)
+
+    @property
+    def angle_network(self) -> NetworkConfig | None:
+        """The network on angles that the study trains itself, if it does."""
+        found = self.directions.networks if self.directions else ()
+        return next((one for one in found if one.backbone == "angles"), None)
+
+    def dump(self) -> str:
+        """The resolved config as YAML."""
+        return yaml.safe_dump(_without_defaults(self), sort_keys=False, allow_unicode=True)
+
+
+def _without_defaults(study: StudyConfig) -> dict:
+    # An override of a network is what was set: its defaults must not come back as settings.
+    whole = study.model_dump(mode="json")
+    for key in ("networks", "boosted", "directions"):
+        value = getattr(study, key)
+        if isinstance(value, list):
+            whole[key] = [one.model_dump(mode="json", exclude_unset=True) for one in value]
+        elif value is not None:
+            whole[key] = value.model_dump(mode="json", exclude_unset=True)
+    return whole
+
+
+def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
+    """What differs and would change results that are there: more seeds or models would not."""
+    kept = [seed for seed in after.seeds if seed in before.seeds]
+    reduced: dict[str, object] = {"study": before.study}
+    if set(before.seeds) <= set(after.seeds) and len(kept) < len(after.seeds):
+        reduced["seeds"] = before.seeds
+    for key in ("networks", "boosted"):
+        old, new = getattr(before, key), getattr(after, key)
+        names = {one.name for one in old}
+        if names <= {one.name for one in new}:
+            by_name = {one.name: one for one in new}
+            reduced[key] = [by_name[one.name] for one in old]
+    if before.directions is None:
+        reduced["directions"] = None if before.sets.proposed.rule != AUTO else after.directions
+    free = re.compile(r"^(shown|ours|natural_test|replicates|pictures\.workers|study)\b")
+    found = differences(_named(before), _named(after.model_copy(update=reduced)))
+    return [line for line in found if not free.match(line)]
+
+
+class _Any(Section):
+    values: dict[str, object]
+
+
+def _named(study: StudyConfig) -> _Any:
+    """With models by name instead of by place, so that a difference names the model."""
+    whole = study.model_dump(mode="json")
+    for key in ("networks", "boosted"):
+        whole[key] = {one["name"]: one for one in whole[key]}
+    if whole["directions"]:
+        whole["directions"]["networks"] = {one["name"]: one for one in whole["directions"]["networks"]}
+    return _Any.model_construct(values=whole)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _merged(base: S, over: S) -> S:
+    return base.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
+
+
+def run_name(set_name: str, model: str, seed: int) -> str:
+    """Folder of a run under ``STUDY/runs``."""
+    return f"{set_name}-{model}-seed{seed}"
+
+
+def run_config(
+    study: StudyConfig,
+    network: NetworkConfig,
+    *,
+    run: Path,
+    seed: int,
+    shards: Path,
+    pose: Path,
+    direction: str,
+    heads: HeadsConfig,
+) -> RunConfig:
+    """The config of one run.
+
+    Args:
+        run: its folder.
+        shards, pose: what it learns from.
+        direction: where directions come from: a rule, or ``record``.
+        heads: where the network names none.
+    """
+    train, val = ([ShardsConfig(shards=str(shards), split=split, pose=str(pose))] for split in ("train", "val"))
+    pictures = study.pictures.model_dump()
+    return RunConfig(
+        run=str(run),
+        seed=seed,
+        data=DataConfig(train=train, val=val, angles="pose", direction=direction, **pictures),
+        augment=_merged(study.augment, network.augment),
+        model=ModelConfig(
+            backbone=network.backbone,
+            stem=network.stem,
+            weights=network.weights,
+            freeze=network.freeze,
+            heads=network.heads or heads,
+        ),
+        train=_merged(study.train, network.train),
+    )
+
+
+EMOTION_ALONE: Final = HeadsConfig(emotion=EmotionHead())
+DIRECTION_ALONE: Final = HeadsConfig(direction=DirectionHead())
+
+
+def models(study: StudyConfig) -> Iterator[NetworkConfig | BoostedConfig]:
+    """Every model of emotion, in the order of the tables."""
+    yield from study.networks
+    yield from study.boosted
