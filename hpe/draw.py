@@ -149,8 +149,9 @@ def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = w
     drawn = image.convert("RGB")
     for reading in sorted(readings, key=lambda one: one.side):
         drawn = marker(with_box(drawn, reading), reading)
+    taken = [reading.box for reading in readings]
     for reading in readings:
-        drawn = _with_panel(drawn, reading)
+        drawn = _with_panel(drawn, reading, taken)
     return drawn
 
 
@@ -169,17 +170,14 @@ def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Mar
     return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, size, (picture.width, 0)))
 
 
-def _with_panel(image: Image.Image, reading: Reading) -> Image.Image:
+def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image.Image:
+    """The picture with a reading's panel, which is added to what is ``taken``."""
     if reading.emotion_p is None and reading.direction is None and not reading.note:
         return image
     size = float(np.clip(reading.side / 15, 11, 34))
     width, height = _panel_size(reading, size)
-    x0, y0, x1, y1 = reading.box
-    gap = 0.13 * reading.side
-    places = ((x1 + gap, y0), (x0 - gap - width, y0), (x0, y1 + gap), (x0, y0 - gap - height))
-    fits = [(x, y) for x, y in places if x >= 0 and y >= 0 and x + width <= image.width and y + height <= image.height]
-    x, y = fits[0] if fits else (min(x1 + gap, image.width - width), min(y1 - height, image.height - height))
-    x, y = max(x, 0.0), max(y, 0.0)
+    x, y = _panel_corner(reading, (width, height), image.size, taken)
+    taken.append((x, y, x + width, y + height))
 
     def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
         corner, opposite = at((x, y)), at((x + width, y + height))
@@ -187,6 +185,28 @@ def _with_panel(image: Image.Image, reading: Reading) -> Image.Image:
         _panel(draw, at, reading, size, (x, y))
 
     return _painted(image, (x, y, x + width, y + height), paint)
+
+
+def _panel_corner(
+    reading: Reading, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
+) -> tuple[float, float]:
+    """Where the panel hides least of faces and other panels: right of the face if it can be, left, below, above."""
+    (width, height), (x0, y0, x1, y1), gap = panel, reading.box, 0.13 * reading.side
+    beside = [(x, y) for y in (y0, y1 - height) for x in (x1 + gap, x0 - gap - width)]
+    stacked = [(x, y) for y in (y1 + gap, y0 - gap - height) for x in (x0, x1 - width)]
+
+    def hidden(corner: tuple[float, float]) -> float:
+        x, y = corner
+        return sum(
+            max(0.0, min(x + width, box[2]) - max(x, box[0])) * max(0.0, min(y + height, box[3]) - max(y, box[1]))
+            for box in taken
+        )
+
+    inside = [
+        (min(max(x, 0.0), max(image[0] - width, 0.0)), min(max(y, 0.0), max(image[1] - height, 0.0)))
+        for x, y in beside + stacked
+    ]
+    return min(inside, key=lambda corner: round(hidden(corner)))
 
 
 def _panel_size(reading: Reading, size: float) -> tuple[float, float]:

@@ -336,7 +336,7 @@ def _reading(one: Found, answers: Answers, place: int) -> Reading:
         angles,
         None if direction is None or direction < 0 else direction,
         None if shares is None or not np.isfinite(shares).all() else [float(share) for share in shares],
-        "" if angles is None else "  ".join(f"{angle:+.0f}°" for angle in angles),
+        "" if angles is None else "  ".join(f"{n} {round(a):+d}°" for n, a in zip("ypr", angles, strict=True)),
     )
 
 
