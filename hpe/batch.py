@@ -34,6 +34,10 @@ class Batch:
         """The same batch on a device; copies overlap with compute where the memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def clone(self) -> "Batch":
+        """A copy in memory of its own."""
+        return self._map(lambda tensor: tensor.clone())
+
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         return self._map(lambda tensor: tensor.pin_memory())

@@ -24,6 +24,7 @@ from hpe.losses import HeadLoss, head_loss, label_mask
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.ranks import Ranks
 from hpe.runs import State
+from hpe.samplegrid import SHOWN
 from hpe.stream import Loaded, Loader
 
 if TYPE_CHECKING:
@@ -226,19 +227,24 @@ class Learner:
         return self.network if self.ema is None else self.ema.module
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], metrics: "HeadMetrics") -> None:
-        """Add this rank's validation batches to the metrics."""
+    def validate(self, batches: Iterable[Batch], metrics: "HeadMetrics") -> list[tuple[Batch, Outputs]]:
+        """Add this rank's validation batches to the metrics; the first few, to be looked at."""
         network = self.evaluated.eval()
         if self.ranks.world > 1:  # norms count on each rank; what is judged and saved is rank 0's
             for buffer in network.buffers():
                 torch.distributed.broadcast(buffer, 0)
         metrics.to(self.accelerator.device)
+        seen: list[tuple[Batch, Outputs]] = []
         for batch in batches:
             batch = batch.to(self.accelerator.device)
             inputs = batch.angles if self.network.takes_angles else prepare(batch)
             with self.accelerator.autocast():
                 outputs = network(inputs)
             metrics.update(outputs, batch)
+            if sum(len(one) for one, _ in seen) < SHOWN:  # copied: a worker's memory is used again
+                few = {head: values[:SHOWN].cpu() for head, values in outputs.items()}
+                seen.append((batch[:SHOWN].clone(), few))
+        return seen
 
     def save(self, run: Path, state: State, *, best: bool) -> None:
         """Write a checkpoint on rank 0; the others wait."""

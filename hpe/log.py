@@ -1,15 +1,18 @@
 """What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one line or a live table for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from torch import Tensor
 
+from hpe.batch import Batch
 from hpe.labels import DIRECTIONS, EMOTIONS
+from hpe.models.multitask import Outputs
 from hpe.ranks import Ranks
+from hpe.samplegrid import sample_grid
 
 METRICS: Final = "metrics.jsonl"
 
@@ -75,6 +78,11 @@ class Log:
         if self._board is not None:
             for head, matrix in matrices.items():
                 self.image(f"{head}/confusion", samples, _confusion_picture(head, matrix.numpy()))
+
+    def faces(self, samples: int, seen: Sequence[tuple[Batch, Outputs]]) -> None:
+        """Validation faces with what the network reads of them and what is true."""
+        if self._board is not None and (picture := sample_grid(seen)) is not None:
+            self.image("faces/val", samples, picture)
 
     def __enter__(self) -> Self:
         return self

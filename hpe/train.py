@@ -78,10 +78,11 @@ def _validate(job: Job, learner: Learner, state: State, log: Log) -> State:
     """Metrics on the validation split; the state with the best figure so far."""
     metrics = HeadMetrics(job.config.model.heads.on)
     with job.validation() as loader:
-        learner.validate((loaded.batch for loaded in loader), metrics)
+        seen = learner.validate((loaded.batch for loaded in loader), metrics)
     figures, confusions = metrics.figures()
     log.scalars("val", state.step, state.samples_seen, figures)
     log.confusions(state.samples_seen, confusions)
+    log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
     if value is not None and better(job.selection, value, state.best):
         state = replace(state, best=value, best_samples=state.samples_seen)

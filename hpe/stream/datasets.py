@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from hpe.errors import UserError
 from hpe.records import Record
@@ -14,7 +15,7 @@ from hpe.shards import index_tar
 from hpe.stream.loader import Loader
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
 from hpe.stream.packed import COLUMNS
-from hpe.stream.readers import Batches, Reading, Shelf
+from hpe.stream.readers import Batches, Reading, Refusal, Shelf
 from hpe.stream.sources import ShardSet, resolve
 from hpe.stream.spool import Spool, node_folder
 from hpe.tables import mismatch
@@ -165,6 +166,17 @@ class Stream:
                         except (ValueError, RecursionError):
                             record = None
                         yield self.sets[dataset][shard].name, key, record
+
+    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
+        """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
+        order = InOrder(self.counts)
+        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), self.reading, self._shelf)
+        for position in positions:
+            packed = rows[position]
+            if isinstance(packed, Refusal):
+                raise UserError(packed.message)
+            batch = packed.unpack().batch
+            yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
 
     def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Per shard: emotion and direction (-1: none), and whether there are angles and affect."""
