@@ -64,6 +64,10 @@ class LandmarkEstimator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the face mesh."""
         self._mesh.close()
 
     def faces(self, picture: Picture) -> list[PosedFace]:
@@ -91,9 +95,10 @@ def _posed(face: MeshFace, angles: Float[np.ndarray, "3"]) -> PosedFace:
 def as_pose_estimator(folder: Path, *, python: Path | None = None, crop: str = _MESH_CROP) -> "Estimator":
     """The model behind the interface of ``hpe pose``: a network that takes crops and gives Euler angles.
 
-    Faces that the mesh does not find have NaN angles.
+    Faces that the mesh does not find have NaN angles. The mesh ends when the estimator is no longer used.
     """
     import threading
+    import weakref
 
     import torch
 
@@ -108,6 +113,7 @@ def as_pose_estimator(folder: Path, *, python: Path | None = None, crop: str = _
         with lock:
             return (torch.from_numpy(estimator.estimate(list(raw))).float(),)
 
+    weakref.finalize(network, estimator.close)
     digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
     unscaled = InputSpec(size=_MESH_INPUT, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     return Estimator(

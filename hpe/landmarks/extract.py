@@ -109,7 +109,7 @@ def extract(
     """
     parts = pictures_of(source)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": VERSION, "views": views, "faces": which}
+    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": VERSION, "views": views, "which": which}
     _settle(out, settings)
     count = workers or os.cpu_count() or 1
     todo = [(name, read) for name, read in parts if not (out / f"faces-{name}.parquet").is_file()]

@@ -4,6 +4,7 @@
 do not. So it gets an environment of its own (``hpe landmarks install``), and nothing else changes.
 """
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -121,10 +122,10 @@ class FaceMesh:
     def close(self) -> None:
         """End the worker."""
         asking, answering = self._pipes()
-        if not asking.closed:
+        with contextlib.suppress(BrokenPipeError):
             asking.close()
-            self._process.wait()
-            answering.close()
+        self._process.wait()
+        answering.close()
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture, by ``which``; large pictures are thinned first.
