@@ -18,10 +18,13 @@ from hpe.batch import Batch
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.figures import figures, to_markdown
 from hpe.files import aside, write_json, write_text
+from hpe.gallery import choose_rows, write_faces
+from hpe.images import encode_jpeg
 from hpe.job import reading
 from hpe.labels import ANGLES
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 from hpe.progress import Bar, progress
+from hpe.provenance import about_package, about_shards
 from hpe.ranks import Ranks, accelerator, agree, precision_of
 from hpe.runs import load_run
 from hpe.stream import ShardSet, Stream
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FOLDER: Final = "evaluate"
+_KEPT_FACES: Final = 200
+_FACE_QUALITY: Final = 90
 
 
 def evaluate(
@@ -44,7 +49,7 @@ def evaluate(
     precision: str = "auto",
     replicates: int = 1000,
 ) -> int:
-    """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.json`` and ``.md``.
+    """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
 
     Angles and directions come from where the run's config takes them; a set without pose tables is judged by
     what its records say.
@@ -189,13 +194,14 @@ def keep(
     Raises:
         UserError: a sample is there twice, or missing without having been damaged.
     """
-    table = _whole(rows, stream, damaged)
+    table, positions = _whole(rows, stream, damaged)
     _write(folder / f"{name}.parquet", table)
+    _write_gallery(folder / f"{name}.faces.parquet", table, positions, stream)
     return _report(folder, name, table, stream, weights, replicates)
 
 
-def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> "pa.Table":
-    """The rows in the order of the shards, with what the records say beside; each sample once.
+def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", list[int]]:
+    """The rows in the order of the shards, with what the records say beside, and their positions there.
 
     Raises:
         UserError: a sample is there twice, or missing without having been damaged.
@@ -222,7 +228,7 @@ def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> "pa.Table":
     for group in groups:
         values = [record.groups.get(group) if record else None for _, _, record in said]
         rows = rows.append_column(f"group_{group}", pa.array(values, pa.string()))
-    return rows
+    return rows, sorted(places)
 
 
 def _write(path: Path, table: "pa.Table") -> None:
@@ -232,14 +238,24 @@ def _write(path: Path, table: "pa.Table") -> None:
         pq.write_table(table, part, compression="zstd")
 
 
+def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: Stream) -> None:
+    """Keep the faces that a report shows, as the network saw them."""
+    chosen = choose_rows(table, _KEPT_FACES)
+    keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
+    rows, jpegs = [], []
+    pictures = stream.pictures([positions[row] for row in chosen])
+    for row, (key, picture) in zip(chosen, pictures, strict=True):
+        if picture is not None and key == keys[row]:
+            rows.append(row)
+            jpegs.append(encode_jpeg(picture, _FACE_QUALITY))
+    write_faces(path, [keys[row] for row in rows], [shards[row] for row in rows], jpegs)
+
+
 def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights: str, replicates: int) -> str:
     found = figures(table, replicates=replicates)
-    found["about"] = {
-        "name": name,
-        "weights": weights,
-        "shards": [shard.url for shards in stream.sets for shard in shards],
-        "samples": table.num_rows,
-    }
+    urls = [shard.url for shards in stream.sets for shard in shards]
+    about = {"name": name, "weights": weights, "shards": urls, "samples": table.num_rows}
+    found["about"] = about | about_shards(urls) | about_package()
     write_json(folder / f"{name}.json", found)
     text = to_markdown(found)
     write_text(folder / f"{name}.md", text)
