@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.crops import Box
+from hpe.directions import pointing04_direction
 from hpe.errors import UserError
 from hpe.labels import direction_from_word
 from hpe.records import Record
@@ -28,7 +29,8 @@ def _recognise(folder: Path) -> str | None:
 def open_pointing04(folder: Path) -> Source:
     """Pointing'04: the folders ``Person01`` … ``Person15``, or pictures of it in folders named by direction.
 
-    Yaw is the file name's pan, pitch its tilt (the signs agree with ours), roll is not said. The pictures of
+    Yaw is the file name's pan, pitch its tilt (the signs agree with ours), roll is not said. The direction is
+    that of the folder, or the one that the thesis gives to the pose. The pictures of
     ``Front/`` are copies of frontal ones of the persons' folders and are rejected as such when these are there.
 
     Raises:
@@ -56,7 +58,11 @@ def open_pointing04(folder: Path) -> Source:
         default_crop="square-1.6@box" if has_boxes else "square-1.4@detector",
         splits=(),
         rows=rows,
-        notes=("split by person", "yaw = pan, pitch = tilt, roll not said"),
+        notes=(
+            "split by person",
+            "yaw = pan, pitch = tilt, roll not said",
+            "direction by the thesis' labels, a table of tilt and pan",
+        ),
     )
 
 
@@ -80,6 +86,8 @@ def _row(keys: Keys, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
     except (ValueError, OSError) as error:
         return Reject(source, str(error))
     direction = direction_from_word(path.parent.name)
+    if direction is None:
+        direction = pointing04_direction(float(pan), float(tilt))
     record = Record(
         yaw=float(pan), pitch=float(tilt), direction=None if direction is None else int(direction),
         box=box, subject=f"person{person}", source=source,
