@@ -322,6 +322,22 @@ def predict(
     raise typer.Exit(code)
 
 
+@app.command("runs")
+def list_runs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some.", show_default="runs")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the list to this file too.")] = None,
+) -> None:
+    """List runs: how far they are, their figures, and the settings in which they differ.
+
+    Example: `hpe runs runs/baseline runs/joint`
+    """
+    from hpe import listing as module
+
+    raise typer.Exit(module.runs(folders or [Path("runs")], json_file))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several give a comparison too.")],
