@@ -339,6 +339,27 @@ def list_runs(
 
 
 @app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="YAML config of the study; see configs/study/.", show_default=False)],
+    overrides: Set = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in its own process.")] = 1,
+    new: Annotated[bool, typer.Option("--new", help="Set an earlier study of this folder aside.")] = False,
+) -> None:
+    """Rebuild the thesis from shards and pose tables to its tables: every model, set and seed, with tests.
+
+    Stopped or killed and started again, it goes on; finished runs are not run again. More seeds and models may
+    be added to a study. Exit codes: 1 some runs failed (they are named), 75 stopped by a signal.
+
+    Example: `hpe study configs/study/tiny.yaml --jobs 2`
+    """
+    from hpe.config import load
+    from hpe.study import study as module
+    from hpe.studyconfig import StudyConfig
+
+    raise typer.Exit(module(load(config, StudyConfig, overrides or ()), jobs=jobs, new=new))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several give a comparison too.")],
     out: Annotated[

@@ -197,7 +197,7 @@ FREE: Final = (
 
 def differences(before: Section, after: Section) -> list[str]:
     """The settings that differ in what is learned, as ``train.batch: 256 -> 128``."""
-    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(after.model_dump(mode="json")))
+    old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(after.model_dump(mode="json")))
     return [
         f"{path}: {json.dumps(old.get(path))} -> {json.dumps(new.get(path))}"
         for path in sorted(old.keys() | new.keys())
@@ -205,10 +205,11 @@ def differences(before: Section, after: Section) -> list[str]:
     ]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings with their dotted paths."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else key)
+            yield from leaves(item, f"{path}.{key}" if path else key)
     else:
         yield path, value
 

@@ -1,9 +1,10 @@
 """The config of a study: strict as a run's (:mod:`hpe.config`), and what follows from it: a config per run."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -21,15 +22,22 @@ from hpe.config import (
     Section,
     ShardsConfig,
     TrainConfig,
-    differences,
+    leaves,
+    load,
 )
+from hpe.errors import UserError
 
+STAMP: Final = "study.yaml"
+RUNS: Final = "runs"
+NATURAL: Final = "natural"
+"""Name of the evaluation on all test faces, as they come."""
 AUTO: Final = "auto"
 HOG: Final = "hog"
 NETWORK_RULE: Final = "thesis_network"
 OUR_RULE: Final = "ours"
 DIRECTION_SET: Final = "direction"
-SETS: Final = ("baseline", "proposed")
+SetName = Literal["baseline", "proposed"]
+SETS: Final[tuple[SetName, ...]] = ("baseline", "proposed")
 _NAME: Final = r"[a-z0-9][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
 EmotionName = Literal["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"]
@@ -74,11 +82,11 @@ class NetworkConfig(Section):
     backbone: str
     stem: Literal["standard", "small"] = "standard"
     weights: str = "none"
-    freeze: list[str] = []
+    freeze: list[str] = Field(default_factory=list)
     heads: HeadsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
-    sets: Annotated[list[Literal["baseline", "proposed"]], Field(min_length=1)] = list(SETS)
+    sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
 
 
 class BoostedConfig(Section):
@@ -90,7 +98,7 @@ class BoostedConfig(Section):
     estimators: Count = 50
     depth: Annotated[int, Field(ge=1, le=10)] = 1
     learning_rate: Positive = 1.0
-    sets: Annotated[list[Literal["baseline", "proposed"]], Field(min_length=1)] = list(SETS)
+    sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
 
 
 class DirectionsConfig(Section):
@@ -114,7 +122,7 @@ class StudyConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     networks: Annotated[list[NetworkConfig], Field(min_length=1)]
-    boosted: list[BoostedConfig] = []
+    boosted: list[BoostedConfig] = Field(default_factory=list)
     shown: str
     ours: str | None = None
     directions: DirectionsConfig | None = None
@@ -167,52 +175,45 @@ class StudyConfig(Section):
 
     def dump(self) -> str:
         """The resolved config as YAML."""
-        return yaml.safe_dump(_without_defaults(self), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON. Models hold only what was set: their defaults mean "as the study's", and must not come back."""
+        whole = self.model_dump(mode="json")
+        for key in ("networks", "boosted"):
+            whole[key] = [one.model_dump(mode="json", exclude_unset=True) for one in getattr(self, key)]
+        if self.directions:
+            whole["directions"] = self.directions.model_dump(mode="json", exclude_unset=True)
+        return whole
 
 
-def _without_defaults(study: StudyConfig) -> dict:
-    # An override of a network is what was set: its defaults must not come back as settings.
-    whole = study.model_dump(mode="json")
-    for key in ("networks", "boosted", "directions"):
-        value = getattr(study, key)
-        if isinstance(value, list):
-            whole[key] = [one.model_dump(mode="json", exclude_unset=True) for one in value]
-        elif value is not None:
-            whole[key] = value.model_dump(mode="json", exclude_unset=True)
-    return whole
+_FREE: Final = re.compile(r"(study|shown|ours|natural_test|replicates|pictures\.workers)$|train\.(log_steps|keep)$")
+"""Settings that change no run."""
 
 
 def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
-    """What differs and would change results that are there: more seeds or models would not."""
-    kept = [seed for seed in after.seeds if seed in before.seeds]
-    reduced: dict[str, object] = {"study": before.study}
-    if set(before.seeds) <= set(after.seeds) and len(kept) < len(after.seeds):
-        reduced["seeds"] = before.seeds
-    for key in ("networks", "boosted"):
-        old, new = getattr(before, key), getattr(after, key)
-        names = {one.name for one in old}
-        if names <= {one.name for one in new}:
-            by_name = {one.name: one for one in new}
-            reduced[key] = [by_name[one.name] for one in old]
-    if before.directions is None:
-        reduced["directions"] = None if before.sets.proposed.rule != AUTO else after.directions
-    free = re.compile(r"^(shown|ours|natural_test|replicates|pictures\.workers|study)\b")
-    found = differences(_named(before), _named(after.model_copy(update=reduced)))
-    return [line for line in found if not free.match(line)]
+    """What differs and would change results that are there; more seeds and more models would not."""
+    old, new = _by_name(before), _by_name(after)
+    if set(old["seeds"]) < set(new["seeds"]):
+        new["seeds"] = old["seeds"]
+    new["networks"] = {k: v for k, v in new["networks"].items() if k in old["networks"] or not old["networks"]}
+    new["boosted"] = {k: v for k, v in new["boosted"].items() if k in old["boosted"]}
+    was, is_now = dict(leaves(old)), dict(leaves(new))
+    return [
+        f"{path}: {json.dumps(was.get(path))} -> {json.dumps(is_now.get(path))}"
+        for path in sorted(was.keys() | is_now.keys())
+        if not _FREE.match(path) and was.get(path) != is_now.get(path)
+    ]
 
 
-class _Any(Section):
-    values: dict[str, object]
-
-
-def _named(study: StudyConfig) -> _Any:
+def _by_name(study: StudyConfig) -> dict[str, Any]:
     """With models by name instead of by place, so that a difference names the model."""
-    whole = study.model_dump(mode="json")
-    for key in ("networks", "boosted"):
-        whole[key] = {one["name"]: one for one in whole[key]}
-    if whole["directions"]:
-        whole["directions"]["networks"] = {one["name"]: one for one in whole["directions"]["networks"]}
-    return _Any.model_construct(values=whole)
+    whole = study.plain()
+    for section in (whole, whole["directions"] or {}):
+        for key in ("networks", "boosted"):
+            if key in section:
+                section[key] = {one.get("name", "adaboost"): one for one in section[key]}
+    return whole
 
 
 S = TypeVar("S", bound=Section)
@@ -222,9 +223,25 @@ def _merged(base: S, over: S) -> S:
     return base.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
 
 
-def run_name(set_name: str, model: str, seed: int) -> str:
-    """Folder of a run under ``STUDY/runs``."""
-    return f"{set_name}-{model}-seed{seed}"
+def run_folder(study: StudyConfig, set_name: str, model: str, seed: int) -> Path:
+    """Where a run of the study is."""
+    return study.folder / RUNS / f"{set_name}-{model}-seed{seed}"
+
+
+def tests_of(study: StudyConfig) -> tuple[str, ...]:
+    """Names of what every model of emotion is judged on."""
+    return (*SETS, NATURAL) if study.natural_test else SETS
+
+
+def load_study(folder: Path) -> StudyConfig:
+    """The config of a study's folder.
+
+    Raises:
+        UserError: not a study.
+    """
+    if not (folder / STAMP).is_file():
+        raise UserError(f"{folder}: no {STAMP} here; expected the folder of an `hpe study`")
+    return load(folder / STAMP, StudyConfig)
 
 
 def run_config(

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,6 +68,15 @@ def sources(study: StudyConfig, network: Path | None) -> Sources:
     if network is not None and NETWORK_RULE not in held and NETWORK_RULE in rules.values():
         pose = decide_by_network(manifest, pose, study.folder / "pose" / pose.name, network)
     return Sources(shards, pose, rules)
+
+
+def rules_held(study: StudyConfig) -> tuple[str, ...]:
+    """Direction rules of the study's pose tables.
+
+    Raises:
+        UserError: no shards, or tables that do not belong to them.
+    """
+    return _rules(Manifest.load(Path(study.shards)), Path(study.pose))
 
 
 def _rules(manifest: Manifest, pose: Path) -> tuple[str, ...]:
@@ -194,5 +203,5 @@ def balanced_sets(study: StudyConfig, given: Sources) -> dict[str, BalancedSet]:
     return made
 
 
-def _chosen(wanted: list[str] | None, names: tuple[str, ...]) -> tuple[int, ...]:
+def _chosen(wanted: Sequence[str] | None, names: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(range(len(names))) if wanted is None else tuple(sorted(names.index(name) for name in wanted))

@@ -1,0 +1,258 @@
+"""``hpe study``: the thesis from shards and pose tables to its tables, in one command that can be killed and goes on.
+
+::
+
+    STUDY/
+        study.yaml                     resolved config
+        pose/                          pose tables with the study's own direction network, where it trains one
+        sets/baseline/ sets/proposed/  balanced shards with their pose tables
+        runs/SET-MODEL-seedK/          run folders; done.json marks the finished ones
+        logs/                          what each run said
+        study.json  study.md           the tables
+        report/index.html              the same to look at
+"""
+
+import fcntl
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.files import write_text
+from hpe.progress import Bar, progress
+from hpe.studyconfig import (
+    AUTO,
+    DIRECTION_ALONE,
+    DIRECTION_SET,
+    EMOTION_ALONE,
+    HOG,
+    NATURAL,
+    NETWORK_RULE,
+    RUNS,
+    SETS,
+    STAMP,
+    NetworkConfig,
+    StudyConfig,
+    changes,
+    load_study,
+    run_config,
+    run_folder,
+)
+from hpe.studyjobs import BoostJob, Job, Outcome, Test, TrainJob, missing, run_jobs
+from hpe.studysets import TRUE_RULE, BalancedSet, Sources, balanced_sets, label_directions, rules_held, sources
+
+LOGS: Final = "logs"
+_LOCK: Final = ".lock"
+
+
+def study(config: StudyConfig, *, jobs: int, new: bool) -> int:
+    """Do what is missing of a study, and write its tables.
+
+    Args:
+        jobs: runs at a time.
+        new: set an earlier study of this folder aside.
+
+    Returns:
+        The exit code: 1 when a run failed (it is named; the tables hold the others), 75 when stopped.
+
+    Raises:
+        UserError: a mistake in the config or the data, before anything is trained.
+    """
+    from hpe import studytables
+    from hpe.report import report
+
+    _check(config)
+    with _held(config, new=new):
+        directions = _direction_jobs(config)
+        own = _own_network(config)
+        ended: list[Outcome] = []
+        if own is not None and missing(own):
+            _say("the direction network comes first: the proposed set needs its directions")
+            ended, stopped = _run([own], config, 1)
+            if stopped:
+                return _stopped(config)
+            if missing(own):
+                raise UserError(f"{own.run}: {ended[-1].problem or 'did not finish'}")
+        given = sources(config, own.run if own else None)
+        sets = balanced_sets(config, given)
+        for phase in ([*directions, *_network_jobs(config, given, sets)], _boost_jobs(config, given, sets)):
+            more, stopped = _run(phase, config, jobs)
+            ended += more
+            if stopped:
+                return _stopped(config)
+        failed = [one for one in ended if one.problem]
+        print(studytables.write(config, given))
+        for page in report([config.folder]):
+            print(page)
+    for one in failed:
+        print(f"hpe: {one.run}: {one.problem}", file=sys.stderr, flush=True)
+    if failed:
+        _say(f"{len(failed)} runs failed, the tables lack them; mend the cause and run the same command again")
+    return EXIT_INCOMPLETE if any(one.code != EXIT_OK for one in ended) else EXIT_OK
+
+
+def _say(text: str) -> None:
+    print(f"study: {text}", file=sys.stderr, flush=True)
+
+
+def _stopped(config: StudyConfig) -> int:
+    _say(f"stopped; finished runs in {config.folder / RUNS} are kept: the same command goes on")
+    return EXIT_AGAIN
+
+
+def _check(config: StudyConfig) -> None:
+    """Every backbone takes the study's pictures; every weights file is there.
+
+    Raises:
+        UserError: all that is wrong.
+    """
+    import torch
+
+    from hpe.models.backbones import build_backbone
+
+    problems = []
+    direction = config.directions.networks if config.directions else []
+    named = [(f"networks.{one.name}", one) for one in config.networks]
+    for where, network in [*named, *((f"directions.networks.{one.name}", one) for one in direction)]:
+        if network.weights not in ("none", "hub") and not Path(network.weights).is_file():
+            problems.append(f"{where}.weights: {network.weights}: no such file; expected none, hub or a file")
+        if network.backbone == "angles" and where.startswith("networks"):
+            problems.append(f"{where}.backbone: angles reads no pictures and so no emotion; it belongs to directions")
+            continue
+        try:
+            with torch.device("meta"):  # no memory, no time
+                backbone, _ = build_backbone(network.backbone, stem=network.stem)
+                shape = (2, 3) if network.backbone == "angles" else (2, 3, config.pictures.size, config.pictures.size)
+                backbone(torch.empty(shape))
+        except UserError as error:
+            problems.append(f"{where}: {error}")
+        except RuntimeError as error:
+            problems.append(
+                f"{where}: {network.backbone} cannot take pictures of {config.pictures.size} pixels "
+                f"({str(error).splitlines()[0][:120]}); use another pictures.size"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextmanager
+def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
+    """Hold the study's folder for this process.
+
+    Raises:
+        UserError: something else is there, another process works here, or the config has changed.
+    """
+    folder = config.folder
+    try:
+        if new and (folder / STAMP).is_file():
+            with _locked(folder):
+                aside = next(
+                    p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists()
+                )
+                folder.rename(aside)
+            _say(f"the earlier study is now {aside}")
+        folder.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
+        if strangers and not (folder / STAMP).is_file():
+            raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
+        with _locked(folder):
+            if (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
+                raise UserError(
+                    f"{folder}: this study was started with another config; give another study:, or --new to set it "
+                    "aside\n" + "\n".join(f"  {line}" for line in changed)
+                )
+            write_text(folder / STAMP, config.dump())
+            yield
+    except OSError as error:
+        raise UserError(f"study: cannot write to {folder} ({error}); choose another folder") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: another process is doing this study; wait for it, or give another study:"
+            ) from error
+        yield
+
+
+def _run(jobs: Sequence[Job], config: StudyConfig, processes: int) -> tuple[list[Outcome], bool]:
+    todo = sum(bool(missing(job)) for job in jobs)
+    if not todo:
+        return [], False
+    with progress("study", len(jobs), unit="runs", done=len(jobs) - todo) as bar:
+        return run_jobs(jobs, config.folder / LOGS, processes, lambda outcome: _told(outcome, bar))
+
+
+def _told(outcome: Outcome, bar: Bar) -> None:
+    bar.advance()
+    how = outcome.problem.splitlines()[0] if outcome.problem else f"done in {outcome.seconds:,.0f} s"
+    _say(f"{outcome.run.name}: {'stopped' if outcome.code == EXIT_AGAIN else how}")
+
+
+def _direction_jobs(config: StudyConfig) -> list[TrainJob]:
+    """The runs of Table 3.4."""
+    if config.directions is None:
+        return []
+    shards, pose = Path(config.directions.shards), Path(config.directions.pose)
+    labelled = label_directions(shards, pose, config.folder / "pose" / DIRECTION_SET)
+    test = Test("test", str(shards), "test", str(labelled))
+    return [
+        TrainJob(
+            run_config(
+                config, network, run=run_folder(config, DIRECTION_SET, network.name, seed), seed=seed,
+                shards=shards, pose=labelled, direction=TRUE_RULE, heads=DIRECTION_ALONE,
+            ),
+            (test,), config.replicates,
+        )
+        for network, seed in itertools.product(config.directions.networks, config.seeds)
+    ]  # fmt: skip
+
+
+def _own_network(config: StudyConfig) -> TrainJob | None:
+    """The run whose directions the proposed set takes, where the study trains one itself."""
+    network = config.angle_network
+    wanted = {getattr(config.sets, name).rule for name in SETS} & {AUTO, NETWORK_RULE}
+    if network is None or not wanted or NETWORK_RULE in rules_held(config):
+        return None
+    own = run_folder(config, DIRECTION_SET, network.name, config.seeds[0])
+    return next(job for job in _direction_jobs(config) if job.run == own)
+
+
+def _tests(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet]) -> tuple[Test, ...]:
+    found = [Test(name, str(one.shards), "test", str(one.pose)) for name, one in sets.items()]
+    if config.natural_test:
+        found.append(Test(NATURAL, str(given.shards), "test", str(given.pose)))
+    return tuple(found)
+
+
+def _network_jobs(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet]) -> list[TrainJob]:
+    tests = _tests(config, given, sets)
+
+    def job(network: NetworkConfig, name: str, seed: int) -> TrainJob:
+        made = run_config(
+            config, network, run=run_folder(config, name, network.name, seed), seed=seed,
+            shards=sets[name].shards, pose=sets[name].pose, direction=sets[name].rule, heads=EMOTION_ALONE,
+        )  # fmt: skip
+        return TrainJob(made, tests, config.replicates)
+
+    return [job(one, name, seed) for seed in config.seeds for one in config.networks for name in one.sets]
+
+
+def _boost_jobs(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet]) -> list[BoostJob]:
+    tests = _tests(config, given, sets)
+    return [
+        BoostJob(
+            run_folder(config, name, one.name, seed), one,
+            None if one.features == HOG else run_folder(config, name, one.features, seed),
+            Test("train", str(sets[name].shards), "train", str(sets[name].pose)),
+            sets[name].rule, seed, tests, config.replicates,
+        )
+        for seed in config.seeds for one in config.boosted for name in one.sets
+    ]  # fmt: skip

@@ -1,0 +1,462 @@
+"""The tables of a study: the thesis' numbering, its published figures beside ours, and what it lacks.
+
+One structure (:class:`StudyTable`) becomes Markdown, JSON and the page, so that they cannot differ.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from hpe import seeds, thesis
+from hpe.association import Crossed, accuracy_by_row, associate
+from hpe.errors import UserError
+from hpe.figures import markdown
+from hpe.figures.values import Figure
+from hpe.files import write_json, write_text
+from hpe.labels import DIRECTIONS, EMOTIONS
+from hpe.report_data import read_predictions
+from hpe.report_tables import Cell, Table, count, word
+from hpe.seeds import Judged, judge
+from hpe.shards import Manifest
+from hpe.statistics import holm
+from hpe.studycells import DASH, StudyTable, p_value, percent, points, share_cell, shown, to_markdown, two, wilson
+from hpe.studyconfig import (
+    DIRECTION_SET,
+    NATURAL,
+    NETWORK_RULE,
+    SETS,
+    BoostedConfig,
+    NetworkConfig,
+    StudyConfig,
+    models,
+    run_folder,
+    tests_of,
+)
+from hpe.studysets import Sources
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+JSON_NAME: Final = "study.json"
+_AFFECTNET: Final = "affectnet"
+_SPLITS: Final = ("train", "val", "test")
+_NOT_TOLD: Final = "What this table holds in the thesis is not told by the tables that we have; ours holds "
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A config with the predictions that are there."""
+
+    config: StudyConfig
+    given: Sources
+    dataset: str
+    emotions: dict[str, tuple[int, ...]]
+
+    def judged(self, name: str, model: str, test: str) -> Judged | None:
+        """The choices of a model's seeds on a test set."""
+        tables = self._tables(name, model, test)
+        return judge(tables, among=self.emotions[name]) if tables else None
+
+    def directions(self, model: str) -> Judged | None:
+        """The choices of a direction network's seeds."""
+        tables = self._tables(DIRECTION_SET, model, "test")
+        return judge(tables, "direction") if tables else None
+
+    def _tables(self, name: str, model: str, test: str) -> "dict[int, pa.Table]":
+        paths = {
+            seed: run_folder(self.config, name, model, seed) / "evaluate" / f"{test}.parquet"
+            for seed in self.config.seeds
+        }
+        return {seed: read_predictions(path) for seed, path in paths.items() if path.is_file()}
+
+
+def write(config: StudyConfig, given: Sources) -> str:
+    """Write ``study.json`` and ``study.md`` from what the runs have predicted; the Markdown."""
+    tables, about = make(config, given)
+    write_json(config.folder / JSON_NAME, {"about": about, "tables": [one.to_json() for one in tables]})
+    text = to_markdown(tables, about)
+    write_text(config.folder / "study.md", text)
+    return text
+
+
+def make(config: StudyConfig, given: Sources) -> tuple[list[StudyTable], dict[str, Any]]:
+    """All tables, and what they stand on."""
+    manifest = Manifest.load(given.shards)
+    emotions = {
+        name: tuple(range(len(EMOTIONS)))
+        if (chosen := getattr(config.sets, name).emotions) is None
+        else tuple(EMOTIONS.index(one) for one in chosen)
+        for name in SETS
+    }
+    read = _Study(config, given, manifest.dataset, emotions)
+    tables = [*_images(read), _sizes(read)]
+    if config.directions:
+        tables.append(_direction_table(read))
+    for name in SETS:
+        tables += [_models(read, name), *_cells(read, name)]
+    tables += _comparison(read)
+    about = {
+        "dataset": f"{manifest.dataset} ({manifest.variant})",
+        "shards": str(given.shards),
+        "pose tables": str(given.pose),
+        "direction rules": ", ".join(f"{name}: {rule}" for name, rule in given.rules.items()),
+        "seeds": ", ".join(map(str, config.seeds)),
+        "limits": _limits(read),
+    }
+    return tables, about
+
+
+def _limits(read: _Study) -> list[str]:
+    told = [
+        "From baseline to proposed the thesis changes three things at once: the rule of the directions, the number "
+        "of training images, and the test images. The comparison below puts both on the same test images; rule and "
+        "number stay entangled, as they are in the thesis.",
+    ]
+    if read.given.rules["proposed"] != NETWORK_RULE:
+        told.append(
+            f"The proposed set's directions are by the rule {read.given.rules['proposed']}, not by the thesis' "
+            "direction network: the pose tables hold none and the study trains none."
+        )
+    if _AFFECTNET not in read.dataset.lower():
+        told.append(
+            f"The pictures are {read.dataset}'s, not AffectNet's: the thesis' figures stand beside ours for "
+            "orientation, not for comparison."
+        )
+    if len(read.config.seeds) < 3:
+        told.append(f"{len(read.config.seeds)} seeds tell little of how much results vary between runs.")
+    for name in SETS:
+        wanted = getattr(read.config.sets, name)
+        left = {"directions": (wanted.directions, DIRECTIONS), "emotions": (wanted.emotions, EMOTIONS)}
+        for what, (kept, names) in left.items():
+            if kept is not None and (absent := [one for one in names if one not in kept]):
+                told.append(f"The {name} set leaves out the {what} {', '.join(absent)}; figures are on the others.")
+    return told
+
+
+# --- Tables of chapter 3
+
+
+def _images(read: _Study) -> Iterator[StudyTable]:
+    """Table 3.1, and how strong the association in it is."""
+    counts = {}
+    for name in SETS:
+        counts[name] = image_counts(read.given.shards, read.given.pose, read.given.rules[name])
+    ours = counts["proposed"]
+    head = ["direction", *EMOTIONS, "all"]
+
+    def grid(values: np.ndarray) -> list[list[Cell]]:
+        rows = [
+            [word(d), *map(count, row.tolist()), count(int(row.sum()))]
+            for d, row in zip(DIRECTIONS, values, strict=True)
+        ]
+        return [*rows, [word("all"), *map(count, values.sum(0).tolist()), count(int(values.sum()))]]
+
+    notes = [f"Directions by the rule {read.given.rules['proposed']}; all splits; without a direction: not counted."]
+    yield StudyTable("3.1", "Images per direction and emotion", Table("table-3-1", head, grid(ours)), notes)
+    if read.given.rules["baseline"] != read.given.rules["proposed"]:
+        note = [f"The same by the baseline's rule, {read.given.rules['baseline']}."]
+        yield StudyTable(
+            "3.1 b", "Images by the baseline's rule", Table("table-3-1-b", head, grid(counts["baseline"])), note
+        )
+    notes = ["AffectNet's images by the thesis' direction network."]
+    yield StudyTable(
+        "3.1 thesis", "The same in the thesis", Table("table-3-1-thesis", head, grid(thesis.IMAGES)), notes
+    )
+    rows = []
+    for title, values in (("ours", ours), ("the thesis", thesis.IMAGES)):
+        try:
+            found = associate(Crossed(DIRECTIONS, EMOTIONS, values, 0), replicates=read.config.replicates)[
+                "association"
+            ]
+        except UserError:
+            continue
+        rows.append(
+            [
+                word(title), count(found["n"]), shown(v, markdown.decimal), word(found["strength"]),
+                Cell(f"{found['share_of_entropy_explained']:.1%}", found["share_of_entropy_explained"]),
+                Cell(f"{found['best_guess_without']:.1%}", found["best_guess_without"]),
+                Cell(f"{found['best_guess_given_row']:.1%}", found["best_guess_given_row"]),
+                Cell(f"{found['permutation']['p']:.2g}", found["permutation"]["p"]),
+            ]
+        )  # fmt: skip
+    head = ["images", "n", "Cramér's V", "strength", "of the emotion's uncertainty", "best guess of the emotion"]
+    yield StudyTable(
+        "association",
+        "How strongly direction and emotion go together in these images",
+        Table("association", [*head, "knowing the direction", "permutation p"], rows),
+        ["`hpe association` gives residuals and the rest for any table."],
+    )
+
+
+def image_counts(shards: Path, pose: Path, rule: str) -> np.ndarray:
+    """Images per direction and emotion [5][8], all splits."""
+    from hpe.stream import LabelSource, Reading, ShardSet, Stream
+
+    splits = Manifest.load(shards).splits
+    sets = [ShardSet(str(shards), split, str(pose)) for split in splits]
+    counts = Stream(sets, Reading(32, labels=LabelSource("pose", rule))).label_counts()
+    return np.array(counts.both).T
+
+
+def _sizes(read: _Study) -> StudyTable:
+    rows = []
+    for name in SETS:
+        folder = read.config.folder / "sets" / name
+        manifest = Manifest.load(folder)
+        per_cell = getattr(read.config.sets, name).per_cell.split("/")
+        for place, split in enumerate(_SPLITS):
+            total = sum(shard.samples for shard in manifest.shards if shard.split == split)
+            theirs = thesis.SETS[name].sizes[place]
+            rows.append(
+                [word(name), word(split), count(int(per_cell[place])), count(total), count(theirs // 40), count(theirs)]
+            )
+    head = ["set", "split", "per direction and emotion", "images", "thesis: per cell", "thesis: images"]
+    notes = [
+        _NOT_TOLD + "the sizes of the balanced sets.",
+        "The thesis' 221 + 30 + 30 = 281 images per cell cannot all be different: its Table 3.1 has 251 images of "
+        "contempt to the right. Here every set is drawn from its own split, so no image is in two of them.",
+    ]
+    return StudyTable("3.2", "Sizes of the balanced sets", Table("table-3-2", head, rows), notes)
+
+
+def _direction_table(read: _Study) -> StudyTable:
+    assert read.config.directions is not None
+    rows, faces = [], 0
+    for network in read.config.directions.networks:
+        judged = read.directions(network.name)
+        theirs = thesis.DIRECTION_ACCURACY.get(network.backbone)
+        if judged is None:
+            rows.append([word(network.name), *[Cell(DASH, None, tip="no run has finished")] * 4])
+        else:
+            made, faces = _summary(read, judged), len(judged.truth)
+            rows.append([word(network.name), count(len(judged.seeds)), *two(made)])
+        rows[-1] = [*rows[-1][:4], percent(theirs)]
+    head = ["network", "seeds", "accuracy", "macro F1", "thesis: accuracy"]
+    manifest = Manifest.load(Path(read.config.directions.shards))
+    notes = [
+        f"{manifest.dataset}, {faces:,} test faces ({'; '.join(manifest.notes[:1]) or 'split not told'}). The thesis "
+        "drew its test images at random, so the same people stand in its training and its test."
+    ]
+    return StudyTable("3.4", "Accuracy of the direction", Table("table-3-4", head, rows), notes)
+
+
+# --- Tables of chapter 4
+
+
+def _models(read: _Study, name: str) -> StudyTable:
+    theirs = thesis.SETS[name]
+    rows, faces = [], 0
+    for model in models(read.config):
+        if name not in model.sets:
+            continue
+        judged = read.judged(name, model.name, name)
+        published = theirs.models.get(_thesis_name(model)) if model.name != read.config.ours else None
+        beside = [percent(published[0]), Cell(f"{published[1]:.3f}", published[1])] if published else [Cell(DASH)] * 2
+        if judged is None:
+            rows.append([word(model.name), count(0), *[Cell(DASH, None, tip="no run has finished")] * 2, *beside])
+            continue
+        faces = len(judged.truth)
+        rows.append([word(model.name), count(len(judged.seeds)), *two(_summary(read, judged)), *beside])
+    head = ["model", "seeds", "accuracy", "macro F1", "thesis: accuracy", "thesis: macro F1"]
+    chance = 1 / len(read.emotions[name])
+    notes = [
+        f"{faces:,} test faces, directions by {read.given.rules[name]}; the thesis had {theirs.sizes[2]:,}. Mean ± "
+        "standard deviation over seeds; intervals of 95 % draw faces and seeds.",
+        f"Choosing at random is right in {chance:.1%}.",
+    ]
+    title = f"Emotion on the {name} set"
+    return StudyTable(theirs.table_numbers[0], title, Table(f"table-{name}-models", head, rows), notes)
+
+
+def _cells(read: _Study, name: str) -> Iterator[StudyTable]:
+    """Correct predictions per direction and emotion, and their mean, variance and deviation."""
+    theirs = thesis.SETS[name]
+    _, number, by_direction, by_emotion = theirs.table_numbers
+    published = _Grid(theirs.correct / theirs.per_cell, np.full(theirs.correct.shape, theirs.per_cell))
+    named = [name_of for name_of in dict.fromkeys((read.config.shown, read.config.ours)) if name_of]
+    grids: list[tuple[str, _Grid]] = []
+    for model in named:
+        judged = read.judged(name, model, name)
+        if judged is None:
+            continue
+        made = seeds.cells(judged)
+        n = np.array(made["count"])
+        grid = _Grid(np.divide(made["correct"], n, out=np.full(n.shape, np.nan), where=n > 0), n)
+        grids.append((model, grid))
+        rows = [
+            [
+                word(d),
+                *(
+                    share_cell(grid.share[i, j], made["low"][i][j], made["high"][i][j], int(n[i, j]))
+                    for j in range(len(EMOTIONS))
+                ),
+            ]
+            for i, d in enumerate(DIRECTIONS)
+        ]
+        per_cell = ", ".join(map(str, sorted({int(v) for v in n[n > 0]})))
+        notes = [f"{per_cell} faces a cell, seeds averaged; Wilson's interval of the faces of the cell."]
+        notes += _direction_effect(read, made, model)
+        suffix = "" if model == read.config.shown else f" {model}"
+        title = f"Accuracy per direction and emotion, {name} set, {model}"
+        yield StudyTable(
+            number + suffix, title, Table(f"table-{name}-cells-{model}", ["direction", *EMOTIONS], rows), notes
+        )
+    rows = [
+        [
+            word(d),
+            *(share_cell(published.share[i, j], *wilson(k, theirs.per_cell), theirs.per_cell) for j, k in enumerate(r)),
+        ]
+        for i, (d, r) in enumerate(zip(DIRECTIONS, theirs.correct.tolist(), strict=True))
+    ]
+    notes = [f"Correct of {theirs.per_cell} a cell; the intervals are ours."]
+    notes += _effect(theirs.correct, np.full(theirs.correct.shape, theirs.per_cell), read.config.replicates)
+    title = f"The same in the thesis, {name} set"
+    yield StudyTable(
+        f"{number} thesis", title, Table(f"table-{name}-cells-thesis", ["direction", *EMOTIONS], rows), notes
+    )
+    columns = [*grids, ("thesis", published)]
+    for number, what, names, axis in (
+        (by_direction, "direction", DIRECTIONS, 0),
+        (by_emotion, "emotion", EMOTIONS, 1),
+    ):
+        yield _spread(number, what, names, axis, columns, name)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Share of correct predictions per direction and emotion, NaN in empty cells; and the faces."""
+
+    share: np.ndarray
+    count: np.ndarray
+
+
+def _spread(
+    number: str, what: str, names: Sequence[str], axis: int, grids: Sequence[tuple[str, _Grid]], set_name: str
+) -> StudyTable:
+    """Mean, variance and deviation (divisor n) of the cells of each row or column, and of all cells."""
+    rows = []
+    for index, label in enumerate([*names, "all cells"]):
+        row = [word(label)]
+        for _, grid in grids:
+            values = grid.share.ravel() if index == len(names) else np.take(grid.share, index, axis)
+            values = 100 * values[np.isfinite(values)]
+            if not len(values):
+                row += [Cell(DASH, None, tip="no face")] * 3
+                continue
+            figures = (float(values.mean()), float(values.var()), float(values.std()))
+            row += [Cell(f"{value:.1f}", value) for value in figures]
+        rows.append(row)
+    head = [what, *(f"{title}: {figure}" for title, _ in grids for figure in ("mean", "variance", "deviation"))]
+    across = "emotions" if what == "direction" else "directions"
+    notes = [
+        _NOT_TOLD + f"mean, variance and standard deviation, over {across}, of the accuracies (percent) above.",
+        "Much of the variance is chance: 20 or 30 faces a cell vary by about 10 points of deviation on their own.",
+    ]
+    title = f"Spread of the accuracy by {what}, {set_name} set"
+    return StudyTable(number, title, Table(f"table-{set_name}-by-{what}", head, rows), notes)
+
+
+def _direction_effect(read: _Study, made: Mapping[str, Any], model: str) -> list[str]:
+    counted = np.array(made["count"])
+    p = []
+    for correct in made["correct_by_seed"]:
+        found = accuracy_by_row(counted, np.array(correct), DIRECTIONS, EMOTIONS, replicates=read.config.replicates)
+        if "permutation_p" in found:
+            p.append(found["permutation_p"])
+    if not p:
+        return []
+    told = ", ".join(f"{value:.2g}" for value in p)
+    return [f"Does the accuracy of {model} depend on the direction? Permutation p of each seed: {told}."]
+
+
+def _effect(correct: np.ndarray, counted: np.ndarray, replicates: int) -> list[str]:
+    found = accuracy_by_row(counted, correct, DIRECTIONS, EMOTIONS, replicates=replicates)
+    return [f"Does the accuracy depend on the direction? Permutation p: {found['permutation_p']:.2g}."]
+
+
+# --- Comparison
+
+
+def _comparison(read: _Study) -> Iterator[StudyTable]:
+    """Baseline, proposed and ours on the same faces."""
+    yield _everywhere(read)
+    both = [model.name for model in models(read.config) if set(SETS) <= set(model.sets)]
+    pairs = [(("baseline", name), ("proposed", name)) for name in both]
+    ours, shown = read.config.ours, read.config.shown
+    if ours is not None and ours != shown:
+        pairs += [((name, shown), (name, ours)) for name in SETS]
+        pairs.append((("baseline", shown), ("proposed", ours)))
+    found = []
+    for (first, second), test in ((pair, test) for pair in pairs for test in tests_of(read.config)):
+        one, two = read.judged(*first, test), read.judged(*second, test)
+        if one is None or two is None:
+            continue
+        try:
+            made = seeds.difference(one, two, replicates=read.config.replicates)
+        except UserError:
+            continue
+        found.append((first, second, test, made))
+    if not found:
+        return
+    tested = [made["difference"]["accuracy"]["p"] for *_, made in found]
+    known = [p for p in tested if p is not None]
+    corrected = iter(holm(np.array(known)).tolist() if known else [])
+    rows = []
+    for (first, second, test, made), p in zip(found, tested, strict=True):
+        gain, f1 = made["difference"]["accuracy"], made["difference"]["macro_f1"]
+        smallest = ", ".join(f"{one['p']:.2g}" for one in made["mcnemar"]) or DASH
+        rows.append(
+            [
+                word(f"{first[0]} {first[1]}"), word(f"{second[0]} {second[1]}"), word(test), count(made["n"]),
+                percent(made["first"]["accuracy"]), percent(made["second"]["accuracy"]), points(gain),
+                Cell(DASH) if p is None else p_value(next(corrected)), shown(f1, markdown.decimal), word(smallest),
+            ]
+        )  # fmt: skip
+    head = [
+        "first", "second", "test faces of", "n", "accuracy of the first", "of the second", "difference",
+        "p (Holm)", "difference of macro F1", "McNemar p by seed",
+    ]  # fmt: skip
+    notes = [
+        "Both read the same faces. The difference (percentage points) and its p are of the means over seeds, faces "
+        "and seeds drawn with replacement; p is corrected for the number of rows.",
+        "McNemar's exact test is of single runs with the same seed: it knows nothing of how runs vary.",
+    ]
+    if len(read.config.seeds) == 1:
+        notes.append("With one seed per model a difference may be luck of the run, whatever its p.")
+    yield StudyTable(
+        "comparison", "Baseline, proposed and ours on the same faces", Table("comparison", head, rows), notes
+    )
+
+
+def _everywhere(read: _Study) -> StudyTable:
+    """Every model on every test set."""
+    rows = []
+    tests = tests_of(read.config)
+    for name in SETS:
+        for model in models(read.config):
+            if name not in model.sets:
+                continue
+            row = [word(f"{name} {model.name}")]
+            for test in tests:
+                judged = read.judged(name, model.name, test)
+                if judged is None:
+                    row += [Cell(DASH, None, tip="no run has finished")] * 2
+                else:
+                    row += two(_summary(read, judged))
+            rows.append(row)
+    head = ["trained", *(f"{test}: {figure}" for test in tests for figure in ("accuracy", "macro F1"))]
+    notes = [
+        "Test faces of both sets" + (f" and, as `{NATURAL}`, all test faces as they come." if NATURAL in tests else ".")
+    ]
+    return StudyTable("all tests", "Every model on every test set", Table("all-tests", head, rows), notes)
+
+
+def _summary(read: _Study, judged: Judged) -> dict[str, Figure]:
+    return seeds.summary(judged, replicates=read.config.replicates)
+
+
+def _thesis_name(model: NetworkConfig | BoostedConfig) -> str:
+    return "adaboost" if isinstance(model, BoostedConfig) else model.backbone
