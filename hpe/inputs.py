@@ -146,8 +146,12 @@ def _folder(folder: Path, split: str | None) -> list[Input]:
         for name in sorted(files):
             path = Path(here, name)
             known = path.suffix.lower() in SUFFIXES or path.suffix.lower() == ".tar"
-            if known and not name.startswith(".") and path.is_file():
+            if not known or name.startswith("."):
+                continue
+            if path.is_file():
                 found.append(_file(path, folder))
+            else:
+                found.append(Skipped(str(path), "", "no regular file: a broken link, a pipe or a device"))
     if not found:
         raise UserError(f"{folder}: no picture ({', '.join(sorted(SUFFIXES))}) and no tar in this folder")
     return found

@@ -20,6 +20,7 @@ CHECKPOINTS: Final = "checkpoints"
 SHOWN: Final = ("emotion/accuracy", "emotion/macro_f1", "direction/accuracy", "direction/macro_f1", "pose/mae",
                 "pose/geodesic", "affect/rmse")  # fmt: skip
 """Validation figures that the list shows."""
+_HEADS: Final = "model.heads."
 _SAME: Final = (*FREE, "run")
 
 
@@ -84,7 +85,12 @@ def read_line(run: Path) -> RunLine:
         epoch = max(epoch, said["epoch"]) if _finite(said.get("epoch")) else epoch
         if said.get("split") == "val" and (at is None or said.get("samples") == at or not figures):
             figures = {name: float(said[name]) for name in SHOWN if _finite(said.get(name))}
-    settings = {path: value for path, value in _leaves(config.model_dump(mode="json")) if path not in _SAME}
+    settings = {
+        path: value
+        for path, value in _leaves(config.model_dump(mode="json"))
+        if path not in _SAME and (not path.startswith(_HEADS) or value != "null")
+    }
+    settings[_HEADS.rstrip(".")] = ", ".join(config.model.heads.on)
     made = {p.stem: _json(p) for p in sorted((run / "evaluate").glob("[!.]*.json"))}
     evaluations = {
         name: {title: text for title, text, _ in headline(figures)}
@@ -131,13 +137,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def differences(lines: Sequence[RunLine]) -> dict[str, dict[str, list[str]]]:
-    """The settings that differ: by path, which runs have which value (``–``: the setting is not there)."""
+    """The settings that differ: by path, which runs have which value (``–``: the setting is not there).
+
+    A head's settings are compared among the runs that have it.
+    """
     paths = dict.fromkeys(path for line in lines for path in line.settings)
     found: dict[str, dict[str, list[str]]] = {}
     for path in sorted(paths):
         values: dict[str, list[str]] = {}
         for line in lines:
-            values.setdefault(line.settings.get(path, "–"), []).append(line.name)
+            if path in line.settings or not path.startswith(_HEADS):
+                values.setdefault(line.settings.get(path, "–"), []).append(line.name)
         if len(values) > 1:
             found[path] = values
     return found

@@ -1,0 +1,85 @@
+"""``hpe runs``: figures at the best checkpoint, what differs, and damaged runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpe.cli import app
+from hpe.errors import UserError
+from hpe.files import write_json
+from hpe.listing import differences, find_runs, read_line, runs
+from tests import made
+
+
+def fake(folder: Path, *overrides: str, best: int | None = 16) -> Path:
+    """A run folder as training leaves it: two validations, the first of which was the better."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(made.config(Path("shards"), folder, *overrides).dump(), encoding="utf-8")
+    lines = [
+        {"samples": 16, "split": "train", "epoch": 0.5},
+        {"samples": 16, "split": "val", "emotion/macro_f1": 0.5, "pose/mae": 4.25},
+        {"samples": 32, "split": "train", "epoch": 1.0},
+        {"samples": 32, "split": "val", "emotion/macro_f1": 0.25, "pose/mae": 3.5},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"samples": 40, "spl'  # the half line of a kill
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    if best is not None:
+        (folder / "checkpoints" / "best").mkdir(parents=True)
+        write_json(folder / "checkpoints" / "best" / "state.json", {"best": 0.5, "best_samples": best})
+    return folder
+
+
+def test_figures_are_those_of_the_best_checkpoint_and_else_the_last(tmp_path: Path) -> None:
+    line = read_line(fake(tmp_path / "a"))
+    assert (line.epoch, line.epochs, line.best, line.best_samples) == (1.0, 1.0, 0.5, 16)
+    assert line.figures == {"emotion/macro_f1": 0.5, "pose/mae": 4.25}
+    assert read_line(fake(tmp_path / "b", best=None)).figures == {"emotion/macro_f1": 0.25, "pose/mae": 3.5}
+
+
+def test_runs_are_found_below_a_folder_and_not_inside_runs(tmp_path: Path) -> None:
+    names = ["group/b", "a", "group/deep/c"]
+    for name in names:
+        fake(tmp_path / name)
+    fake(tmp_path / "a" / "checkpoints" / "copy")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("of: something else")
+    assert find_runs([tmp_path]) == [tmp_path / name for name in sorted(names)]
+    with pytest.raises(UserError, match="no run here"):
+        find_runs([tmp_path / "other"])
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_exactly_the_changed_settings_differ(tmp_path: Path) -> None:
+    lines = [
+        read_line(fake(tmp_path / "a")),
+        read_line(fake(tmp_path / "b", "train.learning_rate=0.5", "data.workers=1")),
+        read_line(fake(tmp_path / "c", "model.heads.affect=null", "seed=7")),
+    ]
+    a, b, c = (line.name for line in lines)
+    assert differences(lines) == {
+        "train.learning_rate": {"0.002": [a, c], "0.5": [b]},
+        "seed": {"0": [a, b], "7": [c]},
+        "model.heads": {"emotion, direction, pose, affect": [a, b], "emotion, direction, pose": [c]},
+    }
+
+
+def test_a_damaged_run_is_named_and_the_others_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake(tmp_path / "good")
+    fake(tmp_path / "bad")
+    (tmp_path / "bad" / "config.yaml").write_text("run: [1", encoding="utf-8")
+    assert runs([tmp_path], tmp_path / "list.json") == 1
+    said = capsys.readouterr()
+    assert str(tmp_path / "good") in said.out
+    assert str(tmp_path / "bad") not in said.out
+    assert str(tmp_path / "bad") in said.err
+    assert [one["name"] for one in json.loads((tmp_path / "list.json").read_text())["runs"]] == [str(tmp_path / "good")]
+
+
+def test_the_command_lists(tmp_path: Path) -> None:
+    fake(tmp_path / "a")
+    result = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "4.25" in result.output
