@@ -21,6 +21,7 @@ from hpe.modelcard import model_card
 from hpe.paired import paired
 from hpe.report_data import Curves, Evaluation, Run, read_run
 from hpe.statistics import holm
+from hpe.studycells import CHARTED, is_study, read_study
 
 FOLDER: Final = "report"
 _MOST_CURVES: Final = 24
@@ -32,10 +33,10 @@ _KIND_TITLES: Final = {"mistake": "Surest mistakes", "hit": "Surest hits", "pose
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Write each run's page and model card, and for several runs a page that compares them.
+    """Write each run's page and model card, and for several runs a page that compares them; a study's tables.
 
     Args:
-        folders: run folders.
+        folders: run folders, and folders of ``hpe study``.
         out: folder of the comparison; default: ``report`` in the runs' common parent.
 
     Returns:
@@ -46,8 +47,13 @@ def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("hpe report: a run is named twice; name each once")
-    runs = [read_run(folder) for folder in folders]
+    of_studies = [(folder, study_page(folder)) for folder in folders if is_study(folder)]
+    runs = [read_run(folder) for folder in folders if not is_study(folder)]
     pages = []
+    for folder, page in of_studies:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        write_text(folder / FOLDER / "index.html", page)
+        pages.append(folder / FOLDER / "index.html")
     for run in runs:
         folder = run.path / FOLDER
         folder.mkdir(exist_ok=True)
@@ -57,10 +63,32 @@ def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
     if len(runs) > 1:
         out = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
         out.mkdir(parents=True, exist_ok=True)
-        links = ["./" + quote(os.path.relpath(page.resolve(), out.resolve())) for page in pages]
+        links = ["./" + quote(os.path.relpath(page.resolve(), out.resolve())) for page in pages[len(of_studies) :]]
         write_text(out / "index.html", comparison_page(runs, links))
         pages.append(out / "index.html")
     return pages
+
+
+def study_page(folder: Path) -> str:
+    """The page of a study: its tables, and the accuracies of its models as a chart.
+
+    Raises:
+        UserError: its tables are damaged.
+    """
+    about, found = read_study(folder)
+    views = []
+    for one in found:
+        charted = CHARTED in one.table.head
+        points = []
+        for row in one.table.rows if charted else ():
+            cell = row[one.table.head.index(CHARTED)]
+            if isinstance(cell.value, int | float):
+                points.append((row[0].text, float(cell.value), cell.low, cell.high))
+        title = f"{one.title}: accuracy"
+        chart = intervals(points, title=title, text=tables.rounded(percents)) if points else None
+        views.append({"table": one, "chart": chart, "title": title})
+    limits = about.pop("limits", [])
+    return _rendered("study.html", title=folder.resolve().name, about=tables.about(about), limits=limits, views=views)
 
 
 def run_page(run: Run) -> str:

@@ -28,6 +28,7 @@ from hpe.studyconfig import (
     DIRECTION_ALONE,
     DIRECTION_SET,
     EMOTION_ALONE,
+    FROM_RECORDS,
     HOG,
     NATURAL,
     NETWORK_RULE,
@@ -42,7 +43,16 @@ from hpe.studyconfig import (
     run_folder,
 )
 from hpe.studyjobs import BoostJob, Job, Outcome, Test, TrainJob, missing, run_jobs
-from hpe.studysets import TRUE_RULE, BalancedSet, Sources, balanced_sets, label_directions, rules_held, sources
+from hpe.studysets import (
+    TRUE_RULE,
+    BalancedSet,
+    Sources,
+    balanced_sets,
+    label_directions,
+    rules_held,
+    sources,
+    tables_of_records,
+)
 
 LOGS: Final = "logs"
 _LOCK: Final = ".lock"
@@ -201,6 +211,8 @@ def _direction_jobs(config: StudyConfig) -> list[TrainJob]:
     if config.directions is None:
         return []
     shards, pose = Path(config.directions.shards), Path(config.directions.pose)
+    if config.directions.pose == FROM_RECORDS:
+        pose = tables_of_records(shards, config.folder / "pose" / f"{DIRECTION_SET}-{FROM_RECORDS}")
     labelled = label_directions(shards, pose, config.folder / "pose" / DIRECTION_SET)
     test = Test("test", str(shards), "test", str(labelled))
     return [

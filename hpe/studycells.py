@@ -1,7 +1,9 @@
 """What a study's tables are made of: the table with its number and notes, and the texts of its cells."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +14,9 @@ from hpe.figures.values import Figure, share
 from hpe.report_tables import Cell, Table
 
 DASH: Final = "–"
+JSON_NAME: Final = "study.json"
+CHARTED: Final = "accuracy"
+"""Head of the column that the page draws."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,25 @@ class StudyTable:
             return cls(said["number"], said["title"], Table(table["name"], table["head"], rows), said["notes"])
         except (KeyError, TypeError) as error:
             raise UserError(f"not a table of a study ({error!r}); run `hpe study` again") from error
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds a study with tables."""
+    return (folder / JSON_NAME).is_file()
+
+
+def read_study(folder: Path) -> tuple[dict[str, Any], list[StudyTable]]:
+    """What a study's tables stand on, and the tables.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    path = folder / JSON_NAME
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return dict(said["about"]), [StudyTable.from_json(one) for one in said["tables"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the tables of a study ({error}); run `hpe study` again") from error
 
 
 def two(made: Mapping[str, Figure]) -> list[Cell]:

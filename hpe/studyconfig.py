@@ -31,6 +31,7 @@ STAMP: Final = "study.yaml"
 RUNS: Final = "runs"
 NATURAL: Final = "natural"
 """Name of the evaluation on all test faces, as they come."""
+FROM_RECORDS: Final = "record"
 AUTO: Final = "auto"
 HOG: Final = "hog"
 NETWORK_RULE: Final = "thesis_network"
@@ -110,7 +111,11 @@ class DirectionsConfig(Section):
 
 
 class StudyConfig(Section):
-    """A study of ``hpe study``."""
+    """A study of ``hpe study``.
+
+    ``pose`` is the folder of the shards' pose tables, or ``record`` for the angles that the records hold.
+    ``shown`` is the model of the tables per cell, ``ours`` the one that baseline and proposed are compared with.
+    """
 
     study: str
     shards: str

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from hpe.balance import balance
-from hpe.directions import ABSTAIN, pointing04_direction_of_name
+from hpe.directions import ABSTAIN, OURS, direction_rules, pointing04_direction_of_name
 from hpe.errors import UserError
 from hpe.files import aside
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.pose_table import Identity, ShardPoses, differences, write_table
+from hpe.records import Record
 from hpe.shards import Manifest
-from hpe.studyconfig import AUTO, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig
+from hpe.studyconfig import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig
 from hpe.tables import DIRECTION_PREFIX, mismatch, read_metadata
 
 if TYPE_CHECKING:
@@ -45,6 +47,56 @@ class BalancedSet:
     rule: str
 
 
+def pose_tables(study: StudyConfig) -> Path:
+    """The folder of the study's pose tables; with ``pose: record`` made from the angles that the records hold.
+
+    Raises:
+        UserError: no shards, or records without angles.
+    """
+    if study.pose != FROM_RECORDS:
+        return Path(study.pose)
+    return tables_of_records(Path(study.shards), study.folder / "pose" / FROM_RECORDS)
+
+
+def tables_of_records(shards: Path, out: Path) -> Path:
+    """Pose tables of the records' own angles, for datasets that have true ones; what is there already is kept.
+
+    Raises:
+        UserError: no shards, or no record with all three angles.
+    """
+    manifest, rules, known = Manifest.load(shards), direction_rules(OURS), 0
+    out.mkdir(parents=True, exist_ok=True)
+    for shard in manifest.shards:
+        identity = Identity(
+            estimator=FROM_RECORDS, weights_sha256="none", crop=manifest.crop, estimator_crop=manifest.crop,
+            precision="none", flips="none", rules=rules.definitions, shard=shard.name, shard_sha256=shard.sha256,
+        )  # fmt: skip
+        path = _table(out, shard.name)
+        if differences(path, identity) == []:
+            known += 1
+            continue
+        keys, records = _records(shards / shard.name)
+        said = [(record.yaw, record.pitch, record.roll) for record in records]
+        angles = np.array([[np.nan if v is None else v for v in row] for row in said], float).reshape(-1, 3)
+        angles[~np.isfinite(angles).all(1)] = np.nan
+        known += bool(np.isfinite(angles).any())
+        unknown = np.full_like(angles, np.nan)
+        write_table(path, ShardPoses(keys, angles, unknown, rules.apply(angles, unknown), {}), identity)
+    if not known:
+        raise UserError(f"{shards}: no record has yaw, pitch and roll; run `hpe pose` and name its tables as pose:")
+    return out
+
+
+def _records(path: Path) -> tuple[tuple[str, ...], list[Record]]:
+    from hpe.faces import open_shard
+
+    try:
+        shard = open_shard(path)
+        return tuple(shard.index.keys), [shard.record(row) for row in range(len(shard))]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; see `hpe verify {path.parent}`") from error
+
+
 def sources(study: StudyConfig, network: Path | None) -> Sources:
     """The study's shards, with the direction rules of its sets.
 
@@ -54,7 +106,7 @@ def sources(study: StudyConfig, network: Path | None) -> Sources:
     Raises:
         UserError: no shards, no pose tables, or a rule that they do not hold.
     """
-    shards, pose = Path(study.shards), Path(study.pose)
+    shards, pose = Path(study.shards), pose_tables(study)
     manifest = Manifest.load(shards)
     held = _rules(manifest, pose)
     rules, problems = {}, []
@@ -76,7 +128,7 @@ def rules_held(study: StudyConfig) -> tuple[str, ...]:
     Raises:
         UserError: no shards, or tables that do not belong to them.
     """
-    return _rules(Manifest.load(Path(study.shards)), Path(study.pose))
+    return _rules(Manifest.load(Path(study.shards)), pose_tables(study))
 
 
 def _rules(manifest: Manifest, pose: Path) -> tuple[str, ...]:
@@ -118,19 +170,13 @@ def label_directions(shards: Path, pose: Path, out: Path) -> Path:
     Raises:
         UserError: no sample has one, or the tables do not belong to the shards.
     """
-    from hpe.faces import open_shard
-
     manifest = Manifest.load(shards)
     _rules(manifest, pose)
     known = 0
 
     def of_table(table_path: Path, table: "pa.Table") -> np.ndarray:
         nonlocal known
-        try:
-            shard = open_shard(shards / f"{table_path.stem}.tar")
-            records = [shard.record(row) for row in range(len(shard))]
-        except ValueError as error:
-            raise UserError(f"{shards / table_path.stem}.tar: {error}; see `hpe verify {shards}`") from error
+        _, records = _records(shards / f"{table_path.stem}.tar")
         found = [
             pointing04_direction_of_name(record.source or "") if record.direction is None else record.direction
             for record in records

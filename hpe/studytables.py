@@ -22,7 +22,19 @@ from hpe.report_tables import Cell, Table, count, word
 from hpe.seeds import Judged, judge
 from hpe.shards import Manifest
 from hpe.statistics import holm
-from hpe.studycells import DASH, StudyTable, p_value, percent, points, share_cell, shown, to_markdown, two, wilson
+from hpe.studycells import (
+    DASH,
+    JSON_NAME,
+    StudyTable,
+    p_value,
+    percent,
+    points,
+    share_cell,
+    shown,
+    to_markdown,
+    two,
+    wilson,
+)
 from hpe.studyconfig import (
     DIRECTION_SET,
     NATURAL,
@@ -40,7 +52,6 @@ from hpe.studysets import Sources
 if TYPE_CHECKING:
     import pyarrow as pa
 
-JSON_NAME: Final = "study.json"
 _AFFECTNET: Final = "affectnet"
 _SPLITS: Final = ("train", "val", "test")
 _NOT_TOLD: Final = "What this table holds in the thesis is not told by the tables that we have; ours holds "
@@ -168,10 +179,10 @@ def _images(read: _Study) -> Iterator[StudyTable]:
     rows = []
     for title, values in (("ours", ours), ("the thesis", thesis.IMAGES)):
         try:
-            found = associate(Crossed(DIRECTIONS, EMOTIONS, values, 0), replicates=read.config.replicates)[
-                "association"
-            ]
-        except UserError:
+            crossed = Crossed(DIRECTIONS, EMOTIONS, values, 0)
+            found = associate(crossed, replicates=read.config.replicates)["association"]
+            v = found["cramers_v_corrected"]
+        except (UserError, KeyError):  # empty, or one row only: nothing can be associated
             continue
         rows.append(
             [
@@ -254,7 +265,7 @@ def _models(read: _Study, name: str) -> StudyTable:
             continue
         judged = read.judged(name, model.name, name)
         published = theirs.models.get(_thesis_name(model)) if model.name != read.config.ours else None
-        beside = [percent(published[0]), Cell(f"{published[1]:.3f}", published[1])] if published else [Cell(DASH)] * 2
+        beside = [percent(published[0]), Cell(f"{published[1]:.4f}", published[1])] if published else [Cell(DASH)] * 2
         if judged is None:
             rows.append([word(model.name), count(0), *[Cell(DASH, None, tip="no run has finished")] * 2, *beside])
             continue
@@ -385,10 +396,10 @@ def _comparison(read: _Study) -> Iterator[StudyTable]:
     yield _everywhere(read)
     both = [model.name for model in models(read.config) if set(SETS) <= set(model.sets)]
     pairs = [(("baseline", name), ("proposed", name)) for name in both]
-    ours, shown = read.config.ours, read.config.shown
-    if ours is not None and ours != shown:
-        pairs += [((name, shown), (name, ours)) for name in SETS]
-        pairs.append((("baseline", shown), ("proposed", ours)))
+    ours, theirs = read.config.ours, read.config.shown
+    if ours is not None and ours != theirs:
+        pairs += [((name, theirs), (name, ours)) for name in SETS]
+        pairs.append((("baseline", theirs), ("proposed", ours)))
     found = []
     for (first, second), test in ((pair, test) for pair in pairs for test in tests_of(read.config)):
         one, two = read.judged(*first, test), read.judged(*second, test)
