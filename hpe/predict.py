@@ -22,7 +22,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,16 +32,16 @@ from typing import IO, Final
 import numpy as np
 from PIL import Image
 
-from hpe.crops import Box, CropRule
-from hpe.detect import DETECTORS, FaceDetector, open_detector
+from hpe.crops import CropRule
+from hpe.detect import DETECTORS
 from hpe.draw import Marker, Reading, annotate, card, with_axes, with_cube
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.faces import ahead
+from hpe.faces import ahead, one_thread
 from hpe.files import aside
-from hpe.images import DecodeError, Picture, decode_rgb, picture_size
-from hpe.inputs import Item, Skipped, find_inputs, items, pictures_in
+from hpe.finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
+from hpe.inputs import Skipped, find_inputs, items, pictures_in
 from hpe.predictions import BOX, Row, format_of, open_table, readings
-from hpe.predictor import Answers, Face, Predictor, open_predictor
+from hpe.predictor import Answers, Predictor, open_predictor
 from hpe.progress import Bar, progress
 from hpe.ranks import named_device
 
@@ -48,10 +49,7 @@ MARKERS: Final[dict[str, Marker | None]] = {"none": None, "axes": with_axes, "cu
 GIVEN: Final = "given"
 DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
-NO_FACE: Final = "no face found"
 _USUAL_CROP: Final = "square-1.3@detector"
-_MOST_PIXELS: Final = 48_000_000
-"""Of the photos that wait for the detector together; 48 megapixels are 144 MB."""
 _NAMED: Final = 20
 _CARD_SIDES: Final = (256, 512)
 _PHOTO_SIDES: Final = (800, 2400)
@@ -103,26 +101,28 @@ def predict(
     found = find_inputs(inputs, split)
     where = named_device(device)
     predictor = open_predictor(network, where, which=which, weights=weights)
-    if faces == GIVEN:
-        finder: Finder = Given(predictor, keep_pictures=marker is not None)
-    else:
-        finder = Detected(predictor, open_detector(faces, device=str(where)), _rule(crop, predictor))
-    drawing = None
-    if out is not None:
-        _make(out)
-        drawing = Drawing(out / DRAWN, marker, whole=faces == GIVEN) if marker else None
+    threads = _threads()
     tally = Tally()
     with ExitStack() as stack:
+        # Detectors and drawing are many small steps, which one thread each does faster than all threads one.
+        pool = stack.enter_context(ThreadPoolExecutor(threads, "predict", initializer=one_thread))
+        if faces == GIVEN:
+            finder: Finder = Given(predictor, keep_pictures=marker is not None)
+        else:
+            finder = Detected(predictor, faces, where, _rule(crop, predictor), pool)
+        drawing = None
+        if out is not None:
+            _make(out)
+            drawing = Drawing(out / DRAWN, marker, whole=faces == GIVEN, pool=pool) if marker else None
         if out is not None:
             part = stack.enter_context(aside(out / SKIPPED))
             tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         table = out / f"predictions.{written_as}" if out is not None else None
         write = stack.enter_context(open_table(table, written_as, predictor.heads))
         bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
-        threads = _threads()
         depth = batch if faces == GIVEN and marker is None else 2 * threads  # whole photos are large
         loaded = stack.enter_context(ahead(finder.load, items(found), threads=threads, depth=depth))
-        for group in _groups(loaded, batch):
+        for group in groups(loaded, batch):
             _do(group, finder, predictor, write, drawing, tally, batch, bar)
     tally.say(out)
     return EXIT_INCOMPLETE if tally.unread else EXIT_OK
@@ -162,122 +162,6 @@ def _threads() -> int:
     return min(len(os.sched_getaffinity(0)), 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A picture that was read.
-
-    Attributes:
-        picture: its pixels, where something needs them.
-        width, height: of the upright picture.
-        face: what the network gets, where the whole picture is the face.
-    """
-
-    item: Item
-    width: int
-    height: int
-    picture: Picture | None
-    face: Face | None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A face."""
-
-    owner: Loaded
-    number: int
-    box: Box
-    score: float | None
-    face: Face
-
-
-class Given:
-    """Every picture is a face."""
-
-    def __init__(self, predictor: Predictor, *, keep_pictures: bool) -> None:
-        self._predictor, self._keep = predictor, keep_pictures
-
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
-        """Read and decode, in a thread."""
-
-        def decode(data: bytes) -> Loaded:
-            assert isinstance(item, Item)
-            face = self._predictor.whole(data)
-            if not self._keep:
-                return Loaded(item, *picture_size(data), None, face)
-            picture = decode_rgb(data)
-            return Loaded(item, picture.shape[1], picture.shape[0], picture, face)
-
-        return _loaded(item, decode)
-
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """One face a picture."""
-        return [
-            Found(one, 0, (0.0, 0.0, float(one.width), float(one.height)), None, one.face)
-            for one in group
-            if one.face is not None
-        ]
-
-
-class Detected:
-    """Faces are where a detector finds them."""
-
-    def __init__(self, predictor: Predictor, detector: FaceDetector, rule: CropRule) -> None:
-        self._predictor, self._detector, self._rule = predictor, detector, rule
-
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
-        """Read and decode, in a thread."""
-
-        def decode(data: bytes) -> Loaded:
-            assert isinstance(item, Item)
-            picture = decode_rgb(data)
-            return Loaded(item, picture.shape[1], picture.shape[0], picture, None)
-
-        return _loaded(item, decode)
-
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """Every face of every picture, the largest first."""
-        pictures = [one.picture for one in group if one.picture is not None]
-        found: list[Found | Skipped] = []
-        for one, picture, faces in zip(group, pictures, self._detector.detect(pictures), strict=True):
-            if not faces:
-                found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
-            for number, (box, score) in enumerate(faces):
-                try:
-                    cut = self._predictor.cut(picture, self._rule.apply(box))
-                except ValueError as error:
-                    found.append(Skipped(one.item.source, one.item.key, f"face {number}: {error}", unread=False))
-                    continue
-                found.append(Found(one, number, box, score, cut))
-        return found
-
-
-Finder = Given | Detected
-
-
-def _loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | Skipped:
-    if isinstance(item, Skipped):
-        return item
-    try:
-        return decode(item.read())
-    except (DecodeError, OSError, ValueError, MemoryError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Skipped(item.source, item.key, str(why)[:300])
-
-
-def _groups(loaded: Iterable[Loaded | Skipped], most: int) -> Iterator[list[Loaded | Skipped]]:
-    """Pictures that are worked on together: at most ``most``, and no more pixels than memory is meant for."""
-    group: list[Loaded | Skipped] = []
-    pixels = 0
-    for one in loaded:
-        group.append(one)
-        pixels += one.width * one.height if isinstance(one, Loaded) and one.picture is not None else 0
-        if len(group) == most or pixels >= _MOST_PIXELS:
-            yield group
-            group, pixels = [], 0
-    if group:
-        yield group
-
-
 def _do(
     group: Sequence[Loaded | Skipped],
     finder: Finder,
@@ -310,9 +194,8 @@ def _do(
     write(rows)
     if drawing is not None:
         pairs = zip(faces, marks, strict=True)
-        for _, of_one in itertools.groupby(pairs, key=lambda pair: id(pair[0].owner)):
-            owned = list(of_one)
-            drawing.draw(owned[0][0].owner, [mark for _, mark in owned])
+        grouped = [list(of_one) for _, of_one in itertools.groupby(pairs, key=lambda pair: id(pair[0].owner))]
+        drawing.draw([(owned[0][0].owner, [mark for _, mark in owned]) for owned in grouped])
     bar.advance(len(group))
 
 
@@ -374,12 +257,18 @@ class Tally:
 class Drawing:
     """Writes annotated pictures, each under a name of its own."""
 
-    def __init__(self, folder: Path, marker: Marker, *, whole: bool) -> None:
-        self._folder, self._marker, self._whole = folder, marker, whole
+    def __init__(self, folder: Path, marker: Marker, *, whole: bool, pool: ThreadPoolExecutor) -> None:
+        self._folder, self._marker, self._whole, self._pool = folder, marker, whole, pool
         self._taken: set[str] = set()
 
-    def draw(self, one: Loaded, marks: Sequence[Reading]) -> None:
-        """One picture with its faces."""
+    def draw(self, pictures: Sequence[tuple[Loaded, list[Reading]]]) -> None:
+        """Pictures with their faces."""
+        paths = [self._path(one.item.place) for one, _ in pictures]
+        for _ in self._pool.map(self._draw, pictures, paths):
+            pass
+
+    def _draw(self, given: tuple[Loaded, list[Reading]], path: Path) -> None:
+        one, marks = given
         if one.picture is None:
             return
         image = Image.fromarray(one.picture)
@@ -391,7 +280,6 @@ class Drawing:
             size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
             image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
             drawn = annotate(image, [_scaled(mark, scale) for mark in marks], self._marker)
-        path = self._path(one.item.place)
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as part:
             drawn.save(part, "JPEG", quality=_QUALITY)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from hpe import finders
 from hpe import predict as module
 from hpe.augment import normalised
 from hpe.cli import app
@@ -246,7 +247,7 @@ class TwoFaces:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_detector", lambda name, device: TwoFaces())
+    monkeypatch.setattr(finders, "open_detector", lambda name, device: TwoFaces())
 
 
 def test_every_face_is_a_row_and_pictures_without_one_are_named(
@@ -263,7 +264,7 @@ def test_every_face_is_a_row_and_pictures_without_one_are_named(
     ]  # fmt: skip
     reasons = {one["key"]: one["reason"] for one in skipped(out)}
     assert reasons.keys() == {"1", "2"}
-    assert reasons["1"] == module.NO_FACE
+    assert reasons["1"] == finders.NO_FACE
     assert "outside the picture" in reasons["2"]
     assert "2 faces in 3 pictures; 1 without a face, 0 could not be read" in capsys.readouterr().err
     assert [path.name for path in (out / "drawn").iterdir()] == ["0.jpg"]
