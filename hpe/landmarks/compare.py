@@ -114,7 +114,8 @@ def compare(
     _run(tasks, faces, everyone, out, folds, workers or os.cpu_count() or 1)
     rows = [_row(out, kind, model, faces, folds) for kind, model in dict.fromkeys((t.features, t.model) for t in tasks)]
     rows.sort(key=lambda row: row.scores.mean_mae)
-    geometry = _geometry(faces, folds, picture_width)
+    with threadpool_limits(1):  # with threads of its own beside other work, BLAS waits more than it works
+        geometry = _geometry(faces, folds, picture_width)
     seed = [json.loads(_seed_file(out, name).read_text(encoding="utf-8")) for name in PUBLISHED_MSE_RADIANS2]
     best = rows[0]
     final = _finished(best, faces, out, views)
