@@ -223,9 +223,7 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise UserError(f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}") from error
     return parse(text, str(path), schema, overrides)
 
 
@@ -285,9 +283,7 @@ def _places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Places) -
         for key, value in node.value:
             where = f"{name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                raise UserError(
-                    f"{where}: the key {getattr(key, 'value', key)!r} stands here twice or is no text"
-                )
+                raise UserError(f"{where}: the key {getattr(key, 'value', key)!r} stands here twice or is no text")
             seen.add(key.value)
             places[*path, key.value] = where
             _places(value, (*path, key.value), name, places)
@@ -321,7 +317,7 @@ def _override(raw: dict[str, Any], places: Places, override: str) -> None:
     last = path[-1]
     if isinstance(at, list) and not (isinstance(last, int) and last < len(at)):
         raise UserError(f"--set {override}: the list has {len(at)} items, numbered from 0")
-    at[last] = value
+    at[last] = value  # pyright: ignore[reportCallIssue, reportArgumentType] (a list by number, a mapping by name)
     places[tuple(path)] = f"--set {override}"
     for end in range(1, len(path)):
         places.setdefault(tuple(path[:end]), f"--set {override}")
@@ -330,9 +326,7 @@ def _override(raw: dict[str, Any], places: Places, override: str) -> None:
 def _messages(invalid: ValidationError, schema: type[Section], name: str, places: Places) -> Iterator[str]:
     for error in invalid.errors(include_url=False):
         location = tuple(part for part in error["loc"] if not _is_union_tag(part))
-        where = next(
-            (places[location[:end]] for end in range(len(location), 0, -1) if location[:end] in places), name
-        )
+        where = next((places[location[:end]] for end in range(len(location), 0, -1) if location[:end] in places), name)
         dotted = ".".join(map(str, location)) or "config"
         message = error["msg"].removeprefix("Value error, ")
         match error["type"]:

@@ -99,7 +99,9 @@ def evaluate(
         print(f"{name}: could not read {one}", file=sys.stderr, flush=True)
     lost = {one.key for one in damage} | {""}
     mine = mine.filter([key not in lost for key in mine["key"].to_pylist()])
-    damaged = int(here.reduce(torch.tensor(loader.damaged, device=here.device), "sum"))
+    total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
+    assert isinstance(total, Tensor)
+    damaged = int(total)
     folder.mkdir(exist_ok=True)
     part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
     _write(part, mine)
@@ -220,7 +222,11 @@ def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", 
             "Were the shards changed meanwhile? Run hpe verify, then this command again"
         )
     said = [said[place] for place in sorted(places)]
-    rows = rows.take(pc.sort_indices(pa.chunked_array([places])))
+    rows = rows.take(
+        pc.sort_indices(  # pyright: ignore[reportAttributeAccessIssue]
+            pa.chunked_array([places])
+        )
+    )
     rows = rows.append_column("shard", pa.array([shard for shard, _, _ in said], pa.string()))
     for field in ("split", "subject", "source"):
         rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in said], pa.string()))

@@ -92,9 +92,7 @@ def maev_degrees(
     return torch.rad2deg(torch.atan2(sine, cosine)).mean(-1)
 
 
-def angle_errors(
-    predicted: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]
-) -> Float[Tensor, "*batch 3"]:
+def angle_errors(predicted: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
     """Absolute difference per angle in degrees, wrapped at 360 (359° and 1° differ by 2°; 180° stays 180°)."""
     return ((predicted - target + 180.0).remainder(360.0) - 180.0).abs()
 

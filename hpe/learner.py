@@ -63,7 +63,7 @@ class Learner:
         self.accelerator = accelerator
         network = network.to(self.accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if settings.sync_batch_norm and self.accelerator.device.type == "cuda" and ranks.world > 1:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
         self.network = network
         self.frozen_norms = optim.frozen_norms(network)
         optimizer = optim.build_optimizer(
@@ -117,10 +117,10 @@ class Learner:
         images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
         inputs = batch.angles if self.network.takes_angles else images
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
-        if settings.clip:
-            self._norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
-        elif (state.step + 1) % settings.log_steps == 0:
-            self._norm = self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf)
+        if settings.clip or (state.step + 1) % settings.log_steps == 0:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+            assert isinstance(norm, Tensor)
+            self._norm = norm
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:

@@ -20,9 +20,7 @@ def parameter_groups(
     child of the backbone, counted from the last, learns that factor slower than the next. Biases, norms and
     loss weights do not decay. ``scale`` of a group multiplies the scheduled rate.
     """
-    children = [
-        name for name, child in network.backbone.named_children() if any(True for _ in child.parameters())
-    ]
+    children = [name for name, child in network.backbone.named_children() if any(True for _ in child.parameters())]
     depth = {name: len(children) - 1 - place for place, name in enumerate(children)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

@@ -4,14 +4,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from hpe.labels import DIRECTIONS, EMOTIONS
-
-if TYPE_CHECKING:
-    from hpe.batch import Batch as Batch
 
 IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 """Extensions of the image member of a sample in a shard."""
@@ -120,13 +117,3 @@ def _field(name: str, value: Any) -> Any:
             if name != "box" or len(value) == 4:
                 return tuple(float(v) for v in value)
     raise ValueError(f"{name}: {str(value)[:80]!r} is not what a record holds there")
-
-
-def __getattr__(name: str) -> Any:
-    # `from hpe.records import Batch` works, but only who asks for it imports torch (seconds): packing,
-    # verifying and reading shards need none.
-    if name == "Batch":
-        from hpe.batch import Batch
-
-        return Batch
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,9 +29,7 @@ def order(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
 
 
-def draw(
-    rows: Sequence[Row], *, seed: int, val_share: float, test_share: float, official: Sequence[str]
-) -> list[str]:
+def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float, official: Sequence[str]) -> list[str]:
     """The split of each row: the dataset's own where it has one, the rest drawn by subject and by emotion.
 
     Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects
@@ -72,9 +70,7 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
         total, before = sum(size[group] for group in members), 0
         for group in members:
             middle = (before + size[group] / 2) / total
-            split[group] = (
-                "test" if middle < test_share else "val" if middle < test_share + val_share else "train"
-            )
+            split[group] = "test" if middle < test_share else "val" if middle < test_share + val_share else "train"
             before += size[group]
     _fill_empty(split, seed, [name for name, share in (("test", test_share), ("val", val_share)) if share])
     return [split[group] for group in groups]

@@ -42,7 +42,7 @@ from hpe.studyconfig import (
     run_config,
     run_folder,
 )
-from hpe.studyjobs import BoostJob, Job, Outcome, Test, TrainJob, missing, run_jobs
+from hpe.studyjobs import BoostJob, Job, Outcome, TrainJob, Trial, missing, run_jobs
 from hpe.studysets import (
     TRUE_RULE,
     BalancedSet,
@@ -214,7 +214,7 @@ def _direction_jobs(config: StudyConfig) -> list[TrainJob]:
     if config.directions.pose == FROM_RECORDS:
         pose = tables_of_records(shards, config.folder / "pose" / f"{DIRECTION_SET}-{FROM_RECORDS}")
     labelled = label_directions(shards, pose, config.folder / "pose" / DIRECTION_SET)
-    test = Test("test", str(shards), "test", str(labelled))
+    test = Trial("test", str(shards), "test", str(labelled))
     return [
         TrainJob(
             run_config(
@@ -237,10 +237,10 @@ def _own_network(config: StudyConfig) -> TrainJob | None:
     return next(job for job in _direction_jobs(config) if job.run == own)
 
 
-def _tests(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet]) -> tuple[Test, ...]:
-    found = [Test(name, str(one.shards), "test", str(one.pose)) for name, one in sets.items()]
+def _tests(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet]) -> tuple[Trial, ...]:
+    found = [Trial(name, str(one.shards), "test", str(one.pose)) for name, one in sets.items()]
     if config.natural_test:
-        found.append(Test(NATURAL, str(given.shards), "test", str(given.pose)))
+        found.append(Trial(NATURAL, str(given.shards), "test", str(given.pose)))
     return tuple(found)
 
 
@@ -263,7 +263,7 @@ def _boost_jobs(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet
         BoostJob(
             run_folder(config, name, one.name, seed), one,
             None if one.features == HOG else run_folder(config, name, one.features, seed),
-            Test("train", str(sets[name].shards), "train", str(sets[name].pose)),
+            Trial("train", str(sets[name].shards), "train", str(sets[name].pose)),
             sets[name].rule, seed, tests, config.replicates,
         )
         for seed in config.seeds for one in config.boosted for name in one.sets

@@ -27,7 +27,7 @@ _GENTLE: Final = (EXIT_OK, EXIT_INCOMPLETE)
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Trial:
     """Shards that a run is judged on; ``split`` and ``pose`` as for ``hpe evaluate``."""
 
     name: str
@@ -41,7 +41,7 @@ class TrainJob:
     """Train a network and evaluate it."""
 
     config: RunConfig
-    tests: tuple[Test, ...]
+    tests: tuple[Trial, ...]
     replicates: int
 
     @property
@@ -49,7 +49,7 @@ class TrainJob:
         """The run folder."""
         return Path(self.config.run)
 
-    def perform(self, tests: Sequence[Test]) -> int:
+    def perform(self, tests: Sequence[Trial]) -> int:
         """Do it, as ``hpe train`` and ``hpe evaluate`` do."""
         from hpe.evaluate import evaluate
         from hpe.stream import ShardSet
@@ -70,13 +70,13 @@ class BoostJob:
     run: Path
     settings: BoostedConfig
     features: Path | None
-    train: Test
+    train: Trial
     direction: str
     seed: int
-    tests: tuple[Test, ...]
+    tests: tuple[Trial, ...]
     replicates: int
 
-    def perform(self, tests: Sequence[Test]) -> int:
+    def perform(self, tests: Sequence[Trial]) -> int:
         """Do it; its settings stand in ``config.yaml`` as a run's do."""
         import yaml
 
@@ -100,7 +100,7 @@ class BoostJob:
         )  # fmt: skip
 
 
-def _shards(test: Test) -> Any:
+def _shards(test: Trial) -> Any:
     from hpe.stream import ShardSet
 
     return ShardSet(test.shards, test.split, test.pose)
@@ -119,7 +119,7 @@ class Outcome:
     problem: str = ""
 
 
-def missing(job: Job) -> list[Test]:
+def missing(job: Job) -> list[Trial]:
     """The tests that a job has yet to be judged on; none when it is done."""
     try:
         done = json.loads((job.run / DONE).read_text(encoding="utf-8"))["tests"]

@@ -19,7 +19,7 @@ SHARED = Path(os.environ.get("HPE_SHARED", Path(__file__).parents[2] / "shared")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 (third-party code draws from it)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

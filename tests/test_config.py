@@ -35,9 +35,7 @@ def test_every_mistake_comes_at_once_with_line_and_column() -> None:
         parse(bad, "run.yaml", RunConfig)
     lines = str(caught.value).splitlines()
     assert any(line.startswith("run.yaml:1:1: run: ") for line in lines)
-    assert any(
-        line.startswith("run.yaml:8:3: model.backbon: unknown key; did you mean 'backbone'") for line in lines
-    )
+    assert any(line.startswith("run.yaml:8:3: model.backbon: unknown key; did you mean 'backbone'") for line in lines)
     assert any(line.startswith("run.yaml:11:3: train.learning_rate: ") and '"fast"' in line for line in lines)
     assert len(lines) == 3
 
@@ -82,9 +80,7 @@ def test_what_is_no_config_is_told_in_one_message(text: str) -> None:
 
 
 def test_set_changes_a_value_and_names_itself_when_wrong() -> None:
-    config = parse(
-        GOOD, "run.yaml", RunConfig, ["train.batch=32", "data.train.0.weight=2", "augment.flip=0.5"]
-    )
+    config = parse(GOOD, "run.yaml", RunConfig, ["train.batch=32", "data.train.0.weight=2", "augment.flip=0.5"])
     assert (config.train.batch, config.data.train[0].weight, config.augment.flip) == (32, 2.0, 0.5)
     for wrong in ("train.batch=many", "train.bach=3", "train", "data.train.7.weight=1", "seed.x=1"):
         with pytest.raises(UserError, match="--set " + wrong.replace(".", r"\.")):

@@ -55,9 +55,7 @@ def test_any_six_numbers_give_a_rotation() -> None:
 @given(degrees, degrees)
 def test_geodesic_distance_is_scipys_magnitude(a: tuple[float, ...], b: tuple[float, ...]) -> None:
     first, second = Rotation.from_matrix(scipy_rotation(*a)), Rotation.from_matrix(scipy_rotation(*b))  # type: ignore[arg-type]
-    ours = geometry.geodesic_degrees(
-        torch.from_numpy(first.as_matrix()), torch.from_numpy(second.as_matrix())
-    )
+    ours = geometry.geodesic_degrees(torch.from_numpy(first.as_matrix()), torch.from_numpy(second.as_matrix()))
     assert float(ours) == pytest.approx(np.rad2deg((first.inv() * second).magnitude()), abs=1e-5)
 
 

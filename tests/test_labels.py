@@ -37,9 +37,7 @@ def test_mirroring_twice_is_nothing_and_swaps_left_and_right() -> None:
     assert mirrored[Direction.LEFT] is Direction.RIGHT
 
 
-@pytest.mark.parametrize(
-    ("word", "emotion"), [("Happiness", Emotion.HAPPY), (" ANGRY ", Emotion.ANGER), ("x", None)]
-)
+@pytest.mark.parametrize(("word", "emotion"), [("Happiness", Emotion.HAPPY), (" ANGRY ", Emotion.ANGER), ("x", None)])
 def test_words_name_emotions(word: str, emotion: Emotion | None) -> None:
     assert labels.emotion_from_word(word) is emotion
 

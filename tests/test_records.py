@@ -52,8 +52,6 @@ def test_a_wrong_json_is_a_value_error(data: bytes) -> None:
 
 
 def test_problems_name_the_impossible() -> None:
-    record = Record(
-        emotion=9, valence=-2.0, yaw=float("nan"), emotion_votes=(1.0,), box=(0, 0, float("inf"), 1)
-    )
+    record = Record(emotion=9, valence=-2.0, yaw=float("nan"), emotion_votes=(1.0,), box=(0, 0, float("inf"), 1))
     assert len(record.problems()) == 5
     assert not Record(emotion=7, valence=-1.0, yaw=-972.0).problems()

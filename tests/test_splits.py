@@ -1,6 +1,7 @@
 """Splits: nobody in two of them, every emotion in each, and the same whatever the order of the rows."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hpe.errors import UserError
 from hpe.splits import Lists, Row, draw, shared_subjects
 
-SHARES = {"seed": 3, "val_share": 0.1, "test_share": 0.2, "official": ()}
+SHARES: dict[str, Any] = {"seed": 3, "val_share": 0.1, "test_share": 0.2, "official": ()}
 
 
 def singles(count: int) -> list[Row]:
@@ -25,7 +26,7 @@ ROWS = st.lists(
 @given(rows=ROWS, seed=st.integers(0, 5))
 def test_no_subject_stands_in_two_splits(rows: list[tuple[str, int | None]], seed: int):
     made = [Row(f"k{i}", subject, emotion, None) for i, (subject, emotion) in enumerate(rows)]
-    found = draw(made, **SHARES | {"seed": seed})
+    found = draw(made, **{**SHARES, "seed": seed})
     for subject in {row.subject for row in made}:
         assert len({split for row, split in zip(made, found, strict=True) if row.subject == subject}) == 1
     if len({row.subject for row in made}) >= 3:
@@ -37,7 +38,7 @@ def test_the_order_of_rows_changes_nothing():
     forward = dict(zip((r.key for r in rows), draw(rows, **SHARES), strict=True))
     backward = dict(zip((r.key for r in rows[::-1]), draw(rows[::-1], **SHARES), strict=True))
     assert forward == backward
-    assert forward != dict(zip(forward, draw(rows, **SHARES | {"seed": 4}), strict=True))
+    assert forward != dict(zip(forward, draw(rows, **{**SHARES, "seed": 4}), strict=True))
 
 
 def test_every_emotion_has_its_share_in_each_split():
@@ -52,12 +53,12 @@ def test_every_emotion_has_its_share_in_each_split():
 
 def test_official_splits_stay_and_val_is_cut_from_train_alone():
     rows = [Row(f"k{i}", None, i % 8, "test" if i < 100 else "train") for i in range(1000)]
-    found = draw(rows, **SHARES | {"official": ("train", "test")})
+    found = draw(rows, **{**SHARES, "official": ("train", "test")})
     assert all(split == "test" for split in found[:100])
     counted = Counter(found[100:])
     assert set(counted) == {"train", "val"}
     assert abs(counted["val"] - 90) <= 8  # at most one for each emotion
-    assert draw(rows, **SHARES | {"official": ("train", "val", "test")}) == [row.split for row in rows]
+    assert draw(rows, **{**SHARES, "official": ("train", "val", "test")}) == [row.split for row in rows]
 
 
 def test_lists_name_keys_paths_stems_and_unique_names(tmp_path):

@@ -50,9 +50,7 @@ class _Block(nn.Module):
         self.second_norm = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         inner = torch.relu(self.first_norm(self.first(images)))
@@ -142,8 +140,8 @@ def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
             f"model.weights: cannot download {name}'s weights ({error}); give a local file instead of hub"
         ) from error
     if pretrained and hasattr(network, "aux_logits"):
-        network.aux_logits = False
-        network.transform_input = False  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(network, "aux_logits", False)  # noqa: B010 (plain attributes, for which Module has no type)
+        setattr(network, "transform_input", False)  # noqa: B010
     last = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not last:
         raise UserError(f"model.backbone: {name} has no linear classifier to replace; choose another")

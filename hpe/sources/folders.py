@@ -112,7 +112,7 @@ def open_affectnet_folders(folder: Path) -> Source:
     by_number = all(c.name[0].isdigit() for c in classes)
 
     def rows() -> Iterator[Raw | Reject]:
-        def labelled(part: ClassFolder, path: Path) -> Record:  # noqa: ARG001
+        def labelled(part: ClassFolder, path: Path) -> Record:
             emotion = affectnet_emotion(part.name)
             assert emotion is not None
             return Record(emotion=int(emotion))

@@ -36,7 +36,7 @@ class RenderedHead:
 
 
 def open_rendered(
-    path: Path,  # noqa: ARG001
+    path: Path,
     *,
     count: str = "4000",
     people: str = "40",
@@ -102,6 +102,4 @@ def _whole(option: str, text: str, least: int, most: int) -> int:
     return int(text)
 
 
-READERS: Final = (
-    Reader("synthetic", "nothing: heads are rendered from a seed", lambda path: None, open_rendered),  # noqa: ARG005
-)
+READERS: Final = (Reader("synthetic", "nothing: heads are rendered from a seed", lambda path: None, open_rendered),)
