@@ -137,13 +137,15 @@ def _limits(read: _Study) -> list[str]:
             "orientation, not for comparison."
         )
     if len(read.config.seeds) < 3:
-        told.append(f"{len(read.config.seeds)} seeds tell little of how much results vary between runs.")
+        told.append(
+            f"{'One seed tells' if len(read.config.seeds) == 1 else 'Two seeds tell'} little of how much results vary between runs."
+        )
     for name in SETS:
         wanted = getattr(read.config.sets, name)
         left = {"directions": (wanted.directions, DIRECTIONS), "emotions": (wanted.emotions, EMOTIONS)}
         for what, (kept, names) in left.items():
             if kept is not None and (absent := [one for one in names if one not in kept]):
-                told.append(f"The {name} set leaves out the {what} {', '.join(absent)}; figures are on the others.")
+                told.append(f"The {name} set leaves out {what}: {', '.join(absent)}; figures are on the others.")
     return told
 
 
@@ -259,7 +261,7 @@ def _direction_table(read: _Study) -> StudyTable:
 
 def _models(read: _Study, name: str) -> StudyTable:
     theirs = thesis.SETS[name]
-    rows, faces = [], 0
+    rows, faces, constant = [], 0, []
     for model in models(read.config):
         if name not in model.sets:
             continue
@@ -270,14 +272,17 @@ def _models(read: _Study, name: str) -> StudyTable:
             rows.append([word(model.name), count(0), *[Cell(DASH, None, tip="no run has finished")] * 2, *beside])
             continue
         faces = len(judged.truth)
+        constant += [model.name] if (judged.choice == judged.choice[:, :1]).all() else []
         rows.append([word(model.name), count(len(judged.seeds)), *two(_summary(read, judged)), *beside])
     head = ["model", "seeds", "accuracy", "macro F1", "thesis: accuracy", "thesis: macro F1"]
-    chance = 1 / len(read.emotions[name])
+    k = len(read.emotions[name])
     notes = [
         f"{faces:,} test faces, directions by {read.given.rules[name]}; the thesis had {theirs.sizes[2]:,}. Mean ± "
         "standard deviation over seeds; intervals of 95 % draw faces and seeds.",
-        f"Choosing at random is right in {chance:.1%}.",
+        f"Always choosing one emotion is right in {1 / k:.1%}, with a macro F1 of {2 / (k * (k + 1)):.4f}.",
     ]
+    if constant:
+        notes.append(f"Nothing learned: {', '.join(constant)} chose one and the same emotion for every face.")
     title = f"Emotion on the {name} set"
     return StudyTable(theirs.table_numbers[0], title, Table(f"table-{name}-models", head, rows), notes)
 
