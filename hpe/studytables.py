@@ -136,10 +136,9 @@ def _limits(read: _Study) -> list[str]:
             f"The pictures are {read.dataset}'s, not AffectNet's: the thesis' figures stand beside ours for "
             "orientation, not for comparison."
         )
-    if len(read.config.seeds) < 3:
-        told.append(
-            f"{'One seed tells' if len(read.config.seeds) == 1 else 'Two seeds tell'} little of how much results vary between runs."
-        )
+    if (few := len(read.config.seeds)) < 3:
+        subject = "One seed tells" if few == 1 else "Two seeds tell"
+        told.append(f"{subject} little of how much results vary between runs.")
     for name in SETS:
         wanted = getattr(read.config.sets, name)
         left = {"directions": (wanted.directions, DIRECTIONS), "emotions": (wanted.emotions, EMOTIONS)}
