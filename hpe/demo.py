@@ -150,5 +150,5 @@ def headline(found: dict) -> list[tuple[str, float, str]]:
     return [
         ("emotion accuracy", found["emotion"]["accuracy"]["value"], ""),
         ("direction accuracy", found["direction"]["accuracy"]["value"], ""),
-        ("pose MAE", found["pose"]["mae"]["value"], "°"),
+        ("pose MAE", found["pose"]["all"]["mae"]["value"], "°"),
     ]

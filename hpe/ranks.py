@@ -84,11 +84,12 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
 
 
 def precision_of(setting: str) -> str:
-    """Accelerate's name of ``train.precision``; ``auto`` is bf16 where the GPU has it, else fp32."""
+    """Accelerate's name of ``train.precision``; ``auto`` is bf16 where the hardware multiplies it, else fp32."""
     import torch
 
     if setting == "auto":
-        return "bf16" if cuda() and torch.cuda.is_bf16_supported() else "no"
+        fast = torch.cuda.is_bf16_supported() if cuda() else torch.cpu._is_avx512_bf16_supported()
+        return "bf16" if fast else "no"
     return "no" if setting == "fp32" else setting
 
 
@@ -190,7 +191,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             )
     else:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes - 1)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # A pre-emption signal must reach the ranks, which save and leave.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

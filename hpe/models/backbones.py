@@ -6,6 +6,7 @@ is the three angles instead of a picture.
 """
 
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ _NO_AUXILIARY: Final = {
 
 
 class Tiny(nn.Module):
-    """A ResNet of four blocks and 0.7 million parameters for pictures of 48 to 128 pixels."""
+    """A ResNet of three blocks and 0.7 million parameters for pictures of 48 to 128 pixels."""
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
         super().__init__()
@@ -33,8 +34,7 @@ class Tiny(nn.Module):
             nn.ReLU(inplace=True),
         ]
         self.stem = nn.Sequential(*stem)
-        pairs = zip((widths[0], *widths), widths, strict=False)
-        self.blocks = nn.Sequential(*(_Block(a, b, 1 if a == b else 2) for a, b in pairs))
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in pairwise(widths)))
         self.features = widths[-1]
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
@@ -42,15 +42,13 @@ class Tiny(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
         self.first_norm = nn.BatchNorm2d(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.second_norm = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         inner = torch.relu(self.first_norm(self.first(images)))
@@ -74,7 +72,7 @@ class AngleFeatures(nn.Module):
         self.register_buffer("maximum", torch.full((3,), 99.0))
         widths = (3, 512, 128, self.features)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
             layers += [nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
