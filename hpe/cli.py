@@ -164,7 +164,7 @@ def pose(
     check: Annotated[
         bool, typer.Option("--check", help="Compare with the shards' true angles, write a report.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Ranks on this machine.")] = 1,
 ) -> None:
     """Head pose of every face in shards: one resumable, distributed pass, one table a shard.
 

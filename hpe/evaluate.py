@@ -73,6 +73,8 @@ def evaluate(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not name or Path(name).name != name:
+        raise UserError(f"--name {name!r}: expected a plain file name, such as test")
     ranks = Ranks.from_environment()
     here = accelerator(precision_of(precision))
     network, config, weights = load_run(run, which)

@@ -65,6 +65,17 @@ def _shard_file(path: Path) -> ShardFile:
     )
 
 
+def _lacks(shard: Path, basis: str) -> str | None:
+    """The first sample's key where its record does not say a box or landmarks; None where it does."""
+    try:
+        opened = open_shard(shard)
+        if len(opened) and getattr(opened.record(0), basis) is None:
+            return f"the first sample, {opened.index.keys[0]},"
+    except ValueError:
+        pass  # a damaged shard is named, and skipped, by the pass
+    return None
+
+
 def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, where: Path) -> tuple[Framing, str]:
     """How pictures of a stored crop rule become what an estimator wants, and the crop rule that results.
 
@@ -86,6 +97,11 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, wh
             raise UserError(
                 f"{where}: the estimator wants {wanted}, and no detector runs here; pack the dataset again with "
                 f"--crop {wanted}, or use --force"
+            )
+        if (lacking := _lacks(where, wanted.basis)) is not None:
+            raise UserError(
+                f"{where}: --recrop needs the record's {wanted.basis}, and {lacking} has none; pack a dataset that "
+                "says them, or use --force to take the pictures as they are"
             )
         return Framing(wanted, inside=stored != "none"), str(wanted)
     raise UserError(

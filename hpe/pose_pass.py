@@ -6,7 +6,7 @@ that a table is the same bytes whatever the number of ranks, threads and restart
 
 import hashlib
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -148,7 +149,24 @@ def pose_pass(
         return EXIT_AGAIN
     for number, problem in damaged.items():
         print(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table", file=sys.stderr)
-    return EXIT_INCOMPLETE if damaged else EXIT_OK
+    unread = _say_unread(tasks) if ranks.main else 0
+    return EXIT_INCOMPLETE if damaged or unread else EXIT_OK
+
+
+def _say_unread(tasks: Sequence[Task]) -> int:
+    """How many faces have no angles; tells it with the commonest reason."""
+    reasons = Counter[str]()
+    for task in tasks:
+        if task.table.is_file():
+            column = pq.read_table(task.table, columns=["problem"])["problem"]
+            reasons.update(reason for reason in column.to_pylist() if reason is not None)
+    if reasons:
+        reason, count = reasons.most_common(1)[0]
+        print(
+            f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (the tables' column problem)",
+            file=sys.stderr,
+        )
+    return reasons.total()
 
 
 def _finished(tasks: Sequence[Task]) -> set[Path]:

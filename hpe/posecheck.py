@@ -100,8 +100,10 @@ def check(checked: Checked) -> dict[str, Any]:
     if not known.any():
         raise UserError(
             "--check: no record of these shards has yaw, pitch and roll to compare with; use a dataset with true "
-            "angles (aflw2000, 300w-lp, biwi, pointing04)"
+            "angles (aflw2000, 300w-lp, biwi, synthetic)"
         )
+    if not np.all(np.isfinite(checked.predicted), axis=1).any():
+        raise UserError("--check: no face of these tables has angles; look at their column problem")
     draw = Resampling(checked.subjects, by_subject=len(np.unique(checked.subjects)) < len(known))
     rows = known & np.all(np.isfinite(checked.predicted), axis=1)
     figures = pose_figures(_numbers(checked.truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)

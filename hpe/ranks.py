@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from hpe.errors import UserError
+from hpe.errors import EXIT_AGAIN, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -156,11 +156,11 @@ def named_device(name: str) -> "torch.device":
     return device() if name == "cuda" else named
 
 
-def from_parent() -> None:
+def from_parent(number: int = signal.SIGTERM) -> None:
     """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
     if "RANK" in os.environ and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def launched() -> bool:
@@ -200,7 +200,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    _hush("torch.distributed.elastic", "torch.distributed.run")
+    _hush("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.elastic.agent.server.api")
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     # With more than one process `--multi_gpu` is what makes real processes, on a CPU too.
     options += ["--num_processes", str(processes), "--main_process_port", "0"]
@@ -215,8 +215,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             print(f"hpe: rank {rank} {how}; the other ranks were ended", file=sys.stderr, flush=True)
         sys.exit(code if code > 0 else 1)
-    except SignalException as caught:
-        sys.exit(128 + int(caught.sigval))
+    except SignalException:  # the ranks were told, and had time to save
+        sys.exit(EXIT_AGAIN)
     sys.exit(0)
 
 

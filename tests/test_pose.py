@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpe.crops import CropRule
 from hpe.directions import OURS, direction_rules, thesis_tree
-from hpe.errors import UserError
+from hpe.errors import EXIT_INCOMPLETE, UserError
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.faces import ahead
@@ -169,7 +169,7 @@ def test_a_crop_that_does_not_fit_is_refused_unless_the_user_says_how(tmp_path: 
 def test_a_crop_wider_than_the_stored_crop_leaves_the_face_out(tmp_path: Path) -> None:
     network = estimator(Mean(), "square-2@box")
     tasks = tasks_for(make_shards(tmp_path, (3,), crop="square-1@box"), network)
-    assert do(tasks, network) == 0
+    assert do(tasks, network) == EXIT_INCOMPLETE
     table = pq.read_table(tasks[0].table)
     assert table["yaw"].null_count == 3
     assert "beyond the stored crop" in table["problem"][0].as_py()
@@ -184,7 +184,7 @@ def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Pa
     Manifest("made", "up", "ours", True, "none", {}, (info,)).save(tmp_path)
     network = estimator(Mean())
     tasks = tasks_for(tmp_path, network)
-    assert do(tasks, network) == 0
+    assert do(tasks, network) == EXIT_INCOMPLETE
     table = pq.read_table(tasks[0].table)
     assert table["key"].to_pylist() == list(bytes_of)
     for name in ("yaw", "pitch", "roll", "direction_thesis_tree", "direction_ours"):

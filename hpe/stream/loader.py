@@ -110,11 +110,14 @@ def _same(packed: Packed) -> Packed:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C is the trainer's to handle; a worker ends when its parent does (torch's own watchdog)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # not the trainer's handlers, inherited by the fork
-        signal.signal(number, signal.SIG_DFL)
+    """Signals are the trainer's to answer; a worker ends when its parent does (torch's own watchdog).
+
+    A signal often reaches the whole process group: a worker that died of it would take the trainer's last
+    batches, and its chance to save, with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     from hpe.ranks import from_parent
 
-    from_parent()
+    from_parent(signal.SIGKILL)
