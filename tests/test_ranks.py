@@ -123,7 +123,8 @@ def test_a_mistake_is_told_once_by_all_ranks_together(folder: Path, tmp_path: Pa
 
 def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
+        monkeypatch.delenv(name)
     for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
