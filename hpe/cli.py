@@ -206,7 +206,7 @@ def calibrate(
     run(shards, poses=poses, estimator=estimator, split=split, target=target, out=out)
 
 
-Config = Annotated[Path, typer.Argument(help="YAML config of the run; see configs/.", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="YAML config of the run; `hpe configs` lists some.", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: train.learning_rate=3e-4.")
 ]
@@ -397,6 +397,24 @@ def association(
     made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
     print("\n".join(made["sentences"]))
     print(f"{out}/association.md")
+
+
+@app.command("configs")
+def list_configs(
+    out: Annotated[Path | None, typer.Argument(help="Folder to copy them to; without it they are listed.")] = None,
+) -> None:
+    """List the configs that come with hpe, or copy them to a folder, to run and to edit.
+
+    Example: `hpe configs configs`
+    """
+    from hpe import configs as module
+
+    if out is None:
+        for name, title in module.described():
+            print(f"{name:30}{title}")
+    else:
+        for path in module.copy(out):
+            print(path)
 
 
 @app.command()
