@@ -41,10 +41,10 @@ def affect(truth: Numbers | None, guess: Numbers | None, draw: Resampling, what:
     if guess is None:
         return absent(f"the run has no {what} predictions")
     if truth is None:
-        return absent(f"no sample has a {what} label")
+        return absent(f"no sample has a label of {what}")
     rows = truth.mask & guess.mask
     if not rows.any():
-        return absent(f"no sample has both a {what} label and a prediction")
+        return absent(f"no sample has both a label of {what} and a prediction")
     each, n = statistics(truth.value[rows, 0], guess.value[rows, 0]), int(rows.sum())
     sums, drawn = each.sum(0), draw.of(rows).sums(each)
     of = {"ccc": concordance, "rmse": root_mean_square_error, "sagr": sign_agreement}

@@ -241,5 +241,5 @@ def _reason(truth: Labels | None, guess: Guesses | None, what: str) -> str:
     if guess is None:
         return f"the run has no {what} predictions"
     if truth is None:
-        return f"no sample has a {what} label"
-    return f"no sample has both a {what} label and a prediction"
+        return f"no sample has a label of {what}"
+    return f"no sample has both a label of {what} and a prediction"
