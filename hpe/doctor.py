@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,17 +19,24 @@ _PACKAGES: Final = (
     "timm", "simplejpeg", "onnxruntime",
 )  # fmt: skip
 _LOW_DISK_GIB: Final = 10
+_FULL_DISK_GIB: Final = 1
+_REDUCE_SECONDS: Final = 90
+_GRACE_SECONDS: Final = 20
 _REDUCE: Final = """
-import os, torch
-import torch.distributed as dist
-backend = "nccl" if os.environ["HPE_BACKEND"] == "nccl" else "gloo"
-rank = int(os.environ["RANK"])
-device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-dist.init_process_group(backend)
-value = torch.tensor([float(rank + 1)], device=device)
-dist.all_reduce(value)
-assert value.item() == 3.0, value
-dist.destroy_process_group()
+import os, sys
+try:
+    import torch
+    import torch.distributed as dist
+    backend = os.environ["HPE_BACKEND"]
+    rank = int(os.environ["RANK"])
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    dist.init_process_group(backend)
+    value = torch.tensor([float(rank + 1)], device=device)
+    dist.all_reduce(value)
+    assert value.item() == 3.0, f"1 + 2 gave {value.item()}"
+    dist.destroy_process_group()
+except Exception as error:
+    sys.exit("reason: " + " ".join(str(error).split()))
 """
 
 
@@ -45,15 +52,23 @@ class Finding:
 def doctor(folder: Path, *, quick: bool) -> int:
     """Print every finding; the exit code says whether one is bad. ``quick`` leaves the all-reduce out."""
     code = EXIT_OK
-    checks: list[Callable[[], Iterator[Finding]]] = [_versions, _devices, lambda: _disk(folder), _conventions]
+    checks = {"packages": _versions, "devices": _devices, "disk": lambda: _disk(folder), "conventions": _conventions}
     if not quick:
-        checks.append(_all_reduce)
-    for check in checks:
-        for finding in check():
+        checks["all-reduce"] = _all_reduce
+    for name, check in checks.items():
+        for finding in _guarded(name, check):
             print(f"{finding.state:5}{finding.name:14}{finding.text}", flush=True)
             if finding.state == "bad":
                 code = EXIT_INCOMPLETE
     return code
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A check that breaks, say by a package that is not there or does not load, is a finding itself."""
+    try:
+        yield from check()
+    except Exception as error:  # whatever it is, the other checks still say something
+        yield Finding(name, "bad", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _versions() -> Iterator[Finding]:
@@ -71,6 +86,7 @@ def _versions() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     import torch
+    import torchvision.ops  # noqa: F401 (a torchvision that does not fit torch breaks here)
 
     from hpe.ranks import cores
 
@@ -86,9 +102,12 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free / 2**30
-    state = "ok" if free > _LOW_DISK_GIB else "note"
-    yield Finding("disk", state, f"{free:.0f} GiB free in {folder.resolve()}")
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):
+        yield Finding("disk", "bad", f"cannot write in {there}; give a folder that you may write")
+    free = shutil.disk_usage(there).free / 2**30
+    state = "bad" if free < _FULL_DISK_GIB else "note" if free < _LOW_DISK_GIB else "ok"
+    yield Finding("disk", state, f"{free:.1f} GiB free in {there}")
     shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)
     if shared.is_dir():
         free = shutil.disk_usage(shared).free / 2**30
@@ -132,12 +151,30 @@ def _all_reduce() -> Iterator[Finding]:
     environment = os.environ | {"HPE_BACKEND": backend, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    try:
-        done = subprocess.run(
-            [*command, sys.executable, "-c", _REDUCE], env=environment, capture_output=True, text=True, timeout=90
-        )
-        right, last = done.returncode == 0, (done.stderr.strip().splitlines() or [""])[-1]
-    except subprocess.TimeoutExpired:
-        right, last = False, "no answer within 90 s"
     text = f"two processes sum over {backend}"
-    yield Finding("all-reduce", "ok" if right else "bad", text if right else f"{text}: {last}")
+    code, told = _answer([*command, sys.executable, "-c", _REDUCE], environment, _REDUCE_SECONDS)
+    reason = next((line.partition("reason: ")[2] for line in told.splitlines() if "reason: " in line), "")
+    if code is None:
+        yield Finding("all-reduce", "bad", f"{text}: no answer within {_REDUCE_SECONDS} s")
+    elif code:
+        yield Finding("all-reduce", "bad", f"{text}: {reason or f'exit code {code}'}")
+    else:
+        yield Finding("all-reduce", "ok", text)
+
+
+def _answer(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[int | None, str]:
+    """Exit code (None when the time was up) and standard error of a command, of which no process is left."""
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            _, told = process.communicate(timeout=seconds)
+            return process.returncode, told
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:
+            process.terminate()  # the launcher ends its ranks with it: they are in sessions of their own
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,123 @@
+"""The doctor: every check is one line, whatever is broken, and leaves no process behind."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpe import doctor
+
+
+@pytest.fixture
+def quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs the quick checks: the exit code and (state, text) of each line by its name."""
+
+    def run(folder: Path = tmp_path) -> tuple[int, dict[str, tuple[str, str]]]:
+        code = doctor.doctor(folder, quick=True)
+        lines = capsys.readouterr().out.splitlines()
+        return code, {line[5:19].strip(): (line[:5].strip(), line[19:]) for line in lines}
+
+    return run
+
+
+def test_a_sound_machine_has_only_good_lines(quick) -> None:
+    code, found = quick()
+    assert code == 0
+    assert {"hpe", "packages", "processors", "disk", "order, unit", "sign", "mirror", "colour order"} <= found.keys()
+    assert "bad" not in {state for state, _ in found.values()}
+    assert re.search(r"torch \d", found["packages"][1])
+
+
+def test_a_wrong_sign_is_found(quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpe import geometry
+
+    right = geometry.axes_in_picture
+    monkeypatch.setattr(geometry, "axes_in_picture", lambda angles: right(-angles))
+    code, found = quick()
+    assert code == 1
+    assert found["sign"][0] == "bad"
+
+
+def test_a_wrong_order_of_angles_is_found(quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpe import geometry
+
+    right = geometry.rotation_from_euler
+    monkeypatch.setattr(geometry, "rotation_from_euler", lambda angles: right(angles.flip(-1)))
+    code, found = quick()
+    assert code == 1
+    assert found["order, unit"][0] == "bad"
+
+
+def test_swapped_colours_are_found(quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpe import images
+
+    right = images.decode_rgb
+    monkeypatch.setattr(images, "decode_rgb", lambda data: right(data)[..., ::-1])
+    code, found = quick()
+    assert code == 1
+    assert found["colour order"][0] == "bad"
+
+
+def test_a_missing_package_is_one_line_and_the_other_checks_go_on(quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    monkeypatch.setattr(doctor, "_PACKAGES", (*doctor._PACKAGES, "no-such-package"))
+    code, found = quick()
+    assert code == 1
+    assert found["devices"][0] == "bad"
+    assert "torchvision.ops" in found["devices"][1]
+    assert found["packages"] == ("bad", "not installed: no-such-package; run pip install hpe again")
+    assert found["sign"][0] == "ok"
+
+
+@pytest.mark.parametrize(("free_gib", "state"), [(500, "ok"), (5, "note"), (0.5, "bad")])
+def test_little_disk_is_told(quick, monkeypatch: pytest.MonkeyPatch, free_gib: float, state: str) -> None:
+    left = int(free_gib * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(2**40, 2**40 - left, left))
+    _, found = quick()
+    assert found["disk"][0] == state
+
+
+def test_a_folder_yet_to_be_made_is_looked_at_where_it_will_stand(quick, tmp_path: Path) -> None:
+    code, found = quick(tmp_path / "not" / "there")
+    assert code == 0
+    assert found["disk"][1].endswith(f"free in {tmp_path}")
+
+
+def test_two_processes_sum() -> None:
+    (found,) = doctor._all_reduce()
+    assert (found.state, found.name) == ("ok", "all-reduce")
+
+
+def test_a_network_that_refuses_is_one_line_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuchcard0")
+    (found,) = doctor._all_reduce()
+    assert found.state == "bad"
+    assert "nosuchcard0" in found.text
+    assert "\n" not in found.text
+
+
+def test_what_never_answers_is_ended(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    told = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    assert doctor._answer([sys.executable, "-c", told], os.environ, 2) == (None, "")
+    assert not Path(f"/proc/{int(mark.read_text())}").exists()
+
+
+def test_a_launcher_that_was_stopped_leaves_no_rank(tmp_path: Path) -> None:
+    """The doctor relies on torch's launcher to end its ranks; they stand in sessions of their own."""
+    ranks = f"import os, time; open(f'{tmp_path}/{{os.getpid()}}', 'w'); time.sleep(600)"
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, sys.executable, "-c", ranks], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(30)
+    assert [one.name for one in tmp_path.iterdir() if Path(f"/proc/{one.name}").exists()] == []
