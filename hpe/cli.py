@@ -335,7 +335,7 @@ def list_runs(
     """
     from hpe import listing as module
 
-    raise typer.Exit(module.runs(folders or [Path("runs")], json_file))
+    raise typer.Exit(module.runs(folders, json_file))
 
 
 @app.command()
@@ -439,6 +439,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each contestant; medians are reported.")] = 3,
     samples: Annotated[int, typer.Option(min=640, help="Pictures of a turn.")] = 6000,
     shards: Annotated[str | None, typer.Option(help="Use these 224 px shards instead of made ones.")] = None,
+    config: Annotated[Path | None, typer.Option(help="step: measure this run's config, and what bounds it.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
     """Measure how fast each part is beside what else one could use, in turns on this machine.
@@ -448,7 +449,7 @@ def bench(
     from hpe import bench as module
     from hpe.files import write_json
 
-    settings = module.Settings(folder, workers, repeats, samples, shards)
+    settings = module.Settings(folder, workers, repeats, samples, shards, config)
     folder.mkdir(parents=True, exist_ok=True)
     reports = []
     for name in module.available() if part == "all" else (part,):
@@ -463,8 +464,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything that the demo writes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the heads and of both trainings.")] = 0,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="For the joint training.")] = 2,
-    count: Annotated[int, typer.Option(min=200, help="Rendered pictures.")] = 5600,
-    people: Annotated[int, typer.Option(min=7, help="Rendered people; 70 % to learn from.")] = 160,
+    count: Annotated[int, typer.Option(min=1000, help="Rendered pictures.")] = 5600,
+    people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 160,
     new: Annotated[bool, typer.Option("--new", help="Set an earlier demo aside and start over.")] = False,
 ) -> None:
     """Run the whole pipeline on rendered heads: pack, pose, train, evaluate, report, in a few minutes.
@@ -475,4 +476,4 @@ def demo(
     """
     from hpe.demo import demo
 
-    demo(out, seed=seed, processes=processes, count=count, people=people, new=new)
+    raise typer.Exit(demo(out, seed=seed, processes=processes, count=count, people=people, new=new))

@@ -3,6 +3,8 @@
 pack → train (a pose estimator) → pose → train (the joint network, on several processes) → evaluate → report.
 """
 
+import ctypes
+import fcntl
 import json
 import os
 import shlex
@@ -13,12 +15,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from hpe.errors import UserError
+from hpe import configs
+from hpe.errors import EXIT_AGAIN, EXIT_OK, UserError
 from hpe.files import write_json
 
 STAMP: Final = "demo.json"
+LOCK: Final = ".lock"
+_SIGNALS: Final = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+_PR_SET_PDEATHSIG: Final = 1
 _BOUNDS: Final = {"emotion accuracy": 0.90, "direction accuracy": 0.90, "pose MAE": 5.0}
 
 
@@ -28,12 +34,6 @@ class Stage:
 
     name: str
     arguments: tuple[str, ...]
-
-
-def configs() -> Path:
-    """The folder of the configs: in the wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> list[Stage]:
@@ -54,13 +54,13 @@ def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> 
         Stage("pack", ("pack", "synthetic", str(shards), "--size", "64", *_each("--option", options))),
         Stage(
             "train pose",
-            ("train", str(configs() / "demo_pose.yaml"), "--run", str(pose), *_sets(both, seed)),
+            ("train", str(configs.folder() / "demo_pose.yaml"), "--run", str(pose), *_sets(both, seed)),
         ),
         Stage("pose", ("pose", str(shards), "--estimator", str(pose), "--name", "demo")),
         Stage(
             "train joint",
             (
-                *("train", str(configs() / "demo_multitask.yaml"), "--run", str(joint)),
+                *("train", str(configs.folder() / "demo_multitask.yaml"), "--run", str(joint)),
                 *("--processes", str(processes), *_sets([*both, *tabled], seed)),
             ),
         ),
@@ -77,59 +77,98 @@ def _each(flag: str, values: Sequence[str]) -> list[str]:
     return [part for value in values for part in (flag, value)]
 
 
-def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: bool) -> None:
+def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: bool) -> int:
     """Run every stage; what an earlier, interrupted demo has finished is not done again.
 
+    Returns:
+        The exit code: 0; 75 when a signal stopped a stage, which has saved what it had.
+
     Raises:
-        UserError: the folder holds something else, or a demo with other settings; or a stage failed.
+        UserError: the folder holds something else, a demo with other settings, or one that still runs; or a
+            stage failed.
     """
-    settings = {"seed": seed, "processes": processes, "count": count, "people": people}
-    _claim(out, settings, new=new)
+    settings = {"seed": seed, "count": count, "people": people}
     start = time.monotonic()
     todo = stages(out, seed=seed, processes=processes, count=count, people=people)
-    for number, stage in enumerate(todo, 1):
-        print(f"\n[{number}/{len(todo)}] hpe {shlex.join(stage.arguments)}", file=sys.stderr, flush=True)
-        _run(stage)
-    _summary(out, settings, time.monotonic() - start)
+    with _claim(out, settings, new=new):
+        for number, stage in enumerate(todo, 1):
+            print(f"\n[{number}/{len(todo)}] hpe {shlex.join(stage.arguments)}", file=sys.stderr, flush=True)
+            if not _run(stage):
+                print(f"hpe: stopped in {stage.name!r}; the same command goes on from there", file=sys.stderr)
+                return EXIT_AGAIN
+        _summary(out, settings, time.monotonic() - start)
+    return EXIT_OK
 
 
-def _claim(out: Path, settings: dict[str, int], *, new: bool) -> None:
+def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
+    """The demo's folder, for this process alone as long as the returned file is open."""
     stamp = out / STAMP
-    if new and stamp.exists():
-        number = next(n for n in range(1, 10**6) if not out.with_name(f"{out.name}.{n}").exists())
-        out.rename(out.with_name(f"{out.name}.{number}"))
     try:
+        if new and stamp.exists():
+            with _lock(out):
+                number = next(n for n in range(1, 10**6) if not out.with_name(f"{out.name}.{n}").exists())
+                out.rename(out.with_name(f"{out.name}.{number}"))
         out.mkdir(parents=True, exist_ok=True)
-        if stamp.exists():
-            before = json.loads(stamp.read_text(encoding="utf-8"))
-            if before != settings:
-                raise UserError(
-                    f"{out}: an earlier demo used {before}, this one {settings}; "
-                    "give --out another folder, or --new to set the earlier one aside"
-                )
-        elif any(out.iterdir()):
+        if not stamp.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")
+        lock = _lock(out)
+        before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else settings
+        if before != settings:
+            lock.close()
+            raise UserError(
+                f"{out}: an earlier demo used {before}, this one {settings}; "
+                "give --out another folder, or --new to set the earlier one aside"
+            )
         write_json(stamp, settings)
+        return lock
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{out}: cannot write the demo here ({error}); give --out another folder") from error
 
 
-def _run(stage: Stage) -> None:
-    """Run a command in a process group of its own, which ends with this process."""
-    process = subprocess.Popen([sys.executable, "-m", "hpe", *stage.arguments], start_new_session=False)
+def _lock(out: Path) -> IO[str]:
+    lock = (out / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(f"{out}: another demo is at work here; wait for it, or give --out another folder") from error
+    return lock
+
+
+def _run(stage: Stage) -> bool:
+    """Run a command to its end; False when a signal to this process, handed on, has stopped it.
+
+    The command has a session of its own, so that a Ctrl-C reaches it once: the second one would end a training
+    before it has saved.
+    """
+    caught: list[int] = []
+
+    def hand_on(number: int, _frame: object) -> None:
+        caught.append(number)
+        process.send_signal(_SIGNALS[signal.Signals(number)])
+
+    command = [sys.executable, "-m", "hpe", *stage.arguments]
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+    before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
     try:
         code = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)  # the terminal has told it too; a pipe or a script has not
-        process.wait()
-        raise
-    if code:
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code and not caught:
         raise UserError(
             f"the stage {stage.name!r} ended with exit code {code} (see above); "
             "run the same command again to go on from there"
         )
+    return not caught
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the demo itself is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _summary(out: Path, settings: dict[str, int], seconds: float) -> None:
