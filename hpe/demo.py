@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -111,15 +112,16 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
         out.mkdir(parents=True, exist_ok=True)
         if not stamp.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")
-        lock = _lock(out)
-        before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else settings
-        if before != settings:
-            lock.close()
-            raise UserError(
-                f"{out}: an earlier demo used {before}, this one {settings}; "
-                "give --out another folder, or --new to set the earlier one aside"
-            )
-        write_json(stamp, settings)
+        with ExitStack() as on_error:
+            lock = on_error.enter_context(_lock(out))
+            before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else settings
+            if before != settings:
+                raise UserError(
+                    f"{out}: an earlier demo used {before}, this one {settings}; "
+                    "give --out another folder, or --new to set the earlier one aside"
+                )
+            write_json(stamp, settings)
+            on_error.pop_all()
         return lock
     except UserError:
         raise
