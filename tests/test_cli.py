@@ -1,0 +1,178 @@
+"""The command line's frame: help with examples that parse, versions, completion, refusals in one message."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import hpe
+from hpe import cli
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "datasets", "matplotlib")
+
+
+def commands(group: object = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    """Every command with its words, groups opened."""
+    group = group or typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from commands(command, (*path, name))
+        else:
+            assert isinstance(command, TyperCommand)
+            yield (*path, name), command
+
+
+EVERY = list(commands())
+
+
+def hpe_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).with_name("hpe")  # completion is told for the script's name
+    return subprocess.run([script, *arguments], capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY, ids=[" ".join(path) for path, _ in EVERY])
+def test_every_command_shows_an_example_that_parses(path: tuple[str, ...], command: TyperCommand) -> None:
+    examples = re.findall(r"`(hpe [^`]+)`", re.sub(r"\s*\n\s*", " ", command.help or ""))
+    mine = [shlex.split(example)[1:] for example in examples]
+    mine = [words for words in mine if tuple(words[: len(path)]) == path]
+    assert mine, f"hpe {' '.join(path)} has no example of itself"
+    for words in mine:
+        command.make_context(path[-1], words[len(path) :])  # raises where an option is not there
+
+
+def test_every_option_and_argument_has_a_help_text() -> None:
+    silent = [
+        (" ".join(path), parameter.name)
+        for path, command in EVERY
+        for parameter in command.params
+        if not getattr(parameter, "help", None)
+    ]
+    assert silent == []
+
+
+def test_the_configs_of_the_examples_come_with_hpe() -> None:
+    told = " ".join(command.help or "" for _, command in EVERY)
+    named = set(re.findall(r"configs/[\w/]+\.yaml", told))
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_commands_of_readme_and_configs_parse() -> None:
+    known = dict(EVERY)
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    shown = [match[1] for line in lines if (match := re.match(r"(?:# +)?(hpe [a-z].*?)(?:\s{2,}# .*)?$", line))]
+    assert len(shown) > 20
+    for line in shown:
+        words = shlex.split(line)[1:]
+        path = tuple(words[:2]) if tuple(words[:2]) in known else (words[0],)
+        assert path in known, line
+        try:
+            known[path].make_context(path[-1], words[len(path) :])
+        except Exception as error:
+            raise AssertionError(f"{line}: {error}") from error
+
+
+def test_the_version_is_the_packages() -> None:
+    done = hpe_command("--version")
+    assert (done.returncode, done.stdout) == (0, f"hpe {hpe.__version__}\n")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['hpe', '--help']\n"
+        "from hpe.__main__ import main\n"
+        "try: main()\n"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "[]\n"
+    for path, _ in EVERY:
+        assert path[0] in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown(shell: str) -> None:
+    done = hpe_command("--show-completion", shell)
+    assert done.returncode == 0
+    assert "_HPE_COMPLETE" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_bash_completes_a_command() -> None:
+    done = hpe_command(_HPE_COMPLETE="complete_bash", COMP_WORDS="hpe eva", COMP_CWORD="1")
+    assert done.stdout.split() == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("no-such-command",), "no-such-command"),
+        (("train",), "config"),
+        (("train", "absent.yaml"), "absent.yaml"),
+        (("evaluate", "absent", "shards", "--batch", "many"), "--batch"),
+        (("demo", "--count", "3"), "--count"),
+        (("configs", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "hpe", *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shlex.quote(sys.executable)} -m hpe configs | head -n 0"],
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+
+
+def stub_python(folder: Path, version: tuple[int, int]) -> Path:
+    """A Python of another version, as far as the Makefile asks."""
+    stub = folder / "python"
+    lie = (
+        f"import sys; sys.version_info = type('V', (tuple,), {{}})({(*version, 0, 'final', 0)}); exec(sys.argv.pop(1))"
+    )
+    stub.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || {{ echo "asked for $*"; exit 9; }}\nexec {sys.executable} -c "{lie}" "$2"\n'
+    )
+    stub.chmod(0o700)
+    return stub
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+@pytest.mark.parametrize("version", [(3, 10), (3, 13), (2, 7)])
+def test_another_python_is_refused_in_one_line_that_says_which_is_needed(
+    tmp_path: Path, version: tuple[int, int]
+) -> None:
+    command = ["make", "-C", str(ROOT), "install", f"VENV={tmp_path}/venv", f"PYTHON={stub_python(tmp_path, version)}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    refusal, *rest = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert rest == []
+    assert "needs Python 3.11 or 3.12" in refusal
+    assert "{}.{}".format(*version) in refusal
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_makefile_and_pip_ask_for_the_same_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.13"
+    assert "(3, 11) <= sys.version_info[:2] < (3, 13)" in (ROOT / "Makefile").read_text(encoding="utf-8")
