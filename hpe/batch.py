@@ -38,10 +38,6 @@ class Batch:
         """A copy in memory of its own."""
         return self._map(lambda tensor: tensor.clone())
 
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
     def __getitem__(self, rows: slice) -> "Batch":
         return self._map(lambda tensor: tensor[rows])._with_keys(self.keys[rows])
 

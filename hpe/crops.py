@@ -85,16 +85,6 @@ def hopenet_test_box(box: Box, k: float = 0.2) -> Box:
     return x0, y0, x1, y1
 
 
-def hopenet_train_box(box: Box, k: float) -> Box:
-    """The crop of Hopenet's ``datasets.Pose_300W_LP`` with k drawn from U(0.2, 0.4): each side in turn."""
-    x0, y0, x1, y1 = box
-    x0 -= 0.6 * k * abs(x1 - x0)
-    y0 -= 2 * k * abs(y1 - y0)
-    x1 += 0.6 * k * abs(x1 - x0)
-    y1 += 0.6 * k * abs(y1 - y0)
-    return x0, y0, x1, y1
-
-
 def box_around(points: Float[np.ndarray, "points 2"]) -> Box:
     """The box around visible points; points with a negative or missing coordinate are not visible.
 

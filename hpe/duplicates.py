@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same bytes, or so alike that one is a copy of the other.
+"""Pictures that are there twice: stored as the same bytes, or so alike that one is a copy of the other.
 
 Alike is judged by a difference hash (Krawetz, "Kind of like that", 2013) of 16 × 16 bits, taken from the
 stored picture, so that two faces of one photo differ. Two hashes within ``NEAR_BITS`` agree exactly in at
@@ -27,11 +27,9 @@ _CONTRAST: Final = 8.0
 """Grey levels between the darkest and the brightest mean; a flatter picture is like every other flat one."""
 
 
-def exact_digest(data: bytes, extra: str) -> bytes:
-    """16 bytes that are the same for the same file, cropped in the same way (``extra``)."""
-    digest = hashlib.blake2b(data, digest_size=16)
-    digest.update(extra.encode())
-    return digest.digest()
+def exact_digest(stored: bytes) -> bytes:
+    """16 bytes that are the same for pictures that are stored as the same bytes."""
+    return hashlib.blake2b(stored, digest_size=16).digest()
 
 
 def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
@@ -116,7 +114,7 @@ class Copy:
     first: int
     copy: int
     bits: int | None
-    """None: the files are the same bytes."""
+    """None: they are stored as the same bytes."""
 
 
 def copies(

@@ -1,5 +1,6 @@
 """The job of ``hpe pack``: rows are read and spooled, splits drawn, shards made, and what came out is told."""
 
+import itertools
 import json
 import pickle
 import tempfile
@@ -20,14 +21,18 @@ from hpe.files import aside, write_text
 from hpe.progress import progress
 from hpe.ranks import signals
 from hpe.shards import QUARANTINE, Manifest
-from hpe.sources.base import Raw, Reject, Source
-from hpe.workers import Stopped, run_jobs
+from hpe.sources.base import Raw, Reject, Source, Unread
+from hpe.workers import Stopped, Workers
 
 JOURNAL: Final = ".pack"
 DUPLICATES: Final = "duplicates.jsonl"
 SUMMARY: Final = "summary.md"
 Drop = Literal["none", "exact", "near"]
 _HASHED_AT_ONCE: Final = 500
+_READ_AT_ONCE: Final = 128
+_FEWEST_SHARDS: Final = 8
+_FEWEST_SAMPLES: Final = 128
+"""A small split is cut into shards of no fewer, so that several processes have something to do."""
 _RANK: Final = {"test": 0, "val": 1, "train": 2}
 _LARGEST_SIDE: Final = 4096
 
@@ -127,7 +132,7 @@ class Packing:
 
     def __init__(self, source: Source, out: Path, options: Options, stated: Mapping[str, Any], workers: int) -> None:
         self.source, self.out, self.options = source, out, options
-        self.stated, self.workers = stated, workers
+        self.stated, self._processes = stated, workers
         self.keep = stated["crop"] == "keep"
         self.notes = list(source.notes)
 
@@ -136,8 +141,12 @@ class Packing:
 
         crop = None if self.keep else CropRule.parse(self.stated["crop"])
         self.recipe = Recipe(crop, self.options.size, self.options.grey, self.options.quality, self.options.detector)
-        with tempfile.TemporaryFile(dir=self.out / JOURNAL) as file, signals() as stop:
-            self.stop = stop
+        with (
+            tempfile.TemporaryFile(dir=self.out / JOURNAL) as file,
+            signals() as stop,
+            Workers(self._processes, stop) as workers,
+        ):
+            self.stop, self.workers = stop, workers
             rows = self._read(_Spool(file))
             if not rows.rows:
                 why = Counter(audit.category(reason) for _, _, reason in rows.refused).most_common(3)
@@ -178,8 +187,15 @@ class Packing:
         return found
 
     def _rows(self) -> Iterator[Raw | Reject]:
+        rows = self.source.rows()
+        chunks = iter(lambda: tuple(itertools.islice(rows, _READ_AT_ONCE)), ())
         try:
-            yield from self.source.read()
+            first = next(chunks, ())
+            chunks = itertools.chain((first,), chunks)
+            if any(isinstance(row, Unread) for row in first):
+                chunks = self.workers.run(read_rows, chunks)
+            for row in itertools.chain.from_iterable(chunks):
+                yield row.read() if isinstance(row, Unread) else row
         except OSError as error:
             raise UserError(
                 f"{self.source.name}: reading the raw dataset stopped: {error}; nothing was lost, mend it and "
@@ -234,7 +250,7 @@ class Packing:
         jobs = (rows.spool.read(portion) for portion in portions if portion)
         function = partial(fingerprints, self.recipe)
         with progress("look for copies", len(indices), unit="images") as bar:
-            for found in run_jobs(function, jobs, workers=self.workers, stop=self.stop):
+            for found in self.workers.run(function, jobs):
                 for number, one, other in found:
                     index = place[number]
                     seen[index] = True
@@ -248,7 +264,7 @@ class Packing:
         told = [Copy(int(known[c.first]), int(known[c.copy]), c.bits) for c in found]
         self.duplicates = self._told_copies(rows.rows, split, told, dropped=True)
         for copy in told:
-            kind = "the same bytes" if copy.bits is None else f"{copy.bits} of 256 bits differ"
+            kind = "the same stored bytes" if copy.bits is None else f"{copy.bits} of 256 bits differ"
             row = rows.rows[copy.copy]
             reason = f"duplicate: shows what {rows.rows[copy.first].key} shows ({kind})"
             rows.refused.append((rows.numbers[copy.copy], row.source or row.key, reason))
@@ -267,7 +283,8 @@ class Packing:
             seed, keys = self.options.seed, rows.rows
             members.sort(key=lambda index: (splits.order(seed, keys[index].key), keys[index].key))
             # Equal parts: a last shard of three samples would be read as often as the others.
-            parts = -(-len(members) // self.options.samples_per_shard)
+            enough = min(_FEWEST_SHARDS, len(members) // _FEWEST_SAMPLES)
+            parts = max(-(-len(members) // self.options.samples_per_shard), enough)
             for part in range(parts):
                 chosen = members[part * len(members) // parts : (part + 1) * len(members) // parts]
                 shards.append(_Shard(f"{name}-{part:06d}.tar", name, tuple(chosen)))
@@ -283,7 +300,7 @@ class Packing:
         jobs = (Job(self.out, shard.name, shard.split, self.recipe, rows.spool.read(shard.rows)) for shard in shards)
         with progress("pack", sum(len(shard.rows) for shard in shards), unit="images") as bar:
             try:
-                for done in run_jobs(make_shard, jobs, workers=self.workers, stop=self.stop):
+                for done in self.workers.run(make_shard, jobs):
                     bar.advance(done)
             except StaleError as error:
                 raise self._changed(str(error)) from error
@@ -338,7 +355,7 @@ class Packing:
             notes=tuple(self.notes),
         )
         sheets = audit.contact_sheets(self.out, manifest)
-        for _ in run_jobs(audit.draw_sheet, sheets, workers=min(self.workers, len(sheets)), stop=self.stop):
+        for _ in self.workers.run(audit.draw_sheet, sheets):
             pass
         text = audit.summary(manifest, sum(by_split.values(), Counter()), self.notes)
         write_text(self.out / SUMMARY, text)
@@ -383,6 +400,11 @@ class Packing:
             }
             for copy in found
         ]
+
+
+def read_rows(rows: Sequence[Raw | Reject | Unread]) -> tuple[Raw | Reject, ...]:
+    """Rows with their labels read, in a worker process."""
+    return tuple(row.read() if isinstance(row, Unread) else row for row in rows)
 
 
 def _count_copies(told: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -224,7 +224,7 @@ def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
     return Made(
         sample,
-        exact_digest(data, str(box)),
+        exact_digest(image),
         difference_hash(green),
         tally(sample.record, extension, width, height),
     )

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Waiting
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from hpe.errors import UserError
 
@@ -31,42 +32,66 @@ class Stop(Protocol):
     caught: int | None
 
 
-def run_jobs(function: Callable[[Given], Made], jobs: Iterable[Given], *, workers: int, stop: Stop) -> Iterator[Made]:
-    """``function`` of every job, in order; with one worker in this process.
+class Workers:
+    """Processes that start while this one goes on, and do one list of jobs after another.
 
-    Jobs are taken from the iterable only as workers come free, so that few are held in memory. After an error
-    or a signal the jobs in work are finished and the others are not begun.
+    With one worker, jobs are done in this process.
 
-    Raises:
-        Stopped: ``stop`` has caught a signal.
-        UserError: a worker was killed.
-        Exception: the first that a job raised.
+    Args:
+        count: processes.
+        stop: after a signal the jobs in work are finished and the others are not begun.
     """
-    if workers == 1:
-        for job in jobs:
-            if stop.caught is not None:
-                raise Stopped
-            yield function(job)
-        return
-    # Not fork: this process may have threads. The server imports torch once, for all workers.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hpe.shardjob"])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
-    pending: deque[Future[Made]] = deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(function, job))
-            while len(pending) >= _AHEAD * workers:
-                yield _next(pending, stop)
-        while pending:
-            yield _next(pending, stop)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, most likely because memory ran out; finished work stays: run the same "
-            "command again, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def __init__(self, count: int, stop: Stop) -> None:
+        self._count, self._stop = count, stop
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self._count > 1:
+            # Not fork: this process may have threads. The server imports torch once, for all workers.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["hpe.shardjob"])
+            forkserver.ensure_running()
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[[Given], Made], jobs: Iterable[Given]) -> Iterator[Made]:
+        """``function`` of every job, in order. Jobs are taken as workers come free, so that few are in memory.
+
+        Raises:
+            Stopped: a signal was caught.
+            UserError: a worker was killed.
+            Exception: the first that a job raised.
+        """
+        if self._pool is None:
+            for job in jobs:
+                if self._stop.caught is not None:
+                    raise Stopped
+                yield function(job)
+            return
+        pending: deque[Future[Made]] = deque()
+        try:
+            for job in jobs:
+                pending.append(self._pool.submit(function, job))
+                while len(pending) >= _AHEAD * self._count:
+                    yield _next(pending, self._stop)
+            while pending:
+                yield _next(pending, self._stop)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, most likely because memory ran out; finished work stays: run the same "
+                "command again, with fewer --workers"
+            ) from error
+
+
+def run_jobs(function: Callable[[Given], Made], jobs: Iterable[Given], *, workers: int, stop: Stop) -> Iterator[Made]:
+    """One list of jobs on processes of their own; see :meth:`Workers.run`."""
+    with Workers(workers, stop) as started:
+        yield from started.run(function, jobs)
 
 
 def _next(pending: "deque[Future[Made]]", stop: Stop) -> Made:

@@ -63,7 +63,8 @@ def measure(settings: Settings) -> Report:
         ),
         notes=(
             f"{settings.samples:,} JPEGs of {_SIDE} px to {_SIZE} px, {settings.workers} processes; hpe pack "
-            "reads, splits, looks for copies, draws contact sheets and hashes its shards in that time too",
+            "starts its processes, reads, splits, looks for copies, draws contact sheets and hashes its shards in "
+            "that time too; the limit is the sum of the rates of all processes, without their start",
         ),
     )
 

@@ -22,8 +22,10 @@ from hpe.sources.base import (
     Reader,
     Reject,
     Source,
+    Unread,
     entries,
     inside,
+    keyed,
     number,
     pictures,
     sample,
@@ -243,11 +245,11 @@ def open_2021(folder: Path) -> Source:
             "expected AffectNet's release of 2021"
         )
 
-    def rows() -> Iterator[Raw | Reject]:
+    def rows() -> Iterator[Unread]:
         keys = Keys()
         for part in found:
             for path in pictures(part / "images"):
-                yield _row_2021(keys, folder, part, path)
+                yield Unread(_row_2021, (keys(shown(path.relative_to(folder))), folder, part, path))
 
     return Source(
         name="affectnet-2021",
@@ -261,7 +263,7 @@ def open_2021(folder: Path) -> Source:
     )
 
 
-def _row_2021(keys: Keys, folder: Path, part: Path, path: Path) -> Raw | Reject:
+def _row_2021(key: str, folder: Path, part: Path, path: Path) -> Raw | Reject:
     source = shown(path.relative_to(folder))
     at = part / "annotations"
 
@@ -287,7 +289,7 @@ def _row_2021(keys: Keys, folder: Path, part: Path, path: Path) -> Raw | Reject:
         )
     except (ValueError, OSError) as error:
         return Reject(source, str(error))
-    return sample(keys, path, record)
+    return keyed(key, path, record)
 
 
 def _single(numbers: list[float]) -> float:

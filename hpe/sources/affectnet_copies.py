@@ -20,7 +20,9 @@ from hpe.sources.base import (
     Reader,
     Reject,
     Source,
+    Unread,
     entries,
+    keyed,
     number,
     pictures,
     sample,
@@ -62,11 +64,11 @@ def open_yolo(folder: Path) -> Source:
         raise UserError(f"{folder}: no train/ (valid/, test/) with images/ and labels/ in it; expected YOLO's format")
     emotions, said = _classes(parts[0].parent / "data.yaml")
 
-    def rows() -> Iterator[Raw | Reject]:
+    def rows() -> Iterator[Unread]:
         keys = Keys()
         for part in parts:
             for path in pictures(part / "images"):
-                yield _yolo_row(keys, folder, part, path, emotions)
+                yield Unread(_yolo_row, (keys(shown(path.relative_to(folder))), folder, part, path, emotions))
 
     return Source(
         name="affectnet-yolo",
@@ -96,7 +98,7 @@ def _classes(path: Path) -> tuple[tuple[Emotion, ...], str]:
     return known, f"of data.yaml ({', '.join(names)})"
 
 
-def _yolo_row(keys: Keys, folder: Path, part: Path, path: Path, emotions: tuple[Emotion, ...]) -> Raw | Reject:
+def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Emotion, ...]) -> Raw | Reject:
     source = shown(path.relative_to(folder))
     label = part / "labels" / path.relative_to(part / "images").with_suffix(".txt")
     try:
@@ -119,7 +121,7 @@ def _yolo_row(keys: Keys, folder: Path, part: Path, path: Path, emotions: tuple[
         emotion=int(emotions[int(kind)]), box=_pixels(path, x, y, width, height),
         source=source, split=SPLIT_WORDS[part.name.lower()],
     )  # fmt: skip
-    return sample(keys, path, record)
+    return keyed(key, path, record)
 
 
 def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:

@@ -78,6 +78,23 @@ class Reject:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A row whose labels lie in a file of their own: reading that is work, and can be done in another process.
+
+    Attributes:
+        function: of a module, so that it can be pickled.
+        arguments: small ones; among them the row's key.
+    """
+
+    function: "Callable[..., Raw | Reject]"
+    arguments: tuple[object, ...]
+
+    def read(self) -> "Raw | Reject":
+        """The row."""
+        return self.function(*self.arguments)
+
+
 @dataclass(frozen=True)
 class Source:
     """A raw dataset, opened.
@@ -90,7 +107,8 @@ class Source:
         default_crop: crop rule that suits it (:class:`hpe.crops.CropRule` as text).
         splits: the splits that the dataset itself names, and every record carries; () when it names none, so
             that the packer makes all of them. With train and test but no val, val is cut from train.
-        rows: reads it; every call starts afresh and gives the same rows in the same order.
+        rows: reads it; every call starts afresh and gives the same rows in the same order. Where labels lie in
+            a file for each picture, rows are :class:`Unread`.
         total: how many rows there will be, where that is known at once.
         notes: decisions that a reader of the manifest must know.
     """
@@ -101,13 +119,13 @@ class Source:
     publishable: bool
     default_crop: str
     splits: tuple[str, ...]
-    rows: Callable[[], Iterator[Raw | Reject]] = field(repr=False)
+    rows: Callable[[], Iterator[Raw | Reject | Unread]] = field(repr=False)
     total: int | None = None
     notes: tuple[str, ...] = ()
 
     def read(self) -> Iterator[Raw | Reject]:
-        """Every row, lazily, in a fixed order; keys are unique."""
-        return self.rows()
+        """Every row, lazily, in a fixed order, labels read; keys are unique."""
+        return (row.read() if isinstance(row, Unread) else row for row in self.rows())
 
 
 @dataclass(frozen=True)
@@ -158,10 +176,14 @@ class Keys:
 
 def sample(keys: Keys, image: Path | bytes | ImageData, record: Record) -> Raw | Reject:
     """A sample, unless something in its record is impossible."""
-    source = record.source or ""
+    return keyed(keys(record.source or ""), image, record)
+
+
+def keyed(key: str, image: Path | bytes | ImageData, record: Record) -> Raw | Reject:
+    """A sample of this key, unless something in its record is impossible."""
     if problems := record.problems():
-        return Reject(source, "; ".join(problems))
-    return Raw(keys(source), image, record)
+        return Reject(record.source or "", "; ".join(problems))
+    return Raw(key, image, record)
 
 
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")

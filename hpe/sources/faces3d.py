@@ -18,10 +18,11 @@ from hpe.sources.base import (
     Reader,
     Reject,
     Source,
+    Unread,
     choice,
     first_pictures,
+    keyed,
     pictures,
-    sample,
     shown,
     subfolders,
 )  # fmt: skip
@@ -67,7 +68,7 @@ def _points(arrays: dict[str, Float[np.ndarray, "..."]]) -> tuple[tuple[float, f
             if name == "pt2d":
                 flat = flat[(flat >= 0).all(1)]
             if len(flat) >= 2 and np.isfinite(flat).all():
-                return tuple((round(float(x), 3), round(float(y), 3)) for x, y in flat)
+                return tuple(map(tuple, np.round(flat, 3).tolist()))
     return None
 
 
@@ -96,7 +97,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         raise UserError(f"{folder}: no image00002.jpg with an image00002.mat; expected AFLW2000-3D")
     lists = _lists(folder) if splits == "lists" else {}
 
-    def rows() -> Iterator[Raw | Reject]:
+    def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
@@ -104,7 +105,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
             if split is None:
                 yield Reject(source, "in none of the lists in splits/")
                 continue
-            yield _row(keys, path, source, split, subject=None)
+            yield Unread(_row, (keys(source), path, source, split, None))
 
     return Source(
         name="aflw2000",
@@ -157,12 +158,12 @@ def open_300w_lp(folder: Path) -> Source:
     if not _recognise_300w_lp(folder):
         raise UserError(f"{folder}: no AFW_134212_1_0.jpg or the like with a .mat; expected 300W-LP")
 
-    def rows() -> Iterator[Raw | Reject]:
+    def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
             if subject := photo_of(path.stem):
-                yield _row(keys, path, source, None, subject)
+                yield Unread(_row, (keys(source), path, source, None, subject))
             else:
                 yield Reject(source, "not named as a picture of 300W-LP, so that its photo is unknown")
 
@@ -192,12 +193,12 @@ def photo_of(stem: str) -> str | None:
     return f"{name}_{photo}"
 
 
-def _row(keys: Keys, path: Path, source: str, split: str | None, subject: str | None) -> Raw | Reject:
+def _row(key: str, path: Path, source: str, split: str | None, subject: str | None) -> Raw | Reject:
     try:
         record = _labels(path)
     except (ValueError, OSError) as error:
         return Reject(source, str(error))
-    return sample(keys, path, replace(record, source=source, split=split, subject=subject))
+    return keyed(key, path, replace(record, source=source, split=split, subject=subject))
 
 
 READERS: Final = (

@@ -10,7 +10,7 @@ from hpe.directions import pointing04_direction
 from hpe.errors import UserError
 from hpe.labels import direction_from_word
 from hpe.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, first_pictures, pictures, sample, shown
+from hpe.sources.base import Keys, Raw, Reader, Reject, Source, Unread, first_pictures, keyed, pictures, shown
 
 LICENCE: Final = (
     "any purpose, provided that Gourier, Hall, Crowley: Estimating Face Orientation from Robust Detection "
@@ -40,7 +40,7 @@ def open_pointing04(folder: Path) -> Source:
         raise UserError(f"{folder}: no picture named as person08123-30+45.jpg; expected Pointing'04")
     has_boxes = any(folder.glob("Person*/person*.txt"))
 
-    def rows() -> Iterator[Raw | Reject]:
+    def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
@@ -48,7 +48,7 @@ def open_pointing04(folder: Path) -> Source:
             if original:
                 yield Reject(source, f"another file of {shown(original.relative_to(folder))}")
             else:
-                yield _row(keys, path, source, has_boxes)
+                yield Unread(_row, (keys(source), path, source, has_boxes))
 
     return Source(
         name="pointing04",
@@ -74,7 +74,7 @@ def _original(folder: Path, path: Path) -> Path | None:
     return None
 
 
-def _row(keys: Keys, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
+def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
     match = NAME.fullmatch(path.stem)
     if not match:
         return Reject(source, "not named as a picture of Pointing'04 (person08123-30+45.jpg)")
@@ -92,7 +92,7 @@ def _row(keys: Keys, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
         yaw=float(pan), pitch=float(tilt), direction=None if direction is None else int(direction),
         box=box, subject=f"person{person}", source=source,
     )  # fmt: skip
-    return sample(keys, path, record)
+    return keyed(key, path, record)
 
 
 def _box(path: Path) -> Box:
