@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 
 
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
+]
+
 app.add_typer(landmarks)
 
 
@@ -135,7 +139,9 @@ def pose(
     estimator: Annotated[
         Path,
         typer.Option(
-            "--estimator", "-e", help="Estimator YAML, .onnx with its YAML, Hopenet weights, or a run folder."
+            "--estimator",
+            "-e",
+            help="Estimator YAML, .onnx with its YAML, Hopenet weights, a run folder, or a landmark model's folder.",
         ),
     ],
     weights: Annotated[Path | None, typer.Option(help="Weights file, in place of the YAML's.")] = None,
@@ -164,7 +170,7 @@ def pose(
     check: Annotated[
         bool, typer.Option("--check", help="Compare with the shards' true angles, write a report.")
     ] = False,
-    processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Ranks on this machine.")] = 1,
+    processes: Processes = None,
 ) -> None:
     """Head pose of every face in shards: one resumable, distributed pass, one table a shard.
 
@@ -174,12 +180,12 @@ def pose(
     from hpe.pose import as_choice, check_tables, run
 
     chosen = as_choice(recrop=recrop, force=force, precision=precision)
-    if processes > 1 and not ranks.launched():
-        ranks.relaunch(processes, sys.argv[1:])
+    _relaunch(processes)
     code, tasks = run(
         shards, estimator=estimator, weights=weights, name=name, crop=crop, out=out, split=split,
         on_mismatch=chosen.on_mismatch, flips="averaged" if flips else "none", precision=chosen.precision,
         compiled=compile_, device=device, batch=batch, threads=threads, direction_network=direction_network, rule=rule,
+        check=check,
     )  # fmt: skip
     if check and ranks.Ranks.from_environment().main:
         check_tables(tasks)
@@ -209,9 +215,6 @@ def calibrate(
 Config = Annotated[Path, typer.Argument(help="YAML config of the run; `hpe configs` lists some.", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: train.learning_rate=3e-4.")
-]
-Processes = Annotated[
-    int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", show_default=False)]
 
@@ -287,7 +290,8 @@ def evaluate(
 @app.command()
 def predict(
     network: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder, or a head-pose estimator (YAML, .onnx with its YAML).")
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder, estimator (YAML, .onnx with its YAML), or landmark model."),
     ],
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, tars, folders of shards, globs.")
@@ -297,7 +301,10 @@ def predict(
     ] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.")] = "jsonl",
     draw: Annotated[str, typer.Option(help="Annotated pictures with axes or cube; or none.")] = "none",
-    faces: Annotated[str, typer.Option(help="given (a picture is a face), or a detector: mtcnn, hog.")] = "given",
+    faces: Annotated[
+        str,
+        typer.Option(help="given (a picture is a face), mtcnn or hog; with a landmark model largest, centre or all."),
+    ] = "given",
     which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
     batch: Annotated[int, typer.Option(min=1, help="Faces that go through the network together.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -361,12 +368,17 @@ def study(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several give a comparison too.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of studies; several runs give a comparison too.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison; default: report/ in the runs' common parent.")
+        Path | None,
+        typer.Option(
+            help="Folder of the page, of several runs that of the comparison; default: report/ in it, or beside them."
+        ),
     ] = None,
 ) -> None:
-    """Write a run's page and model card: figures, curves, faces, in one file that needs no network.
+    """Write a run's page and model card, or a study's page, in one file that needs no network.
 
     Example: `hpe report runs/baseline runs/joint --out runs/report`
     """

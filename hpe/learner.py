@@ -192,8 +192,8 @@ class Learner:
             step_factor=settings.step_factor,
         )
 
-    def log(self, state: State, log: Log, loader: Loader) -> str:
-        """Write the figures since the last call; returns the loss as a short text. A collective call."""
+    def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
+        """Write the figures since the last call, and return them. A collective call."""
         sums = self.accelerator.reduce(self._sums, "sum")
         assert isinstance(sums, Tensor)
         heads = len(self.losses)
@@ -219,7 +219,7 @@ class Learner:
         log.scalars("train", state.step, state.samples_seen, figures)
         self.start(state)
         self._waited_seconds = loader.waited_seconds
-        return f"loss {total:.3g}"
+        return figures
 
     @property
     def evaluated(self) -> nn.Module:

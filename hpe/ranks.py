@@ -193,7 +193,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # A pre-emption signal must reach the ranks, which save and leave.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
+        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from accelerate.commands.launch import launch_command, launch_command_parser

@@ -13,9 +13,9 @@ from hpe.job import Job, open_job
 from hpe.learner import Learner
 from hpe.log import Log
 from hpe.metrics import HeadMetrics, better
-from hpe.progress import Bar, progress
 from hpe.ranks import Ranks, Signals, signals
 from hpe.runs import State
+from hpe.screen import Screen, screen
 
 
 def train(config: RunConfig) -> int:
@@ -35,16 +35,17 @@ def train(config: RunConfig) -> int:
         learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
-        bar = stack.enter_context(
-            progress(f"train {job.run.name}", job.total_samples, unit="images", done=state.samples_seen)
+        shown = stack.enter_context(
+            screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=config.train.epochs)
         )
         try:
-            return _loop(job, learner, state, log, bar, stack.enter_context(signals()))
+            return loop(job, learner, state, log, shown, stack.enter_context(signals()))
         except NotFiniteError as error:
             raise NotFiniteError(f"{job.run}: {error}; the last good checkpoint is {job.last() or 'none'}") from error
 
 
-def _loop(job: Job, learner: Learner, state: State, log: Log, bar: Bar, caught: Signals) -> int:
+def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> int:
+    """Step from a state to the run's end, or until a signal; the exit code, as of :func:`train`."""
     settings = job.config.train
     between = settings.validate_epochs * job.epoch_samples
     learner.start(state)
@@ -53,13 +54,13 @@ def _loop(job: Job, learner: Learner, state: State, log: Log, bar: Bar, caught: 
             loaded = next(loader)
             stop = learner.step(loaded, state, stop=caught.caught is not None)
             validate = loaded.samples_seen // between > state.samples_seen // between
-            bar.advance(loaded.samples_seen - state.samples_seen)
+            shown.advance(loaded.samples_seen - state.samples_seen)
             state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
             validate |= state.samples_seen >= job.total_samples
             if state.step % settings.log_steps == 0 or validate:
-                bar.note(learner.log(state, log, loader))
+                shown.train(learner.log(state, log, loader))
             if validate:
-                state = _validate(job, learner, state, log)
+                state = _validate(job, learner, state, log, shown)
             if validate or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
                 learner.save(job.run, state, best=validate and state.best_samples == state.samples_seen)
             if stop:
@@ -74,12 +75,13 @@ def _out_of_patience(job: Job, state: State) -> bool:
     return bool(patience) and state.samples_seen - state.best_samples >= patience
 
 
-def _validate(job: Job, learner: Learner, state: State, log: Log) -> State:
+def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen) -> State:
     """Metrics on the validation split; the state with the best figure so far."""
     metrics = HeadMetrics(job.config.model.heads.on)
     with job.validation() as loader:
         seen = learner.validate((loaded.batch for loaded in loader), metrics)
     figures, confusions = metrics.figures()
+    shown.val(figures)
     log.scalars("val", state.step, state.samples_seen, figures)
     log.confusions(state.samples_seen, confusions)
     log.faces(state.samples_seen, seen)

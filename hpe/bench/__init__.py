@@ -29,6 +29,7 @@ class Settings:
         repeats: turns of each contestant.
         samples: pictures of a turn.
         shards: shards to use instead of made ones.
+        config: of the run that ``step`` measures instead of its own.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Settings:
     repeats: int = 3
     samples: int = 6000
     shards: str | None = None
+    config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

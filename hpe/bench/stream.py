@@ -31,7 +31,7 @@ _DECODER: Final = "decoder alone, bytes in memory"
 
 def measure(settings: Settings) -> Report:
     """Measure every contestant that is installed."""
-    shards = _shards(settings)
+    shards = made_shards(settings)
     folder = _image_folder(settings.folder, shards)
     workers = settings.workers
     contestants: dict[str, Callable[[], float]] = {
@@ -203,7 +203,7 @@ def _same(row: Any) -> Any:
     return row
 
 
-def _shards(settings: Settings) -> list[Path]:
+def made_shards(settings: Settings) -> list[Path]:
     """The given shards, or made ones: smoothed noise, which compresses like a photo (about 18 kB at 224 px)."""
     if settings.shards:
         from hpe.stream.sources import ShardSet, resolve
