@@ -9,7 +9,7 @@ import numpy as np
 from hpe.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross, read_table
 from hpe.figures.columns import guesses
 from hpe.figures.markdown import cell, percent, table
-from hpe.files import aside, write_json, write_text
+from hpe.files import aside, make_folder, write_json, write_text
 from hpe.labels import EMOTIONS
 from hpe.statistics import cross_table
 
@@ -33,7 +33,7 @@ def write_association(path: Path, out: Path, *, rows: str, columns: str, replica
             counts, right = correct
             names = (crossed.row_names, crossed.column_names)
             made["emotion_given_direction"] = accuracy_by_row(counts, right, *names, replicates=replicates, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, f"--out {out}")
     write_json(out / "association.json", made)
     write_text(out / "association.md", to_markdown(made))
     with aside(out / "association.png") as part:

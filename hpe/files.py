@@ -7,6 +7,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hpe.errors import UserError
+
+
+def make_folder(path: Path, told: str) -> None:
+    """Make a folder that a user named, with those above it.
+
+    Args:
+        path: the folder.
+        told: how the user named it, for the message: ``--out results``.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{told}: cannot be made ({error.strerror}); give another folder") from error
+
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:

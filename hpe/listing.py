@@ -20,6 +20,7 @@ CHECKPOINTS: Final = "checkpoints"
 SHOWN: Final = ("emotion/accuracy", "emotion/macro_f1", "direction/accuracy", "direction/macro_f1", "pose/mae",
                 "pose/geodesic", "affect/rmse")  # fmt: skip
 """Validation figures that the list shows."""
+RUNS: Final = Path("runs")
 _HEADS: Final = "model.heads."
 _SAME: Final = (*FREE, "run")
 
@@ -194,8 +195,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def runs(folders: Sequence[Path], json_file: Path | None = None) -> int:
+def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
     """Print the list of the runs below some folders; write it as JSON too where asked for.
+
+    Args:
+        folders: run folders, or folders that hold some; None: ``runs/``, where there may be none yet.
+        json_file: where to write the list as JSON.
 
     Returns:
         The exit code: 1 when a run could not be read (it is named).
@@ -204,7 +209,14 @@ def runs(folders: Sequence[Path], json_file: Path | None = None) -> int:
         UserError: no run can be read.
     """
     lines, problems = [], []
-    for run in find_runs(folders):
+    try:
+        found = find_runs(folders or [RUNS])
+    except UserError:
+        if folders:
+            raise
+        print(f"{RUNS}/: no run here yet; `hpe train` makes them")
+        return EXIT_OK
+    for run in found:
         try:
             lines.append(read_line(run))
         except UserError as error:

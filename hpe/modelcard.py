@@ -1,20 +1,26 @@
 """A run's model card in Markdown: what it was made from, how well it reads, and where not to trust it."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from hpe.figures.markdown import cell, headline, percent, table
 from hpe.report_data import Evaluation, Run
 
-_RARE = 30
-_WEAK_SHARE = 0.5
+_RARE: Final = 30
+_WEAK_SHARE: Final = 0.5
+_READS: Final = {
+    "emotion": "emotion (AffectNet's eight)",
+    "direction": "direction of the head (forward, left, right, up, down)",
+    "pose": "head pose (yaw, pitch, roll)",
+    "affect": "valence and arousal",
+}
 
 
 def model_card(run: Run) -> str:
     """The card of a run; what is not known is said to be unknown."""
     parts = [
         f"# Model card: {cell(run.name)}",
-        "Reads head pose and emotion of one face from a cropped picture. Written by `hpe report`.",
+        f"Reads {_reads(run)} of one face {_source(run)}. Written by `hpe report`.",
         "## Made from",
         table(["what", "value"], list(_origin(run))),
     ]
@@ -28,6 +34,22 @@ def model_card(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _reads(run: Run) -> str:
+    """What the run's heads read; a run that names none is judged by its evaluations."""
+    heads = _at(run.config, ("model", "heads"))
+    on = [name for name in _READS if isinstance(heads, Mapping) and heads.get(name) is not None]
+    if not on:
+        judged = {"emotion": "per_class", "direction": "per_class", "pose": "all"}
+        on = [name for name, key in judged.items() if any(key in one.figures[name] for one in run.evaluations)]
+    told = [_READS[name] for name in on] or ["what is not known here"]
+    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+
+
+def _source(run: Run) -> str:
+    angles = _at(run.config, ("model", "backbone")) == "angles"
+    return "from its three angles" if angles else "from a cropped picture"
+
+
 def _origin(run: Run) -> Iterator[tuple[str, str]]:
     config = run.config
     for title, path in (
@@ -37,7 +59,7 @@ def _origin(run: Run) -> Iterator[tuple[str, str]]:
         ("seed", ("seed",)),
     ):
         value = _at(config, path)
-        yield title, "unknown" if value is None else str(value)
+        yield title, "unknown" if value is None else _told(value)
     facts: dict[str, str] = {}
     for one in run.evaluations:
         facts |= {f"{one.name}: {name}": _short(value) for name, value in one.about.items()}
@@ -51,6 +73,19 @@ def _at(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _told(value: Any) -> str:
+    """A setting as a sentence would say it: shards first, then what else is said of them."""
+    if isinstance(value, list):
+        return "; ".join(map(_told, value))
+    if isinstance(value, Mapping) and "shards" in value:
+        said = {k: v for k, v in value.items() if k != "shards" and v is not None and (k, v) != ("weight", 1.0)}
+        more = ", ".join(f"{key.replace('pose', 'pose tables')} {text}" for key, text in said.items())
+        return _told(value["shards"]) + (f" ({more})" if more else "")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_told(text)}" for key, text in value.items())
+    return str(value)
 
 
 def _short(value: Any) -> str:

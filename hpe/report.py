@@ -4,10 +4,12 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+from markupsafe import Markup, escape
 
 from hpe import report_tables as tables
 from hpe.charts import Series, intervals, lines, percents, reliability, scatter
@@ -15,15 +17,17 @@ from hpe.charts import degrees as degrees_text
 from hpe.errors import UserError
 from hpe.figures.columns import numbers
 from hpe.figures.pose import ANGLES
-from hpe.files import write_text
+from hpe.files import make_folder, write_text
 from hpe.gallery import KINDS, gallery
 from hpe.modelcard import model_card
 from hpe.paired import paired
 from hpe.report_data import Curves, Evaluation, Run, read_run
 from hpe.statistics import holm
-from hpe.studycells import CHARTED, is_study, read_study
+from hpe.studycells import CHARTED, StudyTable, is_study, read_study
 
 FOLDER: Final = "report"
+PAGE: Final = "index.html"
+CARD: Final = "model_card.md"
 _MOST_CURVES: Final = 24
 _SCATTERED: Final = 1500
 _FEWEST_IN_STEP: Final = 5
@@ -37,58 +41,76 @@ def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
 
     Args:
         folders: run folders, and folders of ``hpe study``.
-        out: folder of the comparison; default: ``report`` in the runs' common parent.
+        out: folder of the page where one folder is given, else of the comparison; default: ``report`` in the
+            folder, or in the runs' common parent.
 
     Returns:
         The pages, the comparison last.
 
     Raises:
-        UserError: a folder is no run, or a file in it is damaged; nothing is written then.
+        UserError: a folder is no run, or a file in it is damaged (nothing is written then), or ``out`` cannot be made.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("hpe report: a run is named twice; name each once")
-    of_studies = [(folder, study_page(folder)) for folder in folders if is_study(folder)]
-    runs = [read_run(folder) for folder in folders if not is_study(folder)]
-    pages = []
-    for folder, page in of_studies:
-        (folder / FOLDER).mkdir(exist_ok=True)
-        write_text(folder / FOLDER / "index.html", page)
-        pages.append(folder / FOLDER / "index.html")
-    for run in runs:
-        folder = run.path / FOLDER
-        folder.mkdir(exist_ok=True)
-        write_text(folder / "index.html", run_page(run))
-        write_text(folder / "model_card.md", model_card(run))
-        pages.append(folder / "index.html")
+    alone = out if len(folders) == 1 else None
+    files: dict[Path, str] = {}
+    runs, pages = [], []
+    for folder in folders:
+        at = alone or folder / FOLDER
+        if is_study(folder):
+            files[at / PAGE] = study_page(folder, at)
+            continue
+        runs.append(run := read_run(folder))
+        files |= {at / PAGE: run_page(run), at / CARD: model_card(run)}
+        pages.append(at / PAGE)
     if len(runs) > 1:
-        out = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
-        out.mkdir(parents=True, exist_ok=True)
-        links = ["./" + quote(os.path.relpath(page.resolve(), out.resolve())) for page in pages[len(of_studies) :]]
-        write_text(out / "index.html", comparison_page(runs, links))
-        pages.append(out / "index.html")
-    return pages
+        at = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
+        files[at / PAGE] = comparison_page(runs, [_link(page, at) for page in pages])
+    for path, text in files.items():
+        make_folder(path.parent, f"--out {out}" if path.parent == out else str(path.parent))
+        write_text(path, text)
+    return [path for path in files if path.name == PAGE]
 
 
-def study_page(folder: Path) -> str:
-    """The page of a study: its tables, and the accuracies of its models as a chart.
+def _link(page: Path, base: Path) -> str:
+    return "./" + quote(os.path.relpath(page.resolve(), base.resolve()))
+
+
+def study_page(folder: Path, at: Path) -> str:
+    """The page of a study: its tables, direction × emotion as heat maps, accuracies as charts, its runs' pages.
+
+    Args:
+        folder: of the study.
+        at: folder of the page, for its links.
 
     Raises:
         UserError: its tables are damaged.
     """
     about, found = read_study(folder)
-    views = []
-    for one in found:
-        charted = CHARTED in one.table.head
-        points = []
-        for row in one.table.rows if charted else ():
-            cell = row[one.table.head.index(CHARTED)]
-            if isinstance(cell.value, int | float):
-                points.append((row[0].text, float(cell.value), cell.low, cell.high))
-        title = f"{one.title}: accuracy"
-        chart = intervals(points, title=title, text=tables.rounded(percents)) if points else None
-        views.append({"table": one, "chart": chart, "title": title})
     limits = about.pop("limits", [])
-    return _rendered("study.html", title=folder.resolve().name, about=tables.about(about), limits=limits, views=views)
+    # "4.2", "4.2 joint" and "4.2 thesis" are looked at together.
+    groups = [list(of) for _, of in groupby(found, key=lambda one: one.number.split()[0])]
+    runs = [(run.name, run / FOLDER / PAGE) for run in sorted((folder / "runs").glob("*/"))]
+    return _rendered(
+        "study.html",
+        title=folder.resolve().name,
+        about=tables.about(about),
+        limits=limits,
+        groups=[[_study_view(one) for one in group] for group in groups],
+        runs=[(name, _link(page, at) if page.is_file() else None) for name, page in runs],
+    )
+
+
+def _study_view(one: StudyTable) -> dict[str, Any]:
+    """A table with its accuracies as a chart, or its shaded cells as a heat map."""
+    points = []
+    for row in one.table.rows if CHARTED in one.table.head else ():
+        cell = row[one.table.head.index(CHARTED)]
+        if isinstance(cell.value, int | float):
+            points.append((row[0].text, float(cell.value), cell.low, cell.high))
+    title = f"{one.title}: accuracy"
+    chart = intervals(points, title=title, text=tables.rounded(percents)) if points else None
+    return {"table": one, "chart": chart, "title": title, "heat": tables.heat(one.table)}
 
 
 def run_page(run: Run) -> str:
@@ -254,12 +276,19 @@ def _scatters(one: Evaluation) -> list[tuple[str, Any]]:
     return charts
 
 
+def _with_code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
+
+
 def _rendered(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     here = PackageLoader("hpe")
     pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.globals["percents"] = percents
+    pages.filters["code"] = _with_code
     script, style = (here.get_source(pages, name)[0] for name in ("report.js", "report.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return pages.get_template(template).render(script=script, style=style, script_sha256=digest, **values)

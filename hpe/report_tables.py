@@ -19,7 +19,7 @@ _PERMUTATIONS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell: its text, what it sorts by, its interval, and a remark under the pointer."""
+    """A cell: its text, what it sorts by, its interval, a remark under the pointer, and how dark a heat map has it."""
 
     text: str
     value: float | str | None = None
@@ -27,6 +27,7 @@ class Cell:
     high: float | None = None
     tip: str = ""
     best: bool = False
+    shade: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,19 @@ def cells(section: Mapping[str, Any]) -> dict[str, Any] | None:
         )
     ]
     return {"columns": section["columns"], "rows": rows}
+
+
+def heat(table: Table) -> dict[str, Any] | None:
+    """The shaded cells of a table, None where there are none."""
+    rows = [row for row in table.rows if any(cell.shade is not None for cell in row)]
+    if not rows:
+        return None
+    columns = [i for i in range(len(table.head)) if any(row[i].shade is not None for row in rows)]
+    kept = [row for row in table.rows if row in rows or all(row[i].value is None for i in columns)]
+    return {
+        "columns": [table.head[i] for i in columns],
+        "rows": [{"name": row[0].text, "cells": [row[i] for i in columns]} for row in kept],
+    }
 
 
 def association(table: "pa.Table", section: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def share_cell(value: float, low: float | None, high: float | None, n: int) -> C
     text = f"{100 * value:.0f}"
     if low is not None and high is not None:
         text += f" ({100 * low:.0f}–{100 * high:.0f})"
-    return Cell(text, float(value), low, high, f"{n} faces")
+    return Cell(text, float(value), low, high, f"{n} faces", shade=float(value))
 
 
 def wilson(successes: int, trials: int) -> tuple[float | None, float | None]:

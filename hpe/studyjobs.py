@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """Train a network and evaluate it."""
+    """Train a network, evaluate it, and write its page."""
 
     config: RunConfig
     tests: tuple[Trial, ...]
@@ -52,6 +52,7 @@ class TrainJob:
     def perform(self, tests: Sequence[Trial]) -> int:
         """Do it, as ``hpe train`` and ``hpe evaluate`` do."""
         from hpe.evaluate import evaluate
+        from hpe.report import report
         from hpe.stream import ShardSet
         from hpe.train import train
 
@@ -60,12 +61,14 @@ class TrainJob:
             shards = ShardSet(test.shards, test.split, test.pose)
             judged = evaluate(self.run, [shards], name=test.name, replicates=self.replicates)
             code = max(code, judged)
+        if code in _GENTLE:
+            report([self.run])
         return code
 
 
 @dataclass(frozen=True, slots=True)
 class BoostJob:
-    """Fit AdaBoost and evaluate it."""
+    """Fit AdaBoost, evaluate it, and write its page."""
 
     run: Path
     settings: BoostedConfig
@@ -81,6 +84,7 @@ class BoostJob:
         import yaml
 
         from hpe import adaboost
+        from hpe.report import report
         from hpe.stream import LabelSource, Reading
 
         settings = self.settings
@@ -92,12 +96,14 @@ class BoostJob:
             reading = Reading(settings.size, "grey", LabelSource("pose", self.direction))
         else:
             features, reading = adaboost.features_of_run(self.features)
-        return adaboost.boost(
+        code = adaboost.boost(
             self.run, _shards(self.train), [(test.name, _shards(test)) for test in tests], reading, features,
             described=HOG if self.features is None else f"features of {self.features.name}",
             estimators=settings.estimators, depth=settings.depth, learning_rate=settings.learning_rate,
             seed=self.seed, replicates=self.replicates,
         )  # fmt: skip
+        report([self.run])
+        return code
 
 
 def _shards(test: Trial) -> Any:

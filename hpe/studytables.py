@@ -4,7 +4,7 @@ One structure (:class:`StudyTable`) becomes Markdown, JSON and the page, so that
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,7 +133,7 @@ def _limits(read: _Study) -> list[str]:
         )
     if _AFFECTNET not in read.dataset.lower():
         told.append(
-            f"The pictures are {read.dataset}'s, not AffectNet's: the thesis' figures stand beside ours for "
+            f"The pictures are from {read.dataset}, not from AffectNet: the thesis' figures stand beside ours for "
             "orientation, not for comparison."
         )
     if (few := len(read.config.seeds)) < 3:
@@ -160,8 +160,9 @@ def _images(read: _Study) -> Iterator[StudyTable]:
     head = ["direction", *EMOTIONS, "all"]
 
     def grid(values: np.ndarray) -> list[list[Cell]]:
+        most = max(int(values.max()), 1)
         rows = [
-            [word(d), *map(count, row.tolist()), count(int(row.sum()))]
+            [word(d), *(replace(count(n), shade=n / most) for n in row.tolist()), count(int(row.sum()))]
             for d, row in zip(DIRECTIONS, values, strict=True)
         ]
         return [*rows, [word("all"), *map(count, values.sum(0).tolist()), count(int(values.sum()))]]
@@ -188,9 +189,9 @@ def _images(read: _Study) -> Iterator[StudyTable]:
         rows.append(
             [
                 word(title), count(found["n"]), shown(v, markdown.decimal), word(found["strength"]),
-                Cell(f"{found['share_of_entropy_explained']:.1%}", found["share_of_entropy_explained"]),
-                Cell(f"{found['best_guess_without']:.1%}", found["best_guess_without"]),
-                Cell(f"{found['best_guess_given_row']:.1%}", found["best_guess_given_row"]),
+                percent(found["share_of_entropy_explained"]),
+                percent(found["best_guess_without"]),
+                percent(found["best_guess_given_row"]),
                 Cell(f"{found['permutation']['p']:.2g}", found["permutation"]["p"]),
             ]
         )  # fmt: skip
@@ -278,7 +279,7 @@ def _models(read: _Study, name: str) -> StudyTable:
     notes = [
         f"{faces:,} test faces, directions by {read.given.rules[name]}; the thesis had {theirs.sizes[2]:,}. Mean ± "
         "standard deviation over seeds; intervals of 95 % draw faces and seeds.",
-        f"Always choosing one emotion is right in {1 / k:.1%}, with a macro F1 of {2 / (k * (k + 1)):.4f}.",
+        f"Always choosing one emotion is right in {100 / k:.1f} %, with a macro F1 of {2 / (k * (k + 1)):.4f}.",
     ]
     if constant:
         notes.append(f"Nothing learned: {', '.join(constant)} chose one and the same emotion for every face.")
