@@ -46,11 +46,13 @@ def _main(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="`auto`, or the name of a reader, such as pointing04 or synthetic.")],
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
+    source: Annotated[
+        str, typer.Argument(help="`auto`, the name of a reader such as pointing04 or synthetic, or `list`.")
     ],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
+    ] = None,
     crop: Annotated[
         str | None,
         typer.Option(help="Rule such as square-1.4@landmarks, none (centre square), or keep (the original bytes)."),
@@ -77,16 +79,20 @@ def pack(
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
     Killed and started again, it makes only what is missing, with the same bytes. What cannot become a sample
-    is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`.
+    is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`. `hpe pack list` names the readers,
+    what each looks for, and what --option it takes.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
-    from hpe.pack import pack_source
+    from hpe.pack import list_readers, pack_source
     from hpe.packing import Options
 
+    if source == "list" and not paths:
+        print(list_readers())
+        return
     pack_source(
-        source, paths, option or [], workers,
+        source, paths or [], option or [], workers,
         Options(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
             val_share=val_share, test_share=test_share, lists=splits, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from hpe.errors import EXIT_AGAIN, UserError
 from hpe.files import write_json
 from hpe.packing import JOURNAL, Options, Packing
 from hpe.shards import MANIFEST, Manifest
-from hpe.sources import open_source, recognise
+from hpe.sources import open_source, readers, recognise
 from hpe.sources.base import Source
 from hpe.workers import Stopped
 
@@ -33,6 +34,19 @@ _RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
 _OPTIONS: Final = "options.json"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def list_readers() -> str:
+    """Every reader of raw datasets: what it reads, what it looks for and its options with their defaults."""
+    lines = ["hpe pack auto RAW OUT takes the first of these that knows the folder; hpe pack NAME RAW OUT that one."]
+    for reader in readers().values():
+        what = (inspect.getdoc(reader.open) or "").partition("\n")[0]
+        given = [p for p in inspect.signature(reader.open).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        lines += ["", reader.name, f"    {what}", f"    looks for: {reader.looks_for}"]
+        if given:
+            told = " ".join(f"--option {p.name}={p.default}" for p in given)
+            lines.append(f"    options and defaults: {told}")
+    return "\n".join(lines)
 
 
 def pack_source(
@@ -55,6 +69,8 @@ def pack_source(
         raw, out = paths
     else:
         raise UserError(f"hpe pack {name} {' '.join(paths)}: expected a raw dataset and a folder for the shards")
+    if name == _RENDERED:
+        given.setdefault("size", str(options.size))
     if name == "auto":
         found = recognise(Path(raw))
         print(f"{raw}: {found.name} ({found.why})", flush=True)

@@ -7,7 +7,7 @@ a sample is ``<key>.jpg`` (png, webp) followed by ``<key>.json``.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -93,8 +93,10 @@ class Manifest:
             raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: not a manifest of `hpe pack`: {error}") from error
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{path}: not a manifest of `hpe pack`: {error}; pack again, or bring the manifest back"
+            ) from error
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -105,15 +107,20 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-            if raw.get("format") != FORMAT:
-                raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
-            shards = tuple(ShardInfo(**shard) for shard in raw.pop("shards"))
-            for shard in shards:
-                if Path(shard.name).name != shard.name:
-                    raise ValueError(f"shard name {shard.name!r} is not a plain file name")
-            return cls(shards=shards, **raw | {"notes": tuple(raw.get("notes", ()))})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(str(error)) from error
+        except RecursionError:
+            raise ValueError("its brackets are nested too deep") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"it holds {_kind(raw)}, expected an object")
+        if raw.get("format") != FORMAT:
+            raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
+        said = _said("", raw, _FIELDS, optional=("counts", "options", "notes"))
+        if not said["shards"]:
+            raise ValueError("shards is empty, expected at least one")
+        shards = tuple(_shard(f"shards[{at}]", shard) for at, shard in enumerate(said["shards"]))
+        notes = tuple(said.get("notes", ()))
+        if not all(isinstance(note, str) for note in notes):
+            raise ValueError("notes are not all text")
+        return cls(**said | {"shards": shards, "notes": notes})
 
     def paths(self, folder: Path, split: str) -> list[Path]:
         """The shards of a split, in order."""
@@ -123,6 +130,45 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The splits, in order of their first shard."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+
+_FIELDS: Final[Mapping[str, type]] = {
+    "dataset": str, "variant": str, "licence": str, "publishable": bool, "crop": str, "image": dict, "shards": list,
+    "counts": dict, "options": dict, "notes": list, "format": str,
+}  # fmt: skip
+_SHARD_FIELDS: Final[Mapping[str, type]] = {"name": str, "split": str, "samples": int, "bytes": int, "sha256": str}
+_KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a whole number"}
+
+
+def _shard(where: str, raw: Any) -> ShardInfo:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is {_kind(raw)}, expected an object")
+    shard = ShardInfo(**_said(f"{where}.", raw, _SHARD_FIELDS))
+    if not shard.name or Path(shard.name).name != shard.name or "\0" in shard.name:
+        raise ValueError(f"{where}.name {shard.name!r} is not a plain file name")
+    for name, count in (("samples", shard.samples), ("bytes", shard.bytes)):
+        if count < 1:
+            raise ValueError(f"{where}.{name} is {count}, expected 1 or more")
+    return shard
+
+
+def _said(
+    where: str, raw: Mapping[str, Any], expected: Mapping[str, type], optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The fields of a JSON object, each of its type."""
+    if unknown := sorted(raw.keys() - expected.keys()):
+        raise ValueError(f"{where}{unknown[0]}: no such field; perhaps written by a newer hpe")
+    if absent := [name for name in expected if name not in raw and name not in optional]:
+        raise ValueError(f"{where}{absent[0]} is missing")
+    for name, value in raw.items():
+        if type(value) is not expected[name]:
+            raise ValueError(f"{where}{name} is {_kind(value)}, expected {_KINDS[expected[name]]}")
+    return dict(raw)
+
+
+def _kind(value: Any) -> str:
+    shown = json.dumps(value)
+    return _KINDS.get(type(value), "a value") + f" ({shown if len(shown) <= 40 else shown[:39] + '…'})"
 
 
 def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
