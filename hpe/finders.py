@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -14,7 +14,7 @@ from hpe.detect import Face as Located
 from hpe.detect import open_detector
 from hpe.images import DecodeError, Picture, decode_rgb, picture_size
 from hpe.inputs import Item, Skipped
-from hpe.predictor import Face, Predictor
+from hpe.predictor import Face, Points, Predictor
 
 NO_FACE: Final = "no face found"
 _MOST_PIXELS: Final = 48_000_000
@@ -48,7 +48,7 @@ class Found:
     number: int
     box: Box
     score: float | None
-    face: Face
+    face: Face | Points
 
 
 class Given:
@@ -68,7 +68,7 @@ class Given:
             picture = decode_rgb(data)
             return Loaded(item, picture.shape[1], picture.shape[0], picture, face)
 
-        return _loaded(item, decode)
+        return loaded(item, decode)
 
     def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
         """One face a picture."""
@@ -97,7 +97,7 @@ class Detected:
             picture = decode_rgb(data)
             return Loaded(item, picture.shape[1], picture.shape[0], picture, None)
 
-        return _loaded(item, decode)
+        return loaded(item, decode)
 
     def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
         """Every face of every picture, the largest first."""
@@ -123,10 +123,20 @@ class Detected:
         return self._own.detector.detect(pictures)
 
 
-Finder = Given | Detected
+class Finder(Protocol):
+    """Finds the faces of pictures."""
+
+    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+        """Read and decode, in a thread."""
+        ...
+
+    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
+        """The faces of pictures, in their order."""
+        ...
 
 
-def _loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | Skipped:
+def loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | Skipped:
+    """What ``decode`` makes of a picture's bytes; a picture that cannot be read is skipped, with its reason."""
     if isinstance(item, Skipped):
         return item
     try:

@@ -26,6 +26,7 @@ from hpe.shards import MANIFEST, Manifest
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
 PROBE_FACES: Final = 32
+TRUTH_ROWS: Final = 100
 FOLDER: Final = "pose"
 OnMismatch = Literal["refuse", "recrop", "force"]
 
@@ -128,7 +129,10 @@ def tasks_of(
     """
     tasks: dict[Path, Task] = {}
     for shard in shards:
-        framing, crop = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path.parent)
+        if estimator.finds_faces and on_mismatch == "refuse":
+            framing, crop = framing_of(shard.crop, estimator.crop, "force", shard.path.parent)
+        else:
+            framing, crop = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path.parent)
         table = table_path(shard.path, out, estimator.name)
         if table in tasks:
             raise UserError(
@@ -177,6 +181,7 @@ def run(
     threads: int | None,
     direction_network: Path | None,
     rule: Path | None,
+    check: bool,
 ) -> tuple[int, list[Task]]:
     """The pass of ``hpe pose``: the exit code, and the tables of the job.
 
@@ -197,6 +202,8 @@ def run(
         find_shards(sources, split), network, directions,
         out=out, on_mismatch=on_mismatch, precision=precision, flips=flips,
     )  # fmt: skip
+    if check:
+        refuse_without_truth(tasks)
     if on_mismatch != "force":
         refuse_a_lie(estimator, network, tasks)
     if on_gpu:
@@ -265,6 +272,28 @@ def _first_faces(tasks: Sequence[Task], size: int) -> tuple[Tensor, Float[np.nda
         if good:
             return torch.from_numpy(pixels[good]).permute(0, 3, 1, 2), truth[good]
     return random_faces(2, size), np.full((2, 3), np.nan)
+
+
+def refuse_without_truth(tasks: Sequence[Task]) -> None:
+    """See that the shards say a true angle, before hours of work end in a check that cannot be made.
+
+    Raises:
+        UserError: none of the first records of any shard does.
+    """
+    from hpe.posecheck import NO_TRUTH
+
+    opened = False
+    for task in tasks:
+        try:
+            shard = open_shard(task.shard.path)
+            records = [shard.record(row) for row in range(min(len(shard), TRUTH_ROWS))]
+        except ValueError:  # damage is named by the pass
+            continue
+        opened = opened or bool(records)
+        if any(angle is not None for one in records for angle in (one.yaw, one.pitch, one.roll)):
+            return
+    if opened:
+        raise UserError(NO_TRUTH)
 
 
 def check_tables(tasks: Sequence[Task]) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int8, UInt8
+from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor
 
 from hpe.augment import normalised
@@ -26,6 +26,8 @@ from hpe.runs import CONFIG, load_run
 from hpe.shards import MANIFEST, Manifest
 
 Face = UInt8[np.ndarray, "size size 3"]
+Points = Float[np.ndarray, "points 3"]
+"""What stands for a face where a landmark model answers: a mesh's points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,31 @@ class Answers:
     affect: Float32[np.ndarray, "faces 2"] | None = None
 
 
-class Predictor(Protocol):
+class Answerer(Protocol):
+    """What answers for faces.
+
+    Attributes:
+        heads: emotion, direction, pose, affect, as far as it has them.
+    """
+
+    heads: tuple[str, ...]
+
+    def answer(self, faces: np.ndarray) -> Answers:
+        """What it says of faces, stacked."""
+        ...
+
+
+class Predictor(Answerer, Protocol):
     """A network with the way that its pictures are made.
 
     Attributes:
         name: as it is called in messages.
         size: side of its pictures.
-        heads: emotion, direction, pose, affect, as far as it has them.
         crops: the crop rules of the pictures that it was made for, as far as they are known.
     """
 
     name: str
     size: int
-    heads: tuple[str, ...]
     crops: frozenset[CropRule]
 
     def whole(self, data: bytes) -> Face:
@@ -77,10 +91,6 @@ class Predictor(Protocol):
         Raises:
             ValueError: the box is empty, or outside the picture.
         """
-        ...
-
-    def answer(self, faces: UInt8[np.ndarray, "faces size size 3"]) -> Answers:
-        """What the network says."""
         ...
 
 

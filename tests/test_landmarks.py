@@ -19,12 +19,11 @@ from hpe import geometry
 from hpe.errors import UserError
 from hpe.landmarks.align import angles_of, fitted_rotations, heads_of, lifted, rotations_of
 from hpe.landmarks.compare import compare
-from hpe.landmarks.draw import plot_comparison
 from hpe.landmarks.features import AlignedFeatures, SeedFeatures
 from hpe.landmarks.model import MODEL, LandmarkModel
 from hpe.landmarks.pnp import GENERIC_SIX, solve_pnp
 from hpe.landmarks.regress import FEATURES, MODELS, KernelSvr, SoftScaler, StackedRegressor, regressor, tuned
-from hpe.landmarks.report import markdown
+from hpe.landmarks.report import markdown, plot_comparison
 from hpe.landmarks.scores import scores
 from hpe.landmarks.seed import seed_row
 from hpe.landmarks.table import Faces, read_faces, read_mat_faces, usable

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,15 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.landmarks.align import rotations_of
+from hpe.landmarks.draw import draw_sheet
 from hpe.landmarks.estimator import LandmarkEstimator, as_pose_estimator
 from hpe.landmarks.extract import extract, pictures_of
-from hpe.landmarks.mesh import FaceMesh, MeshFace, chosen, environment, install, interpreter, merged
+from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, environment, install, interpreter, merged
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
-from hpe.landmarks.sheets import draw_sheet
 from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH468
-from hpe.landmarks.video import SmoothedRotation, smoothed
+from hpe.landmarks.video import SmoothedRotation
 from hpe.records import Record
 from hpe.shards import Manifest, Sample, write_shard
 
@@ -72,7 +73,7 @@ def _save(folder: Path, name: str, shade: int) -> None:
 
 
 def test_points_come_in_picture_axes_with_z_towards_the_viewer(fake):
-    with FaceMesh(fake, "plain") as mesh:
+    with closing(MeshPool(fake, "plain")) as mesh:
         (face,) = mesh.find(_picture(10))
     np.testing.assert_allclose(face.points[:, :2], MESH[:, :2], atol=1e-4)
     np.testing.assert_allclose(face.points[:, 2], MESH[:, 2].mean() - MESH[:, 2], atol=1e-4)
@@ -80,14 +81,14 @@ def test_points_come_in_picture_axes_with_z_towards_the_viewer(fake):
 
 
 def test_a_large_picture_is_thinned_and_its_points_scaled_back(fake):
-    with FaceMesh(fake, "plain") as mesh:
+    with closing(MeshPool(fake, "plain")) as mesh:
         (face,) = mesh.find(_picture(10, 4100))
     np.testing.assert_allclose(face.points[:, :2], 3 * MESH[:, :2], atol=1e-3)
 
 
 @pytest.mark.parametrize(("which", "count"), [("all", 3), ("largest", 1), ("centre", 1)])
 def test_which_of_several_faces_is_stated(fake, which, count):
-    with FaceMesh(fake, "plain", which) as mesh:
+    with closing(MeshPool(fake, "plain", which)) as mesh:
         assert len(mesh.find(_picture(30))) == count
         assert mesh.find(_picture(0)) == []
 
@@ -112,14 +113,14 @@ def test_views_are_averaged_after_the_mirrored_one_is_put_in_order():
 
 
 def test_a_mesh_that_dies_and_one_that_is_absent_are_named(fake, tmp_path, monkeypatch):
-    with FaceMesh(fake, "plain") as mesh, pytest.raises(UserError, match="ended with code 3"):
+    with closing(MeshPool(fake, "plain")) as mesh, pytest.raises(UserError, match="ended with code 3"):
         mesh.find(_picture(255))
     monkeypatch.delenv("HPE_FACE_MESH_PYTHON", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="hpe landmarks install"):
         interpreter()
     with pytest.raises(UserError, match="views"):
-        FaceMesh(fake, "eleven")
+        MeshPool(fake, "eleven")
 
 
 def test_an_environment_that_cannot_be_made_is_a_message(tmp_path):
@@ -181,7 +182,7 @@ def model(tmp_path):
 
 
 def test_pictures_without_a_face_have_no_angles(fake, model):
-    with LandmarkEstimator(model, python=fake) as estimator:
+    with closing(LandmarkEstimator(model, python=fake)) as estimator:
         angles = estimator.estimate([_picture(10), _picture(0)])
         faces = estimator.faces(_picture(10))
     assert np.isfinite(angles[0]).all()
@@ -193,7 +194,7 @@ def test_the_pose_pass_can_use_it_as_an_estimator(fake, model):
     estimator = as_pose_estimator(model, python=fake)
     images = torch.stack([torch.full((3, 320, 320), shade, dtype=torch.uint8) for shade in (10, 0)])
     poses = estimator.predict(images)
-    with LandmarkEstimator(model, python=fake) as direct:
+    with closing(LandmarkEstimator(model, python=fake)) as direct:
         expected = direct.estimate([_picture(10, 320), _picture(0, 320)])
     np.testing.assert_allclose(poses.angles.numpy(), expected, atol=1e-4)
     assert len(estimator.weights_sha256) == 64
@@ -222,6 +223,11 @@ def test_the_commands_tell_what_they_did(fake, tmp_path):
     assert json.loads((out / "extract.json").read_text())["failed"] == {"b": "no face"}
     refused = CliRunner().invoke(app, ["landmarks", "compare", str(out), str(tmp_path / "compared")])
     assert isinstance(refused.exception, UserError)
+
+
+def smoothed(angles: np.ndarray, frames_per_second: float) -> np.ndarray:
+    filtered = SmoothedRotation()
+    return np.stack([filtered.next(row, frame / frames_per_second) for frame, row in enumerate(angles)])
 
 
 def _jittered(steady: np.ndarray, degrees: float) -> np.ndarray:
@@ -288,7 +294,7 @@ def mesh_python():
 def test_the_real_mesh_gives_the_reference_points(shared, mesh_python):
     reference = read_faces(shared / "data/aflw2000_mediapipe468.npz")
     keys = reference.keys[:12]
-    with FaceMesh(mesh_python, "plain") as mesh:
+    with closing(MeshPool(mesh_python, "plain")) as mesh:
         for row, key in enumerate(keys):
             (face,) = mesh.find(np.asarray(Image.open(shared / f"data/aflw2000/{key}.jpg").convert("RGB")))
             gaps = np.linalg.norm((face.points - reference.points[row])[:, :2], axis=1)

@@ -36,6 +36,7 @@ class Estimator:
         crop: the crop rule that it was made for.
         network: runs on ``device``; safe to call from several threads.
         channels_last: the memory layout that the network prefers.
+        finds_faces: it looks for the face itself: any crop will do, and where it finds none, angles are NaN.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Estimator:
     network: Network
     device: torch.device
     channels_last: bool
+    finds_faces: bool = False
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:

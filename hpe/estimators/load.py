@@ -15,6 +15,7 @@ from hpe.estimators.estimator import Estimator, Network, Precision
 from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
+from hpe.landmarks.model import model_folder
 from hpe.runs import CONFIG, load_run
 from hpe.shards import MANIFEST, Manifest
 
@@ -53,21 +54,29 @@ def load_estimator(
 
     Args:
         path: an estimator YAML, an ``.onnx`` with its YAML beside it (same stem), Hopenet weights
-            (``.pkl``, ``.pth``, ``.pt``, ``.safetensors``), or a run folder of ``hpe train``.
+            (``.pkl``, ``.pth``, ``.pt``, ``.safetensors``), a run folder of ``hpe train``, or the folder of a
+            landmark model (``hpe landmarks compare``).
         compute: device and precision.
-        weights: takes the place of the YAML's ``weights``.
+        weights: takes the place of the YAML's ``weights``; with anything but a YAML it is refused.
         crop: takes the place of the crop rule that the network was made for.
         name: takes the place of its name.
 
     Raises:
         UserError: it is none of these, or does not hold what it says.
     """
-    if path.is_dir():
+    if weights is not None and path.suffix not in _YAML:
+        raise UserError(
+            f"--weights {weights}: {path} has its own weights; leave out --weights, or give the estimator's YAML "
+            "(--estimator FILE.yaml --weights FILE)"
+        )
+    if model_folder(path) is not None:
+        found = _of_landmarks(path, compute, weights)
+    elif path.is_dir():
         found = _of_run(path, compute, crop)
     elif not path.is_file():
         raise UserError(
             f"{path}: no such estimator; expected a YAML, an ONNX file with its YAML, Hopenet weights "
-            f"({', '.join(_TORCH)}) or a run folder"
+            f"({', '.join(_TORCH)}), a run folder, or a landmark model's folder"
         )
     elif path.suffix in _YAML:
         found = _of_spec(path, load(path, EstimatorSpec), weights, compute)
@@ -120,6 +129,16 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         device=compute.device,
         channels_last=not onnx,
     )
+
+
+def _of_landmarks(folder: Path, compute: Compute, weights: Path | None) -> Estimator:
+    from hpe.landmarks.estimator import as_pose_estimator
+
+    if weights is not None:
+        raise UserError(f"--weights {weights}: a landmark model has its own; leave it out")
+    if compute.precision != "fp32" or compute.compiled_batch is not None:
+        raise UserError(f"{folder}: a landmark model runs on the CPU as it is; leave out --precision and --compile")
+    return as_pose_estimator(folder)
 
 
 def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:

@@ -34,6 +34,9 @@ def probe(
     angles, other = poses.angles.double().cpu().numpy(), mirrored.angles.double().cpu().numpy()
     if angles.shape != (len(images), 3):
         return [f"output: the network gives {len(angles)} poses for {len(images)} pictures"]
+    if estimator.finds_faces:
+        seen = np.isfinite(angles).all(1) & np.isfinite(other).all(1)
+        images, truth, angles, other = images[torch.from_numpy(seen)], truth[seen], angles[seen], other[seen]
     if not np.isfinite(angles).all():
         return ["output: the network gives angles that are not finite numbers"]
     if len(images) < LEAST_FACES:
@@ -41,6 +44,8 @@ def probe(
     if angles.std(0).max() < _STUCK_DEGREES:
         return ["output: the network gives every face the same angles"]
     found = _unit_problems(estimator, angles) or _mirror_problems(angles, other)
+    # An angle that the dataset does not know stays constant, which tells nothing of it, and much of the others.
+    truth = np.where(np.isfinite(truth).any(0), truth, 0.0)
     known = np.isfinite(truth).all(1)
     if not found and known.sum() >= LEAST_FACES:
         found = diagnose(angles[known], truth[known])

@@ -20,7 +20,7 @@ _Python = Annotated[
 ]
 _Views = Annotated[str, typer.Option(help="plain (fastest), mirror, or many: the mean of 1, 2 or 7 views a face.")]
 _Faces = Annotated[str, typer.Option(help="Of several faces: largest, centre (nearest to it), or all.")]
-_Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")]
+_Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; all cores by default.")]
 
 
 @app.command()
@@ -86,9 +86,8 @@ def compare(
     from hpe.files import write_text
     from hpe.landmarks import table
     from hpe.landmarks.compare import compare
-    from hpe.landmarks.draw import plot_comparison
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
-    from hpe.landmarks.report import markdown
+    from hpe.landmarks.report import markdown, plot_comparison
     from hpe.workers import Stopped
 
     if own_points not in (None, "3d", "2d"):
@@ -117,21 +116,34 @@ def compare(
 
 @app.command()
 def draw(
-    model: Annotated[Path, typer.Argument(help="OUT/model of `hpe landmarks compare`.")],
-    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or of shards.")],
-    out: Annotated[Path, typer.Argument(help="The sheet: a .png or .jpg.")],
+    model: Annotated[Path, typer.Argument(help="Folder that `hpe landmarks compare` wrote.")],
+    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures or of shards, or a video.")],
+    out: Annotated[Path, typer.Argument(help="The sheet: a .png or .jpg; of a video: an .mp4 or .avi.")],
     count: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet, evenly over the source.")] = 36,
     faces: _Faces = "largest",
+    steady: Annotated[
+        float, typer.Option(help="Video: hertz below which a still head's trembling is smoothed; inf: not at all.")
+    ] = 1.0,
+    workers: _Workers = None,
     python: _Python = None,
 ) -> None:
-    """Draw the axes on pictures, as one sheet.
+    """Draw the axes on pictures, as one sheet, or on every frame of a video, smoothed as rotations.
 
-    Example: `hpe landmarks draw runs/landmarks/model photos axes.png --count 24`
+    Examples: `hpe landmarks draw runs/landmarks photos axes.png --count 24`,
+    `hpe landmarks draw runs/landmarks talk.mp4 axes.mp4 --faces all`
     """
-    from hpe.landmarks.sheets import draw_sheet
+    which = _which(faces)
+    from hpe.landmarks.draw import draw_sheet
+    from hpe.landmarks.video import VIDEOS, draw_video
 
-    found, shown = draw_sheet(model, source, out, count=count, which=_which(faces), python=python)
-    print(f"{out}: {found} of {shown} pictures have a face")
+    if source.suffix.lower() in VIDEOS:
+        found, shown = draw_video(
+            model, source, out, which=which, python=python, slowest_hertz=steady, workers=workers
+        )  # fmt: skip
+        print(f"{out}: {found:,} of {shown:,} frames have a face")
+    else:
+        found, shown = draw_sheet(model, source, out, count=count, which=which, python=python)
+        print(f"{out}: {found:,} of {shown:,} pictures have a face")
 
 
 def _which(faces: str):

@@ -1,18 +1,23 @@
-"""The result to look at: axes on faces, a sheet of pictures, and the plot of the comparison."""
+"""Axes on the faces of pictures, as a sheet to look at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image, ImageDraw, ImageOps
 
 from hpe import draw
-from hpe.files import aside
-from hpe.images import Picture
-from hpe.landmarks.estimator import PosedFace
+from hpe.errors import UserError
+from hpe.files import aside, make_folder
+from hpe.images import DecodeError, Picture, decode_rgb
+from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
+from hpe.landmarks.extract import pictures_of
+from hpe.landmarks.mesh import Which
 
+SHEETS: Final = (".png", ".jpg")
 _TILE: Final = 224
-_COLOURS: Final = {"six": "#e9c46a", "all": "#8d99ae", "aligned": "#3a86ff"}
 
 
 def with_axes(picture: Picture, faces: Sequence[PosedFace]) -> Image.Image:
@@ -37,26 +42,33 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 6) -> Image.I
     return page
 
 
-def plot_comparison(summary: Mapping[str, Any], path: Path) -> None:
-    """Mean MAE of every row with its interval, and MAE by angle, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_sheet(
+    model: Path, source: Path, out: Path, *, count: int = 36, which: Which = "largest", python: Path | None = None
+) -> tuple[int, int]:
+    """Draw up to ``count`` pictures, evenly over the source; how many have a face, how many there are.
 
-    rows = sorted(summary["rows"], key=lambda row: -row["scores"]["mean_mae"])
-    figure = Figure((9, 0.6 + 0.27 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for at, row in enumerate(rows):
-        score = row["scores"]
-        low, high = score["mean_mae_interval"]
-        colour = _COLOURS[row["features"]]
-        axes.barh(at, score["mean_mae"], color=colour, height=0.7, alpha=0.55 if row["settings"] is None else 1.0)
-        axes.plot((low, high), (at, at), color="black", linewidth=1)
-        axes.plot(score["mae"], [at] * 3, linestyle="none", marker="|", color="#444444", markersize=5)
-    axes.set_yticks(range(len(rows)), [f"{row['model']} · {row['features']}" for row in rows], fontsize=8)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("mean absolute error, degrees (line: 95 % interval of the mean; ticks: yaw, pitch, roll)")
-    axes.set_title(f"{summary['faces']:,} faces, {summary['folds']} outer folds, {summary['points']}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    with aside(path) as part:
-        figure.savefig(part, format="png", dpi=130)
+    Raises:
+        UserError: no model, no mesh, no pictures, or OUT is no picture's name.
+    """
+    if out.suffix.lower() not in SHEETS:
+        raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
+    pictures = list(chain.from_iterable(read() for _, read in pictures_of(source)))
+    make_folder(out.parent, str(out.parent))
+    tiles: list[tuple[Image.Image, str]] = []
+    found = 0
+    with closing(LandmarkEstimator(model, python=python, which=which)) as estimator:
+        shown = min(count, len(pictures))
+        for picture in (pictures[row * len(pictures) // shown] for row in range(shown)):
+            name = Path(picture.key).name
+            try:
+                pixels = decode_rgb(picture.read())
+            except (DecodeError, OSError) as error:
+                tiles.append((Image.new("RGB", (64, 64)), f"{name}: {error}"[:36]))
+                continue
+            faces = estimator.faces(pixels)
+            found += bool(faces)
+            angles = " ".join(f"{angle:+.0f}" for angle in faces[0].angles) if faces else "no face"
+            tiles.append((with_axes(pixels, faces), f"{name}  {angles}"))
+    with aside(out) as part:
+        sheet(tiles).save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
+    return found, len(tiles)

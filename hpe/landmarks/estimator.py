@@ -1,19 +1,19 @@
 """Pictures to angles by mesh and regressor: what `hpe predict` calls, and what `hpe pose` takes as an estimator."""
 
 import hashlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from jaxtyping import Float
 
 from hpe.errors import UserError
 from hpe.images import Picture
-from hpe.landmarks.mesh import FaceMesh, MeshFace, Which, interpreter
-from hpe.landmarks.model import MODEL, LandmarkModel
+from hpe.landmarks.mesh import MeshFace, MeshPool, Which, interpreter
+from hpe.landmarks.model import MODEL, LandmarkModel, model_folder
 from hpe.landmarks.topology import MESH468
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from hpe.estimators.estimator import Estimator
 
-_MESH_INPUT = 320
-_MESH_CROP = "square-1.6@box"
+_MESH_INPUT: Final = 320
+_MESH_CROP: Final = "square-1.6@box"
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class PosedFace:
 
 
 class LandmarkEstimator:
-    """A saved model and a running face mesh; use as a context.
+    """A saved model and a face mesh, safe for several threads; :meth:`close` ends the mesh.
 
     Args:
-        folder: ``OUT/model`` of ``hpe landmarks compare``.
+        folder: ``OUT/model`` of ``hpe landmarks compare``, or OUT.
         python: interpreter with the mesh; by default the installed one.
         which: with several faces: largest, centre or all.
 
@@ -55,74 +55,65 @@ class LandmarkEstimator:
     def __init__(self, folder: Path, *, python: Path | None = None, which: Which = "largest") -> None:
         self.model = LandmarkModel.load(folder)
         if self.model.topology != MESH468.name:
-            raise UserError(f"{folder}: made for {self.model.topology}, the face mesh gives {MESH468.name}")
-        self._mesh = FaceMesh(interpreter(python), self.model.views or "plain", which)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+            raise UserError(
+                f"{folder}: made for {self.model.topology}, the face mesh gives {MESH468.name}; expected the model of "
+                "`hpe landmarks compare` on points of `hpe landmarks extract`"
+            )
+        self._mesh = MeshPool(interpreter(python), self.model.views or "plain", which)
 
     def close(self) -> None:
         """End the face mesh."""
         self._mesh.close()
 
+    def find(self, picture: Picture) -> list[MeshFace]:
+        """The faces of an RGB picture, without angles."""
+        return self._mesh.find(picture)
+
     def faces(self, picture: Picture) -> list[PosedFace]:
         """The faces of an RGB picture with their angles; empty where none is found."""
-        found = self._mesh.find(picture)
+        found = self.find(picture)
         if not found:
             return []
         angles = self.model.angles(np.stack([face.points for face in found]))
-        return [_posed(face, row) for face, row in zip(found, angles, strict=True)]
+        return [PosedFace(row, face.box, face.spread) for face, row in zip(found, angles, strict=True)]
 
     def estimate(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "pictures 3"]:
         """Yaw, pitch, roll of the first face of each RGB picture; NaN where there is none."""
-        angles = np.full((len(pictures), 3), np.nan)
+        points = np.full((len(pictures), MESH468.count, 3), np.nan)
         for row, picture in enumerate(pictures):
-            if faces := self.faces(picture):
-                angles[row] = faces[0].angles
-        return angles
+            if faces := self.find(picture):
+                points[row] = faces[0].points
+        return self.model.angles(points)
 
 
-def _posed(face: MeshFace, angles: Float[np.ndarray, "3"]) -> PosedFace:
-    (x0, y0), (x1, y1) = face.points[:, :2].min(0), face.points[:, :2].max(0)
-    return PosedFace(angles, (float(x0), float(y0), float(x1), float(y1)), face.spread)
-
-
-def as_pose_estimator(folder: Path, *, python: Path | None = None, crop: str = _MESH_CROP) -> "Estimator":
+def as_pose_estimator(folder: Path, *, python: Path | None = None) -> "Estimator":
     """The model behind the interface of ``hpe pose``: a network that takes crops and gives Euler angles.
 
     Faces that the mesh does not find have NaN angles. The mesh ends when the estimator is no longer used.
     """
-    import threading
-    import weakref
-
     import torch
 
     from hpe.crops import CropRule
     from hpe.estimators.estimator import Estimator
     from hpe.estimators.spec import InputSpec, OutputSpec
 
-    estimator, lock = LandmarkEstimator(folder, python=python), threading.Lock()
+    estimator = LandmarkEstimator(folder, python=python)
 
     def network(pictures: "Tensor") -> "tuple[Tensor, ...]":
         raw = pictures.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
-        with lock:
-            return (torch.from_numpy(estimator.estimate(list(raw))).float(),)
+        return (torch.from_numpy(estimator.estimate(list(raw))).float(),)
 
     weakref.finalize(network, estimator.close)
-    digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    file = (model_folder(folder) or folder) / MODEL
     unscaled = InputSpec(size=_MESH_INPUT, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     return Estimator(
         name=f"landmarks-{estimator.model.name}",
-        weights_sha256=digest,
-        crop=CropRule.parse(crop),
+        weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        crop=CropRule.parse(_MESH_CROP),
         input=unscaled,
         output=OutputSpec(kind="euler", unit="degrees"),
         network=network,
         device=torch.device("cpu"),
         channels_last=False,
+        finds_faces=True,
     )

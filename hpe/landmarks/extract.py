@@ -8,11 +8,12 @@ exists is not made again.
 import json
 import math
 import os
-import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from hpe.errors import UserError
 from hpe.files import aside, write_json
 from hpe.images import DecodeError, decode_rgb
-from hpe.landmarks.mesh import VERSION, FaceMesh, MeshFace, Which
+from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which
 from hpe.landmarks.topology import MESH468
 from hpe.progress import progress
 from hpe.records import Record
@@ -115,16 +116,13 @@ def extract(
     todo = [(name, read) for name, read in parts if not (out / f"faces-{name}.parquet").is_file()]
     begun, done = time.monotonic(), 0
     if todo:
-        meshes: queue.Queue[FaceMesh] = queue.Queue()
-        for _ in range(count):
-            meshes.put(FaceMesh(python, views, which))
-        with progress("landmarks", None, unit="images") as bar, ThreadPoolExecutor(count) as pool:
-            try:
-                for name, read in todo:
-                    done += _write_part(out / f"faces-{name}.parquet", read(), meshes, pool, bar.advance)
-            finally:
-                while not meshes.empty():
-                    meshes.get().close()
+        with (
+            closing(MeshPool(python, views, which)) as mesh,
+            progress("landmarks", None, unit="images") as bar,
+            ThreadPoolExecutor(count) as pool,
+        ):
+            for name, read in todo:
+                done += _write_part(out / f"faces-{name}.parquet", read(), mesh, pool, bar.advance)
     summary = {**settings, **_counts(out, [name for name, _ in parts])}
     if done:
         summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
@@ -149,20 +147,13 @@ def _settle(out: Path, settings: dict[str, str]) -> None:
 def _write_part(
     path: Path,
     pictures: Iterator[Picture],
-    meshes: "queue.Queue[FaceMesh]",
+    mesh: MeshPool,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> int:
-    def work(picture: Picture) -> list[dict[str, Any]]:
-        mesh = meshes.get()
-        try:
-            return _rows(picture, mesh)
-        finally:
-            meshes.put(mesh)
-
     rows: list[dict[str, Any]] = []
     count = 0
-    for found in pool.map(work, pictures):
+    for found in pool.map(partial(_rows, mesh=mesh), pictures):
         rows += found
         count += 1
         advance(1)
@@ -171,7 +162,7 @@ def _write_part(
     return count
 
 
-def _rows(picture: Picture, mesh: FaceMesh) -> list[dict[str, Any]]:
+def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
     record = picture.record
     known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll}
     try:

@@ -6,17 +6,18 @@ do not. So it gets an environment of its own (``hpe landmarks install``), and no
 
 import contextlib
 import os
+import queue
 import struct
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Final, Literal, Self
+from typing import IO, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from hpe.crops import Box
 from hpe.errors import UserError
 from hpe.images import Picture
 from hpe.landmarks.topology import MESH468
@@ -28,6 +29,7 @@ PACKAGES: Final = (
 )  # fmt: skip
 """What 0.10.21 imports for the mesh, and no jax, sounddevice or sentencepiece, which it also asks for."""
 Which = Literal["largest", "centre", "all"]
+WHICH: Final[tuple[Which, ...]] = ("largest", "centre", "all")
 VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
 """Views of a picture by name: as it is; and mirrored; and five turned or resized crops around the face."""
 MOST_FACES: Final = 16
@@ -91,33 +93,29 @@ class MeshFace:
     views: int
     spread: float
 
+    @property
+    def box(self) -> Box:
+        """Around the points: x0, y0, x1, y1, pixels."""
+        (x0, y0), (x1, y1) = self.points[:, :2].min(0).tolist(), self.points[:, :2].max(0).tolist()
+        return x0, y0, x1, y1
+
 
 class FaceMesh:
-    """A running worker; use as a context. Not safe for several threads: one each.
+    """A running worker; :meth:`close` ends it. Not safe for several threads: see :class:`MeshPool`.
 
     Args:
         python: from :func:`interpreter`.
-        views: ``plain``, ``mirror`` or ``many``.
-        which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``.
+        views: 1, 2 or 7, of a face (``VIEWS``).
+        which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
     """
 
-    def __init__(self, python: Path, views: str = "many", which: Which = "largest") -> None:
-        if views not in VIEWS:
-            raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
-        self._views = VIEWS[views]
+    def __init__(self, python: Path, views: int, which: Which = "largest") -> None:
+        self._views = views
         self._which: Which = which
         self._command = (str(python), "-u", str(_WORKER))
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the worker."""
@@ -166,6 +164,39 @@ class FaceMesh:
         return merged(raw.reshape(views, MESH468.count, 3).astype(float) * step)
 
 
+class MeshPool:
+    """Workers, as many as threads ask at a time; :meth:`close` ends them, when nobody asks any more.
+
+    Args:
+        python, which: as of :class:`FaceMesh`.
+        views: ``plain``, ``mirror`` or ``many``.
+    """
+
+    def __init__(self, python: Path, views: str, which: Which = "largest") -> None:
+        if views not in VIEWS:
+            raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
+        self._python, self._views = python, views
+        self._which: Which = which
+        self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
+
+    def find(self, picture: Picture) -> list[MeshFace]:
+        """See :meth:`FaceMesh.find`."""
+        try:
+            mesh = self._idle.get_nowait()
+        except queue.Empty:
+            mesh = FaceMesh(self._python, VIEWS[self._views], self._which)
+        try:
+            return mesh.find(picture)
+        finally:
+            self._idle.put(mesh)
+
+    def close(self) -> None:
+        """End the workers."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+
 def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
     """One face from its views (the second mirrored, in the mirror's order; NaN where a view found none).
 
@@ -183,10 +214,16 @@ def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
 
 
 def chosen(faces: list[MeshFace], which: Which, size: tuple[int, int]) -> list[MeshFace]:
-    """The faces that are wanted, of a picture of (width, height)."""
-    if which == "all" or len(faces) < 2:
-        return faces
+    """The faces that are wanted, of a picture of (width, height); all: the largest first."""
+    if which == "all":
+        return sorted(faces, key=_area, reverse=True)
+    if not faces:
+        return []
     middle = np.asarray(size) / 2
     if which == "centre":
         return [min(faces, key=lambda face: float(np.linalg.norm(face.points[:, :2].mean(0) - middle)))]
-    return [max(faces, key=lambda face: float(np.ptp(face.points[:, :2], axis=0).prod()))]
+    return [max(faces, key=_area)]
+
+
+def _area(face: MeshFace) -> float:
+    return float(np.ptp(face.points[:, :2], axis=0).prod())

@@ -33,6 +33,11 @@ _TRUSTED: Final = frozenset(
 """Types that a model file may hold beside those that skops itself trusts (NumPy's and scikit-learn's)."""
 
 
+def model_folder(path: Path) -> Path | None:
+    """The folder of the model that a path names: ``OUT/model`` of ``hpe landmarks compare``, or OUT; None: neither."""
+    return next((folder for folder in (path, path / "model") if (folder / MODEL).is_file()), None)
+
+
 @dataclass(frozen=True)
 class LandmarkModel:
     """A fitted regressor and what must be known of it.
@@ -72,13 +77,14 @@ class LandmarkModel:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The model of a folder; nothing but known types is made.
+        """The model of a folder (``OUT/model`` or ``OUT``); nothing but known types is made.
 
         Raises:
             UserError: no model, a damaged one, or one that holds foreign types.
         """
         import skops.io
 
+        folder = model_folder(folder) or folder
         path = folder / MODEL
         if not path.is_file() or not (folder / ABOUT).is_file():
             raise UserError(f"{folder}: no {MODEL} and {ABOUT}; expected a folder that `hpe landmarks compare` wrote")

@@ -1,9 +1,13 @@
-"""The table of a comparison as Markdown."""
+"""A comparison to read: the table as Markdown, and the plot."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from hpe.figures.markdown import table
+from hpe.files import aside
+
+_COLOURS: Final = {"six": "#e9c46a", "all": "#8d99ae", "aligned": "#3a86ff"}
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -55,3 +59,28 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{score['faces']:,}",
         *("–" if value is None else f"{value:.2f}" for value in times),
     )
+
+
+def plot_comparison(summary: Mapping[str, Any], path: Path) -> None:
+    """Mean MAE of every row with its interval, and MAE by angle, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = sorted(summary["rows"], key=lambda row: -row["scores"]["mean_mae"])
+    figure = Figure((9, 0.6 + 0.27 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for at, row in enumerate(rows):
+        score = row["scores"]
+        low, high = score["mean_mae_interval"]
+        colour = _COLOURS[row["features"]]
+        axes.barh(at, score["mean_mae"], color=colour, height=0.7, alpha=0.55 if row["settings"] is None else 1.0)
+        axes.plot((low, high), (at, at), color="black", linewidth=1)
+        axes.plot(score["mae"], [at] * 3, linestyle="none", marker="|", color="#444444", markersize=5)
+    axes.set_yticks(range(len(rows)), [f"{row['model']} · {row['features']}" for row in rows], fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("mean absolute error, degrees (line: 95 % interval of the mean; ticks: yaw, pitch, roll)")
+    axes.set_title(f"{summary['faces']:,} faces, {summary['folds']} outer folds, {summary['points']}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    with aside(path) as part:
+        figure.savefig(part, format="png", dpi=130)

@@ -1,4 +1,4 @@
-"""Smoothing of a head's rotation over frames, on the rotations themselves.
+"""Heads in a video: their rotations smoothed over the frames, and the frames with axes.
 
 Averaging Euler angles is wrong near ±180° and where yaw is ±90°; here every step is a part of the shortest
 rotation from the last smoothed one to the new one. The cutoff is that of the One Euro filter (Casiez, Roussel,
@@ -6,13 +6,36 @@ Vogel, 2012): little lag when the head turns fast, little trembling when it stan
 """
 
 import math
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from hpe.errors import UserError
+from hpe.faces import ahead
+from hpe.files import make_folder
+from hpe.images import Picture
 from hpe.landmarks.align import angles_of, rotations_of
+from hpe.landmarks.draw import with_axes
+from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
+from hpe.landmarks.mesh import Which
+from hpe.progress import progress
+
+VIDEOS: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+LONGEST_GAP_SECONDS: Final = 0.5
+"""After a longer gap without the face, the next one starts afresh."""
+_CODECS: Final = {".mp4": "mp4v", ".avi": "MJPG"}
+_USUAL_RATE: Final = 30.0
+_SPEED_FACTOR: Final = 0.02
+_SPEED_HERTZ: Final = 1.0
 
 
 @dataclass
@@ -20,16 +43,14 @@ class SmoothedRotation:
     """A One Euro filter on rotations; one a face.
 
     Attributes:
-        slowest_hertz: cutoff of a head that stands still: lower trembles less.
+        slowest_hertz: cutoff of a head that stands still: lower trembles less; ``inf`` smooths nothing.
         speed_factor: hertz that each degree per second adds to the cutoff: higher lags less.
         speed_hertz: cutoff of the speed's own smoothing.
-        longest_gap_seconds: after a longer gap without the face, the next one starts afresh.
     """
 
     slowest_hertz: float = 1.0
-    speed_factor: float = 0.02
-    speed_hertz: float = 1.0
-    longest_gap_seconds: float = 0.5
+    speed_factor: float = _SPEED_FACTOR
+    speed_hertz: float = _SPEED_HERTZ
     _rotation: Rotation | None = field(default=None, init=False, repr=False)
     _velocity: Float[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3), init=False, repr=False)
     _seconds: float = field(default=0.0, init=False, repr=False)
@@ -45,7 +66,7 @@ class SmoothedRotation:
             return np.full(3, np.nan)
         seen = Rotation.from_matrix(rotations_of(angles[None])[0])
         gap = seconds - self._seconds
-        if self._rotation is None or gap > self.longest_gap_seconds:
+        if self._rotation is None or gap > LONGEST_GAP_SECONDS:
             self._rotation, self._velocity, self._seconds = seen, np.zeros(3), seconds
             return angles_of(seen.as_matrix()[None])[0]
         if gap <= 0:
@@ -58,14 +79,116 @@ class SmoothedRotation:
         return angles_of(self._rotation.as_matrix()[None])[0]
 
 
-def smoothed(
-    angles: Float[np.ndarray, "frames 3"], frames_per_second: float, *, slowest_hertz: float = 1.0
-) -> Float[np.ndarray, "frames 3"]:
-    """Yaw, pitch, roll of a video's frames, smoothed forwards in time; frames without a face are NaN rows."""
-    filtered = SmoothedRotation(slowest_hertz=slowest_hertz)
-    return np.stack([filtered.next(row, frame / frames_per_second) for frame, row in enumerate(angles)])
-
-
 def _share(hertz: float, gap_seconds: float) -> float:
     """The part of a step that a low-pass filter of this cutoff takes in a frame."""
     return 1 - math.exp(-2 * math.pi * hertz * gap_seconds)
+
+
+@dataclass
+class _Head:
+    rotation: SmoothedRotation
+    centre: Float[np.ndarray, "2"]
+    seconds: float
+
+
+class SmoothedHeads:
+    """Several heads, each with a filter of its own: a face goes on the head that was last seen nearest to it.
+
+    Args:
+        slowest_hertz: of each filter.
+    """
+
+    def __init__(self, slowest_hertz: float = 1.0) -> None:
+        self._slowest_hertz = slowest_hertz
+        self._heads: list[_Head] = []
+
+    def next(self, faces: Sequence[PosedFace], seconds: float) -> list[PosedFace]:
+        """The faces of a frame with smoothed angles, in their order."""
+        self._heads = [head for head in self._heads if seconds - head.seconds <= LONGEST_GAP_SECONDS]
+        free = list(self._heads)
+        found = []
+        for face in faces:
+            centre, side = _centre_and_side(face)
+            near = [head for head in free if np.linalg.norm(head.centre - centre) < side / 2]
+            if near:
+                head = min(near, key=lambda one: float(np.linalg.norm(one.centre - centre)))
+                free.remove(head)
+            else:
+                head = _Head(SmoothedRotation(self._slowest_hertz), centre, seconds)
+                self._heads.append(head)
+            head.centre, head.seconds = centre, seconds
+            found.append(replace(face, angles=head.rotation.next(face.angles, seconds)))
+        return found
+
+
+def _centre_and_side(face: PosedFace) -> tuple[Float[np.ndarray, "2"], float]:
+    x0, y0, x1, y1 = face.box
+    return np.array(((x0 + x1) / 2, (y0 + y1) / 2)), max(x1 - x0, y1 - y0)
+
+
+def draw_video(
+    model: Path,
+    source: Path,
+    out: Path,
+    *,
+    which: Which = "largest",
+    python: Path | None = None,
+    slowest_hertz: float = 1.0,
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Write a video with the axes of its faces, smoothed; how many frames have a face, how many there are.
+
+    Args:
+        model: as of :class:`LandmarkEstimator`, like ``which`` and ``python``.
+        source: what OpenCV reads.
+        out: ``.mp4`` (MPEG-4) or ``.avi`` (Motion JPEG), without sound.
+        slowest_hertz: see :class:`SmoothedRotation`.
+        workers: frames that are searched at a time; all cores by default.
+
+    Raises:
+        UserError: no video, one without frames, or OUT cannot be written.
+    """
+    import cv2
+
+    if out.suffix.lower() not in _CODECS:
+        raise UserError(f"{out}: expected a name that ends with {' or '.join(_CODECS)}, as SOURCE is a video")
+    if not slowest_hertz > 0:
+        raise UserError(f"--steady {slowest_hertz:g}: expected hertz above 0; inf smooths nothing")
+    video = cv2.VideoCapture(str(source))
+    rate = video.get(cv2.CAP_PROP_FPS)
+    rate = rate if math.isfinite(rate) and 0 < rate < 1000 else _USUAL_RATE
+    frames = _frames(cv2, video)
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"{source}: no video that OpenCV can read, or one without frames")
+    make_folder(out.parent, str(out.parent))
+    heads, seen, count, threads = SmoothedHeads(slowest_hertz), 0, 0, workers or os.cpu_count() or 1
+    with (
+        TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
+        closing(LandmarkEstimator(model, python=python, which=which)) as estimator,
+        progress("landmarks draw", None, unit="frames") as bar,
+        ahead(
+            lambda frame: (frame, estimator.faces(frame)), chain((first,), frames), threads=threads, depth=2 * threads
+        ) as posed,
+    ):
+        part = Path(folder) / out.name  # OpenCV goes by the suffix
+        codec = cv2.VideoWriter.fourcc(*_CODECS[out.suffix.lower()])
+        writer = cv2.VideoWriter(str(part), codec, rate, first.shape[1::-1])
+        if not writer.isOpened():
+            raise UserError(f"{out}: OpenCV cannot write {first.shape[1]} × {first.shape[0]} pixels; try .avi")
+        for frame, faces in posed:
+            drawn = with_axes(frame, heads.next(faces, count / rate))
+            writer.write(cv2.cvtColor(np.asarray(drawn), cv2.COLOR_RGB2BGR))
+            seen, count = seen + bool(faces), count + 1
+            bar.advance()
+        writer.release()
+        part.replace(out)
+    return seen, count
+
+
+def _frames(cv2: Any, video: Any) -> Iterator[Picture]:
+    while True:
+        good, frame = video.read()
+        if not good:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
