@@ -9,10 +9,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,35 +177,69 @@ def run_jobs(
     """
     from hpe.ranks import signals
 
-    todo = [job for job in jobs if missing(job)]
+    todo = deque(job for job in jobs if missing(job))
     if not todo:
         return [], False
-    context = multiprocessing.get_context("spawn")
-    turn, processes = context.Value("i", 0), min(processes, len(todo))
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
     ended: list[Outcome] = []
-    with signals() as caught:
-        pool = ProcessPoolExecutor(processes, context, _begin, (turn, threads, _gpus(), os.getpid()))
-        try:
-            waiting: set[Future[Outcome]] = {pool.submit(perform, job, logs / f"{job.run.name}.log") for job in todo}
-            while waiting and caught.caught is None:
-                finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
-                for future in finished:
-                    ended.append(future.result())
-                    said(ended[-1])
-                    if ended[-1].code == EXIT_AGAIN:
-                        caught.caught = signal.SIGTERM
-        except BrokenProcessPool as error:
-            if caught.caught is None:
-                raise UserError(
-                    f"a process of the study was killed, perhaps for want of memory (see {logs}); finished runs are "
-                    "kept: run the same command again, with fewer --jobs"
-                ) from error
-        finally:
-            for process in multiprocessing.active_children() if caught.caught is not None else ():
-                process.terminate()  # training saves and leaves
-            pool.shutdown(cancel_futures=True)
+    with signals() as caught, _workers(min(processes, len(todo))) as idle:
+        busy: list[Connection] = []
+        while (todo or busy) and caught.caught is None:
+            while todo and idle:
+                job = todo.popleft()
+                idle[-1].send((job, logs / f"{job.run.name}.log"))
+                busy.append(idle.pop())
+            for worker in wait(busy, _POLL_SECONDS):
+                assert isinstance(worker, Connection)
+                try:
+                    ended.append(worker.recv())
+                except (EOFError, ConnectionError) as error:
+                    raise UserError(
+                        f"a process of the study was killed, perhaps for want of memory (see {logs}); finished runs "
+                        "are kept: run the same command again, with fewer --jobs"
+                    ) from error
+                busy.remove(worker)
+                idle.append(worker)
+                said(ended[-1])
+                if ended[-1].code == EXIT_AGAIN:
+                    caught.caught = signal.SIGTERM
     return ended, caught.caught is not None
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[list[Connection]]:
+    """Processes that do the jobs sent to them; at the end those that still work are asked to save and leave.
+
+    Each has a pipe of its own: an executor's workers share a lock, and one that is ended while it holds the lock
+    leaves the others waiting for ever.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads, gpus = max(1, len(os.sched_getaffinity(0)) // count), _gpus()
+    connections, started = [], []
+    for place in range(count):
+        here, there = context.Pipe()
+        gpu = gpus[place % len(gpus)] if gpus else None
+        process = context.Process(target=_work, args=(there, threads, gpu, os.getpid()))
+        process.start()
+        there.close()
+        connections.append(here)
+        started.append(process)
+    try:
+        yield list(connections)
+    finally:
+        for process in started:
+            process.terminate()
+        for here in connections:
+            here.close()
+        for process in started:
+            process.join()
+
+
+def _work(jobs: Connection, threads: int, gpu: str | None, parent: int) -> None:
+    """Do what is sent until nothing more can come."""
+    _settle(threads, gpu, parent)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            jobs.send(perform(*jobs.recv()))
 
 
 def _gpus() -> list[str]:
@@ -216,18 +251,16 @@ def _gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _begin(turn: Any, threads: int, gpus: list[str], parent: int) -> None:
-    """Settle a process of the pool before torch is there."""
+def _settle(threads: int, gpu: str | None, parent: int) -> None:
+    """Settle a process before torch is there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says who is to leave
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # die with the parent (PR_SET_PDEATHSIG)
             if os.getppid() != parent:
                 os._exit(EXIT_INCOMPLETE)
-    with turn.get_lock():
-        place = turn.value
-        turn.value += 1
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
