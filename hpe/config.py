@@ -3,12 +3,14 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpe.errors import UserError
 
@@ -16,6 +18,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _batch(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number of 1 or more, or auto, found {json.dumps(value)}")
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
 Places = dict[tuple[Any, ...], str]
 
 
@@ -141,9 +152,12 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """Optimisation. ``batch`` counts samples over all ranks; the rate is a pure function of samples seen."""
+    """Optimisation. ``batch`` counts samples over all ranks; the rate is a pure function of samples seen.
 
-    batch: Count = 256
+    ``batch: auto`` is found at the run's first start (see ``hpe.batchsize``) and kept in its config.
+    """
+
+    batch: BatchSize = 256
     micro_batch: Count | None = None
     epochs: Positive = 10.0
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -233,11 +247,11 @@ def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) 
     for override in overrides:
         _override(raw, places, override)
     try:
-        # JSON mode is strict about types, yet takes YAML's lists where the schema has tuples.
-        return schema.model_validate_json(json.dumps(raw))
+        # JSON mode is strict about types, yet takes YAML's lists where the schema has tuples; dates are texts.
+        return schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as invalid:
         raise UserError("\n".join(_messages(invalid, schema, name, places))) from invalid
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
 
 
@@ -252,29 +266,49 @@ _Loader.add_implicit_resolver(
 )
 # PyYAML tries resolvers in order, and its own integers come first for plain digits.
 _FILE_LIMIT: Final = 1 << 20
+_DEEPEST: Final = 32
+_SHOWN: Final = 200
 
 
 def _compose(text: str, name: str) -> tuple[dict[str, Any], Places]:
-    if len(text) > _FILE_LIMIT:
-        raise UserError(f"{name}: {len(text):,} characters; a config has less than {_FILE_LIMIT:,}")
-    loader = _Loader(text)
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError(f"{name}: YAML aliases (*name) are not used in configs; write the value out")
+    with _told(name) as loader_of:
+        loader = loader_of(text)
         node = loader.get_single_node()
         places: Places = {}
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{name}: expected sections such as data:, model:, train:, found no mapping")
         _places(node, (), name, places)
         return loader.construct_document(node), places
+
+
+@contextmanager
+def _told(name: str) -> Iterator[Callable[[str], _Loader]]:
+    """A maker of loaders for texts that were looked through; what YAML finds wrong becomes one message."""
+    try:
+        yield partial(_loader, name=name)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{name}{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    except (RecursionError, ValueError) as error:
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark and not name.startswith("--set") else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{name}{place}: not YAML: {problem}") from error
+    except UserError:
+        raise
+    except (OverflowError, ValueError) as error:
         raise UserError(f"{name}: not a config: {error}") from error
-    finally:
-        loader.dispose()
+
+
+def _loader(text: str, name: str) -> _Loader:
+    """A loader of a text that is neither huge nor deep and repeats nothing: Python's own limits are not reached."""
+    if len(text) > _FILE_LIMIT:
+        raise UserError(f"{name}: {len(text):,} characters; a config has less than {_FILE_LIMIT:,}")
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{name}: YAML aliases (*name) are not used in configs; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UserError(f"{name}: lists and mappings lie more than {_DEEPEST} deep; no config needs that")
+    return _Loader(text)
 
 
 def _places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Places) -> None:
@@ -293,14 +327,13 @@ def _places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Places) -
             _places(value, (*path, index), name, places)
 
 
-def _override(raw: dict[str, Any], places: Places, override: str) -> None:
-    dotted, equals, text = override.partition("=")
+def _override(raw: dict[str, Any], places: Places, given: str) -> None:
+    dotted, equals, text = given.partition("=")
+    override = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}…"
     if not equals or not dotted:
         raise UserError(f"--set {override}: expected PATH=VALUE, for example --set train.learning_rate=3e-4")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML ({error})") from error
+    with _told(f"--set {override}") as loader_of:
+        value = loader_of(text).get_single_data()
     path = [int(part) if part.isdigit() else part for part in dotted.split(".")]
     at: Any = raw
     for part, following in zip(path[:-1], path[1:], strict=True):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from hpe import runs
+from hpe.augment import Augmentation
+from hpe.batchsize import Trial, largest_that_fits, where_doubling_stops_paying
 from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
 from hpe.errors import UserError
 from hpe.files import write_text
@@ -31,6 +33,8 @@ _SELECTION: Final = {
     "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
 }  # fmt: skip
 _ROWS: Final = 1024
+_LEAST_STEPS: Final = 20
+"""Of an epoch, where the batch is found: a network learns by steps."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,22 @@ class Job:
         return self.train.samples
 
     @property
+    def batch(self) -> int:
+        """Samples of a step, over all ranks."""
+        assert isinstance(self.config.train.batch, int)  # `auto` was found before the job was opened
+        return self.config.train.batch
+
+    @property
     def total_samples(self) -> int:
         """Samples that the run sees in all: its epochs, rounded up to whole batches."""
-        batch = self.config.train.batch
-        return -(-round(self.config.train.epochs * self.epoch_samples) // batch) * batch
+        return -(-round(self.config.train.epochs * self.epoch_samples) // self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
         """This rank's training batches from a position on."""
         data = self.config.data
         return self.train.endless(
             seed=self.config.seed,
-            batch=self.config.train.batch,
+            batch=self.batch,
             samples_seen=samples_seen,
             rank=self.ranks.rank,
             ranks=self.ranks.world,
@@ -74,7 +83,7 @@ class Job:
 
     def validation(self) -> Loader:
         """This rank's validation batches: every sample once over all ranks."""
-        return self.val.once(batch=self.config.train.batch, rank=self.ranks.rank, ranks=self.ranks.world)
+        return self.val.once(batch=self.batch, rank=self.ranks.rank, ranks=self.ranks.world)
 
     def last(self) -> Path | None:
         """The newest checkpoint."""
@@ -101,7 +110,7 @@ class Job:
             {
                 "backbone": self.config.model.backbone,
                 "heads": ", ".join(self.config.model.heads.on),
-                "batch": settings.batch,
+                "batch": self.batch,
                 "epochs": settings.epochs,
                 "learning_rate": settings.learning_rate,
                 "seed": self.config.seed,
@@ -126,6 +135,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         UserError: everything that is wrong, one problem a line.
     """
     run = Path(config.run)
+    config = _with_batch_of(run, config)
     problems = _impossible(config, ranks)
     streams: dict[str, Stream] = {}
     for split in ("train", "val"):
@@ -157,8 +167,52 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         selection = _SELECTION[config.model.heads.on[0]]
     leave_a_core(config.data.workers)
     here = accelerator(precision_of(config.train.precision))
+    if config.train.batch == "auto":
+        found = _found_batch(config, network, losses, streams["train"].samples, ranks, here)
+        if ranks.main:
+            print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
+        config = _with_batch(config, found)
     with _folder(run, config, ranks) as resume:
         yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume)
+
+
+def _with_batch(config: RunConfig, batch: int | str) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch": batch})})
+
+
+def _with_batch_of(run: Path, config: RunConfig) -> RunConfig:
+    """The config with the batch that an earlier start has found, where it says ``auto``."""
+    if config.train.batch != "auto" or not (run / runs.CONFIG).is_file():
+        return config
+    return _with_batch(config, runs.load_config(run).train.batch)
+
+
+def _found_batch(
+    config: RunConfig,
+    network: MultiTask,
+    losses: dict[str, HeadLoss],
+    samples: int,
+    ranks: Ranks,
+    here: "Accelerator",
+) -> int:
+    """The batch over all ranks: what every one of them can do."""
+    trial = Trial(
+        network,
+        losses,
+        size=config.data.size,
+        augmentation=Augmentation(**config.augment.model_dump()),
+        device=here.device,
+        autocast=lambda: here.autocast(),
+        copies=(ranks.world > 1) + bool(config.train.ema),
+    )
+    largest = samples // (_LEAST_STEPS * ranks.world)
+    if here.device.type == "cuda":
+        found = largest_that_fits(trial.step, largest=largest)
+    else:
+        found = where_doubling_stops_paying(trial.seconds, largest=largest)
+    lowest = here.gather(torch.tensor([found], device=here.device))
+    assert isinstance(lowest, torch.Tensor)
+    return int(lowest.min()) * ranks.world
 
 
 _LABEL_SOURCE: Final = {
@@ -172,7 +226,10 @@ _LABEL_SOURCE: Final = {
 def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:
     """What cannot work on this machine or with itself, whatever the data."""
     settings, problems = config.train, []
-    if settings.batch % ranks.world:
+    if settings.batch == "auto":
+        if settings.micro_batch:
+            problems.append("train.batch: auto finds what fits in one piece; leave train.micro_batch out")
+    elif settings.batch % ranks.world:
         lower = settings.batch // ranks.world * ranks.world
         ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
         problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")

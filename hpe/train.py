@@ -32,7 +32,7 @@ def train(config: RunConfig) -> int:
     ranks = Ranks.from_environment()
     with ExitStack() as stack:
         job = stack.enter_context(open_job(config, ranks))
-        learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
+        learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
         shown = stack.enter_context(

@@ -6,6 +6,7 @@ import pytest
 
 from hpe.bench import Figure, Report, Settings, available, measure, ratio, take_turns
 from hpe.errors import UserError
+from tests import made
 
 
 def test_contestants_take_turns_in_alternating_order() -> None:
@@ -42,3 +43,21 @@ def test_every_contestant_of_the_stream_reads_all_pictures(tmp_path: Path, monke
     assert len(report.figures) >= 6
     assert all(figure.median > 0 for figure in report.figures)
     assert report.to_json()["medians"]["hpe stream"] > 0
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_given_config_are_measured_and_what_bounds_them_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hpe.bench.step._ROUNDS", 1)
+    config = tmp_path / "run.yaml"
+    config.write_text(made.config(made.shards(tmp_path / "shards"), tmp_path / "unused").dump())
+    report = measure("step", Settings(tmp_path, workers=0, repeats=1, config=config))
+    assert len(report.figures) == 4
+    assert all(figure.median > 0 for figure in report.figures)
+    said = " ".join(report.notes)
+    assert "one rank is bound by" in said
+    assert "an all-reduce of the" in said
+    assert "resumed at 90%" in said
+    assert not (tmp_path / "unused").exists()

@@ -67,12 +67,13 @@ def measure(settings: Settings) -> Report:
         gradient = sum(p.numel() * p.element_size() for p in job.network.parameters() if p.requires_grad)
         device = str(job.accelerator.device)
         precision = job.accelerator.mixed_precision
+        batch = job.batch
     ranks = max(2, torch.cuda.device_count()) if cuda() else 2
     seconds = _all_reduce_seconds(gradient, ranks) if not cuda() or torch.cuda.device_count() > 1 else None
     notes = (
         f"{config.model.backbone} at {config.data.size} pixels, heads {', '.join(config.model.heads.on)}, batches of "
-        f"{config.train.batch}, {config.data.workers} workers, {device}, precision {precision}",
-        *_bounds(figures, config.train.batch, gradient, ranks, seconds),
+        f"{batch}, {config.data.workers} workers, {device}, precision {precision}",
+        *_bounds(figures, batch, gradient, ranks, seconds),
         _resume(config, alone, settings.repeats),
     )
     return Report("step", "images/s", figures, (ratio(figures, _LOOP, _BARE, 0.97),), notes)
@@ -153,7 +154,7 @@ class _Short(Job):
 
     @property
     def total_samples(self) -> int:
-        return (self.steps + _WARM_UP + 1) * self.config.train.batch
+        return (self.steps + _WARM_UP + 1) * self.batch
 
     def batches(self, samples_seen: int) -> Any:
         return self.timed
@@ -177,7 +178,7 @@ def _loop(job: Job, steps: int, batches: Iterator[Loaded] | Loader) -> float:
     from hpe.train import loop
 
     where = job.accelerator.device
-    timed = _Timed(batches, job.config.train.batch, where)
+    timed = _Timed(batches, job.batch, where)
     known = {field.name: getattr(job, field.name) for field in fields(Job)}
     known["network"] = copy.deepcopy(job.network)
     short = _Short(**known, timed=timed, steps=steps)
@@ -208,7 +209,7 @@ def _bare(job: Job, steps: int, loaded: list[Loaded]) -> float:
         optimizer.step()
         optimizer.zero_grad()
     _finish(where)
-    return steps * job.config.train.batch / (time.perf_counter() - begun)
+    return steps * job.batch / (time.perf_counter() - begun)
 
 
 def _plain_loss(outputs: Outputs, batch: Batch) -> Tensor:
@@ -230,7 +231,7 @@ def _plain_loss(outputs: Outputs, batch: Batch) -> Tensor:
 
 def _stream(job: Job, steps: int) -> float:
     """The batches that a turn takes, read as fast as they come."""
-    batches, rows = steps * 2, job.config.train.batch
+    batches, rows = steps * 2, job.batch
     with job.batches(0) as loader:
         next(loader)
         start = time.perf_counter()
@@ -281,7 +282,7 @@ def _first_step(config: RunConfig, ranks: Ranks, *, late: bool) -> float:
         shutil.rmtree(config.run, ignore_errors=True)
     start = time.perf_counter()
     with open_job(config, ranks) as job:
-        learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
+        learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         with job.batches(state.samples_seen) as loader:
             learner.step(next(loader), state, stop=False)
@@ -292,10 +293,10 @@ def _first_step(config: RunConfig, ranks: Ranks, *, late: bool) -> float:
 def _checkpoint(config: RunConfig, ranks: Ranks) -> None:
     """A run that has seen nine tenths of its first epoch."""
     with open_job(config, ranks) as job:
-        step = int(_LATE * job.epoch_samples) // config.train.batch
+        step = int(_LATE * job.epoch_samples) // job.batch
         if job.resume is None or State.load(find_checkpoint(job.run, "last")).step != step:
-            learner = Learner(config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
-            learner.save(job.run, State(samples_seen=step * config.train.batch, step=step), best=False)
+            learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
+            learner.save(job.run, State(samples_seen=step * job.batch, step=step), best=False)
 
 
 def _all_reduce_seconds(size: int, ranks: int) -> float:
