@@ -70,7 +70,7 @@ def load_estimator(
             "(--estimator FILE.yaml --weights FILE)"
         )
     if model_folder(path) is not None:
-        found = _of_landmarks(path, compute, weights)
+        found = _of_landmarks(path, compute)
     elif path.is_dir():
         found = _of_run(path, compute, crop)
     elif not path.is_file():
@@ -131,11 +131,9 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
     )
 
 
-def _of_landmarks(folder: Path, compute: Compute, weights: Path | None) -> Estimator:
+def _of_landmarks(folder: Path, compute: Compute) -> Estimator:
     from hpe.landmarks.estimator import as_pose_estimator
 
-    if weights is not None:
-        raise UserError(f"--weights {weights}: a landmark model has its own; leave it out")
     if compute.precision != "fp32" or compute.compiled_batch is not None:
         raise UserError(f"{folder}: a landmark model runs on the CPU as it is; leave out --precision and --compile")
     return as_pose_estimator(folder)
