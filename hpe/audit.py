@@ -45,8 +45,26 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
 
 
 def category(reason: str) -> str:
-    """What kind of reason this is: without the numbers and what follows a colon."""
-    return re.sub(r"\d[\d,.]*", "N", reason.partition(":")[0])
+    """What kind of reason this is: without its file names, quotations and numbers, and what follows a colon."""
+    kind = _PLACE.sub("", reason)
+    kind = _PARTICULAR.sub(_in_general, kind)
+    head, _, rest = kind.partition(": ")
+    return head if not head.startswith("*.") else ": ".join(filter(None, (head, rest.partition(": ")[0])))
+
+
+_PLACE: Final = re.compile(r" \([^\s()]+:\d+\)$")
+_PARTICULAR: Final = re.compile(
+    r"(?P<range>-?[\d,]+\.\.-?[\d,]+)|(?P<quoted>'[^']*'|\"[^\"]*\")|(?P<file>[^\s:()]*[^\s:().]\.(?P<ending>[A-Za-z]\w{1,4})\b)"
+    r"(?P<line>:\d+)?|(?<![A-Za-z_])[-+±]?\d+(?:[,.]\d+)*(?![A-Za-z_])"
+)
+
+
+def _in_general(found: re.Match[str]) -> str:
+    if found["range"]:
+        return found["range"]
+    if found["quoted"]:
+        return "'…'"
+    return f"*.{found['ending']}" if found["file"] else "N"
 
 
 def counts(by_split: Mapping[str, Counter[str]], reasons: Counter[str], read: int) -> dict[str, Any]:

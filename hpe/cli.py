@@ -227,8 +227,6 @@ Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", 
 
 def _relaunch(processes: int | None) -> None:
     """Start this very command on N processes; returns in those processes, and where no N is asked for."""
-    import sys
-
     from hpe import ranks
 
     if processes is not None and not ranks.launched():

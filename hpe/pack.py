@@ -40,7 +40,7 @@ def list_readers() -> str:
     """Every reader of raw datasets: what it reads, what it looks for and its options with their defaults."""
     lines = ["hpe pack auto RAW OUT takes the first of these that knows the folder; hpe pack NAME RAW OUT that one."]
     for reader in readers().values():
-        what = (inspect.getdoc(reader.open) or "").partition("\n")[0]
+        what = " ".join((inspect.getdoc(reader.open) or "").partition("\n\n")[0].split()).replace("``", "")
         given = [p for p in inspect.signature(reader.open).parameters.values() if p.kind is p.KEYWORD_ONLY]
         lines += ["", reader.name, f"    {what}", f"    looks for: {reader.looks_for}"]
         if given:
@@ -68,7 +68,10 @@ def pack_source(
     elif len(paths) == 2:
         raw, out = paths
     else:
-        raise UserError(f"hpe pack {name} {' '.join(paths)}: expected a raw dataset and a folder for the shards")
+        raise UserError(
+            f"{' '.join(('hpe pack', name, *paths))}: expected a raw dataset and a folder for the shards "
+            "(`hpe pack list` names the readers)"
+        )
     if name == _RENDERED:
         given.setdefault("size", str(options.size))
     if name == "auto":

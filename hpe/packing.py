@@ -174,7 +174,7 @@ class Packing:
                 record = row.record
                 problems = record.problems()
                 if row.key in keys:
-                    problems.append(f"key {row.key} is taken: an earlier row has it")
+                    problems.append(f"an earlier row has this key: {row.key}")
                 if record.split is not None and record.split not in splits.SPLITS:
                     problems.append(f"split {record.split!r} is none of {', '.join(splits.SPLITS)}")
                 if problems:
@@ -221,7 +221,9 @@ class Packing:
             official = ", ".join(self.source.splits)
             if not official:
                 grouped = any(row.subject is not None for row in rows.rows)
-                self.how = f"splits: drawn with seed {options.seed}, {'by subject, ' * grouped}stratified by emotion"
+                labelled = any(row.emotion is not None for row in rows.rows)
+                how = [f"drawn with seed {options.seed}", *["by subject"] * grouped]
+                self.how = "splits: " + ", ".join([*how, *["stratified by emotion"] * labelled])
             elif set(found) <= set(self.source.splits):
                 self.how = f"splits: the dataset's own ({official})"
             else:

@@ -10,6 +10,8 @@ from typing import Final
 from hpe.errors import UserError
 
 SPLITS: Final = ("train", "val", "test")
+_SEVERAL: Final = 10
+"""Subjects, from which on one person alone would be a poor test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float,
     Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects
     stand in a seeded order; the first ``test_share`` of the samples are test, the next ``val_share`` val. A
     split is thus a function of the set of rows, whatever their order. Where there are three subjects or more,
-    none of the splits that are asked for stays empty.
+    none of the splits that are asked for stays empty; of ten or more, each gets at least two.
 
     Args:
         official: the splits that the dataset names. () draws all three; with train and test, val is cut from
@@ -79,9 +81,10 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
 def _fill_empty(split: dict[str, str], seed: int, wanted: Sequence[str]) -> None:
     if len(split) <= len(wanted):
         return
+    least = 2 if len(split) >= _SEVERAL else 1
     for name in (*wanted, "train"):
-        if name not in split.values():
-            most, _ = Counter(split.values()).most_common(1)[0]
+        while (counted := Counter(split.values()))[name] < least:
+            most, _ = counted.most_common(1)[0]
             first = min((g for g in split if split[g] == most), key=lambda group: (order(seed, group), group))
             split[first] = name
 

@@ -3,11 +3,11 @@
 import hashlib
 import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hpe.progress import progress
 from hpe.records import Record
@@ -16,6 +16,7 @@ from hpe.shards import Manifest, ShardIndex, ShardInfo, index_tar
 _THREADS: Final = 4
 _CHUNK_BYTES: Final = 1 << 22
 _NAMED: Final = 10
+_LOOKED_AT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ def verify(folder: Path) -> list[Damage]:
     """Everything in a folder of shards that differs from its manifest; empty when all is well.
 
     Every tar is read once against its sha256 and its count of samples. Only in a tar that differs are the
-    pictures decoded, to name those that are damaged.
+    pictures decoded, to name those that are damaged; in the others a few are looked at, whether they
+    have the size and the format that the manifest says.
 
     Raises:
         UserError: there is no manifest, or it is none.
@@ -45,7 +47,7 @@ def verify(folder: Path) -> list[Damage]:
     found: list[Damage] = []
     keys: Counter[str] = Counter()
     with ThreadPoolExecutor(_THREADS) as threads, progress("verify", len(manifest.shards), unit="shards") as bar:
-        for damages, its_keys in threads.map(lambda shard: _check(folder, shard), manifest.shards):
+        for damages, its_keys in threads.map(lambda shard: _check(folder, shard, manifest.image), manifest.shards):
             found += damages
             keys.update(its_keys)
             bar.advance()
@@ -58,12 +60,12 @@ def verify(folder: Path) -> list[Damage]:
         if path.name not in listed
     ]
     samples = sum(shard.samples for shard in manifest.shards)
-    if manifest.counts.get("samples", samples) != samples:
-        found.append(Damage("manifest.json", f"says {manifest.counts['samples']:,} samples, its shards {samples:,}"))
+    if (said := manifest.counts.get("samples", samples)) != samples:
+        found.append(Damage("manifest.json", f"says {said!r} samples, its shards {samples:,}"))
     return found
 
 
-def _check(folder: Path, shard: ShardInfo) -> tuple[list[Damage], tuple[str, ...]]:
+def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
     """What is wrong with one shard, and its keys."""
     path = folder / shard.name
     try:
@@ -72,14 +74,14 @@ def _check(folder: Path, shard: ShardInfo) -> tuple[list[Damage], tuple[str, ...
             if not size:
                 return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-                return _compare(data, shard)
+                return _compare(data, shard, image)
     except FileNotFoundError:
         return [Damage(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
     except OSError as error:
         return [Damage(shard.name, f"cannot be read: {error.strerror or error}")], ()
 
 
-def _compare(data: memoryview, shard: ShardInfo) -> tuple[list[Damage], tuple[str, ...]]:
+def _compare(data: memoryview, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
     digest = hashlib.sha256()
     for at in range(0, len(data), _CHUNK_BYTES):
         digest.update(data[at : at + _CHUNK_BYTES])
@@ -93,11 +95,35 @@ def _compare(data: memoryview, shard: ShardInfo) -> tuple[list[Damage], tuple[st
         damaged = tuple(_damaged(data, index))
         if damaged:
             found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", damaged))
+    elif other := tuple(_otherwise(data, index, image)):
+        found.append(Damage(shard.name, f"pictures are not {_told(image)}, as the manifest says", other))
     if len(index) != shard.samples:
         found.append(Damage(shard.name, f"holds {len(index):,} samples; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(index.keys).items() if count > 1):
         found.append(Damage(shard.name, "keys that stand in it twice", twice))
     return found, index.keys
+
+
+def _otherwise(data: memoryview, index: ShardIndex, image: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of the pictures (looked at are a few of the shard, by their headers) of another size or format."""
+    from hpe.images import DecodeError, picture_size
+
+    size, encoding = image.get("size", "original"), image.get("encoding")
+    for row in range(0, len(index), max(1, len(index) // _LOOKED_AT)):
+        start, length = index.images[row].tolist()
+        try:
+            width, height = picture_size(bytes(data[start : start + length]))
+        except DecodeError:
+            yield index.keys[row]
+            continue
+        if (size != "original" and (width, height) != (size, size)) or (
+            encoding == "jpeg" and index.extensions[row] != "jpg"
+        ):
+            yield index.keys[row]
+
+
+def _told(image: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in image.items())
 
 
 def _damaged(data: memoryview, index: ShardIndex) -> Iterator[str]:

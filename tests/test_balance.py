@@ -10,11 +10,16 @@ import pytest
 
 from hpe.balance import balance
 from hpe.errors import UserError
+from hpe.images import encode_jpeg
 from hpe.records import Record
 from hpe.shards import Manifest, Sample, read_samples, write_shard
 from hpe.verify import verify
 
 EMOTIONS = (0, 1, 6)
+
+
+def plain(shade: int) -> bytes:
+    return encode_jpeg(np.full((8, 8, 3), shade, np.uint8), 90)
 
 
 @pytest.fixture
@@ -30,7 +35,12 @@ def made(tmp_path) -> tuple[Path, Path]:
         rng.shuffle(cells)
         for part, chosen in enumerate((cells[: len(cells) // 2], cells[len(cells) // 2 :])):
             samples = [
-                Sample(f"{split}-{part}-{i}", bytes([i]), "jpg", Record(emotion=e, split=split))
+                Sample(
+                    f"{split}-{part}-{i}",
+                    plain(i),
+                    "jpg",
+                    Record(emotion=e, split=split),
+                )
                 for i, (_, e) in enumerate(chosen)
             ]
             infos.append(write_shard(folder / f"{split}-{part:06d}.tar", split, samples))

@@ -179,7 +179,7 @@ def _pack_in_child(rows: list[Raw], out: Path) -> None:
 def _sidecars(out: Path) -> int:
     """How many shards are done; the job takes its folder away the moment it ends (a `glob` would trip over that)."""
     try:
-        return sum(name.endswith(".tar.json") for name in os.listdir(out / ".pack"))
+        return sum(path.name.endswith(".tar.json") for path in (out / ".pack").iterdir())
     except FileNotFoundError:
         return 0
 
@@ -471,3 +471,29 @@ def test_real_datasets_pack_with_their_documented_counts(tmp_path, shared, name,
     if name == "aflw2000":
         assert manifest.counts["angles"]["test"] == {"within": 1969, "beyond": 31}
     assert not verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("missing person01100-90+0.txt", "missing *.txt"),
+        ("another file of Person01/person01146+0+0.jpg", "another file of *.jpg"),
+        ("expression 8 (none) is no emotion (training.csv:12)", "expression N (none) is no emotion"),
+        ("emotion 9 is not 0..7", "emotion N is not 0..7"),
+        ("image00002.mat: Pose_Para holds no three angles", "*.mat: Pose_Para holds no three angles"),
+        (
+            "crop box 1, 2.5, 3, -4 lies outside the picture (10 × 20)",
+            "crop box N, N, N, N lies outside the picture (N × N)",
+        ),
+        ("duplicate: shows what head07-1 shows (the same stored bytes)", "duplicate"),
+    ],
+)
+def test_a_kind_of_reason_is_without_names_and_numbers(reason, kind):
+    assert category(reason) == kind
+
+
+def test_the_readers_are_listed_with_their_options():
+    told = CliRunner().invoke(app, ["pack", "list"])
+    assert told.exit_code == 0
+    assert all(f"\n{name}\n" in told.output for name in readers())
+    assert "--option frame=depth" in told.output

@@ -3,6 +3,8 @@
 import collections
 import hashlib
 import io
+import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -141,6 +143,32 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
 def test_what_is_no_manifest_is_one_message(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"manifest\.json"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": "x"}, 'shards is text ("x"), expected a list'),
+        ({"shards": []}, "shards is empty, expected at least one"),
+        ({"shards": ["x"]}, 'shards[0] is text ("x"), expected an object'),
+        ({"samples": -3}, "shards[0].samples is -3, expected 1 or more"),
+        ({"samples": "12"}, 'shards[0].samples is text ("12"), expected a whole number'),
+        ({"samples": True}, "shards[0].samples is true or false (true), expected a whole number"),
+        ({"bytes": None}, "shards[0].bytes is a value (null), expected a whole number"),
+        ({"colour": 1}, "shards[0].colour: no such field"),
+        ({"notes": [1]}, "notes are not all text"),
+        ({"image": 3}, "image is a whole number (3), expected an object"),
+        ({"publishable": "no"}, 'publishable is text ("no"), expected true or false'),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_one_message_that_names_the_place(tmp_path, change, message):
+    manifest(write_shard(tmp_path / "train-000000.tar", "train", made(5))).save(tmp_path)
+    raw = json.loads((tmp_path / "manifest.json").read_text())
+    whole = {"shards", "notes", "image", "publishable"}
+    (raw if change.keys() & whole else raw["shards"][0]).update(change)
+    (tmp_path / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"not a manifest of `hpe pack`: " + re.escape(message)):
         Manifest.load(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hpe.errors import UserError
 from hpe.images import decode_rgb
 from hpe.labels import EMOTIONS
 from hpe.sources import Raw, Reject, Source, open_source, readers, recognise
-from hpe.sources.base import Keys
+from hpe.sources.base import Keys, Unread
 
 COLUMNS = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
 POINTS = ";".join(f"{n}.5" for n in range(136))
@@ -70,6 +71,18 @@ def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Pat
         open_source("ferplus", tmp_path, tie="first")
     with pytest.raises(UserError, match="not found"):
         recognise(tmp_path / "absent")
+
+
+def test_a_label_file_of_each_picture_can_be_read_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "Person01"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"person0110{i}+0+0.jpg").write_bytes(b"x")
+        (folder / f"person0110{i}+0+0.txt").write_text("person\n\nFace\n10\n10\n8\n8\n")
+    source = open_source("pointing04", tmp_path)
+    sent = [pickle.loads(pickle.dumps(row)) for row in source.rows()]
+    assert all(isinstance(row, Unread) for row in sent)
+    assert [row.read() for row in sent if isinstance(row, Unread)] == [*source.read()]
 
 
 def test_keys_are_plain_and_never_clash() -> None:

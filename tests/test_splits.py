@@ -90,3 +90,14 @@ def test_a_subject_in_two_splits_is_found():
     rows = [Row("a", "Ada", None, None), Row("b", "Ada", None, None), Row("c", "Bob", None, None)]
     assert shared_subjects(rows, ["train", "test", "test"]) == {"Ada": ("train", "test")}
     assert not shared_subjects(rows, ["train", "train", "test"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fifteen_people_are_at_least_two_in_each_split(seed):
+    rows = [Row(f"p{person}-{i}", f"p{person}", None, None) for person in range(15) for i in range(4)]
+    split = draw(rows, seed=seed, val_share=0.1, test_share=0.1, official=())
+    people = Counter({(row.subject, name) for row, name in zip(rows, split, strict=True)})
+    assert len(people) == 15  # nobody in two
+    held = Counter(name for _, name in people)
+    assert held["test"] == 2
+    assert held["val"] == 2

@@ -1,6 +1,7 @@
 """Verification: what is whole passes, and every damage is named with its shard and its samples."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_empty_missing_and_foreign_shards_are_named(shards):
     assert "train-000000.tar: is empty" in told(shards)
     assert "train-000001.tar: is missing, with its 8 samples" in told(shards)
     assert "train-000009.tar: is not in manifest.json" in told(shards)
+
+
+def test_pictures_of_another_size_than_the_manifest_says_are_named(shards):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["image"] = {"size": 96, "colour": "rgb"}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    told = verify(shards)
+    assert {damage.what for damage in told} == {"pictures are not size 96, colour rgb, as the manifest says"}
+    assert len(told) == len(manifest["shards"])
 
 
 def test_the_same_key_in_two_shards_is_named(shards):
