@@ -144,7 +144,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     counts = {split: stream.label_counts() for split, stream in streams.items()}
     for split, count in counts.items():
         problems += [
-            f"model.heads.{head}: no sample of data.{split} has its label; {_LABEL_SOURCE[head]}"
+            f"model.heads.{head}: {_lack(streams[split], head, split)}; {_LABEL_SOURCE[head]}"
             for head in config.model.heads.on
             if not _labels(count, head)
         ]
@@ -158,7 +158,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             for name in freeze(network, config.model.freeze)
         ]
     if problems or network is None:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
@@ -221,6 +221,16 @@ _LABEL_SOURCE: Final = {
     "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
     "affect": "use shards with valence and arousal, or switch this head off",
 }
+
+
+def _lack(stream: Stream, head: str, split: str) -> str:
+    """What a head's label is short of: for poses, the angles that some of the first records could have had."""
+    if head == "pose" and not stream.reading.labels.needs_pose:
+        records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
+        missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]
+        if 0 < len(missing) < 3:
+            return f"it needs yaw, pitch and roll, and the samples of data.{split} have no {' and no '.join(missing)}"
+    return f"no sample of data.{split} has its label"
 
 
 def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hpe import learner as learner_module
 from hpe import runs
 from hpe.config import RunConfig
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
+from hpe.shards import Manifest, Sample, write_shard
 from hpe.train import train
 from tests import made
 
@@ -164,6 +166,32 @@ def test_every_problem_is_told_at_once(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train(made.config(folder, tmp_path / "run", *changes))
     assert all(word in str(caught.value) for word in ("resnet19", "fp16", "/nowhere"))
+
+
+def test_what_train_and_val_both_lack_is_named_once(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train(made.config(folder, tmp_path / "run", "data.train.0.shards=/nowhere", "data.val.0.shards=/nowhere"))
+    assert str(caught.value).count("/nowhere") == 1
+
+
+def test_a_pose_head_without_roll_says_that_roll_is_missing(tmp_path: Path) -> None:
+    rollless = [Sample(s.key, s.image, s.extension, replace(s.record, roll=None)) for s in made.samples(16)]
+    (tmp_path / "shards").mkdir()
+    info = write_shard(tmp_path / "shards/train-000000.tar", "train", rollless)
+    Manifest("made", "squares", "none", True, "none", {}, (info,)).save(tmp_path / "shards")
+    given = (f"data.{split}.0={{shards: {tmp_path / 'shards'}, split: train}}" for split in ("train", "val"))
+    with pytest.raises(UserError, match=r"needs yaw, pitch and roll, and the samples of data\.train have no roll"):
+        train(made.config(tmp_path, tmp_path / "run", *given))
+
+
+def test_bf16_learns_with_weights_in_fp32(folder: Path, tmp_path: Path) -> None:
+    changes = ("train.precision=bf16", "train.epochs=6", "train.validate_epochs=6", "augment={}")
+    assert train(made.config(folder, tmp_path / "run", *changes)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["direction/loss"] for line in lines if line["split"] == "train"]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    floats = {value.dtype for value in weights(tmp_path / "run").values() if value.is_floating_point()}
+    assert floats == {torch.float32}
 
 
 def test_a_run_of_another_config_is_refused_with_the_difference(folder: Path, tmp_path: Path) -> None:
