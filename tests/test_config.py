@@ -72,6 +72,12 @@ def test_what_cannot_work_is_refused(change: tuple[str, str], told: str | None) 
         "a: &x 1\nb: *x",
         "? [1]\n: 2",
         "a: !!python/object/apply:os.system [ls]",
+        "a: " + "[" * 500,
+        "".join(" " * depth + "a:\n" for depth in range(500)),
+        "a: &a [x, x, x]\n"
+        + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        "? !!binary aGk=\n: 1",
+        "run: 2020-01-01",
     ],
 )
 def test_what_is_no_config_is_told_in_one_message(text: str) -> None:
@@ -85,6 +91,24 @@ def test_set_changes_a_value_and_names_itself_when_wrong() -> None:
     for wrong in ("train.batch=many", "train.bach=3", "train", "data.train.7.weight=1", "seed.x=1"):
         with pytest.raises(UserError, match="--set " + wrong.replace(".", r"\.")):
             parse(GOOD, "run.yaml", RunConfig, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("[1", r"not YAML: expected ',' or '\]'"),
+        ("[" * 500, "more than 32 deep"),
+        ("{a: &a [x, x], b: [*a, *a]}", "aliases"),
+        ("!!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
+        ("2020-01-01", 'found "2020-01-01"'),
+    ],
+)
+def test_a_value_of_set_that_is_no_value_is_told_in_one_line(value: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        parse(GOOD, "run.yaml", RunConfig, [f"train.keep={value}"])
+    assert str(caught.value).startswith("--set train.keep=")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
 
 
 def test_differences_name_what_changes_the_learning_and_nothing_else() -> None:

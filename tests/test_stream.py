@@ -292,9 +292,138 @@ def test_http_and_pipe_give_the_batches_of_files(made: Made, served: str) -> Non
         assert all(same(a.batch, b.batch) for a, b in zip(read, files, strict=True)), way
 
 
-def test_a_missing_url_and_a_failing_pipe_are_mistakes_that_are_named(served: str) -> None:
-    with pytest.raises(UserError, match=r"none\.tar.*404"):
-        stream(ShardSet(f"{served}/none.tar"))
+class Unsteady(http.server.BaseHTTPRequestHandler):
+    """``/<fault>-<times>/<file>``: answers with a fault so many times, then with the file."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    asked: Counter[str]
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        fault, _, times = self.path.split("/")[1].partition("-")
+        self.asked[self.path] += 1
+        data = (self.folder / self.path.rpartition("/")[2]).read_bytes()
+        half, self.close_connection = data[: len(data) // 2], True
+        if self.asked[self.path] > int(times):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            return
+        match fault:
+            case "error":
+                self.send_error(500)
+            case "gone":
+                self.send_error(404)
+            case "short":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(half)
+            case "chunked":
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n" % len(data) + half)
+            case "unsized":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(half)
+            case "garbage":
+                self.wfile.write(b"no http at all\r\n\r\n")
+            case "other":
+                self.send_response(200)
+                self.send_header("Content-Length", "5")
+                self.end_headers()
+                self.wfile.write(b"error")
+
+
+@pytest.fixture
+def unsteady(made: Made, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("hpe.stream.spool.time.sleep", lambda _: None)
+    handler = type("Handler", (Unsteady,), {"folder": made.folder, "asked": Counter()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("fault", ["error", "short", "chunked", "unsized", "garbage", "silent", "other"])
+def test_a_server_that_fails_for_a_while_loses_nothing(made: Made, unsteady: str, fault: str) -> None:
+    """With a manifest (whose digests tell) and without one; the manifest itself comes from such a server too."""
+    balance = Balance()
+    files = keys_of(taken(stream(made.folder).endless(seed=2, batch=6, window=2, balance=balance), 8))
+    ways = [f"{unsteady}/{fault}-2"]
+    if fault != "other":  # five bytes that say they are all: only a digest can tell
+        ways.append(f"{unsteady}/{fault}-3/train-{{000000..000004}}.tar")
+    for way in ways:
+        shards = stream(ShardSet(way))
+        assert shards.counts == (COUNTS,)
+        assert keys_of(list(shards.once(batch=8))) == made.keys
+        assert keys_of(taken(shards.endless(seed=2, batch=6, window=2, balance=balance), 8)) == files
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("error", "5 tries.*500"),
+        ("gone", "1 try.*404"),
+        ("short", "5 tries.*ended after .* bytes"),
+        ("chunked", "5 tries.*IncompleteRead"),
+        ("garbage", "5 tries.*no http"),
+        ("silent", "5 tries"),
+    ],
+)
+def test_a_server_that_fails_for_good_is_named_with_its_answer(unsteady: str, fault: str, told: str) -> None:
+    for way in (f"{unsteady}/{fault}-99/train-000000.tar", f"{unsteady}/{fault}-99"):
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1.*{fault}-99.*{told}"):
+            stream(ShardSet(way, "train"))
+
+
+def test_a_shard_that_cannot_be_fetched_in_the_middle_is_counted_and_masked(made: Made, unsteady: str) -> None:
+    shards = stream(ShardSet(f"{unsteady}/error-0"))
+    made.folder.joinpath(made.infos[2].name).write_bytes(b"replaced meanwhile")
+    loader = shards.once(batch=8)
+    keys = keys_of(list(loader))
+    lost = range(8, 20)
+    assert [key for n, key in enumerate(keys) if n not in lost] == [k for n, k in enumerate(made.keys) if n not in lost]
+    assert loader.damaged == len(lost)
+    assert all("5 tries" in damage.reason and "sha256" in damage.reason for damage in loader.damage)
+
+
+@pytest.mark.parametrize("command", ["exit 3", "cat {}; exit 3", "head -c 3000 {}; exit 141", "cat {}.not"])
+def test_a_pipe_that_fails_is_a_mistake_also_when_bytes_came(
+    made: Made, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("hpe.stream.spool.time.sleep", lambda _: None)
+    named = "pipe:" + command.format(made.folder / "train-000002.tar")
+    with pytest.raises(UserError, match=r"pipe:.*5 tries.*exit status [1-9]"):
+        stream(ShardSet([named]))
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_what_a_tar_without_a_manifest_has_lost_is_named(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("hpe.stream.spool.time.sleep", lambda _: None)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((made.folder / "train-000002.tar").read_bytes()[:7000])
+    loader = stream(ShardSet(str(cut) if way == "file" else f"pipe:head -c 9999 {cut}")).once(batch=8)
+    keys = keys_of(list(loader))
+    assert 0 < len(keys) - 1 < COUNTS[2]
+    assert keys[:-1] == made.keys[8 : 8 + len(keys) - 1]
+    assert loader.damaged == 1
+    assert "truncated" in loader.damage[0].reason
+    with pytest.raises(UserError, match=r"truncated.*damaged: skip"):
+        list(stream(cut, damaged="fail").once(batch=8))
+    cut.write_bytes(b"")
+    with pytest.raises(UserError, match="no sample in these shards"):
+        stream(cut)
 
 
 def test_the_spool_keeps_within_its_bound(made: Made, served: str, tmp_path: Path) -> None:
@@ -409,6 +538,12 @@ def test_votes_become_shares_and_the_cache_gives_the_same_labels_again(tmp_path:
         assert batch.emotion_target.tolist() == [[0.25, 0, 0.75, 0, 0, 0, 0, 0]]
         assert batch.affect.tolist() == [[0.5, -0.5]]
         assert batch.direction.tolist() == [4]
+
+
+def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_them(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "pose").mkdir()
+    with pytest.raises(UserError, match=r"holds no pose table of these shards, expected train-000000\.parquet"):
+        stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
 
 
 def test_what_names_no_shards_is_refused_with_a_way_out(made: Made, tmp_path: Path) -> None:

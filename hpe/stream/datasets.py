@@ -16,6 +16,7 @@ from hpe.stream.loader import Loader
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
 from hpe.stream.packed import COLUMNS
 from hpe.stream.readers import Batches, Reading, Refusal, Shelf
+from hpe.stream.shelf import WHOLE_SHARD, ShardTable
 from hpe.stream.sources import ShardSet, resolve
 from hpe.stream.spool import Spool, node_folder
 from hpe.tables import mismatch
@@ -68,7 +69,8 @@ class Stream:
             tuple(self._count(d, s) if one.samples is None else one.samples for s, one in enumerate(shards))
             for d, shards in enumerate(self.sets)
         )
-        if empty := [sets[d].shards for d, of_set in enumerate(self.counts) if not sum(of_set)]:
+        readable = [any(self._readable(d, s) for s in range(len(shards))) for d, shards in enumerate(self.sets)]
+        if empty := [one.shards for one, some in zip(sets, readable, strict=True) if not some]:
             raise UserError("\n".join(f"{named}: no sample in these shards" for named in empty))
         self.samples = sum(map(sum, self.counts))
 
@@ -89,10 +91,19 @@ class Stream:
         return problems
 
     def _count(self, dataset: int, shard: int) -> int:
+        table = self._table(dataset, shard)
+        # What a damaged tar has lost counts as one more sample that cannot be read, and so is named.
+        return len(table) + (WHOLE_SHARD in table.damage)
+
+    def _readable(self, dataset: int, shard: int) -> bool:
+        samples = self.sets[dataset][shard].samples
+        return bool(len(self._table(dataset, shard)) if samples is None else samples)
+
+    def _table(self, dataset: int, shard: int) -> ShardTable:
         opened = self._shelf.open(dataset, shard)
         if isinstance(opened, str):
             raise UserError(f"{self.sets[dataset][shard].url}: {opened}")
-        return len(opened[1])
+        return opened[1]
 
     def endless(
         self,

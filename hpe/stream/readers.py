@@ -1,6 +1,7 @@
 """What runs in a reader process: a batch's number in, its pictures and labels in one block of memory out."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ from hpe.images import DecodeError
 from hpe.stream.order import Order, Plan
 from hpe.stream.packed import COLUMNS, Damage, Packed, Slot, layout, write_labels
 from hpe.stream.pool import Pool
-from hpe.stream.shelf import LabelSource, ShardTable, open_local, table_of
+from hpe.stream.shelf import WHOLE_SHARD, LabelSource, ShardTable, open_local, table_of
 from hpe.stream.sources import Shard
 from hpe.stream.spool import Spool
 
 _OPEN_SHARDS: Final = 192
 """Shards that a reader holds open: three default windows; more than this is opened again."""
+_TRY_AGAIN_SECONDS: Final = 600.0
+"""After which a shard that could not be had is tried again: servers come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,14 @@ class Shelf:
     def __init__(self, sets: Sequence[Sequence[Shard]], labels: LabelSource, spool: Spool, cache: Path) -> None:
         self._sets, self._labels, self._spool, self._cache = sets, labels, spool, cache
         self._open: OrderedDict[tuple[int, int], tuple[int, ShardTable] | str] = OrderedDict()
+        self._failed: dict[tuple[int, int], float] = {}
 
     def open(self, dataset: int, shard: int) -> tuple[int, ShardTable] | str:
         """Descriptor and table of a shard, or why there is none."""
         place = dataset, shard
-        if (known := self._open.get(place)) is not None:
+        known = self._open.get(place)
+        waiting = time.monotonic() < self._failed.get(place, 0.0) + _TRY_AGAIN_SECONDS
+        if known is not None and (waiting or not isinstance(known, str)):
             self._open.move_to_end(place)
             return known
         wanted = self._sets[dataset][shard]
@@ -71,6 +77,7 @@ class Shelf:
                 raise
         except OSError as error:
             opened = f"{error.strerror or error}"
+            self._failed[place] = time.monotonic()
         self._open[place] = opened
         if len(self._open) > _OPEN_SHARDS:
             _, closed = self._open.popitem(last=False)
@@ -150,7 +157,7 @@ class Batches(Dataset[Packed | Refusal]):
             return Damage(name, f"row-{row}", opened)
         file, table = opened
         if row >= len(table):
-            why = table.damage.get(-1) or f"the shard has {len(table)} samples, its manifest says more"
+            why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest says more"
             return Damage(name, f"row-{row}", why)
         if row in table.damage:
             return Damage(name, table.key(row), table.damage[row])

@@ -27,6 +27,8 @@ from hpe.stream.sources import Shard
 from hpe.stream.spool import Spool, locked
 from hpe.tables import read_labels
 
+WHOLE_SHARD: Final = -1
+"""The row under which damage of the tar itself stands."""
 _FORMAT: Final = "3"
 _ANGLES: Final = slice(LABELS.index("yaw"), LABELS.index("roll") + 1)
 _DIRECTION: Final = LABELS.index("direction")
@@ -64,7 +66,7 @@ class ShardTable:
         places: byte offset and size of each picture in the tar; a size of 0 marks a damaged record.
         labels: a row of :data:`hpe.stream.packed.LABELS` and the emotion's distribution per sample.
         key_ends, key_bytes: the keys, one after another in UTF-8.
-        damage: why the tar ends early, or damaged records, as JSON-able texts by row (-1: the shard).
+        damage: why the tar ends early, or damaged records, as JSON-able texts by row (:data:`WHOLE_SHARD`: the tar).
     """
 
     places: Int64[np.ndarray, "rows 2"]
@@ -141,11 +143,11 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
 
 def _parse(file: int, size: int) -> ShardTable:
     if not size:
-        return _table([], np.empty((0, 2), np.int64), {-1: "empty file"}, np.empty((0, COLUMNS), np.float32))
+        return _table([], np.empty((0, 2), np.int64), {WHOLE_SHARD: "empty file"}, np.empty((0, COLUMNS), np.float32))
     with mmap.mmap(file, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
         index = index_tar(data)
         rows = np.full((len(index), COLUMNS), np.nan, np.float32)
-        damage = {-1: index.damage} if index.damage else {}
+        damage = {WHOLE_SHARD: index.damage} if index.damage else {}
         for row, (at, length) in enumerate(index.records.tolist()):
             try:
                 rows[row] = label_row(bytes(data[at : at + length]))

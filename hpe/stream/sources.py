@@ -10,7 +10,7 @@ from typing import Final
 
 from hpe.errors import UserError
 from hpe.shards import MANIFEST, Manifest
-from hpe.stream.spool import fetch_text
+from hpe.stream.spool import fetch_parsed
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _FANCY: Final = frozenset("*?[")
@@ -90,9 +90,13 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     names = [shard.name for shard in shards]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
-    return tuple(
-        Shard(s.url, s.name, s.samples, s.sha256, folder / f"{s.name.removesuffix('.tar')}.parquet") for s in shards
-    )
+    tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
+    # Also where no label is read from them: who names a folder means its tables.
+    if not any(table.is_file() for table in tables):
+        raise UserError(
+            f"{folder}: holds no pose table of these shards, expected {tables[0].name}; run `hpe pose` on them first"
+        )
+    return tuple(Shard(s.url, s.name, s.samples, s.sha256, table) for s, table in zip(shards, tables, strict=True))
 
 
 def _of(text: str, split: str | None) -> list[Shard]:
@@ -137,11 +141,7 @@ def _files(paths: Sequence[Path]) -> list[Shard]:
 
 
 def _web_folder(url: str, split: str | None) -> list[Shard]:
-    text = fetch_text(f"{url}/{MANIFEST}")
-    try:
-        manifest = Manifest.parse(text)
-    except ValueError as error:
-        raise UserError(f"{url}/{MANIFEST}: not a manifest of `hpe pack`: {error}") from error
+    manifest = fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse)
     return [
         Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256)
         for s in _of_split(manifest, split, url)

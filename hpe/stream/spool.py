@@ -8,17 +8,18 @@ names are digests, so nothing that a server or a tar says becomes a path.
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import os
 import shutil
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from hpe.errors import UserError
 from hpe.files import aside
@@ -27,6 +28,10 @@ _CHUNK: Final = 1 << 20
 _TIMEOUT_SECONDS: Final = 60.0
 _TRIES: Final = 5
 _TEXT_LIMIT: Final = 1 << 28
+_FOR_GOOD: Final = (400, 401, 403, 404, 410)
+_TAR_END: Final = bytes(512)
+
+T = TypeVar("T")
 
 
 class FetchError(OSError):
@@ -98,21 +103,17 @@ class Spool:
         return path
 
     def _fetch(self, url: str, sha256: str | None, path: Path) -> None:
-        reasons = []
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(min(0.25 * 4**attempt, 30))
-            try:
-                with aside(path) as part:
-                    found = _copy(url, part)
-                    if sha256 and found != sha256:
-                        raise FetchError(f"sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
-                return
-            except (OSError, urllib.error.URLError, ValueError) as error:
-                reasons.append(str(error))
-                if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
-                    break
-        raise FetchError(f"cannot be fetched ({len(reasons)} tries): {reasons[-1]}")
+        def once(last: bool) -> None:
+            with aside(path) as part:
+                found = _copy(url, part)
+                if sha256 and found != sha256:
+                    raise FetchError(f"sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
+                # Without a digest or a length, an early end shows in the tar only. The last try's is kept:
+                # a tar may lack its end at the source, and its readers name what they miss.
+                if not sha256 and not last and not _ended(part):
+                    raise FetchError("the tar has no end")
+
+        _persist(once)
 
     def _make_room(self, keep: Path) -> None:
         with locked(self.folder / "room.lock"):
@@ -130,17 +131,52 @@ class Spool:
                     over -= size
 
 
+def _persist(once: Callable[[bool], T]) -> T:
+    """What ``once`` gives, tried again after a while; it is told whether a try is the last.
+
+    Raises:
+        FetchError: no try worked, or the server says that none will.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return once(attempt == _TRIES)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if attempt == _TRIES or getattr(error, "code", None) in _FOR_GOOD:
+                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+                raise FetchError(f"cannot be fetched ({tries}): {error or type(error).__name__}") from error
+        time.sleep(min(0.25 * 4**attempt, 30))
+    raise AssertionError("unreachable")
+
+
 def _copy(url: str, part: Path) -> str:
-    digest, size = hashlib.sha256(), 0
-    with part.open("wb") as out, _open(url) as source:
-        expected = getattr(source, "headers", {}).get("Content-Length")
-        while chunk := source.read(_CHUNK):
+    digest = hashlib.sha256()
+    with part.open("wb") as out:
+        for chunk in _chunks(url):
             out.write(chunk)
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _ended(tar: Path) -> bool:
+    with tar.open("rb") as file:
+        file.seek(max(0, tar.stat().st_size - len(_TAR_END)))
+        return file.read() == _TAR_END
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    """The bytes behind a URL.
+
+    Raises:
+        FetchError: there are fewer than the server says, or the command of a pipe fails.
+    """
+    size = 0
+    with _open(url) as source:
+        expected = getattr(source, "headers", {}).get("Content-Length")
+        while chunk := source.read(_CHUNK):
             size += len(chunk)
+            yield chunk
     if expected is not None and size != int(expected):
         raise FetchError(f"the connection ended after {size:,} of {int(expected):,} bytes")
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -149,24 +185,38 @@ def _open(url: str) -> Iterator[BinaryIO | Any]:
         # Not WebDataset's opener: it hands the URL to a shell.
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
             yield response
-    else:
-        from webdataset.gopen import gopen
+        return
+    from webdataset.gopen import Pipe, gopen
 
-        stream = gopen(url, "rb")
-        try:
-            yield stream
-        finally:
-            stream.close()
+    stream: Any = gopen(url, "rb")
+    if isinstance(stream, Pipe):
+        # WebDataset passes over a broken pipe (141), as it may stop reading early; here every byte is read.
+        # The exit status is looked at once, after the last byte.
+        stream.ignore_errors = True
+    try:
+        yield stream
+    finally:
+        stream.close()
+    if getattr(stream, "status", 0):
+        raise FetchError(f"the command ended with exit status {stream.status}")
 
 
-def fetch_text(url: str) -> str:
-    """A small text from the web.
+def fetch_parsed(url: str, parse: Callable[[str], T]) -> T:
+    """A small text from the web, parsed; a text that does not parse may have ended early and is fetched again.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: it cannot be fetched, or ``parse`` raises ValueError on it.
     """
+
+    def once(_: bool) -> T:
+        data = bytearray()
+        for chunk in _chunks(url):
+            data += chunk
+            if len(data) > _TEXT_LIMIT:
+                raise FetchError(f"more than {_TEXT_LIMIT:,} bytes")
+        return parse(data.decode("utf-8"))
+
     try:
-        with _open(url) as response:
-            return response.read(_TEXT_LIMIT).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({error}); expected the manifest of `hpe pack` there") from error
+        return _persist(once)
+    except FetchError as error:
+        raise UserError(f"{url}: {error}; expected the manifest of `hpe pack` there") from error
