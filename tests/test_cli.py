@@ -71,7 +71,7 @@ def test_the_configs_of_the_examples_come_with_hpe() -> None:
 def test_the_commands_of_readme_and_configs_parse() -> None:
     known = dict(EVERY)
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
-    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines()]
     shown = [match[1] for line in lines if (match := re.match(r"(?:# +)?(hpe [a-z].*?)(?:\s{2,}# .*)?$", line))]
     assert len(shown) > 20
     for line in shown:
