@@ -4,6 +4,7 @@ Batches never reach over a shard's end, and on a CPU each is computed by one thr
 that a table is the same bytes whatever the number of ranks, threads and restarts.
 """
 
+import glob
 import hashlib
 import sys
 from collections import Counter, deque
@@ -120,6 +121,8 @@ def pose_pass(
     todo = [task for task in tasks if task.table not in done]
     for folder in {task.table.parent for task in todo}:
         folder.mkdir(parents=True, exist_ok=True)
+    if ranks.main:
+        _clear_leftovers(todo)
     known = [task.shard.samples for task in tasks]
     total = sum(n for n in known if n is not None) if None not in known else None
     before = sum(task.shard.samples or 0 for task in tasks if task.table in done)
@@ -151,6 +154,13 @@ def pose_pass(
         print(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table", file=sys.stderr)
     unread = _say_unread(tasks) if ranks.main else 0
     return EXIT_INCOMPLETE if damaged or unread else EXIT_OK
+
+
+def _clear_leftovers(todo: Sequence[Task]) -> None:
+    """Remove what killed ranks left of unfinished tables; the others of this job have not started to write yet."""
+    for task in todo:
+        for part in task.table.parent.glob(f".{glob.escape(task.table.name)}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def _say_unread(tasks: Sequence[Task]) -> int:

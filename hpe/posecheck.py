@@ -24,7 +24,12 @@ from hpe.labels import ANGLES, AXIS_COLOURS
 
 NAME: Final = "check"
 RELIABILITY_BINS: Final = 10
+NO_TRUTH: Final = (
+    "--check: no record of these shards has a yaw, pitch or roll to compare with; use a dataset with true angles "
+    "(aflw2000, 300w-lp, biwi, pointing04, synthetic), or leave out --check"
+)
 _DIRECTION: Final = "direction_"
+_OF_ALL_THREE: Final = ("mae", "geodesic")  # begins maev, geodesic_median, geodesic_95th too
 
 
 @dataclass(frozen=True)
@@ -93,32 +98,53 @@ def _columns(found: Any, names: Sequence[str]) -> Float[np.ndarray, "faces 3"]:
 def check(checked: Checked) -> dict[str, Any]:
     """Every figure of the report; intervals by bootstrap over subjects.
 
+    Where no face has all three true angles, as in Pointing'04, which knows no roll, the angles that there are
+    are compared, and figures that need all three are left out.
+
     Raises:
-        UserError: no face has true angles.
+        UserError: no face has a true angle.
     """
-    known = np.asarray(np.all(np.isfinite(checked.truth), axis=1))
-    if not known.any():
-        raise UserError(
-            "--check: no record of these shards has yaw, pitch and roll to compare with; use a dataset with true "
-            "angles (aflw2000, 300w-lp, biwi, synthetic)"
-        )
+    axes = told_axes(checked.truth)
+    if not axes:
+        raise UserError(NO_TRUTH)
+    truth = checked.truth.copy()
+    truth[:, [i for i in range(3) if i not in axes]] = 0.0  # its errors are taken out again below
+    lacking = [angle for i, angle in enumerate(ANGLES) if i not in axes]
+    known = np.asarray(np.all(np.isfinite(truth), axis=1))
     if not np.all(np.isfinite(checked.predicted), axis=1).any():
         raise UserError("--check: no face of these tables has angles; look at their column problem")
     draw = Resampling(checked.subjects, by_subject=len(np.unique(checked.subjects)) < len(known))
     rows = known & np.all(np.isfinite(checked.predicted), axis=1)
-    figures = pose_figures(_numbers(checked.truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)
-    difference = (checked.predicted - checked.truth)[rows & (np.abs(checked.truth) <= 99).all(1)]
+    figures = pose_figures(_numbers(truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)
+    if lacking:
+        figures = _without(figures, {*lacking, *(name for name in figures["all"] if name.startswith(_OF_ALL_THREE))})
+    difference = (checked.predicted - checked.truth)[rows & (np.abs(truth) <= 99).all(1)]
+    bias = {ANGLES[i]: float(difference[:, i].mean()) for i in axes} if len(difference) else None
     return {
         "faces": len(known),
+        "angles_without_truth": lacking,
         "without_face": int((~np.all(np.isfinite(checked.predicted), axis=1)).sum()),
-        "mistakes": diagnose(checked.predicted[rows], checked.truth[rows]),
-        "bias_degrees": dict(zip(ANGLES, difference.mean(0).tolist(), strict=True)) if len(difference) else None,
+        "mistakes": diagnose(checked.predicted[rows], truth[rows]),
+        "bias_degrees": bias,
         "pose": figures,
         "reliability": reliability(checked.predicted, checked.truth, checked.deviations),
         "directions": {
             name: direction_figures(found, checked.true_direction) for name, found in checked.directions.items()
         },
     }
+
+
+def told_axes(truth: Float[np.ndarray, "faces 3"]) -> list[int]:
+    """The angles that can be compared: all three where any face has all three, else those that any face has."""
+    told = np.isfinite(truth)
+    return [i for i in range(3) if told.all(1).any() or told[:, i].any()]
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """``value`` without the entries of these names, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without(inner, names) for name, inner in value.items() if name not in names}
+    return [_without(inner, names) for inner in value] if isinstance(value, list) else value
 
 
 def _numbers(values: Float[np.ndarray, "faces 3"]) -> Numbers:
@@ -178,9 +204,11 @@ def to_markdown(title: str, found: dict[str, Any]) -> str:
         (name, f"{pose[key]['n']:,}", *(degrees(pose[key].get(measure, {})) for measure in measures))
         for name, key in (("all", "all"), ("no angle beyond ±99°", "within_99"))
     ]
+    lacking = found["angles_without_truth"]
     parts = [
         f"# Pose check: {title}",
-        f"{found['faces']:,} faces, {found['without_face']:,} of them without an estimate.",
+        f"{found['faces']:,} faces, {found['without_face']:,} of them without an estimate."
+        + (f" The dataset does not know {' and '.join(lacking)}: figures without." if lacking else ""),
         "## Likely mistakes",
         "\n".join(f"- {mistake}" for mistake in found["mistakes"])
         or "None: order, signs and unit agree with the truth.",
@@ -210,7 +238,8 @@ def to_markdown(title: str, found: dict[str, Any]) -> str:
         parts.append(
             f"{angle.capitalize()}:\n\n" + table(["mean deviation", "RMS error", "mean error", "n"], cells)
             if cells
-            else f"{angle.capitalize()}: the estimator gives no deviation."
+            else f"{angle.capitalize()}: "
+            + ("the dataset does not know it." if angle in lacking else "the estimator gives no deviation.")
         )
     decided = [
         (name, f"{one['coverage']['value']:.1%}", f"{one['accuracy']['value']:.1%}", one["coverage"]["n"])

@@ -285,6 +285,8 @@ def test_a_run_of_ours_is_an_estimator(tmp_path: Path, kind: str) -> None:
     run = _run(tmp_path / "mine", f"{{backbone: tiny, heads: {{pose: {{kind: {kind}}}, emotion: {{}}}}}}")
     with pytest.raises(UserError, match="give it with --crop"):
         load_estimator(run, CPU)
+    with pytest.raises(UserError, match="has its own weights"):
+        load_estimator(run, CPU, crop="none", weights=tmp_path / "other.onnx")
     estimator = load_estimator(run, CPU, crop="none")
     images = random_faces(2, 64)
     with torch.inference_mode():

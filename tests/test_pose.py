@@ -24,7 +24,7 @@ from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.faces import ahead
 from hpe.images import encode_jpeg
-from hpe.pose import check_tables, find_shards, tasks_of
+from hpe.pose import check_tables, find_shards, refuse_without_truth, tasks_of
 from hpe.pose_pass import Task, pose_pass
 from hpe.ranks import Ranks
 from hpe.records import Record
@@ -125,10 +125,13 @@ def test_finished_tables_are_kept_and_only_missing_ones_are_made(tmp_path: Path)
     do(tasks, network, threads=1)
     before = digests(tasks)
     tasks[1].table.unlink()
+    left = tasks[1].table.with_name(f".{tasks[1].table.name}.4711.part")  # of a rank that was killed as it wrote
+    left.write_bytes(b"half")
     mean.faces = 0
     do(tasks, network, threads=3)
     assert mean.faces == 5
     assert digests(tasks) == before
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("change", ["weights", "shard", "flips", "garbage"])
@@ -213,7 +216,15 @@ def test_damaged_shards_are_named_skipped_and_counted(
 
 def test_an_empty_shard_has_an_empty_table(tmp_path: Path) -> None:
     network = estimator(Mean())
-    tasks = tasks_for(make_shards(tmp_path, (2, 0)), network)
+    for name, count in (("full", 2), ("empty", 0)):
+        samples = (
+            Sample(str(i), encode_jpeg(np.zeros((SIZE, SIZE, 3), np.uint8), 95), "jpg", Record()) for i in range(count)
+        )
+        write_shard(tmp_path / f"{name}.tar", "test", samples)
+    tasks = tasks_of(
+        find_shards([str(tmp_path / "full.tar"), str(tmp_path / "empty.tar")]), network, RULES,
+        out=None, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
     assert do(tasks, network) == 0
     assert [pq.read_metadata(task.table).num_rows for task in tasks] == [2, 0]
     assert pq.read_schema(tasks[1].table).names == COLUMNS
@@ -274,13 +285,44 @@ def test_the_check_finds_a_negated_yaw(tmp_path: Path, capsys: pytest.CaptureFix
     assert "yaw negated" in capsys.readouterr().out
 
 
+def test_the_check_takes_the_angles_that_a_dataset_knows(tmp_path: Path) -> None:
+    def pointing(row: int) -> Sample:
+        record = Record(yaw=15.0 * (row % 5), pitch=10.0 * (row % 3), subject=str(row % 4))
+        level = np.array([(record.yaw or 0) + 3, (record.pitch or 0) - 2 + 20, 50]) / 90 * 255
+        return Sample(
+            f"r{row}", encode_jpeg(np.zeros((SIZE, SIZE, 3), np.uint8) + level.astype(np.uint8), 95), "jpg", record
+        )
+
+    info = write_shard(tmp_path / "test-000000.tar", "test", map(pointing, range(30)))
+    Manifest("made", "up", "ours", True, "none", {}, (info,)).save(tmp_path)
+    network = estimator(lambda images: (Mean()(images)[0] - torch.tensor([0.0, 20.0, 0.0]),))
+    tasks = tasks_for(tmp_path, network)
+    refuse_without_truth(tasks)
+    do(tasks, network)
+    check_tables(tasks)
+    found = json.loads((tasks[0].table.parent / "check.json").read_text())
+    assert found["angles_without_truth"] == ["roll"]
+    assert found["pose"]["all"]["yaw"]["value"] == pytest.approx(3, abs=1)
+    assert found["pose"]["all"]["pitch"]["value"] == pytest.approx(2, abs=1)
+    assert {"roll", "mae", "geodesic", "maev"}.isdisjoint(found["pose"]["all"])
+    assert found["mistakes"] == []
+
+
+def test_a_check_without_any_true_angle_is_refused_before_the_pass(tmp_path: Path) -> None:
+    picture = encode_jpeg(np.zeros((SIZE, SIZE, 3), np.uint8), 95)
+    info = write_shard(tmp_path / "test-000000.tar", "test", [Sample("one", picture, "jpg", Record())])
+    Manifest("made", "up", "ours", True, "none", {}, (info,)).save(tmp_path)
+    with pytest.raises(UserError, match="leave out --check"):
+        refuse_without_truth(tasks_for(tmp_path, estimator(Mean())))
+
+
 RANK = """
 import os, sys
 sys.path.insert(0, os.environ["TESTS"])
 from pathlib import Path
 import hpe.claims
 import test_pose as t
-hpe.claims.Claims.__init__.__kwdefaults__["dead_seconds"] = 2.0
+hpe.claims.Claims.__init__.__kwdefaults__["dead_seconds"] = 1.5
 hpe.claims.BEAT_SECONDS = 0.3
 network = t.estimator(t.Mean(float(os.environ["SLOW"])))
 tasks = t.tasks_for(Path(os.environ["SHARDS"]), network)
@@ -324,7 +366,7 @@ def reference(folder: Path) -> list[str]:
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "killed", SIZES)
     tables = shards / "pose" / "mean"
-    killed = start_rank(shards, 0, 1, free_port(), 0.3)
+    killed = start_rank(shards, 0, 1, free_port(), 0.1)
     wait_for(lambda: len(list(tables.glob("*.parquet"))) >= 2)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -349,7 +391,7 @@ def test_two_ranks_share_the_shards_and_one_that_dies_is_replaced(tmp_path: Path
 @pytest.mark.slow
 def test_a_stop_signal_keeps_finished_tables_and_says_again(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "stopped", SIZES)
-    stopped = start_rank(shards, 0, 1, free_port(), 0.3)
+    stopped = start_rank(shards, 0, 1, free_port(), 0.1)
     wait_for(lambda: len(list((shards / "pose" / "mean").glob("*.parquet"))) >= 1)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 75
