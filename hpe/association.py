@@ -125,8 +125,16 @@ def associate(crossed: Crossed, *, replicates: int = statistics.REPLICATES, seed
     if min((counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()) < 2:
         reason = "only one row or one column holds anything, so nothing can be associated"
         return made | {"association": absent(reason, n), "sentences": [f"{reason.capitalize()}."]}
+    if not np.isfinite(statistics.corrected_cramers_v(_held(counts))):
+        reason = f"{n} rows are too few to tell how strong an association is"
+        return made | {"association": absent(reason, n), "sentences": [f"{reason}."]}
     made["association"] = _strength(counts, replicates, seed)
     return made | {"sentences": _sentences(crossed, made["association"])}
+
+
+def _held(counts: ndarray) -> ndarray:
+    """Without empty rows and columns."""
+    return counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
 
 
 def _shares(counts: ndarray, of: ndarray) -> list[list[float | None]]:
@@ -145,7 +153,7 @@ def _spread(names: Sequence[str], counts: ndarray) -> dict[str, dict[str, float]
 
 
 def _strength(counts: ndarray, replicates: int, seed: int) -> dict[str, Any]:
-    kept = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
+    kept = _held(counts)
     n, chi = int(kept.sum()), float(statistics.chi_square(kept))
     freedom = statistics.degrees_of_freedom(kept)
     low, high = statistics.cramers_v_interval(kept, replicates=replicates, seed=seed)

@@ -62,7 +62,7 @@ def _origin(run: Run) -> Iterator[tuple[str, str]]:
         yield title, "unknown" if value is None else _told(value)
     facts: dict[str, str] = {}
     for one in run.evaluations:
-        facts |= {f"{one.name}: {name}": _short(value) for name, value in one.about.items()}
+        facts |= {f"{one.name}: {name}": _short(value) for name, value in one.about.items() if name != "name"}
     yield from facts.items()
     if not any("commit" in name for name in facts):
         yield "commit", "unknown"

@@ -174,7 +174,7 @@ def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict
 
 def _curve_charts(runs: Sequence[tuple[str, Curves]]) -> list[tuple[str, Any, list[tuple[str, int]]]]:
     """Title, chart and legend of each logged figure: splits of one run, or the validation of several."""
-    names = {name for _, curves in runs for name in curves}
+    names = {name for _, curves in runs for name in curves if not name.endswith("/labels") and name != "epoch"}
     ordered = sorted(names, key=lambda n: (_FIRST_CURVES.index(n) if n in _FIRST_CURVES else len(_FIRST_CURVES), n))
     charts = []
     for name in ordered[:_MOST_CURVES]:

@@ -278,3 +278,21 @@ def test_tables_that_share_no_sample_or_repeat_one_are_refused() -> None:
 def test_every_pair_of_counts_is_a_cell() -> None:
     pairs = np.array(list(itertools.product(range(3), range(4))) * 2)
     assert (statistics.cross_table(pairs[:, 0], pairs[:, 1], 3, 4) == 2).all()
+
+
+def test_an_out_that_cannot_be_a_folder_is_one_message(tmp_path: Path) -> None:
+    pq.write_table(labelled([0, 1], [0, 1]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"--out .*: cannot be made \(Not a directory\); give another folder"):
+        write_association(
+            tmp_path / "t.parquet", tmp_path / "t.parquet" / "below", rows="direction", columns="emotion",
+            replicates=20, seed=0,
+        )  # fmt: skip
+
+
+def test_two_rows_tell_no_strength(tmp_path: Path) -> None:
+    pq.write_table(labelled([0, 1], [0, 1]), tmp_path / "t.parquet")
+    made = write_association(
+        tmp_path / "t.parquet", tmp_path / "out", rows="direction", columns="emotion", replicates=20, seed=0
+    )
+    assert made["sentences"] == ["2 rows are too few to tell how strong an association is."]
+    assert made["counts"][0][0] == made["counts"][1][1] == 1

@@ -83,3 +83,15 @@ def test_the_command_lists(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "4.25" in result.output
+
+
+def test_before_the_first_run_there_is_nothing_to_complain_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runs(None) == 0
+    (tmp_path / "runs").mkdir()
+    assert runs(None) == 0
+    assert capsys.readouterr().out.splitlines() == ["runs/: no run here yet; `hpe train` makes them"] * 2
+    with pytest.raises(UserError, match="no run here"):
+        runs([tmp_path / "runs"])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -286,6 +287,21 @@ def test_detected_faces_are_cropped_as_the_training_shards_were(tmp_path: Path, 
     predictor = open_predictor(untrained(tmp_path / "run", copy), torch.device("cpu"))
     assert module._rule(None, predictor) == CropRule("square", 1.4, "detector")
     assert module._rule("margin-0.2@detector", predictor) == CropRule("margin", 0.2, "detector")
+
+
+def test_shards_of_another_crop_than_the_network_was_made_for_are_told(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"crop": "square-1.4@landmarks"}))
+    run = untrained(tmp_path / "run", shards)
+    told = f"predict: {other} is cropped by square-1.4@landmarks, run was made for none: expect larger errors"
+    assert predict(run, [str(other)], out=tmp_path / "a", split="val") == 0
+    assert told in capsys.readouterr().err
+    assert predict(run, [str(shards)], out=tmp_path / "b", split="val") == 0
+    assert "is cropped by" not in capsys.readouterr().err
 
 
 def test_a_grey_run_sees_grey_pictures(tmp_path: Path, shards: Path) -> None:

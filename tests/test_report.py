@@ -263,3 +263,31 @@ def test_a_chart_of_many_points_keeps_its_means_and_stays_small() -> None:
     assert len(drawn) < 12_000
     assert "<b>" not in drawn
     assert lines([], title="t", x_label="x") == ""
+
+
+def test_out_takes_the_page_of_one_run_and_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=60, faces=4)
+    before = sorted(run.rglob("*"))
+    assert report([run], tmp_path / "deep" / "out") == [tmp_path / "deep" / "out" / "index.html"]
+    assert (tmp_path / "deep" / "out" / "model_card.md").is_file()
+    assert sorted(run.rglob("*")) == before
+
+
+def test_an_out_that_cannot_be_a_folder_is_one_message(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=60, faces=4)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--out .*file/below: cannot be made \(Not a directory\)"):
+        report([run], tmp_path / "file" / "below")
+
+
+def test_the_model_card_speaks_of_the_heads_that_the_run_has(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=60, faces=4)
+    text = CONFIG.replace("{emotion: {}, direction: {}, pose: {kind: bins66}}", "{direction: {}, emotion: null}")
+    (run / "config.yaml").write_text(text)
+    report([run])
+    card = (run / "report" / "model_card.md").read_text()
+    assert "Reads direction of the head (forward, left, right, up, down) of one face from a cropped picture" in card
+    assert "| trained on | data/fake (split train) |" in card
+    (run / "config.yaml").write_text(text.replace("mobilenetv3_small_100", "angles"))
+    report([run])
+    assert "of one face from its three angles" in (run / "report" / "model_card.md").read_text()

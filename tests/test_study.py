@@ -1,11 +1,16 @@
 """A study: from shards to the thesis' tables; what is finished is not done again, what cannot work is said first."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -457,6 +462,41 @@ def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Pat
     assert "no such thing" in (tmp_path / "logs" / "a.log").read_text()
 
 
+class Waiting(Job):
+    """A job that asks the study to stop, and would go on for ever."""
+
+    def perform(self, tests: object) -> int:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(600)
+        return 0
+
+
+@pytest.mark.slow
+def test_a_signal_ends_idle_and_busy_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
+    jobs: list[Any] = [Job(tmp_path / "a", ""), Job(tmp_path / "b", ""), Waiting(tmp_path / "c", "")]
+    ended, stopped = run_jobs(jobs, tmp_path / "logs", 2, lambda _: None)
+    assert stopped
+    assert {one.run.name for one in ended} <= {"a", "b"}
+    assert not any(missing(job) for job in jobs if job.run.name in {one.run.name for one in ended})
+    assert missing(jobs[2])
+    assert multiprocessing.active_children() == []
+
+
+class Killed(Job):
+    """A job whose process is killed, as for want of memory."""
+
+    def perform(self, tests: object) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_with_the_way_out(tmp_path: Path) -> None:
+    jobs: list[Any] = [Killed(tmp_path / "a", "")]
+    with pytest.raises(UserError, match=r"a process of the study was killed.*fewer --jobs"):
+        run_jobs(jobs, tmp_path / "logs", 1, lambda _: None)
+
+
 # --- Directions
 
 
@@ -509,6 +549,14 @@ def test_the_page_opens_quietly_and_fits_its_window(finished: StudyConfig, page:
     assert page.problems == []
     assert page.run("document.querySelectorAll('table.data').length") > 12
     assert page.run("document.querySelectorAll('svg').length") >= 2
+    maps = page.run("[...document.querySelectorAll('.map')].map(m => m.querySelectorAll('td').length)")
+    assert len(maps) >= 4
+    assert set(maps) == {len(DIRECTIONS) * len(EMOTIONS)}
+    dark = "document.querySelector('.map td.strong').textContent"
+    assert page.run(dark) == page.run("document.querySelector('.map td').textContent")  # all cells hold as many
+    linked = page.run("[...document.querySelectorAll('.runs a')].map(a => a.href)")
+    assert len(linked) == len(list((finished.folder / "runs").iterdir())) == 3
+    assert all(Path(unquote(urlsplit(link).path)).is_file() for link in linked)
 
 
 def test_damaged_tables_are_one_message(tmp_path: Path) -> None:
