@@ -19,13 +19,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from hpe import shardjob
+from hpe.audit import category
+from hpe.cli import app
 from hpe.errors import UserError
 from hpe.pack import pack, pack_source
 from hpe.packing import DUPLICATES, Options
 from hpe.records import Record
 from hpe.shards import QUARANTINE, Manifest, Sample, read_samples
+from hpe.sources import readers
 from hpe.sources.base import Raw, Reject, Source
 from hpe.verify import verify
 
