@@ -189,7 +189,8 @@ def contact_sheets(folder: Path, manifest: "Manifest") -> list[ContactSheet]:
     return [
         ContactSheet(
             folder / f"contact-{'unlabelled' if name == '-' else name}.png",
-            f"{manifest.dataset} · {'no emotion' if name == '-' else name} · {len(images)} of {have[name]:,}",
+            f"{manifest.dataset} · {'no emotion' if name == '-' else name} · {len(images)} of {have[name]:,}"
+            + ("" if manifest.publishable else " · not to be passed on"),
             tuple(images),
         )
         for name, images in chosen.items()
