@@ -64,6 +64,7 @@ class DataConfig(Section):
     sampling: Literal["natural", "balanced"] = "natural"
     angles: Literal["record", "pose"] = "record"
     direction: str = "record"
+    decoder: Literal["cpu", "gpu", "auto"] = "cpu"
     damaged: Literal["skip", "fail"] = "skip"
 
 

@@ -76,6 +76,15 @@ def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
     return True
 
 
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG has the usual colours and subsampling, an allowed size, and nothing that says "turn me"."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return colours not in ("CMYK", "YCCK") and not _has_exif(data) and int(height) * int(width) <= MAX_PIXELS
+
+
 def _has_exif(data: bytes) -> bool:
     """Whether one of the application segments, which come first in a JPEG, is EXIF: it may say "turn me"."""
     at = 2

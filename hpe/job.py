@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
@@ -272,9 +272,21 @@ def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
         size=data.size,
         colour="grey" if data.grey else "rgb",
         labels=LabelSource(data.angles, data.direction),
+        decoder=decoder_of(data.decoder),
         damaged=data.damaged,
         workers=data.workers if workers is None else workers,
     )
+
+
+def decoder_of(setting: str) -> Literal["cpu", "gpu"]:
+    """Who decodes: ``auto`` is the GPU where there is one.
+
+    Raises:
+        UserError: the GPU is asked for, and there is none.
+    """
+    if setting == "gpu" and not cuda():
+        raise UserError("data.decoder: gpu: torch sees no GPU here; use cpu or auto")
+    return "gpu" if setting != "cpu" and cuda() else "cpu"
 
 
 def _stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,7 +181,8 @@ class Stream:
     def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
-        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), self.reading, self._shelf)
+        reading = replace(self.reading, decoder="cpu")
+        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._shelf)
         for position in positions:
             packed = rows[position]
             if isinstance(packed, Refusal):

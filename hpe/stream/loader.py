@@ -5,12 +5,15 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader
 
+from hpe.devicedecode import decode_rows
 from hpe.errors import UserError
+from hpe.ranks import device, from_parent
 from hpe.stream.order import Plan
 from hpe.stream.packed import Damage, Loaded, Packed, layout
 from hpe.stream.pool import Pool
@@ -79,9 +82,26 @@ class Loader:
         if isinstance(packed, Refusal):
             self.close()
             raise UserError(packed.message)
-        self.damaged += len(packed.damage)
-        self.damage += packed.damage[: _NAMED_DAMAGE - len(self.damage)]
-        return packed.unpack()
+        loaded = self._on_device(packed) if packed.encoded else packed.unpack()
+        self.damaged += len(loaded.damage)
+        self.damage += loaded.damage[: _NAMED_DAMAGE - len(self.damage)]
+        return loaded
+
+    def _on_device(self, packed: Packed) -> Loaded:
+        """A batch whose JPEGs this rank's device decodes; what it cannot is damage, as in a reader."""
+        loaded = packed.unpack()
+        rows, lengths = loaded.batch.images.permute(0, 2, 3, 1), [length for _, length in packed.encoded]
+        images, refused = decode_rows(rows, lengths, self._reading.colour, device())
+        damage = [Damage(packed.encoded[row][0], packed.keys[row], why) for row, why in refused.items()]
+        if damage and self._reading.damaged == "fail":
+            self.close()
+            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
+        masks = ("emotion_mask", "direction_mask", "angles_mask", "affect_mask")
+        for row in refused:
+            for name in masks:
+                getattr(loaded.batch, name)[row] = False
+        batch = replace(loaded.batch, images=images)
+        return replace(loaded, batch=batch, damage=(*loaded.damage, *damage))
 
     def close(self) -> None:
         """End the workers."""
@@ -118,6 +138,4 @@ def _quiet_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    from hpe.ranks import from_parent
-
     from_parent(signal.SIGKILL)

@@ -64,7 +64,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch as one block of bytes: pictures, then the fields of :func:`layout`."""
+    """A batch as one block of bytes: pictures, then the fields of :func:`layout`.
+
+    ``encoded``: by row, the shard's name and how many bytes of a JPEG stand where its pixels would (0: pixels);
+    empty where every row is pixels.
+    """
 
     block: UInt8[Tensor, " bytes"] | Slot
     keys: tuple[str, ...]
@@ -73,6 +77,7 @@ class Packed:
     first: int
     samples_seen: int
     damage: tuple[Damage, ...] = ()
+    encoded: tuple[tuple[str, int], ...] = ()
 
     def pin_memory(self) -> "Packed":
         """The same in page-locked memory (called by torch's DataLoader)."""
@@ -130,8 +135,9 @@ def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: 
 
     known: Any = np.isfinite(labels)
     for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
-        field(name, np.int64)[:] = np.where(known[:, column], labels[:, column], 0).astype(np.int64)
-        field(f"{name}_mask", np.bool_)[:] = known[:, column] & (labels[:, column] < len(classes))
+        named = known[:, column] & (labels[:, column] >= 0) & (labels[:, column] < len(classes))
+        field(name, np.int64)[:] = np.where(named, labels[:, column], 0).astype(np.int64)
+        field(f"{name}_mask", np.bool_)[:] = named
     for name, columns in (("affect", slice(2, 4)), ("angles", slice(4, 7))):
         here = known[:, columns].all(1)
         field(name, np.float32)[:] = np.where(here[:, None], labels[:, columns], 0)

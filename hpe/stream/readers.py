@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from hpe.decode import Colour, decode_into
+from hpe.devicedecode import hand_on
 from hpe.errors import UserError
 from hpe.images import DecodeError
 from hpe.stream.order import Order, Plan
 from hpe.stream.packed import COLUMNS, Damage, Packed, Slot, layout, write_labels
 from hpe.stream.pool import Pool
-from hpe.stream.shelf import WHOLE_SHARD, LabelSource, ShardTable, open_local, table_of
+from hpe.stream.shelf import WHOLE_SHARD, LabelSource, ShardTable, open_local, still_holds, table_of
 from hpe.stream.sources import Shard
 from hpe.stream.spool import Spool
 
@@ -36,6 +37,7 @@ class Reading:
         size: pictures come as size × size pixels.
         colour: ``rgb``, or ``grey`` (luma in three channels).
         labels: where angles and directions come from.
+        decoder: ``cpu`` (the readers), or ``gpu``: plain JPEGs are decoded by this rank's device.
         damaged: ``skip`` (a black row with false masks, named in ``Loaded.damage``) or ``fail``.
         workers: reader processes of this rank; 0 reads in this process.
         prefetch: batches that each worker keeps ready.
@@ -45,6 +47,7 @@ class Reading:
     size: int
     colour: Colour = "rgb"
     labels: LabelSource = field(default_factory=LabelSource)
+    decoder: Literal["cpu", "gpu"] = "cpu"
     damaged: Literal["skip", "fail"] = "skip"
     workers: int = 0
     prefetch: int = 2
@@ -58,6 +61,7 @@ class Shelf:
         self._sets, self._labels, self._spool, self._cache = sets, labels, spool, cache
         self._open: OrderedDict[tuple[int, int], tuple[int, ShardTable] | str] = OrderedDict()
         self._failed: dict[tuple[int, int], float] = {}
+        self._written: dict[int, tuple[int, int]] = {}
 
     def open(self, dataset: int, shard: int) -> tuple[int, ShardTable] | str:
         """Descriptor and table of a shard, or why there is none."""
@@ -70,6 +74,7 @@ class Shelf:
         wanted = self._sets[dataset][shard]
         try:
             file = open_local(wanted, self._spool)
+            self._written[file] = _written(file)
             try:
                 opened: tuple[int, ShardTable] | str = (file, table_of(wanted, file, self._labels, self._cache))
             except BaseException:
@@ -85,8 +90,26 @@ class Shelf:
                 os.close(closed[0])
         return opened
 
+    def overwritten(self, dataset: int, shard: int) -> bool:
+        """Whether somebody has written into an open shard so that other samples lie in it now."""
+        opened = self._open.get((dataset, shard))
+        if opened is None or isinstance(opened, str) or self._sets[dataset][shard].remote:
+            return False
+        file, table = opened
+        if (now := _written(file)) == self._written[file]:
+            return False
+        if not still_holds(file, table):
+            return True
+        self._written[file] = now  # touched only
+        return False
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _written(file: int) -> tuple[int, int]:
+    state = os.fstat(file)
+    return state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +143,30 @@ class Batches(Dataset[Packed | Refusal]):
         images = bytes_of_block[: places["images"][1]].reshape(rows, size, size, 3)
         labels = np.empty((rows, COLUMNS), np.float32)
         damage: list[Damage] = []
-        wanted = [self._place(*pick) for pick in picks]
+        overwritten = {place for place in {(pick[0], pick[1]) for pick in picks} if self._shelf.overwritten(*place)}
+        wanted = [self._place(*pick, (pick[0], pick[1]) in overwritten) for pick in picks]
         for place in wanted:
             if not isinstance(place, Damage):
                 os.posix_fadvise(place.file, place.at, place.size, os.POSIX_FADV_WILLNEED)
-        keys = []
+        keys, encoded = [], []
         for row, place in enumerate(wanted):
-            problem = place if isinstance(place, Damage) else self._fill(place, images[row])
+            filled = place if isinstance(place, Damage) else self._fill(place, images[row])
             keys.append(place.key)
-            if problem is None and not isinstance(place, Damage):
+            encoded.append((place.shard, 0 if isinstance(filled, Damage) else filled))
+            if not isinstance(filled, Damage) and not isinstance(place, Damage):
                 labels[row] = place.labels
                 continue
-            assert problem is not None
+            assert isinstance(filled, Damage)
             images[row] = 0
             labels[row] = np.nan
-            damage.append(problem)
+            damage.append(filled)
         if damage and self._reading.damaged == "fail":
             raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
         write_labels(bytes_of_block, labels, size, size)
         seen = self._plan.first + (number + 1) * self._plan.batch
         seen = seen if self._plan.length is None else min(seen, self._plan.length)
-        return Packed(block, tuple(keys), size, size, start, seen, tuple(damage))
+        handed_on = tuple(encoded) if any(length for _, length in encoded) else ()
+        return Packed(block, tuple(keys), size, size, start, seen, tuple(damage), handed_on)
 
     def _block(self, size: int) -> tuple[torch.Tensor | Slot, np.ndarray]:
         """Memory for a batch: a slot of the pool, or fresh memory where the trainer holds all slots."""
@@ -150,7 +176,7 @@ class Batches(Dataset[Packed | Refusal]):
         block = torch.empty(size, dtype=torch.uint8)
         return block, block.numpy()
 
-    def _place(self, dataset: int, shard: int, row: int) -> "_Place | Damage":
+    def _place(self, dataset: int, shard: int, row: int, overwritten: bool) -> "_Place | Damage":
         name = self._sets[dataset][shard].name
         opened = self._shelf.open(dataset, shard)
         if isinstance(opened, str):
@@ -159,18 +185,21 @@ class Batches(Dataset[Packed | Refusal]):
         if row >= len(table):
             why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest says more"
             return Damage(name, f"row-{row}", why)
-        if row in table.damage:
-            return Damage(name, table.key(row), table.damage[row])
+        if overwritten or row in table.damage:
+            return Damage(name, table.key(row), table.damage.get(row) or "the shard was written over while in use")
         at, size = table.places[row].tolist()
         return _Place(name, table.key(row), file, at, size, table.labels[row])
 
-    def _fill(self, place: "_Place", out: np.ndarray) -> Damage | None:
+    def _fill(self, place: "_Place", out: np.ndarray) -> Damage | int:
+        """Pixels into a row; or a JPEG for the device to decode, and then how many bytes."""
         try:
             data = os.pread(place.file, place.size, place.at)
+            if self._reading.decoder == "gpu" and (length := hand_on(data, out)):
+                return length
             decode_into(data, out, self._reading.colour)
         except (DecodeError, OSError) as error:
             return Damage(place.shard, place.key, str(error))
-        return None
+        return 0
 
 
 @dataclass(slots=True)
