@@ -1,6 +1,7 @@
 """The face mesh behind its pipe, extraction, the estimator and the smoothing of video frames."""
 
 import json
+import math
 import os
 import stat
 import sys
@@ -19,14 +20,15 @@ from hpe.cli import app
 from hpe.errors import UserError
 from hpe.landmarks.align import rotations_of
 from hpe.landmarks.draw import draw_sheet
-from hpe.landmarks.estimator import LandmarkEstimator, as_pose_estimator
+from hpe.landmarks.estimator import LandmarkEstimator, PosedFace, as_pose_estimator
 from hpe.landmarks.extract import extract, pictures_of
 from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, environment, install, interpreter, merged
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
 from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH468
-from hpe.landmarks.video import SmoothedRotation
+from hpe.landmarks.video import SmoothedHeads, SmoothedRotation, draw_video
+from hpe.predict import predict
 from hpe.records import Record
 from hpe.shards import Manifest, Sample, write_shard
 
@@ -279,6 +281,83 @@ def test_frames_without_a_face_are_passed_over_and_long_gaps_start_afresh():
     np.testing.assert_allclose(filtered.next(other, 5.0), other, atol=1e-9)
     with pytest.raises(ValueError, match="times must grow"):
         filtered.next(one, 5.0)
+
+
+def _posed(x: float, yaw: float) -> PosedFace:
+    return PosedFace(np.array((yaw, 0.0, 0.0)), (x, 0.0, x + 100.0, 100.0), 0.0)
+
+
+def test_each_of_two_heads_has_a_filter_of_its_own_whatever_their_order():
+    heads = SmoothedHeads()
+    for frame in range(20):
+        pair = [_posed(0.0 + frame, 30.0), _posed(300.0 - frame, -50.0)]
+        found = heads.next(pair if frame % 2 else pair[::-1], frame / 25)
+        assert sorted(round(float(face.angles[0]), 6) for face in found) == [-50.0, 30.0]
+
+
+def test_a_video_has_axes_where_there_are_faces_and_as_many_frames(fake, model, tmp_path):
+    import cv2
+
+    source, out = tmp_path / "in.avi", tmp_path / "out.avi"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for shade in (14, 14, 0, 14):
+        writer.write(np.full((64, 96, 3), shade, np.uint8))
+    writer.release()
+    assert draw_video(model, source, out, python=fake, workers=2) == (3, 4)
+    video = cv2.VideoCapture(str(out))
+    frames = [video.read()[1] for _ in range(4)]
+    assert not video.read()[0]
+    assert [bool(frame.max() > 60) for frame in frames] == [True, True, False, True]
+    assert not list(tmp_path.glob(".out*"))
+    with pytest.raises(UserError, match=r"\.mp4 or \.avi"):
+        draw_video(model, source, tmp_path / "out.png", python=fake)
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match="no video"):
+        draw_video(model, tmp_path / "no.mp4", out, python=fake)
+
+
+def test_predict_takes_the_models_folder_and_finds_one_face_or_all(fake, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPE_FACE_MESH_PYTHON", str(fake))
+    pictures = tmp_path / "pictures"
+    for name, shade in (("a", 20), ("b", 0)):
+        _save(pictures, name, shade)
+    for faces, count in (("given", 1), ("all", 2)):
+        out = tmp_path / faces
+        assert predict(model, [str(pictures)], out=out, faces=faces, draw="axes") == 0
+        rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        assert [(row["key"], row["face"]) for row in rows] == [("a", number) for number in range(count)]
+        assert json.loads((out / "skipped.jsonl").read_text())["key"] == "b"
+        with closing(LandmarkEstimator(model, python=fake)) as direct:
+            (face,) = direct.faces(_picture(20))
+        np.testing.assert_allclose([rows[0][name] for name in ("yaw", "pitch", "roll")], face.angles, atol=1e-4)
+    with pytest.raises(UserError, match="largest or centre or all"):
+        predict(model, [str(pictures)], faces="mtcnn")
+
+
+def test_pose_takes_the_models_folder_and_any_crop(fake, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPE_FACE_MESH_PYTHON", str(fake))
+    pictures, shards = tmp_path / "pictures", tmp_path / "shards"
+    shards.mkdir()
+    samples = []
+    for name, shade in (("one", 10), ("two", 0)):
+        _save(pictures, name, shade)
+        samples.append(Sample(name, (pictures / f"{name}.png").read_bytes(), "png", Record()))
+    info = write_shard(shards / "test-000000.tar", "test", samples)
+    Manifest("d", "v", "l", True, "square-1.4@landmarks", {}, (info,)).save(shards)
+    done = CliRunner().invoke(app, ["pose", str(shards), "-e", str(model), "--threads", "2"])
+    assert done.exit_code == 1, done.output
+    table = pq.read_table(shards / "pose/landmarks-ridge/test-000000.parquet").to_pylist()
+    assert [row["yaw"] is None or math.isnan(row["yaw"]) for row in table] == [False, True]
+    assert [row["problem"] for row in table] == [None, "the network gave no finite angles"]
+
+
+def test_a_mesh_model_that_is_none_is_refused(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPE_FACE_MESH_MODEL", str(tmp_path / "own.tflite"))
+    for data in (None, b"no model"):
+        if data:
+            (tmp_path / "own.tflite").write_bytes(data)
+        with pytest.raises(UserError, match="HPE_FACE_MESH_MODEL"):
+            MeshPool(fake, "plain")
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def extract(
 ) -> None:
     """Find 468 points a face in pictures or shards; killed and started again, it goes on.
 
+    HPE_FACE_MESH_MODEL names another .tflite of the mesh, in place of the package's.
     Exit code 1 where pictures had no face or were none (they are listed in extract.json).
 
     Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`

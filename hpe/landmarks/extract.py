@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from hpe.errors import UserError
 from hpe.files import aside, write_json
 from hpe.images import DecodeError, decode_rgb
-from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which
+from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
 from hpe.landmarks.topology import MESH468
 from hpe.progress import progress
 from hpe.records import Record
@@ -110,7 +111,9 @@ def extract(
     """
     parts = pictures_of(source)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": VERSION, "views": views, "which": which}
+    model = named_model()
+    mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
+    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
     _settle(out, settings)
     count = workers or os.cpu_count() or 1
     todo = [(name, read) for name, read in parts if not (out / f"faces-{name}.parquet").is_file()]

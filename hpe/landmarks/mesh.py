@@ -79,6 +79,21 @@ def interpreter(given: Path | None = None) -> Path:
     return python
 
 
+def named_model() -> Path | None:
+    """The model file that ``HPE_FACE_MESH_MODEL`` names; None: the package's own.
+
+    Raises:
+        UserError: there is no such file, or it is no TensorFlow Lite model.
+    """
+    name = os.environ.get("HPE_FACE_MESH_MODEL")
+    if not name:
+        return None
+    path = Path(name)
+    if not path.is_file() or path.read_bytes()[4:8] != b"TFL3":
+        raise UserError(f"HPE_FACE_MESH_MODEL={name}: no such file, or no .tflite model; expected a mesh of 468 points")
+    return path
+
+
 @dataclass(frozen=True)
 class MeshFace:
     """One face.
@@ -107,12 +122,13 @@ class FaceMesh:
         python: from :func:`interpreter`.
         views: 1, 2 or 7, of a face (``VIEWS``).
         which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
+        model: a .tflite file in place of the package's ``face_landmark.tflite``.
     """
 
-    def __init__(self, python: Path, views: int, which: Which = "largest") -> None:
+    def __init__(self, python: Path, views: int, which: Which = "largest", model: Path | None = None) -> None:
         self._views = views
         self._which: Which = which
-        self._command = (str(python), "-u", str(_WORKER))
+        self._command = (str(python), "-u", str(_WORKER), *([str(model)] if model else []))
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -143,7 +159,8 @@ class FaceMesh:
         except (BrokenPipeError, EOFError) as error:
             raise UserError(
                 f"{self._command[0]}: the face mesh ended with code {self._process.wait()}; run "
-                f"`{' '.join(self._command)} < /dev/null` to see why, or `hpe landmarks install` again"
+                f"`{' '.join(self._command)} < /dev/null` to see why, or `hpe landmarks install` again "
+                "(and see that the file of HPE_FACE_MESH_MODEL, if it is set, is whole)"
             ) from error
         return chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
 
@@ -170,12 +187,13 @@ class MeshPool:
     Args:
         python, which: as of :class:`FaceMesh`.
         views: ``plain``, ``mirror`` or ``many``.
+        model: as of :class:`FaceMesh`; by default what ``HPE_FACE_MESH_MODEL`` names, if anything.
     """
 
-    def __init__(self, python: Path, views: str, which: Which = "largest") -> None:
+    def __init__(self, python: Path, views: str, which: Which = "largest", model: Path | None = None) -> None:
         if views not in VIEWS:
             raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
-        self._python, self._views = python, views
+        self._python, self._views, self._model = python, views, model or named_model()
         self._which: Which = which
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
 
@@ -184,7 +202,7 @@ class MeshPool:
         try:
             mesh = self._idle.get_nowait()
         except queue.Empty:
-            mesh = FaceMesh(self._python, VIEWS[self._views], self._which)
+            mesh = FaceMesh(self._python, VIEWS[self._views], self._which, self._model)
         try:
             return mesh.find(picture)
         finally:

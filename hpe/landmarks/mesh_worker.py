@@ -3,12 +3,15 @@
 It imports nothing of hpe. Requests on stdin: ``<HHBB`` width, height, largest number of faces, views (1, 2 or 7),
 then RGB bytes. Replies on the first standard output: ``<B`` faces, then for each face ``<B`` views (the mirrored
 one second, its points in the mirror's order; absent views are filled with NaN) and float32 ``views × 468 × 3``
-in pixels of the picture, z away from the viewer as MediaPipe gives it.
+in pixels of the picture, z away from the viewer as MediaPipe gives it. The one argument, if any, is a .tflite
+file in place of the package's face_landmark.tflite.
 """
 
 import os
 import struct
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -19,11 +22,37 @@ CROPS = ((0.0, 1.6), (15.0, 1.8), (-15.0, 1.8), (0.0, 1.35), (0.0, 2.2))
 """Rotation in degrees and side as a multiple of the face's, of the views after the plain and the mirrored."""
 
 
+def use_model(model: Path) -> tempfile.TemporaryDirectory:
+    """Let MediaPipe read its modules from a folder of links, in which the mesh's model is the given file.
+
+    The legacy solutions have no option for it, and set the folder themselves at every start. The folder lasts as
+    long as what is returned.
+    """
+    import mediapipe  # pyright: ignore[reportMissingImports]
+    from mediapipe.python import solution_base  # pyright: ignore[reportMissingImports]
+
+    modules = Path(str(mediapipe.__file__)).parent / "modules"
+    folder = tempfile.TemporaryDirectory(prefix="hpe-mesh-")
+    root = Path(folder.name)
+    mesh = root / "mediapipe/modules/face_landmark"
+    mesh.mkdir(parents=True)
+    for module in modules.iterdir():
+        if module.name != mesh.name:
+            (mesh.parent / module.name).symlink_to(module)
+    for file in (modules / mesh.name).iterdir():
+        (mesh / file.name).symlink_to(model.resolve() if file.name == "face_landmark.tflite" else file)
+    real = solution_base.resource_util.set_resource_dir
+    solution_base.resource_util.set_resource_dir = lambda _: real(str(root))
+    return folder
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what MediaPipe prints must not reach the replies
     os.environ.setdefault("GLOG_minloglevel", "2")
     import cv2
+
+    folder = use_model(Path(sys.argv[1])) if sys.argv[1:] else None  # noqa: F841 (removed at the end)
     from mediapipe.python.solutions.face_mesh import FaceMesh  # pyright: ignore[reportMissingImports] (it lies in another environment)
 
     cv2.setNumThreads(1)
