@@ -1,6 +1,6 @@
 """Augmentation: labels judged by geometry, pictures by independent arithmetic, draws by their position."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hpe.augment import MEAN, STD, Augmentation, augment, prepare, turned_angles
 from hpe.batch import Batch
+from hpe.config import AugmentConfig
 from hpe.geometry import project, rotation_from_euler
 from hpe.labels import Direction
 
@@ -191,3 +192,8 @@ def test_everything_at_once_stays_finite_and_in_range() -> None:
     assert images.isfinite().all()
     assert pixels(images).min() > -1
     assert pixels(images).max() < 256
+
+
+def test_the_config_offers_every_change_with_the_same_default() -> None:
+    offered = {name: field.default for name, field in AugmentConfig.model_fields.items()}
+    assert offered == {field.name: field.default for field in fields(Augmentation)}

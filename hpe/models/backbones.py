@@ -226,10 +226,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
     ]
-    if missing or wrong:
+    # A deeper network of the same family holds all of ours, and more: that is not ours cut short.
+    parts = {key.partition(".")[0] for key in own}
+    left_out = tuple(f"{name}." for name, layer in network.named_modules() if isinstance(layer, nn.Identity))
+    strange = [
+        key for key in state if key not in own and key.partition(".")[0] in parts and not key.startswith(left_out)
+    ]
+    if missing or wrong or strange:
         raise UserError(
             f"{path}: weights do not fit the backbone: {len(missing)} tensors are missing"
             + (f" (first {missing[0]})" if missing else "")
+            + (f"; {len(strange)} are strange to it (first {strange[0]})" if strange else "")
             + (f"; {len(wrong)} have another shape ({wrong[0]})" if wrong else "")
             + f"; the file holds {len(state)} tensors"
             + (f" such as {next(iter(state))}" if state else "")
