@@ -12,6 +12,7 @@ from hpe.shards import MANIFEST, Manifest, index_tar
 
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 """What is taken for a picture in a folder; a file that is named itself may have any suffix."""
+VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _FANCY: Final = frozenset("*?[")
 _LARGEST_FILE: Final = 1 << 28
 
@@ -111,6 +112,8 @@ def _of(text: str, split: str | None) -> list[Input]:
     if path.is_dir():
         return _folder(path, split)
     if path.is_file():
+        if path.suffix.lower() in VIDEOS:
+            raise UserError(f"{text}: a video; pictures are read here: write its frames into a folder and name that")
         return [_file(path, path.parent)]
     if _FANCY & set(text):
         matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207 (absolute patterns)
