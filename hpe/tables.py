@@ -92,8 +92,21 @@ def read_labels(
         rule: such as ``ours``, or None: every direction NaN.
 
     Raises:
-        UserError: the table's keys are not the shard's.
+        UserError: the table's keys are not the shard's, or it is damaged, or its columns hold no numbers.
     """
+    import pyarrow as pa
+
+    try:
+        return _read_labels(path, keys, rule)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a pose table: {error}; remove it and run `hpe pose` again") from error
+
+
+def _read_labels(
+    path: Path, keys: Sequence[str], rule: str | None
+) -> tuple[Float32[np.ndarray, "rows 3"], Float32[np.ndarray, " rows"]]:
     import pyarrow.parquet as pq
 
     if problem := mismatch(path, shard=path.stem, sha256=None, samples=None, rule=rule):

@@ -465,6 +465,24 @@ def test_a_damaged_picture_is_fatal_where_that_is_asked_for(made: Made, workers:
         list(stream(made.folder, damaged="fail", workers=workers).once(batch=8))
 
 
+def test_a_shard_that_is_replaced_gives_the_old_samples_and_one_written_over_is_named(made: Made) -> None:
+    shard, other = (made.folder / made.infos[n].name for n in (2, 4))
+    loader = stream(ShardSet(str(shard)), workers=0).once(batch=4)
+    first = next(loader)
+    shard.touch()
+    other.rename(shard)
+    assert keys_of([first, next(loader)]) == made.keys[8:16]
+    assert not loader.damaged
+    loader = stream(ShardSet([str(shard)])).once(batch=4)
+    assert keys_of([next(loader)]) == made.keys[25:29]
+    shard.touch()
+    assert keys_of([next(loader)]) == made.keys[29:33]
+    assert not loader.damaged
+    shard.write_bytes((made.folder / made.infos[0].name).read_bytes())
+    assert not next(loader).batch.emotion_mask.any()
+    assert "written over" in loader.damage[0].reason
+
+
 def pose_table(folder: Path, info: ShardInfo, keys: list[str], **metadata: str) -> None:
     folder.mkdir(exist_ok=True)
     rows = len(keys)
@@ -516,6 +534,36 @@ def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_p
     (tmp_path / "rule" / "train-000001.parquet").unlink()
     with pytest.raises(UserError, match=r"train-000001.parquet: no pose table"):
         opened("rule")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"yaw": ["x"] * 7}, "not a pose table"),
+        ({"direction_ours": [[1.0]] * 7}, "not a pose table"),
+        ({"key": [1] * 7}, "its keys are not"),
+        ({"yaw": [float("nan"), float("inf")] + [5.0] * 5, "direction_ours": [-3.0, 9.0, 1e30] + [1.0] * 4}, None),
+    ],
+)
+def test_what_no_pose_table_says_is_masked_or_refused(
+    made: Made, tmp_path: Path, changed: dict[str, list[Any]], told: str | None
+) -> None:
+    pose_tables(made, tmp_path / "pose")
+    path = tmp_path / "pose" / "train-000000.parquet"
+    table = pq.read_table(path)
+    for name, values in changed.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, path)
+    one = ShardSet(str(made.folder / "train-000000.tar"), pose=str(tmp_path / "pose"))
+    if told:
+        with pytest.raises(UserError, match=rf"train-000000\.parquet: {told}"):
+            stream(one, labels=LabelSource("pose", "ours"))
+            list(stream(one, labels=LabelSource("pose", "ours")).once(batch=7))
+        return
+    batch = next(iter(stream(one, labels=LabelSource("pose", "ours")).once(batch=7))).batch
+    assert batch.angles_mask.tolist() == [False] * 2 + [True] * 5
+    assert batch.direction_mask.tolist() == [False] * 3 + [True] * 4
+    assert torch.isfinite(batch.angles).all()
 
 
 def test_labels_are_counted_and_balanced_batches_follow(tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
     return table
 
 
+def still_holds(file: int, table: ShardTable) -> bool:
+    """Whether an open tar has the samples of its table, at their places: false when it was written over."""
+    try:
+        now = _parse(file, os.fstat(file).st_size)
+    except (OSError, ValueError):
+        return False
+    return now.key_bytes == table.key_bytes and np.array_equal(now.places, table.places)
+
+
 def _parse(file: int, size: int) -> ShardTable:
     if not size:
         return _table([], np.empty((0, 2), np.int64), {WHOLE_SHARD: "empty file"}, np.empty((0, COLUMNS), np.float32))
