@@ -89,6 +89,8 @@ class Manifest:
             UserError: there is none, or it is not one.
         """
         path = folder / MANIFEST
+        if folder.is_file():
+            raise UserError(f"{folder}: is a file; expected the folder of shards that it lies in")
         if not path.is_file():
             raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
         try:

@@ -129,7 +129,7 @@ def test_every_bad_row_is_quarantined_with_its_reason_and_none_is_lost(tmp_path)
     assert "0 bytes" in quarantine(out)["empty"]
     assert "pixels" in quarantine(out)["bomb"]
     assert "yaw" in quarantine(out)["nan"]
-    assert "taken" in quarantine(out)["twice"]
+    assert "an earlier row has this key" in quarantine(out)["twice"]
     assert manifest.counts["read"] == 44 == manifest.counts["samples"] + manifest.counts["quarantined"]
     assert set(samples(out)) == {f"k{i:04d}" for i in range(30)}
     assert not verify(out)
