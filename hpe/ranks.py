@@ -180,6 +180,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     """
     if processes < 1:
         raise UserError(f"--processes {processes}: expected 1 or more")
+    if processes == 1:
+        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
     gpu = cuda()
     if gpu:
         import torch
