@@ -463,10 +463,10 @@ def bench(
     Example: `hpe bench stream --workers 4 --json bench.json`
     """
     from hpe import bench as module
-    from hpe.files import write_json
+    from hpe.files import make_folder, write_json
 
     settings = module.Settings(folder, workers, repeats, samples, shards, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, f"--folder {folder}")
     reports = []
     for name in module.available() if part == "all" else (part,):
         reports.append(module.measure(name, settings))
