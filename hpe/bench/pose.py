@@ -5,17 +5,20 @@ ones). Every turn of the pass decodes, computes and writes its tables anew.
 """
 
 import io
+import multiprocessing
+import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from hpe.bench import Report, Settings, ratio, take_turns
+from hpe.bench import Figure, Ratio, Report, Settings, ratio, take_turns
 from hpe.config import HeadsConfig, ModelConfig, PoseHead
 from hpe.crops import CropRule
 from hpe.directions import OURS, direction_rules
@@ -26,7 +29,7 @@ from hpe.faces import Framing, one_thread, open_shard, read_faces
 from hpe.images import encode_jpeg
 from hpe.pose import CPU_BATCH, GPU_BATCH, find_shards, tasks_of
 from hpe.pose_pass import Task, pose_pass
-from hpe.ranks import Ranks, device
+from hpe.ranks import Ranks, cores, device
 from hpe.records import Record
 from hpe.runs import build_network
 from hpe.shards import MANIFEST, Manifest, Sample, write_shard
@@ -35,6 +38,9 @@ _PER_SHARD: Final = 250
 _DISTINCT: Final = 100
 _SIZE: Final = 224
 _IN_MEMORY: Final = 1024
+_MOST: Final = 2000  # more would not make the figures steadier, and the bench would outlast three minutes
+_SCALING_SHARDS: Final = 4
+_PROCESSES: Final = (1, 2, 4)
 _OURS: Final = "hpe pose"
 _NETWORK: Final = "network alone, decoded batches in memory"
 _ONE: Final = "one picture at a time (Pillow)"
@@ -45,7 +51,8 @@ def measure(settings: Settings) -> Report:
     where = device()
     batch = CPU_BATCH if where.type == "cpu" else GPU_BATCH
     estimator = _estimator(where)
-    folder = Path(settings.shards) if settings.shards else _made(settings.folder / "pose", settings.samples)
+    samples = min(settings.samples, _MOST)
+    folder = Path(settings.shards) if settings.shards else _made(settings.folder / f"pose-{samples}", samples)
     out = settings.folder / "pose-tables"
     tasks = tasks_of(
         find_shards([str(folder)]), estimator, direction_rules(OURS),
@@ -65,8 +72,56 @@ def measure(settings: Settings) -> Report:
         ratio(figures, _OURS, _NETWORK, 0.9 if where.type == "cpu" else 0.95),
         ratio(figures, _OURS, _ONE, 1.0),
     )
+    if where.type == "cpu":
+        scaling = _scaling(folder, out)
+        figures += tuple(scaling.values())
+        ratios += tuple(Ratio(f"{n} processes over 1", scaling[n].median / scaling[1].median) for n in scaling if n > 1)
     notes = (f"{where}, batches of {batch}, {settings.workers} workers, MobileNetV3-small at {_SIZE} pixels, fp32",)
     return Report("pose", "faces/s", figures, ratios, notes)
+
+
+def _scaling(folder: Path, out: Path) -> dict[int, Figure]:
+    """Faces a second of ranks of one thread each on the same shards; starting them is not counted."""
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[int, Figure] = {}
+    for world in _PROCESSES:
+        if world > cores():
+            break
+        shutil.rmtree(out, ignore_errors=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ready, seconds = spawn.Barrier(world), spawn.SimpleQueue()
+        ranks = [spawn.Process(target=_rank, args=(r, world, port, folder, out, ready, seconds)) for r in range(world)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        if any(rank.exitcode for rank in ranks):
+            raise RuntimeError(f"bench pose: a rank of {world} ended with {[rank.exitcode for rank in ranks]}")
+        faces, took = seconds.get()
+        found[world] = Figure(f"hpe pose, {world} process{'es' if world > 1 else ''} of one thread", (faces / took,))
+    return found
+
+
+def _rank(rank: int, world: int, port: int, folder: Path, out: Path, ready: Any, seconds: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    estimator = _estimator(torch.device("cpu"))
+    tasks = tasks_of(
+        find_shards([str(folder)])[:_SCALING_SHARDS], estimator, direction_rules(OURS),
+        out=out, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
+    estimator.predict(torch.zeros((CPU_BATCH, 3, _SIZE, _SIZE), dtype=torch.uint8))  # pays for what torch builds lazily
+    ready.wait()
+    start = time.perf_counter()
+    pose_pass(
+        tasks, estimator, direction_rules(OURS),
+        flips="none", batch=CPU_BATCH, threads=1, ranks=Ranks(rank, world, rank, world),
+    )  # fmt: skip
+    ready.wait()
+    if rank == 0:
+        seconds.put((sum(task.shard.samples or 0 for task in tasks), time.perf_counter() - start))
 
 
 def _estimator(where: torch.device) -> Estimator:
