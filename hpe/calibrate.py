@@ -152,5 +152,7 @@ def run(
             f"  with abstaining   accuracy {figures['accuracy_with_abstaining']:.3f} of the "
             f"{figures['coverage_with_abstaining']:.1%} decided"
         )
+    for place in figures["coverage_accuracy"]:
+        print(f"  the surest {place['coverage']:4.0%}  accuracy {place['accuracy']:.3f}")
     print(f"  calibration error {figures['calibration_error']:.3f}")
     print(f"  {rule}")

@@ -481,7 +481,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the heads and of both trainings.")] = 0,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="For the joint training.")] = 2,
     count: Annotated[int, typer.Option(min=1000, help="Rendered pictures.")] = 5600,
-    people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 160,
+    people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 320,
     new: Annotated[bool, typer.Option("--new", help="Set an earlier demo aside and start over.")] = False,
 ) -> None:
     """Run the whole pipeline on rendered heads: pack, pose, train, evaluate, report, in a few minutes.

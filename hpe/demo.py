@@ -62,7 +62,7 @@ def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> 
             "train joint",
             (
                 *("train", str(configs.folder() / "demo_multitask.yaml"), "--run", str(joint)),
-                *("--processes", str(processes), *_sets([*both, *tabled], seed)),
+                *("--processes", str(processes), *_sets([*both, *tabled, f"model.weights={pose}"], seed)),
             ),
         ),
         Stage("evaluate", ("evaluate", str(joint), str(shards), "--split", "test")),

@@ -371,6 +371,7 @@ def _claim(run: Path, config: RunConfig) -> Iterator[None]:
                 + "\n".join(f"  {line}" for line in changed)
             )
         write_text(run / runs.CONFIG, config.dump())
+        runs.remember_shards(run, config)
         yield
 
 

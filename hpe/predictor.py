@@ -1,6 +1,5 @@
 """A network that answers what a face shows: a run of ``hpe train``, or a head-pose estimator."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor
 
 from hpe.augment import normalised
-from hpe.config import RunConfig
 from hpe.crops import Box, CropRule
 from hpe.decode import decode_into
 from hpe.directions import OURS
@@ -22,8 +20,7 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.images import Picture, crop_resize, decode_rgb, to_grey
 from hpe.models.multitask import MultiTask, angles_of, bins_deviation
 from hpe.ranks import precision_of
-from hpe.runs import CONFIG, load_run
-from hpe.shards import MANIFEST, Manifest
+from hpe.runs import CONFIG, crop_rules, load_run
 
 Face = UInt8[np.ndarray, "size size 3"]
 Points = Float[np.ndarray, "points 3"]
@@ -119,7 +116,8 @@ class RunPredictor:
         if network.takes_angles:
             raise UserError(f"{run}: this run reads angles (backbone angles), not pictures; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
-        self.heads, self.crops = config.model.heads.on, _crops_of(config)
+        self.heads = config.model.heads.on
+        self.crops = crop_rules(run)
         self._grey, self._device = config.data.grey, device
         self._network: MultiTask = network.to(device)
 
@@ -184,14 +182,6 @@ class PosePredictor:
         poses = self._estimator.predict(torch.from_numpy(faces).permute(0, 3, 1, 2))
         angles, deviations = _numpy(poses.angles), _numpy(poses.deviations)
         return Answers(direction=OURS(angles, deviations), angles=angles, deviations=deviations)
-
-
-def _crops_of(config: RunConfig) -> frozenset[CropRule]:
-    """The crop rules of the shards that a run was trained on, as far as they are still here."""
-    named: Sequence[str | list[str]] = [one.shards for one in config.data.train]
-    folders = {Path(one) for one in named if isinstance(one, str)}
-    said = {Manifest.load(folder).crop for folder in folders if (folder / MANIFEST).is_file()}
-    return frozenset(CropRule.parse(rule) for rule in said if rule != "keep")
 
 
 def _shares(logits: Tensor | None) -> Float32[np.ndarray, "faces classes"] | None:

@@ -205,9 +205,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
 
     _hush("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.elastic.agent.server.api")
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    # With more than one process `--multi_gpu` is what makes real processes, on a CPU too.
-    options += ["--num_processes", str(processes), "--main_process_port", "0"]
-    options += ["--multi_gpu"] if processes > 1 else []
+    # `--multi_gpu` is what makes real processes, on a CPU too.
+    options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
     parsed = launch_command_parser().parse_args([*options, "-m", "hpe", *arguments])
     try:
         launch_command(parsed)

@@ -4,6 +4,7 @@
 
     runs/name/
         config.yaml                    resolved
+        shards.json                    what it is trained on: dataset, crop rule and so on of each manifest
         checkpoints/
             step-00012000/
                 model.safetensors      weights
@@ -28,25 +29,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpe.config import ModelConfig, RunConfig, load
+from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.files import write_json
 from hpe.models.backbones import build_backbone
 from hpe.models.multitask import MultiTask
+from hpe.shards import MANIFEST, Manifest
 
 CONFIG: Final = "config.yaml"
+SHARDS: Final = "shards.json"
 CHECKPOINTS: Final = "checkpoints"
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 
 def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
-    """The network of a config; ``weights`` overrides ``model.weights``.
+    """The network of a config; ``weights`` overrides ``model.weights``. A run folder stands for its best weights.
 
     Raises:
         UserError: unknown backbone, or weights that do not fit.
     """
-    backbone, features = build_backbone(
-        model.backbone, stem=model.stem, weights=model.weights if weights is None else weights
-    )
+    start = model.weights if weights is None else weights
+    if start not in ("none", "hub") and Path(start).is_dir():
+        start = str(weights_of(Path(start)))
+    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
     heads = model.heads
     return MultiTask(
         backbone,
@@ -150,6 +155,32 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in found if _STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
 
 
+def remember_shards(run: Path, config: RunConfig) -> None:
+    """Keep with a run what its training shards are, once: it is used where they no longer lie."""
+    named = [one.shards for one in config.data.train]
+    folders = dict.fromkeys(Path(one) for one in named if isinstance(one, str))
+    manifests = {str(folder): Manifest.load(folder) for folder in folders if (folder / MANIFEST).is_file()}
+    if manifests and not (run / SHARDS).exists():
+        known = ("dataset", "variant", "licence", "publishable", "crop")
+        write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
+
+
+def crop_rules(run: Path) -> frozenset[CropRule]:
+    """The crop rules of the pictures that a run is trained on, as far as they are known.
+
+    Raises:
+        UserError: the run's record of its shards is damaged.
+    """
+    if not (run / SHARDS).is_file():
+        return frozenset()
+    try:
+        told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+        rules = {one["crop"] for one in told.values()}
+        return frozenset(CropRule.parse("none" if rule == "keep" else rule) for rule in rules)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
+
+
 def load_config(run: Path) -> RunConfig:
     """The resolved config of a run folder.
 
@@ -192,19 +223,25 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot read these weights ({str(error).splitlines()[0]})") from error
 
 
+def weights_of(run: Path, which: str = "best") -> Path:
+    """The weights file of a checkpoint: the averaged ones where the run has them.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    checkpoint = find_checkpoint(run, which)
+    averaged = checkpoint / "ema.safetensors"
+    return averaged if averaged.is_file() else checkpoint / "model.safetensors"
+
+
 def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
     """The network of a run in evaluation mode, its config, and the weights file it came from.
-
-    Averaged weights are taken where the run has them.
 
     Raises:
         UserError: no run, no checkpoint, or weights that do not fit its config.
     """
-    config = load_config(run)
-    checkpoint = find_checkpoint(run, which)
+    config, path = load_config(run), weights_of(run, which)
     network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
-    averaged = checkpoint / "ema.safetensors"
-    path = averaged if averaged.is_file() else checkpoint / "model.safetensors"
     try:
         network.load_state_dict(load_tensors(path))
     except RuntimeError as error:

@@ -32,7 +32,7 @@ from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.predict import predict
 from hpe.predictor import open_predictor
 from hpe.records import Record
-from hpe.runs import State, build_network, save_checkpoint
+from hpe.runs import State, build_network, remember_shards, save_checkpoint
 from hpe.shards import Sample, write_shard
 from hpe.sources.synthetic.heads import head_at
 from hpe.stream import ShardSet
@@ -54,6 +54,7 @@ def untrained(run: Path, shards: Path, *overrides: str) -> Path:
     config = made.config(shards, run, *overrides)
     run.mkdir()
     write_text(run / "config.yaml", config.dump())
+    remember_shards(run, config)
     torch.manual_seed(3)
     network = build_network(config.model)
     for layer in network.heads.modules():

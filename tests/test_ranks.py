@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hpe import runs
 from hpe.errors import EXIT_USAGE, UserError
-from hpe.ranks import Ranks
+from hpe.ranks import Ranks, relaunch
 from tests import made
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,14 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(40, 7, 33), unlabelled=3)
+
+
+def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: object) -> None:
+        raise AssertionError("Accelerate starts a single process without RANK, which would start another, without end")
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch)
+    assert relaunch(1, ["train", "x.yaml"]) is None
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """``hpe train``: the laws of a run, on coloured squares."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from hpe import learner as learner_module
 from hpe import runs
 from hpe.config import RunConfig
+from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
 from hpe.shards import Manifest, Sample, write_shard
 from hpe.train import train
@@ -79,6 +81,30 @@ def test_the_same_command_twice_gives_the_same_weights(folder: Path, tmp_path: P
         (runs.find_checkpoint(tmp_path / name, "last") / "model.safetensors").read_bytes() for name in ("one", "two")
     )
     assert first == second
+
+
+def test_a_run_starts_from_the_best_backbone_of_another_run(folder: Path, tmp_path: Path) -> None:
+    assert train(made.config(folder, tmp_path / "first")) == 0
+    start = f"model.weights={tmp_path / 'first'}"
+    assert train(made.config(folder, tmp_path / "next", start, "train.learning_rate=1e-12")) == 0
+    first, after = (runs.load_run(tmp_path / name)[0].state_dict() for name in ("first", "next"))
+    learned = [name for name in first if name.startswith("backbone.") and not name.endswith(("mean", "var", "tracked"))]
+    assert learned
+    assert all(torch.allclose(first[name], after[name], atol=1e-6) for name in learned)
+    assert not torch.equal(first["heads.emotion.weight"], after["heads.emotion.weight"])
+
+
+def test_a_run_remembers_its_shards_crop_when_they_are_gone(folder: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(folder, shards)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (shards / "manifest.json").write_text(json.dumps(manifest | {"crop": "square-1.4@landmarks"}))
+    assert train(made.config(shards, tmp_path / "run")) == 0
+    shutil.rmtree(shards)
+    assert runs.crop_rules(tmp_path / "run") == {CropRule.parse("square-1.4@landmarks")}
+    (tmp_path / "run" / "shards.json").write_text('{"x": 3}')
+    with pytest.raises(UserError, match=r"shards.json: damaged"):
+        runs.crop_rules(tmp_path / "run")
 
 
 def test_workers_and_micro_batches_of_one_norm_free_network_do_not_change_the_weights(

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from hpe.config import RunConfig, load
+from hpe.config import load
 from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.estimators.estimator import Estimator, Network, Precision
@@ -16,8 +16,7 @@ from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
-from hpe.runs import CONFIG, load_run
-from hpe.shards import MANIFEST, Manifest
+from hpe.runs import CONFIG, SHARDS, crop_rules, load_run
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -150,7 +149,7 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
     return Estimator(
         name=run.resolve().name,
         weights_sha256=sha256_of(file),
-        crop=CropRule.parse(crop or _crop_of_run(run, config)),
+        crop=CropRule.parse(crop) if crop else _crop_of_run(run),
         input=InputSpec(size=config.data.size, colour="grey" if config.data.grey else "rgb"),
         output=OutputSpec(kind="bins66-lower" if pose.kind == "bins66" else "sixd"),
         network=compute.network(module),
@@ -159,17 +158,16 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
     )
 
 
-def _crop_of_run(run: Path, config: RunConfig) -> str:
+def _crop_of_run(run: Path) -> CropRule:
     """The crop rule of the shards that a run was trained on."""
-    folders = [Path(d.shards) for d in config.data.train if isinstance(d.shards, str)]
-    rules = {Manifest.load(folder).crop for folder in folders if (folder / MANIFEST).is_file()}
+    rules = crop_rules(run)
     if len(rules) != 1:
         raise UserError(
-            f"{run}: the crop rule that this run was trained with is not to be found ("
-            + (f"its shards have {', '.join(sorted(rules))}" if rules else "its training shards are not here")
+            f"{run}: the crop rule that this run was trained with is not known ("
+            + (f"its shards have {', '.join(sorted(map(str, rules)))}" if rules else f"it has no {SHARDS}")
             + "); give it with --crop RULE, for example --crop square-1.4@landmarks"
         )
-    return rules.pop()
+    return next(iter(rules))
 
 
 def sha256_of(path: Path) -> str:

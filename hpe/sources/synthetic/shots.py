@@ -140,7 +140,7 @@ def shot(seed: int, index: int) -> Shot:
     emotion, direction = cell(seed, index)
     rng = np.random.default_rng([seed, 3, index])
     yaw, pitch, roll = pose_towards(direction, rng)
-    intensity = float(rng.uniform(0.6, 1.0)) if emotion else 0.0
+    intensity = float(rng.uniform(0.7, 1.0)) if emotion else 0.0
     both = np.repeat(rng.normal(0, 0.04, (len(ACTION_UNITS), 1)), 2, axis=1)
     jitter = both + rng.normal(0, 0.02, (len(ACTION_UNITS), 2))
     side = int(rng.choice([-1, 1]))
