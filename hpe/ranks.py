@@ -73,9 +73,12 @@ class Ranks:
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     """Accelerate's object for this process: device, process group and mixed precision (no, bf16, fp16)."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
 
     from_parent()
     Ranks.from_environment()
+    # A process may train in one precision and evaluate in another (hpe study); the process group stays.
+    AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=precision,
         cpu=not cuda(),
