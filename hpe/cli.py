@@ -381,6 +381,9 @@ def report(
             help="Folder of the page, of several runs that of the comparison; default: report/ in it, or beside them."
         ),
     ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="To be passed on: without the faces of datasets whose terms forbid that.")
+    ] = False,
 ) -> None:
     """Write a run's page and model card, or a study's page, in one file that needs no network.
 
@@ -388,7 +391,7 @@ def report(
     """
     from hpe import report as module
 
-    for page in module.report(runs, out):
+    for page in module.report(runs, out, public=public):
         print(page)
 
 

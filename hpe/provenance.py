@@ -9,7 +9,7 @@ from hpe import __version__
 from hpe.errors import UserError
 from hpe.shards import MANIFEST, Manifest
 
-_FIELDS: Final = ("dataset", "variant", "licence", "crop")
+_FIELDS: Final = ("dataset", "variant", "licence", "publishable", "crop")
 
 
 def about_package() -> dict[str, str | None]:
@@ -29,7 +29,7 @@ def _commit(folder: Path) -> str | None:
 
 
 def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
-    """What the manifests beside local shards say of dataset, variant, licence and crop rule, each once."""
+    """What the manifests beside local shards say of dataset, variant, licence, its bounds and crop rule, each once."""
     folders = dict.fromkeys(Path(url).parent for url in urls)
     manifests = []
     for folder in folders:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any, Final
@@ -36,13 +37,14 @@ _FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "directi
 _KIND_TITLES: Final = {"mistake": "Surest mistakes", "hit": "Surest hits", "pose": "Largest errors of pose"}
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = False) -> list[Path]:
     """Write each run's page and model card, and for several runs a page that compares them; a study's tables.
 
     Args:
         folders: run folders, and folders of ``hpe study``.
         out: folder of the page where one folder is given, else of the comparison; default: ``report`` in the
             folder, or in the runs' common parent.
+        public: leave out the faces of datasets whose terms forbid passing pictures on.
 
     Returns:
         The pages, the comparison last.
@@ -60,7 +62,10 @@ def report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
         if is_study(folder):
             files[at / PAGE] = study_page(folder, at)
             continue
-        runs.append(run := read_run(folder))
+        run = read_run(folder)
+        if public:
+            run = replace(run, evaluations=tuple(one.public() for one in run.evaluations))
+        runs.append(run)
         files |= {at / PAGE: run_page(run), at / CARD: model_card(run)}
         pages.append(at / PAGE)
     if len(runs) > 1:

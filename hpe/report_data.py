@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from hpe.errors import UserError
 from hpe.figures import SCHEMA, figures
@@ -39,6 +39,11 @@ class Evaluation:
     about: Mapping[str, Any]
     table: "pa.Table | None"
     faces: Mapping[tuple[str | None, str], bytes]
+
+    def public(self) -> Self:
+        """Without its faces, unless the terms of all its datasets are known and let them be passed on."""
+        allowed = self.about.get("publishable") == ["True"]
+        return self if allowed else replace(self, faces={})
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,24 @@ def test_out_takes_the_page_of_one_run_and_leaves_the_run_as_it_was(tmp_path: Pa
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("terms", "shown"), [(["True"], True), (["False"], False), (["True", "False"], False), (None, False)]
+)
+def test_a_public_page_shows_only_faces_whose_terms_allow_it(
+    tmp_path: Path, terms: list[str] | None, shown: bool
+) -> None:
+    run = fake_run(tmp_path / "run", rows=60, faces=40)
+    figures = next((run / "evaluate").glob("*.json"))
+    made = json.loads(figures.read_text())
+    if terms:
+        made["about"]["publishable"] = terms
+    figures.write_text(json.dumps(made))
+    (own,) = report([run], tmp_path / "own")
+    assert "data:image/jpeg" in own.read_text()
+    (public,) = report([run], tmp_path / "public", public=True)
+    assert ("data:image/jpeg" in public.read_text()) is shown
+
+
 def test_an_out_that_cannot_be_a_folder_is_one_message(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", rows=60, faces=4)
     (tmp_path / "file").write_text("mine")

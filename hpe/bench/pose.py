@@ -1,7 +1,8 @@
 """Faces a second of ``hpe pose``, beside its network alone and the thesis' way of one picture at a time.
 
-The network is a MobileNetV3-small with three 66-bin heads and random weights (its speed is that of trained
-ones). Every turn of the pass decodes, computes and writes its tables anew.
+Two networks with three 66-bin heads and random weights (their speed is that of trained ones): Hopenet's
+ResNet-50, which bounds the pass on a CPU, and MobileNetV3-small, so light that decoding takes part of the
+cores. Every turn of the pass decodes, computes and writes its tables anew.
 """
 
 import io
@@ -41,43 +42,62 @@ _IN_MEMORY: Final = 1024
 _MOST: Final = 2000  # more would not make the figures steadier, and the bench would outlast three minutes
 _SCALING_SHARDS: Final = 4
 _PROCESSES: Final = (1, 2, 4)
-_OURS: Final = "hpe pose"
-_NETWORK: Final = "network alone, decoded batches in memory"
-_ONE: Final = "one picture at a time (Pillow)"
+_HOPENET: Final = "resnet50"
+_LIGHT: Final = "mobilenet_v3_small"
+_CPU_SHARDS: Final = {_HOPENET: 1, _LIGHT: _MOST // _PER_SHARD}
+_ONE_AT_A_TIME: Final = 100
 
 
 def measure(settings: Settings) -> Report:
     """Measure the pass, its network, and one picture at a time, on the machine's device."""
     where = device()
-    batch = CPU_BATCH if where.type == "cpu" else GPU_BATCH
-    estimator = _estimator(where)
     samples = min(settings.samples, _MOST)
     folder = Path(settings.shards) if settings.shards else _made(settings.folder / f"pose-{samples}", samples)
     out = settings.folder / "pose-tables"
-    tasks = tasks_of(
-        find_shards([str(folder)]), estimator, direction_rules(OURS),
-        out=out, on_mismatch="force", precision="fp32", flips="none",
-    )  # fmt: skip
-    batches = _decoded(tasks, batch)
-    figures = take_turns(
-        {
-            _OURS: lambda: _pass(tasks, estimator, out, batch, settings.workers),
-            _NETWORK: lambda: _network(batches, estimator, settings.workers),
-            _ONE: lambda: _one_at_a_time(tasks[0], estimator),
-        },
-        settings.repeats,
-        "bench pose",
-    )
-    ratios = (
-        ratio(figures, _OURS, _NETWORK, 0.9 if where.type == "cpu" else 0.95),
-        ratio(figures, _OURS, _ONE, 1.0),
-    )
+    figures: tuple[Figure, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    for backbone in (_HOPENET, _LIGHT):
+        found, compared = _turns(backbone, folder, out, where, settings)
+        figures, ratios = figures + found, ratios + compared
     if where.type == "cpu":
         scaling = _scaling(folder, out)
         figures += tuple(scaling.values())
         ratios += tuple(Ratio(f"{n} processes over 1", scaling[n].median / scaling[1].median) for n in scaling if n > 1)
-    notes = (f"{where}, batches of {batch}, {settings.workers} workers, MobileNetV3-small at {_SIZE} pixels, fp32",)
+    notes = (
+        f"{where}, batches of {_batch(where)}, {settings.workers} workers, {_SIZE} pixels, fp32; scaling with {_LIGHT}",
+    )
     return Report("pose", "faces/s", figures, ratios, notes)
+
+
+def _turns(
+    backbone: str, folder: Path, out: Path, where: torch.device, settings: Settings
+) -> tuple[tuple[Figure, ...], tuple[Ratio, ...]]:
+    batch, estimator = _batch(where), _estimator(where, backbone)
+    tasks = tasks_of(
+        find_shards([str(folder)]), estimator, direction_rules(OURS),
+        out=out, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
+    if where.type == "cpu":
+        tasks = tasks[: _CPU_SHARDS[backbone]]
+    batches = _decoded(tasks, batch)
+    ours, network, one = (
+        f"{backbone}: {what}" for what in ("hpe pose", "network alone, batches in memory", "one picture at a time")
+    )
+    figures = take_turns(
+        {
+            ours: lambda: _pass(tasks, estimator, out, batch, settings.workers),
+            network: lambda: _network(batches, estimator, settings.workers),
+            one: lambda: _one_at_a_time(tasks[0], estimator),
+        },
+        settings.repeats,
+        f"bench pose {backbone}",
+    )
+    target = 0.9 if where.type == "cpu" else 0.95
+    return figures, (ratio(figures, ours, network, target), ratio(figures, ours, one, 1.0))
+
+
+def _batch(where: torch.device) -> int:
+    return CPU_BATCH if where.type == "cpu" else GPU_BATCH
 
 
 def _scaling(folder: Path, out: Path) -> dict[int, Figure]:
@@ -107,7 +127,7 @@ def _scaling(folder: Path, out: Path) -> dict[int, Figure]:
 def _rank(rank: int, world: int, port: int, folder: Path, out: Path, ready: Any, seconds: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    estimator = _estimator(torch.device("cpu"))
+    estimator = _estimator(torch.device("cpu"), _LIGHT)
     tasks = tasks_of(
         find_shards([str(folder)])[:_SCALING_SHARDS], estimator, direction_rules(OURS),
         out=out, on_mismatch="force", precision="fp32", flips="none",
@@ -124,10 +144,10 @@ def _rank(rank: int, world: int, port: int, folder: Path, out: Path, ready: Any,
         seconds.put((sum(task.shard.samples or 0 for task in tasks), time.perf_counter() - start))
 
 
-def _estimator(where: torch.device) -> Estimator:
+def _estimator(where: torch.device, backbone: str) -> Estimator:
     torch.manual_seed(0)
     heads = HeadsConfig(pose=PoseHead())
-    module = build_network(ModelConfig(backbone="mobilenet_v3_small", heads=heads)).eval()
+    module = build_network(ModelConfig(backbone=backbone, heads=heads)).eval()
     return Estimator(
         name="bench",
         weights_sha256="0" * 64,
@@ -204,7 +224,7 @@ def _one_at_a_time(task: Task, estimator: Estimator) -> float:
     from PIL import Image
 
     shard = open_shard(task.shard.path)
-    count = min(len(shard), _PER_SHARD)
+    count = min(len(shard), _ONE_AT_A_TIME)
     start = time.perf_counter()
     for row in range(count):
         picture = Image.open(io.BytesIO(bytes(shard.image(row)))).convert("RGB").resize((_SIZE, _SIZE))
