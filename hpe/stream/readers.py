@@ -143,8 +143,9 @@ class Batches(Dataset[Packed | Refusal]):
         images = bytes_of_block[: places["images"][1]].reshape(rows, size, size, 3)
         labels = np.empty((rows, COLUMNS), np.float32)
         damage: list[Damage] = []
-        overwritten = {place for place in {(pick[0], pick[1]) for pick in picks} if self._shelf.overwritten(*place)}
-        wanted = [self._place(*pick, (pick[0], pick[1]) in overwritten) for pick in picks]
+        shards = {(dataset, shard) for dataset, shard, _ in picks}
+        overwritten = {place for place in shards if self._shelf.overwritten(*place)}
+        wanted = [self._place(dataset, shard, row, (dataset, shard) in overwritten) for dataset, shard, row in picks]
         for place in wanted:
             if not isinstance(place, Damage):
                 os.posix_fadvise(place.file, place.at, place.size, os.POSIX_FADV_WILLNEED)
