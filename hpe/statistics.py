@@ -146,7 +146,12 @@ def permuted_tables(table: Int[ndarray, "r c"], replicates: int, seed: int) -> I
     kept_rows, kept_columns = table.sum(1) > 0, table.sum(0) > 0
     kept = _without_empty(table)
     tables = np.zeros((replicates, *table.shape), np.int64)
-    drawn = stats.random_table(kept.sum(1), kept.sum(0)).rvs(replicates, random_state=np.random.default_rng(seed))
+    # SciPy draws negative counts for a table of one row or column (1.17), which has nothing to shuffle.
+    drawn = (
+        stats.random_table(kept.sum(1), kept.sum(0)).rvs(replicates, random_state=np.random.default_rng(seed))
+        if min(kept.shape) > 1
+        else kept
+    )
     tables[np.ix_(np.arange(replicates), kept_rows, kept_columns)] = drawn
     return tables
 

@@ -115,6 +115,18 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p: list[float]) -> No
         assert {i for i, a in enumerate(adjusted) if a <= alpha} == rejected
 
 
+@pytest.mark.parametrize("table", [[[27, 0], [19, 0], [19, 0]], [[5], [7]], [[3, 4]], [[0, 0], [2, 3]]])
+def test_a_table_of_one_row_or_column_stays_as_it_is(table: list[list[int]]) -> None:
+    for drawn in permuted_tables(np.array(table), 20, seed=3):
+        assert drawn.tolist() == table
+
+
+def test_a_column_that_is_always_right_does_not_hide_a_dependence_in_the_others() -> None:
+    counts = np.full((2, 2), 200)
+    correct = np.array([[200, 190], [200, 120]])
+    assert accuracy_by_row(counts, correct, ["a", "b"], ["sure", "hard"], replicates=500)["permutation_p"] < 0.01
+
+
 def test_permuted_tables_are_shuffles_of_the_labels() -> None:
     """Same margins, and the same distribution of χ² as shuffling one by one."""
     table = np.array([[12, 5, 0], [3, 9, 0], [6, 6, 0]])
