@@ -39,12 +39,12 @@ class CropRule:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The rule of a text.
+        """The rule of a text; ``keep``, which manifests say of original bytes, is ``none``: whole pictures.
 
         Raises:
             UserError: not a rule.
         """
-        if text == "none":
+        if text in ("none", "keep"):
             return cls()
         if match := _RULE.fullmatch(text):
             shape, factor, basis = match.groups()

@@ -25,7 +25,11 @@ from hpe.images import Picture
 Face = tuple[Box, float]
 """A face's box in pixels of its picture, and a score: a probability from ``mtcnn``, a margin from ``hog``."""
 
-DETECTORS: Final = ("mtcnn", "hog")
+WAYS_TO_INSTALL: Final = {
+    "mtcnn": "pip install requests && pip install --no-deps facenet-pytorch==2.6.0",
+    "hog": "pip install dlib-bin",
+}
+DETECTORS: Final = tuple(WAYS_TO_INSTALL)
 _CANVAS: Final = 320
 _BATCH: Final = 32
 _SMALLEST_FACE: Final = 20
@@ -51,19 +55,19 @@ def open_detector(name: str, *, device: str = "cpu") -> FaceDetector:
     """
     match name:
         case "mtcnn":
-            _require("facenet_pytorch", name, "pip install requests && pip install --no-deps facenet-pytorch==2.6.0")
+            _require("facenet_pytorch", name)
             return Mtcnn(torch.device(device))
         case "hog":
-            _require("dlib", name, "pip install dlib-bin")
+            _require("dlib", name)
             return Hog()
     raise UserError(f"detector {name!r} is not known; expected {' or '.join(DETECTORS)}")
 
 
-def _require(package: str, name: str, way_out: str) -> None:
+def _require(package: str, name: str) -> None:
     if importlib.util.find_spec(package) is None or (
         package == "facenet_pytorch" and importlib.util.find_spec("requests") is None
     ):
-        raise UserError(f"detector {name}: its package {package} is not installed, or not whole; {way_out}")
+        raise UserError(f"detector {name}: {package} is not installed, or not whole; {WAYS_TO_INSTALL[name]}")
 
 
 def the_face(faces: Sequence[Face], width: int, height: int) -> Face | None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -26,7 +27,7 @@ from hpe.shards import MANIFEST, Manifest
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
 PROBE_FACES: Final = 32
-TRUTH_ROWS: Final = 100
+FIRST_ROWS: Final = 100
 FOLDER: Final = "pose"
 OnMismatch = Literal["refuse", "recrop", "force"]
 
@@ -66,25 +67,31 @@ def _shard_file(path: Path) -> ShardFile:
     )
 
 
-def _lacks(shard: Path, basis: str) -> str | None:
-    """The first sample's key where its record does not say a box or landmarks; None where it does."""
+def _lacks(shard: Path, basis: str) -> bool:
+    """Whether no record at the beginning of a shard says a box or landmarks."""
     try:
         opened = open_shard(shard)
-        if len(opened) and getattr(opened.record(0), basis) is None:
-            return f"the first sample, {opened.index.keys[0]},"
-    except ValueError:
-        pass  # a damaged shard is named, and skipped, by the pass
-    return None
+        records = [opened.record(row) for row in range(min(len(opened), FIRST_ROWS))]
+    except ValueError:  # a damaged shard is named, and skipped, by the pass
+        return False
+    return bool(records) and all(getattr(record, basis) is None for record in records)
 
 
-def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, where: Path) -> tuple[Framing, str]:
+def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: Path) -> tuple[Framing, str]:
     """How pictures of a stored crop rule become what an estimator wants, and the crop rule that results.
+
+    Args:
+        stored: the manifest's rule; None: there is no manifest.
+        wanted: the estimator's.
+        on_mismatch: what the user wants done where they differ.
+        shard: its first records tell what crops are possible.
 
     Raises:
         UserError: the rules differ, and the user has said neither of the ways out.
     """
     whole = Framing(CropRule(), inside=False)
-    if stored is not None and CropRule.parse(stored) == wanted:
+    where, rule = shard.parent, None if stored is None else CropRule.parse(stored)
+    if rule == wanted:
         return whole, str(wanted)
     if on_mismatch == "force":
         return whole, stored or "unknown"
@@ -99,16 +106,30 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, wh
                 f"{where}: the estimator wants {wanted}, and no detector runs here; pack the dataset again with "
                 f"--crop {wanted}, or use --force"
             )
-        if (lacking := _lacks(where, wanted.basis)) is not None:
+        if _lacks(shard, wanted.basis):
             raise UserError(
-                f"{where}: --recrop needs the record's {wanted.basis}, and {lacking} has none; pack a dataset that "
-                "says them, or use --force to take the pictures as they are"
+                f"{where}: --recrop needs the records' {wanted.basis}, and they have none ({shard.name}); "
+                f"{_without(wanted)}"
             )
-        return Framing(wanted, inside=stored != "none"), str(wanted)
+        return Framing(wanted, inside=rule != CropRule()), str(wanted)
+    again = f"pack again with --crop {wanted}, or --force to take the pictures as they are"
+    if wanted.shape == "none" or wanted.basis == "detector":
+        ways = f"Ways out: {again}"
+    elif _lacks(shard, wanted.basis):
+        ways = f"The records have no {wanted.basis} to crop from: {_without(wanted)}"
+    else:
+        ways = f"Use --recrop (cut {wanted} from the record's {wanted.basis} on the fly), {again}"
     raise UserError(
         f"{where}: the shards' crop rule is {stored or 'unknown (no manifest)'}, the estimator was made for {wanted}; "
-        f"angles would be off by degrees. Use --recrop (cut {wanted} from the record's {wanted.basis} on the fly), "
-        f"pack again with --crop {wanted}, or --force to take the pictures as they are"
+        f"angles would be off by degrees. {ways}"
+    )
+
+
+def _without(wanted: CropRule) -> str:
+    """The ways out where the records lack what a rule starts from."""
+    return (
+        f"pack again with --crop {replace(wanted, basis='detector')} and tell it here with --crop too, use a landmark "
+        "model, which finds faces itself, or --force to take the pictures as they are"
     )
 
 
@@ -128,11 +149,13 @@ def tasks_of(
         UserError: crop rules that do not fit, or two shards with one name in ``out``.
     """
     tasks: dict[Path, Task] = {}
+    framings: dict[Path, tuple[Framing, str]] = {}
+    if estimator.finds_faces and on_mismatch == "refuse":
+        on_mismatch = "force"
     for shard in shards:
-        if estimator.finds_faces and on_mismatch == "refuse":
-            framing, crop = framing_of(shard.crop, estimator.crop, "force", shard.path.parent)
-        else:
-            framing, crop = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path.parent)
+        if (folder := shard.path.parent) not in framings:  # a folder's shards are of one dataset: one is looked into
+            framings[folder] = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path)
+        framing, crop = framings[folder]
         table = table_path(shard.path, out, estimator.name)
         if table in tasks:
             raise UserError(
@@ -286,7 +309,7 @@ def refuse_without_truth(tasks: Sequence[Task]) -> None:
     for task in tasks:
         try:
             shard = open_shard(task.shard.path)
-            records = [shard.record(row) for row in range(min(len(shard), TRUTH_ROWS))]
+            records = [shard.record(row) for row in range(min(len(shard), FIRST_ROWS))]
         except ValueError:  # damage is named by the pass
             continue
         opened = opened or bool(records)

@@ -33,13 +33,13 @@ import numpy as np
 from PIL import Image
 
 from hpe.crops import CropRule
-from hpe.detect import DETECTORS
+from hpe.detect import DETECTORS, WAYS_TO_INSTALL
 from hpe.draw import Marker, Reading, annotate, card, with_axes, with_cube
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.faces import ahead, one_thread
 from hpe.files import aside, make_folder
 from hpe.finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
-from hpe.inputs import Input, ShardFile, Skipped, find_inputs, items, pictures_in
+from hpe.inputs import Input, PictureFile, ShardFile, Skipped, find_inputs, items, pictures_in
 from hpe.landmark_finder import Meshed
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
@@ -125,7 +125,7 @@ def predict(
         else:
             answerer = predictor = open_predictor(network, where, which=which, weights=weights)
             if faces == GIVEN:
-                for told in other_crops(found, predictor):
+                for told in (*whole_photos(found, predictor), *other_crops(found, predictor)):
                     print(f"predict: {told}", file=sys.stderr, flush=True)
                 finder = Given(predictor, keep_pictures=marker is not None)
             else:
@@ -172,6 +172,21 @@ def _rule(crop: str | None, predictor: Predictor) -> CropRule:
     return CropRule.parse(_USUAL_CROP)
 
 
+def whole_photos(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
+    """A message where picture files are given whole to a network that was made for crops, else nothing.
+
+    The files may be crops already, which cannot be seen from here: so it is no refusal.
+    """
+    known = sorted(str(rule) for rule in predictor.crops)
+    if not known or str(CropRule()) in known or not any(isinstance(one, PictureFile) for one in inputs):
+        return []
+    return [
+        f"WARNING: pictures are taken whole (--faces {GIVEN}), and {predictor.name} was made for crops, "
+        f"{' or '.join(known)}: of photos its angles are wrong by 20° and more. Let faces be found: --faces "
+        f"{' or '.join(DETECTORS)} ({'; '.join(WAYS_TO_INSTALL.values())}), or a landmark model as the network"
+    ]
+
+
 def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     """Folders of shards that were cropped by another rule than the network was made for, each as a message.
 
@@ -181,7 +196,7 @@ def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     folders = dict.fromkeys(one.path.parent for one in inputs if isinstance(one, ShardFile))
     for folder in folders if known else ():
         crop = Manifest.load(folder).crop if (folder / MANIFEST).is_file() else None
-        if crop is not None and crop not in known:
+        if crop is not None and str(CropRule.parse(crop)) not in known:
             told.append(
                 f"{folder} is cropped by {crop}, {predictor.name} was made for {' or '.join(sorted(known))}: expect "
                 "larger errors; `hpe pose --recrop` crops anew where the shards hold a box or landmarks"

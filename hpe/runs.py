@@ -176,7 +176,7 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
     try:
         told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
         rules = {one["crop"] for one in told.values()}
-        return frozenset(CropRule.parse("none" if rule == "keep" else rule) for rule in rules)
+        return frozenset(CropRule.parse(rule) for rule in rules)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
 

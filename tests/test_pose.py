@@ -169,6 +169,25 @@ def test_a_crop_that_does_not_fit_is_refused_unless_the_user_says_how(tmp_path: 
         tasks_for(folder, estimator(Mean(), "square-1@detector"))
 
 
+def test_records_without_landmarks_are_offered_only_ways_out_that_work(tmp_path: Path) -> None:
+    folder, network = make_shards(tmp_path), estimator(Mean(), "square-1.4@landmarks")
+    for on_mismatch in ("refuse", "recrop"):
+        with pytest.raises(UserError, match=r"have no landmarks|they have none") as refused:
+            tasks_for(folder, network, on_mismatch=on_mismatch)
+        told = str(refused.value)
+        assert "square-1.4@detector" in told
+        assert "--force" in told
+        assert "Use --recrop" not in told
+        assert "--crop square-1.4@landmarks" not in told
+
+
+def test_original_bytes_are_whole_pictures(tmp_path: Path) -> None:
+    kept = make_shards(tmp_path, crop="keep")
+    assert {task.identity.crop for task in tasks_for(kept, estimator(Mean()), on_mismatch="refuse")} == {"none"}
+    (task, *_) = tasks_for(kept, estimator(Mean(), "square-1@box"))
+    assert not task.framing.inside
+
+
 def test_a_crop_wider_than_the_stored_crop_leaves_the_face_out(tmp_path: Path) -> None:
     network = estimator(Mean(), "square-2@box")
     tasks = tasks_for(make_shards(tmp_path, (3,), crop="square-1@box"), network)

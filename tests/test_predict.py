@@ -437,3 +437,17 @@ def test_an_estimator_reads_real_faces_as_annotated(shared: Path, tmp_path: Path
     assert row["direction"] == "left"
     assert row["yaw_sd"] > 0
     assert "emotion" not in row
+
+
+def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path: Path, shards: Path) -> None:
+    copy = tmp_path / "cropped"
+    shutil.copytree(shards, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    photos = [module.PictureFile(tmp_path / "a.jpg", "a"), module.PictureFile(tmp_path / "b.jpg", "b")]
+    for crop, count in (("none", 0), ("keep", 0), ("square-1.4@landmarks", 1)):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": crop}))
+        predictor = open_predictor(untrained(tmp_path / crop, copy), torch.device("cpu"))
+        told = module.whole_photos(photos, predictor)
+        assert len(told) == count
+        assert all("--faces mtcnn or hog (pip install" in line and crop in line for line in told)
+        assert not module.whole_photos([module.ShardFile(copy / "test-000000.tar", None)], predictor)
