@@ -117,7 +117,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p: list[float]) -> No
 
 @pytest.mark.parametrize("table", [[[27, 0], [19, 0], [19, 0]], [[5], [7]], [[3, 4]], [[0, 0], [2, 3]]])
 def test_a_table_of_one_row_or_column_stays_as_it_is(table: list[list[int]]) -> None:
-    for drawn in permuted_tables(np.array(table), 20, seed=3):
+    for drawn in statistics.permuted_tables(np.array(table), 20, seed=3):
         assert drawn.tolist() == table
 
 
