@@ -1,7 +1,10 @@
 """``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
 
+import fcntl
 import json
 import mmap
+import re
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +17,22 @@ import pyarrow.parquet as pq
 
 from hpe import audit, splits
 from hpe.errors import UserError
-from hpe.files import aside, write_text
+from hpe.files import aside, open_regular, write_text
 from hpe.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.progress import progress
 from hpe.records import Record
 from hpe.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardIndex, ShardInfo, index_tar, write_shard
 
 POSE: Final = "pose"
+OURS: Final = "ours"
+"""The direction rule that is taken where tables have several."""
+_WORK: Final = ".balance"
+"""Folder of a job that is not finished: what lies beside it was written by `hpe balance`."""
+_WRITTEN: Final = re.compile(
+    r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+\.part)?"
+)
+_MOST_DIGITS: Final = 9
+_MOST_NAMED: Final = 6
 _PREFIX: Final = "direction_"
 Cell = tuple[int, int]
 """Direction, emotion."""
@@ -56,12 +68,13 @@ def balance(
     Args:
         folder: shards with emotions.
         poses: tables with a column ``direction_<rule>``, one for each shard.
+        rule: None: the only one that the tables have, or else ``ours``.
         directions: that are to be balanced; samples of others are left out.
         emotions: the same; None: those that the shards have.
 
     Raises:
         UserError: a cell that is too small (each is named, with what would work), tables that do not fit,
-            ``out`` that holds something else.
+            ``out`` that holds something else or cannot be written, a full disk.
     """
     manifest = Manifest.load(folder)
     wanted = _wanted(per_cell, manifest.splits)
@@ -88,14 +101,22 @@ def balance(
     if emotions is None:
         emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
     chosen = _choose(cells, wanted, [(d, e) for d in directions for e in emotions], seed)
-    out.mkdir(parents=True, exist_ok=True)
-    return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
+    try:
+        with _locked(out):
+            if _finished(out, options):  # by another process, while this one chose
+                return Manifest.load(out)
+            return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); mend it, or use another folder"
+        ) from error
 
 
 def _wanted(text: str, found: Sequence[str]) -> dict[str, int]:
     numbers = text.split("/")
-    if not all(number.isdecimal() for number in numbers) or len(numbers) not in (1, 3) or not int(max(numbers)):
-        raise UserError(f"--per-cell {text!r}: expected a number, or three for train/val/test such as 80/40/20")
+    sensible = all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers)
+    if not sensible or len(numbers) not in (1, 3) or not any(map(int, numbers)):
+        raise UserError(f"--per-cell {text[:40]!r}: expected a number, or three for train/val/test such as 80/40/20")
     if len(numbers) == 1:
         return dict.fromkeys(found, int(text))
     wanted = {name: int(number) for name, number in zip(splits.SPLITS, numbers, strict=True) if int(number)}
@@ -109,19 +130,54 @@ def _wanted(text: str, found: Sequence[str]) -> dict[str, int]:
 
 
 def _finished(out: Path, options: Mapping[str, Any]) -> bool:
-    if not out.exists():
-        return False
-    if (out / MANIFEST).is_file():
-        if Manifest.load(out).options == options:
-            return True
-        raise UserError(f"{out}: was made with other options, or from other shards; use another folder or delete it")
-    ours = (".tar", ".part")
-    if not out.is_dir() or any(path.suffix not in ours and path.name != POSE for path in out.iterdir()):
-        raise UserError(f"{out}: holds files that `hpe balance` did not write; use an empty or a new folder")
-    for path in out.iterdir():  # of a job that was killed, perhaps with other options
-        if path.suffix in ours:
-            path.unlink()
+    """Whether ``out`` holds this subset already; nothing is written or removed.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        if not out.exists() and not out.is_symlink():
+            return False
+        if (out / MANIFEST).is_file():
+            if Manifest.load(out).options == options:
+                return True
+            raise UserError(
+                f"{out}: was made with other options, or from other shards; use another folder or delete it"
+            )
+        if not out.is_dir():
+            raise UserError(f"{out}: is no folder; expected one to write the shards to")
+        names = sorted(path.name for path in out.iterdir())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read: {error.strerror or error}") from error
+    foreign = [name for name in names if name not in (_WORK, POSE) and not _WRITTEN.fullmatch(name)]
+    if foreign or (names and _WORK not in names):
+        raise UserError(
+            f"{out}: holds files that `hpe balance` did not write, such as {(foreign or names)[0]}; "
+            "use an empty or a new folder"
+        )
     return False
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, for this process alone; files of a job that was killed are removed.
+
+    Raises:
+        UserError: another process is writing there.
+    """
+    work = out / _WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{out}: another `hpe balance` is writing here; wait for it, or stop it") from error
+        if not (out / MANIFEST).is_file():
+            for path in out.iterdir():
+                if _WRITTEN.fullmatch(path.name):
+                    path.unlink()
+        yield
+    shutil.rmtree(work, ignore_errors=True)
 
 
 class _Tables:
@@ -142,9 +198,9 @@ class _Tables:
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.path(manifest.shards[0])}: not a pose table: {error}") from error
         rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
-        if rule is None and len(rules) != 1:
+        if rule is None and len(rules) != 1 and OURS not in rules:
             raise UserError(f"{folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
-        self.rule = rules[0] if rule is None else rule
+        self.rule = rule or (rules[0] if len(rules) == 1 else OURS)
         if self.rule not in rules:
             raise UserError(f"--rule {self.rule}: the tables in {folder} have {', '.join(rules) or 'none'}")
 
@@ -201,7 +257,7 @@ def _opened(folder: Path, shard: ShardInfo) -> Iterator[tuple[memoryview, ShardI
     path = folder / shard.name
     try:
         with (
-            path.open("rb") as stream,
+            open_regular(path) as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as data,
         ):
@@ -209,13 +265,18 @@ def _opened(folder: Path, shard: ShardInfo) -> Iterator[tuple[memoryview, ShardI
             if index.damage or len(index) != shard.samples:
                 raise ValueError(index.damage or f"{len(index):,} samples, expected {shard.samples:,}")
             yield data, index
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; see `hpe verify {folder}`") from error
 
 
 def _record(data: memoryview, index: ShardIndex, row: int) -> Record:
     start, size = index.records[row].tolist()
-    return Record.from_json(bytes(data[start : start + size]))
+    record = Record.from_json(bytes(data[start : start + size]))
+    if problems := record.problems():
+        raise ValueError(f"{index.keys[row]}: {'; '.join(problems)}")
+    return record
 
 
 def _choose(
@@ -230,7 +291,7 @@ def _choose(
         raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
     smallest = {name: min(len(of_split.get(cell, ())) for cell in grid) for name, of_split in cells.items()}
     short = [
-        f"  {name}, {DIRECTIONS[cell[0]]} × {EMOTIONS[cell[1]]}: {len(cells[name].get(cell, ())):,} of {number:,}"
+        (name, cell, len(cells[name].get(cell, ())), number)
         for name, number in wanted.items()
         for cell in grid
         if len(cells[name].get(cell, ())) < number
@@ -243,7 +304,14 @@ def _choose(
             if all(fits.values())
             else "another direction rule, or more data, is needed: a cell without a sample cannot be balanced"
         )
-        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(short) + f"\n{way_out}")
+        short.sort(key=lambda cell: cell[2] / cell[3])
+        told = [
+            f"  {name}, {DIRECTIONS[direction]} × {EMOTIONS[emotion]}: {count:,} of {number:,}"
+            for name, (direction, emotion), count, number in short[:_MOST_NAMED]
+        ]
+        if len(short) > _MOST_NAMED:
+            told.append(f"  and {len(short) - _MOST_NAMED:,} more")
+        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(told) + f"\n{way_out}")
 
     def rank(place: _Place) -> tuple[int, str]:
         return splits.order(seed, place.key), place.key
@@ -289,11 +357,23 @@ def _write(
     note = f"balanced: per direction ({tables.rule}) and emotion {each}, seed {options['seed']}"
     balanced = replace(manifest, shards=tuple(infos), counts=counts, options=options, notes=(*manifest.notes, note))
     write_text(out / QUARANTINE, "")
-    text = audit.summary(balanced, Counter(), balanced.notes)
+    text = audit.summary(balanced, Counter(), balanced.notes) + _tables_of_cells(grid)
     write_text(out / "summary.md", text)
     balanced.save(out)
     print(text)
     return balanced
+
+
+def _tables_of_cells(grid: Mapping[str, Counter[str]]) -> str:
+    """Direction × emotion of every split, for ``summary.md``."""
+    lines: list[str] = []
+    for split, cells in grid.items():
+        emotions = [name for name in EMOTIONS if any(cells[f"{direction} {name}"] for direction in DIRECTIONS)]
+        lines += ["", f"| {split} | {' | '.join(emotions)} |", "|---|" + "---:|" * len(emotions)]
+        for direction in DIRECTIONS:
+            counted = [cells[f"{direction} {name}"] for name in emotions]
+            lines += [f"| {direction} | {' | '.join(f'{count:,}' for count in counted)} |"] * any(counted)
+    return "\n".join(lines) + "\n"
 
 
 def _gather(folder: Path, tables: _Tables, places: Sequence[_Place]) -> dict[str, tuple[Sample, pa.Table]]:

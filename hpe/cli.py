@@ -125,7 +125,9 @@ def balance(
     per_cell: Annotated[str, typer.Option(help="Samples per direction and emotion, in train/val/test.")] = "80/40/20",
     rule: Annotated[
         str | None,
-        typer.Option(help="Direction rule: a direction_RULE column of the tables; needed if there are several."),
+        typer.Option(
+            help="Direction rule: a direction_RULE column of the tables; default: the only one, or else ours."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
@@ -483,7 +485,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything that the demo writes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the heads and of both trainings.")] = 0,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="For the joint training.")] = 2,
-    count: Annotated[int, typer.Option(min=1000, help="Rendered pictures.")] = 5600,
+    count: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Rendered pictures.")] = 5600,
     people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 320,
     new: Annotated[bool, typer.Option("--new", help="Set an earlier demo aside and start over.")] = False,
 ) -> None:

@@ -1,11 +1,13 @@
 """Files that are either whole or absent."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hpe.errors import UserError
 
@@ -24,6 +26,19 @@ def make_folder(path: Path, told: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{told}: cannot be made ({error.strerror}); give another folder") from error
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, opened to read its bytes; a FIFO or device is refused, where ``open`` would wait for it.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(number, "rb")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -68,6 +69,10 @@ class Record:
                 found.append(f"{name} {value} is not a number")
         if self.box is not None and not all(map(math.isfinite, self.box)):
             found.append(f"box {list(self.box)} is not four numbers")
+        if self.landmarks is not None and not all(math.isfinite(side) for point in self.landmarks for side in point):
+            found.append("landmarks are not all numbers")
+        texts = {"subject": self.subject, "source": self.source, "groups": "".join(chain(*self.groups.items()))}
+        found += [f"{name} is not UTF-8 text" for name, text in texts.items() if text and not _is_utf8(text)]
         return found
 
     def to_json(self) -> bytes:
@@ -82,10 +87,13 @@ class Record:
         Raises:
             ValueError: not a JSON object, or a field of a wrong type.
         """
-        raw = json.loads(data)
+        try:
+            raw = json.loads(data)
+        except RecursionError:
+            raise ValueError("the record's brackets are nested too deep") from None
         if not isinstance(raw, dict):
             raise ValueError("the record is not a JSON object")
-        return cls(**{name: _field(name, raw[name]) for name in raw.keys() & _FIELDS})
+        return cls(**{name: _checked(name, raw[name]) for name in raw.keys() & _FIELDS})
 
 
 _ORDER: Final = tuple(f.name for f in fields(Record))
@@ -93,6 +101,21 @@ _FIELDS: Final = frozenset(_ORDER)
 _INTEGERS: Final = frozenset(("emotion", "direction"))
 _NUMBERS: Final = frozenset(("valence", "arousal", "yaw", "pitch", "roll"))
 _TEXTS: Final = frozenset(("subject", "source", "split"))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked(name: str, value: Any) -> Any:
+    try:
+        return _field(name, value)
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name} is not what a record holds there: {error}") from None
 
 
 def _field(name: str, value: Any) -> Any:

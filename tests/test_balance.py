@@ -1,6 +1,9 @@
 """Balance: as many of every direction and emotion, each from its own split, and the same again from a seed."""
 
+import fcntl
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +129,7 @@ def test_a_split_that_is_not_there_is_one_message(made, tmp_path):
         balance(made[0], made[1], tmp_path / "out", per_cell="5/3/1")
 
 
-@pytest.mark.parametrize("text", ["", "a", "1/2", "0", "-1", "0/0/0", "1/2/3/4", "1.5"])
+@pytest.mark.parametrize("text", ["", "9" * 5000, "a", "1/2", "0", "-1", "0/0/0", "1/2/3/4", "1.5"])
 def test_what_is_no_number_of_samples_is_one_message(made, tmp_path, text):
     with pytest.raises(UserError, match="--per-cell"):
         balance(made[0], made[1], tmp_path / "out", per_cell=text)
@@ -164,3 +167,67 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(made, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(UserError, match="other options"):
         balance(folder, poses, out, per_cell="3/1/0")
+
+
+@pytest.mark.parametrize("name", ["mine.tar", "notes.part", "train-000000.tar"])
+def test_files_of_others_in_the_folder_are_neither_removed_nor_mixed_with(made, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=f"did not write, such as {name}"):
+        balance(made[0], made[1], out, per_cell="2/1/0")
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
+
+
+def test_a_killed_job_is_done_again_and_a_second_one_at_once_is_refused(made, tmp_path):
+    out = tmp_path / "out"
+    whole = balance(made[0], made[1], tmp_path / "whole", per_cell="2/1/0")
+    (out / ".balance").mkdir(parents=True)
+    (out / "train-000007.tar").write_text("of the killed job")
+    with (out / ".balance" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another `hpe balance`"):
+            balance(made[0], made[1], out, per_cell="2/1/0")
+        assert (out / "train-000007.tar").exists()
+    assert balance(made[0], made[1], out, per_cell="2/1/0") == whole
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_of_several_rules_ours_is_taken_and_the_summary_has_its_cells(made, tmp_path):
+    folder, poses = made
+    for path in poses.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("direction_ours", table.column("direction_thesis")), path)
+    manifest = balance(folder, poses, tmp_path / "out", per_cell="2/1/0")
+    assert manifest.options["rule"] == "ours"
+    lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
+    assert "| train | neutral | happy | anger |" in lines
+    assert "| left | 2 | 2 | 2 |" in lines
+
+
+def test_what_cannot_be_written_is_one_message(made, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for out in (loop, tmp_path / ("x" * 300), Path("/proc/nowhere/out"), tmp_path / "file" / "out"):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match=r"cannot be|no folder"):
+            balance(made[0], made[1], out, per_cell="2/1/0")
+
+
+@pytest.mark.parametrize(
+    "record", [{"emotion": 99}, {"emotion": 1, "box": None}, {"yaw": 10**400}, {"box": [None] * 4}]
+)
+def test_an_impossible_record_is_one_message(made, tmp_path, monkeypatch, record):
+    monkeypatch.setattr(Record, "to_json", lambda self: json.dumps(record).encode())
+    folder, poses = made
+    old = Manifest.load(folder)
+    samples = [Sample(s.key, s.image, "jpg", s.record) for s in read_samples(folder / old.shards[0].name)]
+    info = write_shard(folder / old.shards[0].name, "train", samples)
+    replace(old, shards=(info, *old.shards[1:])).save(folder)
+    if record == {"emotion": 1, "box": None}:
+        with pytest.raises(UserError, match="too few"):
+            balance(folder, poses, tmp_path / "out", per_cell="9")
+    else:
+        with pytest.raises(UserError, match=r"train-000000\.tar: .*hpe verify"):
+            balance(folder, poses, tmp_path / "out", per_cell="2/1/0")
+    assert not (tmp_path / "out").exists()

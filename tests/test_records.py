@@ -55,3 +55,23 @@ def test_problems_name_the_impossible() -> None:
     record = Record(emotion=9, valence=-2.0, yaw=float("nan"), emotion_votes=(1.0,), box=(0, 0, float("inf"), 1))
     assert len(record.problems()) == 5
     assert not Record(emotion=7, valence=-1.0, yaw=-972.0).problems()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"box":[null,1,2,3]}',
+        b'{"landmarks":[{},{}]}',
+        b'{"yaw":' + b"9" * 400 + b"}",
+        b'{"emotion":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+)
+def test_hostile_json_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Record.from_json(data)
+
+
+def test_text_that_cannot_be_written_and_points_that_are_no_numbers_are_problems() -> None:
+    record = Record(subject="\udcff", groups={"age": "\udcff"}, landmarks=((1.0, float("inf")),))
+    assert len(record.problems()) == 3
