@@ -1,10 +1,11 @@
 """``hpe configs``: the configs that come with hpe, for installs that have no checkout beside them."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from hpe.errors import UserError
-from hpe.files import write_text
+from hpe.files import aside
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -27,7 +28,7 @@ def copy(out: Path) -> list[Path]:
     """Write the configs below ``out``, where they may be edited; the same files once more are no change.
 
     Raises:
-        UserError: a config there has been edited, or the folder cannot be written; nothing is written then.
+        UserError: a config there has been edited, or the folder cannot be written; no config is written then.
     """
     texts = {out / name: (folder() / name).read_text(encoding="utf-8") for name, _ in described()}
     try:
@@ -38,9 +39,10 @@ def copy(out: Path) -> list[Path]:
             raise UserError(
                 f"{', '.join(edited)}: differs from the config that comes with hpe; give a folder without it"
             )
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
+        with ExitStack() as all_or_none:
+            for path, text in texts.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                all_or_none.enter_context(aside(path)).write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{out}: cannot write the configs here ({error}); give another folder") from error
     return list(texts)

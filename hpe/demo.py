@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from hpe import configs
-from hpe.errors import EXIT_AGAIN, EXIT_OK, UserError
+from hpe.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
 from hpe.files import write_json
 
 STAMP: Final = "demo.json"
@@ -94,7 +95,12 @@ def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: 
     with _claim(out, settings, new=new):
         for number, stage in enumerate(todo, 1):
             print(f"\n[{number}/{len(todo)}] hpe {shlex.join(stage.arguments)}", file=sys.stderr, flush=True)
-            if not _run(stage):
+            try:
+                finished = _run(stage)
+            except UserError:
+                _forget_if_empty(out)
+                raise
+            if not finished:
                 print(f"hpe: stopped in {stage.name!r}; the same command goes on from there", file=sys.stderr)
                 return EXIT_AGAIN
         _summary(out, settings, time.monotonic() - start)
@@ -114,7 +120,7 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
             raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")
         with ExitStack() as on_error:
             lock = on_error.enter_context(_lock(out))
-            before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else settings
+            before = _read_stamp(stamp) if stamp.exists() else settings
             if before != settings:
                 raise UserError(
                     f"{out}: an earlier demo used {before}, this one {settings}; "
@@ -127,6 +133,26 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot write the demo here ({error}); give --out another folder") from error
+
+
+def _read_stamp(stamp: Path) -> dict[str, int]:
+    """The settings of the demo that made this folder; a spoilt file is a user's mistake."""
+    try:
+        found = json.loads(stamp.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("not a mapping")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{stamp}: spoilt, so what the demo in this folder was made with is not known; "
+            "--new sets the folder aside, or give --out another one"
+        ) from error
+    return found
+
+
+def _forget_if_empty(out: Path) -> None:
+    """Take the stamp away where the demo has made nothing: its settings then bind no later one."""
+    if all(path.is_dir() or path in {out / STAMP, out / LOCK} for path in out.rglob("*")):
+        (out / STAMP).unlink(missing_ok=True)
 
 
 def _lock(out: Path) -> IO[str]:
@@ -160,10 +186,8 @@ def _run(stage: Stage) -> bool:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code and not caught:
-        raise UserError(
-            f"the stage {stage.name!r} ended with exit code {code} (see above); "
-            "run the same command again to go on from there"
-        )
+        way_out = "mend that first" if code == EXIT_USAGE else "the same command goes on from there"
+        raise UserError(f"the stage {stage.name!r} ended with exit code {code} (see above); {way_out}")
     return not caught
 
 
@@ -183,7 +207,14 @@ def _summary(out: Path, settings: dict[str, int], seconds: float) -> None:
         print(f"  {name:20}{value:8.3f}{unit}   {'ok' if good else 'LOW'} ({relation} {bound:g}{unit} expected)")
     print(f"\n  report       {(out / 'multitask' / 'report' / 'index.html').resolve()}")
     print(f"  faces        {(out / 'shards').resolve()}/contact-*.png")
-    print(f"  TensorBoard  tensorboard --logdir {shlex.quote(os.fspath(out))}")
+    print(f"  TensorBoard  {_tensorboard()} --logdir {shlex.quote(os.fspath(out))}")
+
+
+def _tensorboard() -> str:
+    """How to call TensorBoard here, also where the environment's programs are not on the PATH."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    return shlex.quote(os.fspath(Path(sys.executable).absolute().parent / "tensorboard"))
 
 
 def headline(found: dict) -> list[tuple[str, float, str]]:

@@ -102,12 +102,19 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
-    if not os.access(there, os.W_OK | os.X_OK):
-        yield Finding("disk", "bad", f"cannot write in {there}; give a folder that you may write")
-    free = shutil.disk_usage(there).free / 2**30
-    state = "bad" if free < _FULL_DISK_GIB else "note" if free < _LOW_DISK_GIB else "ok"
-    yield Finding("disk", state, f"{free:.1f} GiB free in {there}")
+    try:
+        there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+        free = shutil.disk_usage(there).free / 2**30
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = (getattr(error, "strerror", None) or "links in a circle").lower()
+        yield Finding(
+            "disk", "bad", f"cannot look into {folder} ({reason}); give a folder that you may enter and write"
+        )
+    else:
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield Finding("disk", "bad", f"cannot write in {there}; give a folder that you may write")
+        state = "bad" if free < _FULL_DISK_GIB else "note" if free < _LOW_DISK_GIB else "ok"
+        yield Finding("disk", state, f"{free:.1f} GiB free in {there}")
     shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)
     if shared.is_dir():
         free = shutil.disk_usage(shared).free / 2**30

@@ -1,5 +1,6 @@
 """The configs that come with hpe can be taken out, run and edited, and are never written over."""
 
+import errno
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,21 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="give another folder"):
         configs.copy(tmp_path / "file")
+
+
+def test_a_disk_that_fills_up_leaves_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = Path.write_text, []
+
+    def until_full(path: Path, text: str, encoding: str | None = None) -> int:
+        written.append(path)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", until_full)
+    with pytest.raises(UserError, match="No space left"):
+        configs.copy(tmp_path / "mine")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_wheel_carries_configs_templates_and_the_typed_marker(tmp_path: Path) -> None:

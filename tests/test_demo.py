@@ -89,6 +89,14 @@ def test_the_table_says_what_is_low(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"tensorboard --logdir {out}" in shown
 
 
+@pytest.mark.parametrize("on_path", [True, False])
+def test_the_tensorboard_command_works_as_it_stands(monkeypatch: pytest.MonkeyPatch, on_path: bool) -> None:
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin" if on_path else "/nowhere")
+    assert demo._tensorboard() == ("tensorboard" if on_path else str(programs / "tensorboard"))
+    assert (programs / "tensorboard").is_file()
+
+
 def test_a_second_demo_goes_on_with_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     chain(monkeypatch, writes(out / "multitask" / "evaluate" / "test.json"))
@@ -123,7 +131,7 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, monkeypatch: 
 def test_a_spoilt_stamp_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamp: str) -> None:
     chain(monkeypatch)
     (tmp_path / demo.STAMP).write_text(stamp)
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match=r"demo\.json: spoilt.*--new.*--out"):
         run(tmp_path)
 
 
@@ -149,6 +157,20 @@ def test_a_failed_stage_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="'stage 0' ended with exit code 2"):
         run(tmp_path / "demo")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_settings_bind_a_later_demo_only_where_something_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    out = tmp_path / "demo"
+    shard = out / "shards" / "train-000000.tar"
+    makes = f"from pathlib import Path; Path({str(shard)!r}).parent.mkdir(); Path({str(shard)!r}).touch()"
+    chain(monkeypatch, f"{makes if made else 'pass'}\nraise SystemExit(2)")
+    with pytest.raises(UserError, match="mend that first"):
+        run(out)
+    with pytest.raises(UserError, match="an earlier demo used" if made else "mend that first"):
+        run(out, seed=1)
 
 
 SAVES = """

@@ -88,6 +88,17 @@ def test_a_folder_yet_to_be_made_is_looked_at_where_it_will_stand(quick, tmp_pat
     assert found["disk"][1].endswith(f"free in {tmp_path}")
 
 
+@pytest.mark.parametrize("kind", ["long name", "circle"])
+def test_a_folder_that_cannot_be_looked_into_is_told_in_words(quick, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    code, found = quick(tmp_path / ("x" * 300 if kind == "long name" else kind))
+    assert code == 1
+    assert found["disk"][0] == "bad"
+    assert found["disk"][1].endswith("give a folder that you may enter and write")
+    assert "Error" not in found["disk"][1]
+    assert "shared memory" in found
+
+
 def test_two_processes_sum() -> None:
     (found,) = doctor._all_reduce()
     assert (found.state, found.name) == ("ok", "all-reduce")
