@@ -48,7 +48,7 @@ def extract(
     """Find 468 points a face in pictures or shards; killed and started again, it goes on.
 
     HPE_FACE_MESH_MODEL names another .tflite of the mesh, in place of the package's.
-    Exit code 1 where pictures had no face or were none (they are listed in extract.json).
+    Exit code 1 where pictures had no face or were none, or shards were damaged (listed in extract.json).
 
     Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
     """
@@ -59,8 +59,13 @@ def extract(
     done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
     rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
+    for told in done["skipped_shards"].values():
+        print(f"skipped: {told}")
     if done["failed"]:
         print(f"{done['images_without_a_face']:,} have none: see {out / 'extract.json'}")
+    if done["skipped_shards"]:
+        print(f"{len(done['skipped_shards']):,} shards skipped: mend them, then the same command does what is missing")
+    if done["failed"] or done["skipped_shards"]:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 

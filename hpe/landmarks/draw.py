@@ -52,7 +52,7 @@ def draw_sheet(
     """
     if out.suffix.lower() not in SHEETS:
         raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
-    pictures = list(chain.from_iterable(read() for _, read in pictures_of(source)))
+    pictures = list(chain.from_iterable(part.read() for part in pictures_of(source)))
     make_folder(out.parent, str(out.parent))
     tiles: list[tuple[Image.Image, str]] = []
     found = 0

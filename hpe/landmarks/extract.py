@@ -2,16 +2,17 @@
 
 ``OUT/faces-000000.parquet`` holds a row a face (``status`` ok), or one a picture without (``no face``, or why it
 is no picture); ``OUT/extract.json`` holds the settings and, at the end, the counts and what failed. A part that
-exists is not made again.
+exists is not made again, unless its pictures are others than it remembers (names, sizes, times, in its metadata);
+parts that the source no longer has are removed.
 """
 
-import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -22,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpe.errors import UserError
-from hpe.files import aside, write_json
+from hpe.files import aside, make_folder, write_json
 from hpe.images import DecodeError, decode_rgb
+from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
 from hpe.landmarks.topology import MESH468
 from hpe.progress import progress
@@ -33,6 +35,7 @@ from hpe.shards import MANIFEST, Manifest, read_samples
 FORMAT: Final = "hpe-landmarks/1"
 SUMMARY: Final = "extract.json"
 _PART: Final = 256
+_DIGEST: Final = b"hpe.pictures"
 _SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 _SCHEMA: Final = pa.schema(
     [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
@@ -50,30 +53,86 @@ class Picture:
     record: Record
 
 
-def pictures_of(path: Path) -> list[tuple[str, Callable[[], Iterator[Picture]]]]:
-    """Parts of the input: a shard each, or up to 256 picture files each; name, and a function that reads it.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pictures that are read together.
+
+    Attributes:
+        name: of the shard; of files, a number.
+        digest: of which pictures these are.
+        read: the pictures; raises :class:`DamagedError`.
+    """
+
+    name: str
+    digest: str
+    read: Callable[[], Iterator[Picture]]
+
+
+class DamagedError(UserError):
+    """A shard that cannot be read."""
+
+
+def pictures_of(path: Path) -> list[Part]:
+    """Parts of the input: a shard each, or up to 256 picture files each.
 
     Raises:
         UserError: neither pictures nor shards.
     """
     if (path / MANIFEST).is_file():
-        shards = [path / shard.name for shard in Manifest.load(path).shards]
-        return [(shard.stem, lambda shard=shard: _of_shard(shard)) for shard in shards]
+        shards = Manifest.load(path).shards
+        return [
+            Part(
+                Path(shard.name).stem,
+                _digest([path / shard.name], [shard.sha256]),
+                partial(_of_shard, path / shard.name),
+            )
+            for shard in shards
+        ]
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(f"{path}: no pictures and no shards; expected .jpg, .png, .webp files or an `hpe pack` folder")
-    root = path if path.is_dir() else path.parent
-    parts = [files[start : start + _PART] for start in range(0, len(files), _PART)]
-    return [(f"{row:06d}", lambda part=part: (_of_file(file, root) for file in part)) for row, part in enumerate(parts)]
+    pairs = list(zip(_keys(files, path if path.is_dir() else path.parent), files, strict=True))
+    parts = [pairs[start : start + _PART] for start in range(0, len(pairs), _PART)]
+    return [
+        Part(
+            f"{row:06d}",
+            _digest([file for _, file in part], [key for key, _ in part]),
+            lambda part=part: (Picture(key, file.read_bytes, _record_beside(file)) for key, file in part),
+        )
+        for row, part in enumerate(parts)
+    ]
+
+
+def _keys(files: Sequence[Path], root: Path) -> list[str]:
+    """Paths inside the root without suffix; with it where two would have one key."""
+    names = [str(file.relative_to(root)) for file in files]
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    often, whole = Counter(stems), set(names)
+    return [stem if often[stem] == 1 and stem not in whole else name for stem, name in zip(stems, names, strict=True)]
+
+
+def _digest(files: Sequence[Path], names: Sequence[str]) -> str:
+    digest = sha256()
+    for file, name in zip(files, names, strict=True):
+        try:
+            known = file.stat()
+            size, when = known.st_size, known.st_mtime_ns
+        except OSError:
+            size, when = -1, -1
+        digest.update(f"{name!r} {size} {when}\n".encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
 
 
 def _of_shard(shard: Path) -> Iterator[Picture]:
-    for sample in read_samples(shard):
+    try:
+        samples = list(read_samples(shard))
+    except OSError as error:
+        raise DamagedError(f"{shard}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        told = str(error).removeprefix(f"{shard}: ")
+        raise DamagedError(f"{shard}: {told}") from error
+    for sample in samples:
         yield Picture(sample.key, lambda data=bytes(sample.image): data, sample.record)
-
-
-def _of_file(file: Path, root: Path) -> Picture:
-    return Picture(str(file.relative_to(root).with_suffix("")), file.read_bytes, _record_beside(file))
 
 
 def _record_beside(file: Path) -> Record:
@@ -107,61 +166,84 @@ def extract(
         The summary that ``extract.json`` holds.
 
     Raises:
-        UserError: nothing to read, or OUT was made with other settings.
+        UserError: nothing to read, no mesh, OUT was made with other settings, or cannot be written to.
     """
     parts = pictures_of(source)
-    out.mkdir(parents=True, exist_ok=True)
     model = named_model()
     mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
     settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
-    _settle(out, settings)
+    _check_settings(out, settings)
     count = workers or os.cpu_count() or 1
-    todo = [(name, read) for name, read in parts if not (out / f"faces-{name}.parquet").is_file()]
+    todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     begun, done = time.monotonic(), 0
-    if todo:
-        with (
-            closing(MeshPool(python, views, which)) as mesh,
-            progress("landmarks", None, unit="images") as bar,
-            ThreadPoolExecutor(count) as pool,
-        ):
-            for name, read in todo:
-                done += _write_part(out / f"faces-{name}.parquet", read(), mesh, pool, bar.advance)
-    summary = {**settings, **_counts(out, [name for name, _ in parts])}
-    if done:
-        summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
-        summary["workers"] = count
-    write_json(out / SUMMARY, summary)
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        mesh = stack.enter_context(closing(MeshPool(python, views, which))) if todo else None
+        stack.enter_context(writing(out))
+        make_folder(out, str(out))
+        if not (out / SUMMARY).is_file():
+            write_json(out / SUMMARY, settings)
+        for surplus in set(out.glob("faces-*.parquet")) - {_table(out, part.name) for part in parts}:
+            surplus.unlink()
+        if mesh is not None:
+            bar = stack.enter_context(progress("landmarks", None, unit="images"))
+            pool = stack.enter_context(ThreadPoolExecutor(count))
+            for part in todo:
+                try:
+                    done += _write_part(_table(out, part.name), part, mesh, pool, bar.advance)
+                except DamagedError as error:
+                    _table(out, part.name).unlink(missing_ok=True)
+                    skipped[part.name] = str(error)
+        summary = {**settings, **_counts([_table(out, part.name) for part in parts if part.name not in skipped])}
+        summary["skipped_shards"] = skipped
+        if done:
+            summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
+            summary["workers"] = count
+        write_json(out / SUMMARY, summary)
     return summary
 
 
-def _settle(out: Path, settings: dict[str, str]) -> None:
+def _table(out: Path, name: str) -> Path:
+    return out / f"faces-{name}.parquet"
+
+
+def _check_settings(out: Path, settings: dict[str, str]) -> None:
     path = out / SUMMARY
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} was {old.get(name)!r}, is {value!r}" for name, value in settings.items() if old.get(name) != value
-        ]
-        if changed:
-            raise UserError(f"{out}: made with other settings ({'; '.join(changed)}); give another folder")
-    else:
-        write_json(path, settings)
+    if not path.is_file():
+        return
+    old = read_object(path)
+    changed = [
+        f"{name} was {old.get(name)!r}, is {value!r}" for name, value in settings.items() if old.get(name) != value
+    ]
+    if changed:
+        raise UserError(f"{out}: made with other settings ({'; '.join(changed)}); give another folder")
+
+
+def _digest_of(table: Path) -> str | None:
+    """Which pictures a finished part holds; None: there is no such part, or it is damaged."""
+    try:
+        found = (pq.read_schema(table).metadata or {}).get(_DIGEST, b"")
+    except (OSError, pa.ArrowException):
+        return None
+    return found.decode("ascii", "replace")
 
 
 def _write_part(
     path: Path,
-    pictures: Iterator[Picture],
+    part: Part,
     mesh: MeshPool,
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> int:
     rows: list[dict[str, Any]] = []
     count = 0
-    for found in pool.map(partial(_rows, mesh=mesh), pictures):
+    for found in pool.map(partial(_rows, mesh=mesh), part.read()):
         rows += found
         count += 1
         advance(1)
-    with aside(path) as part:
-        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), part, compression="zstd")
+    with aside(path) as beside:
+        schema = _SCHEMA.with_metadata({_DIGEST: part.digest.encode()})
+        pq.write_table(pa.Table.from_pylist(rows, schema), beside, compression="zstd")
     return count
 
 
@@ -181,19 +263,22 @@ def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _counts(out: Path, names: list[str]) -> dict[str, Any]:
-    tables = [pq.read_table(out / f"faces-{name}.parquet", columns=["key", "status"]) for name in names]
-    pairs = [
-        (key, status)
-        for table in tables
-        for key, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
-    ]
-    found = {key for key, status in pairs if status == "ok"}
-    failed = {key: status for key, status in pairs if status != "ok"}
+def _counts(tables: Sequence[Path]) -> dict[str, Any]:
+    with_face = faces = without = 0
+    failed: dict[str, str] = {}
+    for path in tables:
+        table = pq.read_table(path, columns=["key", "status", "face"])
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                faces += 1
+                with_face += row["face"] == 0
+            else:
+                without += 1
+                failed[row["key"]] = row["status"]
     return {
-        "images": len(found) + len(failed),
-        "images_with_a_face": len(found),
-        "faces": sum(status == "ok" for _, status in pairs),
-        "images_without_a_face": len(failed),
+        "images": with_face + without,
+        "images_with_a_face": with_face,
+        "faces": faces,
+        "images_without_a_face": without,
         "failed": failed,
     }

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Final, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
 """Views of a picture by name: as it is; and mirrored; and five turned or resized crops around the face."""
 MOST_FACES: Final = 16
 _LARGEST_SIDE: Final = 2048
+_TRIED_PIXELS: Final = 64
 _WORKER: Final = Path(__file__).with_name("mesh_worker.py")
 
 
@@ -123,15 +125,29 @@ class FaceMesh:
         views: 1, 2 or 7, of a face (``VIEWS``).
         which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
         model: a .tflite file in place of the package's ``face_landmark.tflite``.
+
+    Raises:
+        UserError: the interpreter does not run.
     """
 
     def __init__(self, python: Path, views: int, which: Which = "largest", model: Path | None = None) -> None:
         self._views = views
         self._which: Which = which
         self._command = (str(python), "-u", str(_WORKER), *([str(model)] if model else []))
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        # The parent's, as a worker that crashes leaves its own behind.
+        self._links = TemporaryDirectory(prefix="hpe-mesh-", ignore_cleanup_errors=True) if model else None
+        command = (*self._command, self._links.name) if self._links else self._command
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            if self._links:
+                self._links.cleanup()
+            raise UserError(
+                f"{python}: cannot be run ({error.strerror}); expected an interpreter with {VERSION}, "
+                "as `hpe landmarks install` makes it"
+            ) from error
 
     def close(self) -> None:
         """End the worker."""
@@ -140,6 +156,8 @@ class FaceMesh:
             asking.close()
         self._process.wait()
         answering.close()
+        if self._links:
+            self._links.cleanup()
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture, by ``which``; large pictures are thinned first.
@@ -188,6 +206,9 @@ class MeshPool:
         python, which: as of :class:`FaceMesh`.
         views: ``plain``, ``mirror`` or ``many``.
         model: as of :class:`FaceMesh`; by default what ``HPE_FACE_MESH_MODEL`` names, if anything.
+
+    Raises:
+        UserError: no such views, or the mesh does not run: the first worker starts here, and is tried.
     """
 
     def __init__(self, python: Path, views: str, which: Which = "largest", model: Path | None = None) -> None:
@@ -196,6 +217,7 @@ class MeshPool:
         self._python, self._views, self._model = python, views, model or named_model()
         self._which: Which = which
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
+        self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """See :meth:`FaceMesh.find`."""
@@ -204,9 +226,12 @@ class MeshPool:
         except queue.Empty:
             mesh = FaceMesh(self._python, VIEWS[self._views], self._which, self._model)
         try:
-            return mesh.find(picture)
-        finally:
-            self._idle.put(mesh)
+            found = mesh.find(picture)
+        except UserError:
+            mesh.close()
+            raise
+        self._idle.put(mesh)
+        return found
 
     def close(self) -> None:
         """End the workers."""

@@ -3,14 +3,14 @@
 It imports nothing of hpe. Requests on stdin: ``<HHBB`` width, height, largest number of faces, views (1, 2 or 7),
 then RGB bytes. Replies on the first standard output: ``<B`` faces, then for each face ``<B`` views (the mirrored
 one second, its points in the mirror's order; absent views are filled with NaN) and float32 ``views × 468 × 3``
-in pixels of the picture, z away from the viewer as MediaPipe gives it. The one argument, if any, is a .tflite
-file in place of the package's face_landmark.tflite.
+in pixels of the picture, z away from the viewer as MediaPipe gives it. The arguments, if any, are a .tflite file
+in place of the package's face_landmark.tflite, and an empty folder for links, which is removed at the end.
 """
 
 import os
+import shutil
 import struct
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +22,15 @@ CROPS = ((0.0, 1.6), (15.0, 1.8), (-15.0, 1.8), (0.0, 1.35), (0.0, 2.2))
 """Rotation in degrees and side as a multiple of the face's, of the views after the plain and the mirrored."""
 
 
-def use_model(model: Path) -> tempfile.TemporaryDirectory:
+def use_model(model: Path, root: Path) -> None:
     """Let MediaPipe read its modules from a folder of links, in which the mesh's model is the given file.
 
-    The legacy solutions have no option for it, and set the folder themselves at every start. The folder lasts as
-    long as what is returned.
+    The legacy solutions have no option for it, and set the folder themselves at every start.
     """
     import mediapipe  # pyright: ignore[reportMissingImports]
     from mediapipe.python import solution_base  # pyright: ignore[reportMissingImports]
 
     modules = Path(str(mediapipe.__file__)).parent / "modules"
-    folder = tempfile.TemporaryDirectory(prefix="hpe-mesh-")
-    root = Path(folder.name)
     mesh = root / "mediapipe/modules/face_landmark"
     mesh.mkdir(parents=True)
     for module in modules.iterdir():
@@ -43,7 +40,6 @@ def use_model(model: Path) -> tempfile.TemporaryDirectory:
         (mesh / file.name).symlink_to(model.resolve() if file.name == "face_landmark.tflite" else file)
     real = solution_base.resource_util.set_resource_dir
     solution_base.resource_util.set_resource_dir = lambda _: real(str(root))
-    return folder
 
 
 def main() -> None:
@@ -52,7 +48,9 @@ def main() -> None:
     os.environ.setdefault("GLOG_minloglevel", "2")
     import cv2
 
-    folder = use_model(Path(sys.argv[1])) if sys.argv[1:] else None  # noqa: F841 (removed at the end)
+    links = Path(sys.argv[2]) if sys.argv[2:] else None
+    if links:
+        use_model(Path(sys.argv[1]), links)
     from mediapipe.python.solutions.face_mesh import FaceMesh  # pyright: ignore[reportMissingImports] (it lies in another environment)
 
     cv2.setNumThreads(1)
@@ -107,6 +105,8 @@ def main() -> None:
             replies.write(struct.pack("<B", len(filled)))
             replies.write(np.asarray(filled, np.float32).tobytes())
         replies.flush()
+    if links:  # the parent removes it too, unless it was killed
+        shutil.rmtree(links, ignore_errors=True)
 
 
 if __name__ == "__main__":
