@@ -3,6 +3,7 @@
 import mmap
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,9 @@ def open_shard(path: Path) -> OpenShard:
     index = index_tar(data)
     if index.damage:
         raise ValueError(index.damage)
+    if len(set(index.keys)) < len(index.keys):
+        double = next(key for key, count in Counter(index.keys).items() if count > 1)
+        raise ValueError(f"the key {double!r} is there more than once: damaged, or two shards put together")
     return OpenShard(path, data, index)
 
 

@@ -41,6 +41,27 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(number, "rb")
 
 
+def refuse_unwritable(path: Path, told: str) -> None:
+    """See that a file can be written, before the work whose result it is to hold; makes its folder.
+
+    Args:
+        path: the file.
+        told: how the user named it, for the message.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{told}: {path} is a folder; expected a file's name")
+    make_folder(path.parent, told)
+    try:
+        with aside(path.with_name(f"{path.name}.trial")) as part:
+            part.touch()
+        path.with_name(f"{path.name}.trial").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
+
+
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""

@@ -17,6 +17,7 @@ from hpe.labels import ANGLES
 
 SUFFIX: Final = ".parquet"
 _PREFIX: Final = "hpe."
+_BATCH: Final = _PREFIX + "batch"
 _ROWS_A_GROUP: Final = 1 << 16
 
 
@@ -30,6 +31,7 @@ class Identity:
         estimator_crop: the crop rule that it was made for (differs under ``--force``).
         flips: ``none``, or ``averaged`` with the mirror image.
         rules: per direction rule its definition.
+        batch: faces that went through the network together, which moves the angles' last bits.
     """
 
     estimator: str
@@ -41,12 +43,13 @@ class Identity:
     rules: Mapping[str, str]
     shard: str
     shard_sha256: str
+    batch: int | None = None
 
     def metadata(self) -> dict[str, str]:
         """Names and texts as the table's schema holds them."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["rules"] = json.dumps(dict(self.rules), sort_keys=True, separators=(",", ":"))
-        return {_PREFIX + name: value for name, value in values.items()}
+        return {_PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ def differences(path: Path, identity: Identity) -> list[str] | None:
         return [f"it cannot be read ({str(error)[:80]})"]
     different = []
     for name, expected in identity.metadata().items():
+        if name == _BATCH and name.encode() not in found:
+            continue  # written before it was told
         had = found.get(name.encode(), b"(absent)").decode("utf-8", "replace")
         if had != expected:
             different.append(f"{name.removeprefix(_PREFIX)} is {_short(had)}, expected {_short(expected)}")

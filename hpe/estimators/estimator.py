@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from hpe.crops import CropRule
+from hpe.errors import UserError
 from hpe.estimators.spec import InputSpec, OutputSpec, read_output
 from hpe.geometry import mirror_angles
 
@@ -51,9 +52,16 @@ class Estimator:
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
-        """The poses of RGB pictures (any device and memory layout), on the estimator's device."""
+        """The poses of RGB pictures (any device and memory layout), on the estimator's device.
+
+        Raises:
+            UserError: the network gives other outputs than it is said to.
+        """
         outputs = self.network(self.normalise(images.to(self.device, non_blocking=True)))
-        return Poses(*read_output(outputs, self.output))
+        angles, deviations = read_output(outputs, self.output)
+        if len(angles) != len(images):
+            raise UserError(f"{self.name}: the network gives {len(angles)} poses for {len(images)} pictures")
+        return Poses(angles, deviations)
 
     @torch.inference_mode()
     def predict_with_flips(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:

@@ -1,6 +1,7 @@
 """An estimator from what the user names: a YAML, an ONNX network beside its YAML, Hopenet weights, or a run."""
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.estimators.estimator import Estimator, Network, Precision
 from hpe.estimators.onnx import load_onnx
-from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec
+from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
 from hpe.runs import CONFIG, SHARDS, crop_rules, load_run
@@ -23,6 +24,7 @@ _YAML: Final = (".yaml", ".yml")
 _AUTOCAST: Final[dict[Precision, torch.dtype | None]] = {
     "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
+_PLAIN_NAME: Final = re.compile(NAME)
 HOPENET_CROP: Final = "hopenet-0.2@landmarks"
 
 
@@ -63,6 +65,11 @@ def load_estimator(
     Raises:
         UserError: it is none of these, or does not hold what it says.
     """
+    if name is not None and not _PLAIN_NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name!r}: expected a plain name of up to 64 letters, digits, dots, _ and -, such as hopenet-2; it "
+            "becomes a folder (its place is --out)"
+        )
     if weights is not None and path.suffix not in _YAML:
         raise UserError(
             f"--weights {weights}: {path} has its own weights; leave out --weights, or give the estimator's YAML "

@@ -12,6 +12,7 @@ from hpe.errors import UserError
 from hpe.estimators.spec import VALUES, EstimatorSpec, OutputSpec
 
 _FLOAT: Final = "tensor(float)"
+_NUMBERS: Final = (_FLOAT, "tensor(float16)", "tensor(double)")
 
 
 class OnnxNetwork:
@@ -107,7 +108,10 @@ def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
     values = torch.Size(VALUES[spec.kind]).numel()
     if len(names) == 3 and spec.kind in ("sixd", "matrix"):
         raise UserError(f"{path}: output.kind {spec.kind} is one output, output.names gives three")
+    kinds = {node.name: node.type for node in nodes}
     for name in names:
+        if kinds[name] not in _NUMBERS:
+            raise UserError(f"{path}: output {name!r} is {kinds[name]}; expected {', '.join(_NUMBERS)}")
         known = [size for size in shapes[name][1:] if isinstance(size, int)]
         expected = values // len(names)
         if len(known) == len(shapes[name]) - 1 and int(np.prod(known)) != expected:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpe.estimators.diagnosis import diagnose
 from hpe.estimators.estimator import Estimator
-from hpe.labels import ANGLES
+from hpe.labels import ANGLES, LARGEST_DEGREES
 
 LEAST_FACES: Final = 16
 _STUCK_DEGREES: Final = 1e-4
@@ -39,6 +39,10 @@ def probe(
         images, truth, angles, other = images[torch.from_numpy(seen)], truth[seen], angles[seen], other[seen]
     if not np.isfinite(angles).all():
         return ["output: the network gives angles that are not finite numbers"]
+    if len(images) and (np.abs(angles) > LARGEST_DEGREES).any(1).mean() > 0.5:
+        return _unit_problems(estimator, angles) or [
+            f"output: most faces get angles beyond ±{LARGEST_DEGREES:.0f}°, the largest {np.abs(angles).max():.3g}°"
+        ]
     if len(images) < LEAST_FACES:
         return []
     if angles.std(0).max() < _STUCK_DEGREES:

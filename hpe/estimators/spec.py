@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpe.config import Section
 from hpe.crops import CropRule
+from hpe.errors import UserError
 from hpe.geometry import euler_from_rotation, rotation_from_6d
 from hpe.labels import ANGLES
 from hpe.models.multitask import BIN_DEGREES, BINS, bins_deviation, bins_mean
@@ -21,6 +22,8 @@ VALUES: Final[dict[Kind, tuple[int, ...]]] = {
     "bins66-lower": (3, BINS), "bins66-centre": (3, BINS), "euler": (3,), "sixd": (6,), "matrix": (3, 3),
 }  # fmt: skip
 """Shape of one face's raw output, the angles stacked."""
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Of an estimator: it becomes a folder."""
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
@@ -84,7 +87,7 @@ class EstimatorSpec(Section):
     """A head-pose network: its weights (a path from the YAML's folder), input, output and crop rule."""
 
     weights: str
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    name: Annotated[str, Field(pattern=NAME)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     crop: str
     input: InputSpec = InputSpec()
@@ -106,14 +109,16 @@ def read_output(
         spec: how to read them.
 
     Raises:
-        ValueError: another number of values a face than the kind has.
+        UserError: another number of values a face than the kind has.
     """
+    if any(output.ndim == 0 for output in outputs):
+        raise UserError("the network gives one number for all faces together, expected values for each")
     raw = outputs[0] if len(outputs) == 1 else torch.stack([output.flatten(1) for output in outputs], 1)
     values = VALUES[spec.kind]
     raw = raw.reshape(len(raw), -1).float()
     expected = torch.Size(values).numel()
     if raw.shape[1] != expected:
-        raise ValueError(f"the network gives {raw.shape[1]} values a face, {spec.kind} has {expected}")
+        raise UserError(f"the network gives {raw.shape[1]} values a face, {spec.kind} has {expected}")
     raw = raw.reshape(len(raw), *values)
     deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
     match spec.kind:

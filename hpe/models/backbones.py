@@ -194,11 +194,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # torch's and safetensors' have no common base, and speak to programmers
         raise UserError(
-            f"{path}: not a file of tensors alone ({first_line[:160]}); expected safetensors or a torch state dict. "
-            "Files that need unpickling of other objects are never loaded"
+            f"{path}: not a file of tensors alone, or damaged; expected safetensors or a torch state dict (a file that "
+            "needs other objects unpickled is never loaded)"
         ) from error
     for level in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(level), dict):
