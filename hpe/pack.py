@@ -27,7 +27,7 @@ from hpe.files import write_json
 from hpe.packing import JOURNAL, Options, Packing
 from hpe.shards import MANIFEST, Manifest
 from hpe.sources import open_source, readers, recognise
-from hpe.sources.base import Source
+from hpe.sources.base import Source, shown
 from hpe.workers import Stopped
 
 _RENDERED: Final = "synthetic"
@@ -44,8 +44,8 @@ def list_readers() -> str:
         given = [p for p in inspect.signature(reader.open).parameters.values() if p.kind is p.KEYWORD_ONLY]
         lines += ["", reader.name, f"    {what}", f"    looks for: {reader.looks_for}"]
         if given:
-            told = " ".join(f"--option {p.name}={p.default}" for p in given)
-            lines.append(f"    options and defaults: {told}")
+            told = " ".join(f"--option {p.name}={'|'.join(reader.choices.get(p.name, (p.default,)))}" for p in given)
+            lines.append(f"    options (the default is the first): {told}")
     return "\n".join(lines)
 
 
@@ -74,15 +74,20 @@ def pack_source(
         )
     if name == _RENDERED:
         given.setdefault("size", str(options.size))
-    if name == "auto":
-        found = recognise(Path(raw))
-        print(f"{raw}: {found.name} ({found.why})", flush=True)
-        name = found.name
-    if Path(out).resolve() == Path(raw or "/").resolve():
-        raise UserError(f"{out}: shards do not go into the raw dataset's own folder; name another one")
-    source = open_source(name, Path(raw), **given)
+    try:
+        if raw and Path(raw).is_dir() and Path(out).resolve().is_relative_to(Path(raw).resolve()):
+            raise UserError(f"{out}: shards do not go into the raw dataset's own folder; name another one")
+        if name == "auto":
+            found = recognise(Path(raw))
+            print(shown(f"{raw}: {found.name} ({found.why})"), flush=True)
+            name = found.name
+        source = open_source(name, Path(raw), **given)
+    except OSError as error:
+        raise UserError(f"{error.filename or raw}: cannot be read: {error.strerror or error}") from error
+    except RuntimeError as error:  # how pathlib says that a link leads to itself
+        raise UserError(f"{raw} or {out}: {error}; name another folder") from error
     label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
-    return pack(source, Path(out), options, label=label, workers=workers)
+    return pack(source, Path(out), options, label=shown(label), workers=workers)
 
 
 def pack(source: Source, out: Path, options: Options, *, label: str = "", workers: int | None = None) -> Manifest:
@@ -100,11 +105,13 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise UserError(f"--workers {workers}: expected 1 or more")
-    stated = _stated(source, options, label)
     try:
+        stated = _stated(source, options, label)
+        if options.lists is not None:
+            splits.Lists(options.lists)
         with _opened(out, stated):
             if (out / MANIFEST).is_file():
-                print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
+                print(shown(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)"))
                 return Manifest.load(out)
             return Packing(source, out, options, stated, workers).run()
     except OSError as error:
@@ -151,6 +158,7 @@ def _digest_of_lists(folder: Path) -> str:
 def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
     """The folder, locked, with the same options as before and without half-written files of killed jobs."""
     work = out / JOURNAL
+    new = not out.exists()
     if out.is_dir() and not work.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise UserError(f"{out}: holds files that `hpe pack` did not write; use an empty or a new folder")
     if out.exists() and not out.is_dir():
@@ -167,7 +175,14 @@ def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
                 part.unlink(missing_ok=True)
         if not (out / MANIFEST).is_file():
             write_json(work / _OPTIONS, stated)
-        yield
+        try:
+            yield
+        except BaseException:
+            if not any(out.glob("*.tar")):  # nothing was made: the next command may have other options
+                shutil.rmtree(work, ignore_errors=True)
+                if new:
+                    shutil.rmtree(out, ignore_errors=True)
+            raise
     if (out / MANIFEST).is_file():
         shutil.rmtree(work)
 
@@ -177,6 +192,10 @@ def _refuse_other_options(out: Path, stated: Mapping[str, Any]) -> None:
     if (out / MANIFEST).is_file():
         before = Manifest.load(out).options
     elif (out / JOURNAL / _OPTIONS).is_file():
+        if not any(out.glob("*.tar")):
+            for path in (out / JOURNAL).glob("*.tar.json"):
+                path.unlink()
+            return
         with contextlib.suppress(ValueError):
             before = json.loads((out / JOURNAL / _OPTIONS).read_text(encoding="utf-8"))
     if not isinstance(before, dict):

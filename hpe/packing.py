@@ -21,7 +21,7 @@ from hpe.files import aside, write_text
 from hpe.progress import progress
 from hpe.ranks import signals
 from hpe.shards import QUARANTINE, Manifest
-from hpe.sources.base import Raw, Reject, Source, Unread
+from hpe.sources.base import NOT_ITS_OWN, Raw, Reject, Source, Unread
 from hpe.workers import Stopped, Workers
 
 JOURNAL: Final = ".pack"
@@ -35,6 +35,8 @@ _FEWEST_SAMPLES: Final = 128
 """A small split is cut into shards of no fewer, so that several processes have something to do."""
 _RANK: Final = {"test": 0, "val": 1, "train": 2}
 _LARGEST_SIDE: Final = 4096
+_FEW_STRANGERS: Final = 20
+_SHARE_OF_STRANGERS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Options:
             raise UserError(f"--size {self.size}: expected 8 to {_LARGEST_SIDE} pixels")
         if self.samples_per_shard < 1:
             raise UserError(f"--samples-per-shard {self.samples_per_shard}: expected 1 or more")
-        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
+        if not (self.val_share >= 0 and self.test_share >= 0 and self.val_share + self.test_share < 1):
             raise UserError(
                 f"--val-share {self.val_share:g}, --test-share {self.test_share:g}: expected two shares of 0 "
                 "or more that leave something to train on, such as 0.1 and 0.1"
@@ -117,6 +119,8 @@ class _Rows:
     numbers: list[int] = field(default_factory=list)
     refused: list[tuple[int, str, str]] = field(default_factory=list)
     read: int = 0
+    has: Counter[str] = field(default_factory=Counter)
+    """How many of the rows say a box, and landmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +153,21 @@ class Packing:
             self.stop, self.workers = stop, workers
             rows = self._read(_Spool(file))
             if not rows.rows:
-                why = Counter(audit.category(reason) for _, _, reason in rows.refused).most_common(3)
-                told = "; ".join(f"{count:,} × {reason}" for reason, count in why)
                 raise UserError(
-                    f"{self.source.name}: {rows.read:,} rows read, and none can become a sample ({told or 'no rows'})"
+                    f"{self.source.name}: {rows.read:,} rows read, and none can become a sample "
+                    f"({_most_frequent(rows.refused) or 'no rows'})"
+                )
+            strangers = sum(reason.startswith(NOT_ITS_OWN) for _, _, reason in rows.refused)
+            if strangers > max(_FEW_STRANGERS, rows.read * _SHARE_OF_STRANGERS):
+                raise UserError(
+                    f"{self.source.name}: {strangers:,} of {rows.read:,} pictures are {NOT_ITS_OWN} this dataset; "
+                    "perhaps several datasets lie here: give the folder of one of them"
+                )
+            needed = None if crop is None or crop.shape == "none" else crop.basis
+            if needed in ("box", "landmarks") and not rows.has[needed]:
+                raise UserError(
+                    f"--crop {self.recipe.crop}: none of {len(rows.rows):,} rows of {self.source.name} says "
+                    f"{'a box' if needed == 'box' else needed}; use --crop none, or a rule that ends in @detector"
                 )
             split = self._split(rows)
             dropped = self._drop(rows, split)
@@ -182,6 +197,7 @@ class Packing:
                     continue
                 keys.add(row.key)
                 spool.append(number, row)
+                found.has.update(name for name in ("box", "landmarks") if getattr(record, name) is not None)
                 found.rows.append(splits.Row(row.key, record.subject, record.emotion, record.split, record.source))
                 found.numbers.append(number)
         return found
@@ -200,6 +216,13 @@ class Packing:
             raise UserError(
                 f"{self.source.name}: reading the raw dataset stopped: {error}; nothing was lost, mend it and "
                 "run the same command again"
+            ) from error
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.source.name}: reading the raw dataset stopped at a row that its reader does not understand: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _split(self, rows: _Rows) -> list[str | None]:
@@ -332,8 +355,7 @@ class Packing:
                 split[place[number]] = shard.split
                 known.append((place[number], exact, near))
         if not infos:
-            self._write_quarantine(refused)
-            raise UserError(f"{self.out}: none of {rows.read:,} rows became a sample; see {QUARANTINE} there")
+            raise UserError(f"{self.out}: none of {rows.read:,} rows became a sample ({_most_frequent(refused)})")
         if dropped is None:
             self.duplicates = self._search(rows, split, known)
         reasons = Counter(audit.category(reason) for _, _, reason in refused)
@@ -372,7 +394,10 @@ class Packing:
         return {"size": self.options.size, "colour": colour, "encoding": "jpeg", "quality": self.options.quality}
 
     def _write_quarantine(self, refused: Sequence[tuple[int, str, str]]) -> None:
-        with aside(self.out / QUARANTINE) as part, part.open("w", encoding="utf-8") as stream:
+        with (
+            aside(self.out / QUARANTINE) as part,
+            part.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             for _, source, reason in sorted(refused):
                 stream.write(json.dumps({"source": source, "reason": reason}, ensure_ascii=False) + "\n")
 
@@ -402,6 +427,11 @@ class Packing:
             }
             for copy in found
         ]
+
+
+def _most_frequent(refused: Sequence[tuple[int, str, str]]) -> str:
+    why = Counter(audit.category(reason) for _, _, reason in refused).most_common(3)
+    return "; ".join(f"{count:,} × {reason}" for reason, count in why)
 
 
 def read_rows(rows: Sequence[Raw | Reject | Unread]) -> tuple[Raw | Reject, ...]:

@@ -23,6 +23,7 @@ from PIL import Image as Pillow
 from hpe.audit import tally
 from hpe.crops import Box, CropRule, box_around
 from hpe.duplicates import difference_hash, exact_digest
+from hpe.errors import UserError
 from hpe.files import write_text
 from hpe.images import Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.records import Record
@@ -109,7 +110,7 @@ class Outcome:
     def save(self, path: Path) -> None:
         """Write the journal, whole or not at all."""
         raw = asdict(self) | {"counts": dict(self.counts)}
-        write_text(path, json.dumps(raw, ensure_ascii=False, separators=(",", ":")))
+        write_text(path, json.dumps(raw, separators=(",", ":")))
 
 
 def journal(folder: Path, shard: str) -> Path:
@@ -198,8 +199,20 @@ def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     """Read, decode, crop, resize and encode one picture; box and landmarks move with it.
 
     Raises:
-        RefusedError: the picture cannot be read, decoded or cropped.
+        RefusedError: the picture cannot be read, decoded or cropped, or whatever else is wrong with this row.
     """
+    try:
+        made = _finish(raw, recipe, split)
+    except (RefusedError, UserError):
+        raise
+    except Exception as error:  # one row must not end the job
+        raise RefusedError(f"cannot be made: {type(error).__name__}: {_reason(error)}") from error
+    if problems := made.sample.record.problems():
+        raise RefusedError(f"after the crop: {'; '.join(problems)}")
+    return made
+
+
+def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     try:
         data = raw.read()
     except Exception as error:  # whatever a foreign library raises for a damaged row

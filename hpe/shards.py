@@ -146,7 +146,13 @@ def _shard(where: str, raw: Any) -> ShardInfo:
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is {_kind(raw)}, expected an object")
     shard = ShardInfo(**_said(f"{where}.", raw, _SHARD_FIELDS))
-    if not shard.name or Path(shard.name).name != shard.name or "\0" in shard.name:
+    try:
+        plain = (
+            Path(shard.name).name == shard.name and shard.name not in ("", "..") and b"\0" not in shard.name.encode()
+        )
+    except UnicodeEncodeError:
+        plain = False
+    if not plain:
         raise ValueError(f"{where}.name {shard.name!r} is not a plain file name")
     for name, count in (("samples", shard.samples), ("bytes", shard.bytes)):
         if count < 1:

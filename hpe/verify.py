@@ -3,12 +3,13 @@
 import hashlib
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.files import open_regular
 from hpe.progress import progress
 from hpe.records import Record
 from hpe.shards import Manifest, ShardIndex, ShardInfo, index_tar
@@ -17,6 +18,7 @@ _THREADS: Final = 4
 _CHUNK_BYTES: Final = 1 << 22
 _NAMED: Final = 10
 _LOOKED_AT: Final = 16
+_LONGEST_TOLD: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[li
     """What is wrong with one shard, and its keys."""
     path = folder / shard.name
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             size = path.stat().st_size
             if not size:
                 return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
@@ -87,16 +89,19 @@ def _compare(data: memoryview, shard: ShardInfo, image: Mapping[str, Any]) -> tu
         digest.update(data[at : at + _CHUNK_BYTES])
     index = index_tar(data)
     found: list[Damage] = []
+    damaged: frozenset[str] = frozenset()
     if digest.hexdigest() != shard.sha256:
         size = "" if len(data) == shard.bytes else f" ({len(data):,} bytes, expected {shard.bytes:,})"
         found.append(Damage(shard.name, f"sha256 differs from the manifest's{size}"))
         if index.damage:
             found.append(Damage(shard.name, f"{index.damage}; {len(index):,} samples before it can be read"))
-        damaged = tuple(_damaged(data, index))
+        damaged = frozenset(_damaged(data, index))
         if damaged:
-            found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", damaged))
+            found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
     elif other := tuple(_otherwise(data, index, image)):
         found.append(Damage(shard.name, f"pictures are not {_told(image)}, as the manifest says", other))
+    if impossible := tuple(_impossible(data, index, damaged)):
+        found.append(Damage(shard.name, f"{len(impossible):,} records say what cannot be", impossible))
     if len(index) != shard.samples:
         found.append(Damage(shard.name, f"holds {len(index):,} samples; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(index.keys).items() if count > 1):
@@ -124,6 +129,17 @@ def _otherwise(data: memoryview, index: ShardIndex, image: Mapping[str, Any]) ->
 
 def _told(image: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image.items())
+
+
+def _impossible(data: memoryview, index: ShardIndex, named: Collection[str]) -> Iterator[str]:
+    """Keys of the records (but those that are ``named`` already) that are none, or hold what no label can be."""
+    for key, (at, length) in zip(index.keys, index.records.tolist(), strict=True):
+        try:
+            problems = Record.from_json(bytes(data[at : at + length])).problems()
+        except ValueError as error:
+            problems = [str(error)]
+        if problems and key not in named:
+            yield f"{key} ({'; '.join(problems)[:_LONGEST_TOLD]})"
 
 
 def _damaged(data: memoryview, index: ShardIndex) -> Iterator[str]:

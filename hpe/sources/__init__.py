@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.errors import UserError
-from hpe.sources.base import ImageData, Raw, Reader, Reject, Source
+from hpe.sources.base import ImageData, Raw, Reader, Reject, Source, shown, subfolders
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]
 
@@ -24,6 +24,11 @@ _MODULES: Final = (
     "rendered",
 )
 """In the order in which they are asked: what looks for much before what looks for little."""
+_BY_NAMES: Final = ("aflw2000", "300w-lp", "pointing04", "folders")
+"""Readers that know a dataset by pictures anywhere below a folder, or by its folders' names."""
+_ANYBODYS: Final = ("folders", "table", "huggingface")
+"""Readers of what is no particular dataset: a part of one looks like that, too."""
+_MOST_LOOKED_AT: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,15 @@ def recognise(path: Path) -> Recognised:
     """
     if not path.exists():
         raise UserError(f"{path}: not found; expected the folder of a raw dataset")
-    for reader in readers().values():
-        if why := reader.recognise(path):
-            return Recognised(reader.name, why)
+    found = _first(path)
+    several = _several(path, found)
+    if len(set(several.values())) > 1:
+        told = ", ".join(f"{folder}/ ({name})" for folder, name in several.items())
+        raise UserError(
+            f"{path}: several datasets here: {told}; give one of them, such as {path}/{next(iter(several))}"
+        )
+    if found:
+        return found
     looked = "\n".join(f"  {reader.name}: {reader.looks_for}" for reader in readers().values())
     raise UserError(
         f"{path}: not recognised; it holds {contents(path)}. Known are\n{looked}\n"
@@ -58,7 +69,20 @@ def recognise(path: Path) -> Recognised:
     )
 
 
-def open_source(name: str, path: Path, **options: str) -> Source:
+def _first(path: Path) -> Recognised | None:
+    found = ((reader.name, reader.recognise(path)) for reader in readers().values())
+    return next((Recognised(name, why) for name, why in found if why), None)
+
+
+def _several(path: Path, found: Recognised | None) -> dict[str, str]:
+    """Which folders in a folder are a dataset of their own, and which one."""
+    if found and found.name not in _BY_NAMES:
+        return {}
+    below = {folder.name: _first(folder) for folder in subfolders(path)[:_MOST_LOOKED_AT]}
+    return {shown(name): its.name for name, its in below.items() if its and its.name not in _ANYBODYS}
+
+
+def open_source(name: str, path: Path, /, **options: str) -> Source:
     """The dataset at ``path``, opened by the reader of that name (``auto``: the one that recognises it).
 
     Raises:

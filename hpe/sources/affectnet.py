@@ -14,6 +14,7 @@ import numpy as np
 
 from hpe.crops import Box
 from hpe.errors import UserError
+from hpe.files import open_regular
 from hpe.labels import AFFECTNET_NOT_EMOTIONS, AFFECTNET_UNLABELLED_VALENCE, EMOTIONS
 from hpe.records import Record
 from hpe.sources.base import (
@@ -305,7 +306,7 @@ def npy_numbers(path: Path) -> list[float]:
         FileNotFoundError: there is none.
         ValueError: too large, damaged, or not of numbers.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         data = stream.read(_LARGEST_NPY_BYTES + 1)
     if len(data) > _LARGEST_NPY_BYTES:
         raise ValueError(f"{path.name}: more than {_LARGEST_NPY_BYTES:,} bytes")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hpe.crops import Box
 from hpe.errors import UserError
+from hpe.files import open_regular
 from hpe.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word
 from hpe.records import Record
 from hpe.sources.affectnet import LICENCE
@@ -34,6 +35,8 @@ from hpe.sources.base import (
 from hpe.sources.folders import SPLIT_WORDS, affectnet_emotion, class_folders
 
 # YOLO's format
+
+_LARGEST_TEXT_BYTES: Final = 100_000
 
 
 def _yolo_parts(folder: Path) -> list[Path]:
@@ -86,10 +89,10 @@ def _classes(path: Path) -> tuple[tuple[Emotion, ...], str]:
     if not path.is_file():
         return ALPHABETICAL, "in alphabetical order"
     try:
-        raw: Any = yaml.safe_load(path.read_bytes()[:100_000])
+        raw: Any = yaml.safe_load(_start(path))
         names = raw["names"]
         names = [str(names[key]) for key in sorted(names)] if isinstance(names, dict) else list(map(str, names))
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no names of classes in it: {error}") from error
     emotions = [emotion_from_word(name) for name in names]
     known = tuple(emotion for emotion in emotions if emotion is not None)
@@ -98,11 +101,16 @@ def _classes(path: Path) -> tuple[tuple[Emotion, ...], str]:
     return known, f"of data.yaml ({', '.join(names)})"
 
 
+def _start(path: Path) -> bytes:
+    with open_regular(path) as stream:
+        return stream.read(_LARGEST_TEXT_BYTES)
+
+
 def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Emotion, ...]) -> Raw | Reject:
     source = shown(path.relative_to(folder))
     label = part / "labels" / path.relative_to(part / "images").with_suffix(".txt")
     try:
-        lines = label.read_bytes()[:10_000].decode("ascii", "replace").split("\n")
+        lines = _start(label).decode("ascii", "replace").split("\n")
         lines = [line.split() for line in lines if line.strip()]
     except FileNotFoundError:
         return Reject(source, f"missing labels/{shown(label.name)}")
@@ -127,7 +135,7 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
 def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:
     """A box of fractions in pixels; None where the picture's size cannot be read (decoding will say why)."""
     try:
-        with Image.open(path) as opened:
+        with open_regular(path) as stream, Image.open(stream) as opened:
             across, down = opened.size
     except Exception:  # a damaged picture is named when it is decoded
         return None

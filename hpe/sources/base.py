@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from hpe.errors import UserError
+from hpe.files import open_regular
 from hpe.records import Record
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
@@ -91,8 +93,11 @@ class Unread:
     arguments: tuple[object, ...]
 
     def read(self) -> "Raw | Reject":
-        """The row."""
-        return self.function(*self.arguments)
+        """The row; whatever its reading raises is the reason why it is none."""
+        try:
+            return self.function(*self.arguments)
+        except Exception as error:
+            return Reject(shown(str(self.arguments[0])), f"cannot be read: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -138,17 +143,23 @@ class Reader:
         recognise: why this folder is one of its kind, or None.
         open: opens a folder (or file) as a :class:`Source`; keyword arguments are the reader's options, all
             texts. Raises ``UserError`` when the folder is not what it looks for.
+        choices: the values of those options that have few, the default first.
     """
 
     name: str
     looks_for: str
     recognise: Callable[[Path], str | None]
     open: Callable[..., Source]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def shown(path: Path | str) -> str:
     """A path as text that is valid UTF-8, with forward slashes; bytes of other encodings as ``\\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+
+
+NOT_ITS_OWN: Final = "not named as a picture of"
+"""How a reader refuses a picture that is none of its dataset: many of them, and the folder is another one."""
 
 
 class Keys:
@@ -190,12 +201,22 @@ PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by the bytes of the names; hidden files are passed over."""
+    """What lies in a folder, sorted by the bytes of the names; hidden files are passed over.
+
+    Raises:
+        UserError: the folder is there, and cannot be read.
+    """
     try:
         found = list(folder.iterdir())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return sorted((p for p in found if not p.name.startswith(".")), key=os.fsencode)
+
+
+def _unreadable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be read ({error.strerror}); give the right to read it, or move it elsewhere")
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -205,12 +226,18 @@ def subfolders(folder: Path) -> list[Path]:
 
 def pictures(folder: Path) -> Iterator[Path]:
     """Files of a folder and below that are named as pictures, sorted within each folder; links to folders
-    are not followed."""
+    are not followed.
+
+    Raises:
+        UserError: a folder that cannot be read; its pictures would be lost without a word.
+    """
     try:
         with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
             below = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     for entry in below:
         if entry.is_dir(follow_symlinks=False):
             yield from pictures(Path(entry.path))
@@ -276,7 +303,7 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         UserError: the file cannot be read.
     """
     try:
-        stream = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        stream = io.TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape", newline="")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     with stream:

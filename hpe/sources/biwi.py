@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from hpe.crops import Box
 from hpe.errors import UserError
+from hpe.files import open_regular
 from hpe.records import Record
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, choice, entries, sample, shown, subfolders
 
@@ -53,7 +54,7 @@ class Camera:
 
 
 def _numbers(path: Path, at_least: int) -> Float[np.ndarray, " n"]:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         words = stream.read(_LARGEST_TEXT_BYTES).split()
     try:
         values = np.asarray([float(word) for word in words])
@@ -162,4 +163,6 @@ def _row(keys: Keys, folder: Path, path: Path, camera: Camera | None, frame: str
     return sample(keys, path, record)
 
 
-READERS: Final = (Reader("biwi", "hpdb/01/frame_00003_rgb.png with _pose.txt", _recognise, open_biwi),)
+READERS: Final = (
+    Reader("biwi", "hpdb/01/frame_00003_rgb.png with _pose.txt", _recognise, open_biwi, {"frame": ("depth", "rgb")}),
+)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from hpe.errors import UserError
 from hpe.records import Record
 from hpe.sources.base import (
+    NOT_ITS_OWN,
     Keys,
     Raw,
     Reader,
@@ -101,6 +102,9 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         keys = Keys()
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
+            if not _AFLW2000.fullmatch(path.stem):
+                yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)")
+                continue
             split = lists.get(path.stem) if lists else "test"
             if split is None:
                 yield Reject(source, "in none of the lists in splits/")
@@ -165,7 +169,7 @@ def open_300w_lp(folder: Path) -> Source:
             if subject := photo_of(path.stem):
                 yield Unread(_row, (keys(source), path, source, None, subject))
             else:
-                yield Reject(source, "not named as a picture of 300W-LP, so that its photo is unknown")
+                yield Reject(source, f"{NOT_ITS_OWN} 300W-LP, so that its photo is unknown")
 
     return Source(
         name="300w-lp",
@@ -202,6 +206,12 @@ def _row(key: str, path: Path, source: str, split: str | None, subject: str | No
 
 
 READERS: Final = (
-    Reader("aflw2000", "image00002.jpg with image00002.mat", _recognise_aflw2000, open_aflw2000),
+    Reader(
+        "aflw2000",
+        "image00002.jpg with image00002.mat",
+        _recognise_aflw2000,
+        open_aflw2000,
+        {"splits": ("test", "lists")},
+    ),
     Reader("300w-lp", "AFW_134212_1_0.jpg (HELEN, IBUG, LFPW) with a .mat", _recognise_300w_lp, open_300w_lp),
 )

@@ -204,6 +204,8 @@ def open_fer2013_csv(folder: Path) -> Source:
 
 
 READERS: Final = (
-    Reader("ferplus", "FER2013Train/label.csv (Valid, Test)", _recognise_ferplus, open_ferplus),
+    Reader(
+        "ferplus", "FER2013Train/label.csv (Valid, Test)", _recognise_ferplus, open_ferplus, {"ties": ("first", "none")}
+    ),
     Reader("fer2013-csv", "fer2013.csv (emotion, pixels, Usage)", _recognise_csv, open_fer2013_csv),
 )

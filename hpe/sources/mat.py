@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64
 
+from hpe.files import open_regular
+
 LARGEST_FILE_BYTES: Final = 1 << 20
 _LARGEST_ELEMENT_BYTES: Final = 4 << 20
 _MATRIX: Final = 14
@@ -29,10 +31,11 @@ def mat_arrays(path: Path, names: tuple[str, ...]) -> dict[str, Float64[np.ndarr
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be read, or is no regular file.
         ValueError: it is too large, damaged, of another version, or an array of these names is not of real
             numbers.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         data = stream.read(LARGEST_FILE_BYTES + 1)
     if len(data) > LARGEST_FILE_BYTES:
         raise ValueError(f"{path.name}: more than the {LARGEST_FILE_BYTES:,} bytes of any pose file")

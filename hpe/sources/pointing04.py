@@ -8,9 +8,22 @@ from typing import Final
 from hpe.crops import Box
 from hpe.directions import pointing04_direction
 from hpe.errors import UserError
+from hpe.files import open_regular
 from hpe.labels import direction_from_word
 from hpe.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, Unread, first_pictures, keyed, pictures, shown
+from hpe.sources.base import (
+    NOT_ITS_OWN,
+    Keys,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    Unread,
+    first_pictures,
+    keyed,
+    pictures,
+    shown,
+)
 
 LICENCE: Final = (
     "any purpose, provided that Gourier, Hall, Crowley: Estimating Face Orientation from Robust Detection "
@@ -77,7 +90,7 @@ def _original(folder: Path, path: Path) -> Path | None:
 def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
     match = NAME.fullmatch(path.stem)
     if not match:
-        return Reject(source, "not named as a picture of Pointing'04 (person08123-30+45.jpg)")
+        return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)")
     person, _, _, tilt, pan = match.groups()
     if abs(int(tilt)) > 90 or abs(int(pan)) > 90:
         return Reject(source, f"tilt {tilt} or pan {pan} beyond ±90")
@@ -98,12 +111,13 @@ def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
 def _box(path: Path) -> Box:
     """The box of a picture's ``.txt``: name, blank, ``Face``, centre x, centre y, width, height."""
     try:
-        text = path.read_bytes()[:1000].decode("latin-1")
+        with open_regular(path) as stream:
+            text = stream.read(1000).decode("latin-1")
     except FileNotFoundError:
         raise ValueError(f"missing {shown(path.name)}") from None
     _, face, numbers = text.partition("Face")
     parts = numbers.split()
-    if not face or len(parts) < 4 or not all(part.isdigit() for part in parts[:4]):
+    if not face or len(parts) < 4 or not all(part.isascii() and part.isdigit() for part in parts[:4]):
         raise ValueError(f"{shown(path.name)}: no Face with centre x, centre y, width and height")
     x, y, width, height = map(float, parts[:4])
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2

@@ -12,6 +12,7 @@ from hpe.records import Record
 from hpe.sources.base import Raw, Reader, Reject, Source
 
 _LARGEST_SIDE: Final = 1024
+_MOST_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,10 @@ def direction_of(yaw: float, pitch: float) -> Direction:
 
 
 def _whole(option: str, text: str, least: int, most: int) -> int:
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise UserError(f"source rendered: option {option} is {text!r}; expected a whole number of {least}..{most}")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or not least <= int(text) <= most:
+        raise UserError(
+            f"source rendered: option {option} is {text[:40]!r}; expected a whole number of {least}..{most}"
+        )
     return int(text)
 
 

@@ -9,9 +9,10 @@ from hpe.errors import UserError
 from hpe.labels import emotion_from_word
 from hpe.records import Record
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, inside, sample, shown, table_rows
-from hpe.sources.columns import Columns
+from hpe.sources.columns import EMOTION_ORDERS, UNITS, Columns
 from hpe.sources.folders import SPLIT_WORDS
 
+_CHOICES: Final = {"angles": UNITS, "emotions": tuple(EMOTION_ORDERS)}
 _UNKNOWN_LICENCE: Final = "not stated; ask who gave you the pictures"
 
 # CSV and Parquet
@@ -151,7 +152,7 @@ def _sample(
                 return Reject(source, f"duplicate row {here}")
             seen.add(source)
         record = meaning.record(row, source, words)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         return Reject(here, str(error))
     return sample(keys, image, record)
 
@@ -255,6 +256,6 @@ def _with_split(raw: Raw, split: str) -> Raw:
 
 
 READERS: Final = (
-    Reader("huggingface", "a folder of datasets' save_to_disk", _recognise_saved, open_huggingface),
-    Reader("table", "one CSV or Parquet table with a column of pictures", _recognise_table, open_table),
+    Reader("huggingface", "a folder of datasets' save_to_disk", _recognise_saved, open_huggingface, _CHOICES),
+    Reader("table", "one CSV or Parquet table with a column of pictures", _recognise_table, open_table, _CHOICES),
 )
