@@ -320,11 +320,12 @@ def refuse_without_truth(tasks: Sequence[Task]) -> None:
 
 
 def check_tables(tasks: Sequence[Task]) -> None:
-    """Write the quality report of a job's finished tables beside them, and print its head.
+    """Write the quality report of a job's finished tables in a folder beside them, and print its head.
 
     Raises:
         UserError: no true angles, or tables of another dataset.
     """
+    from hpe.posecheck import FOLDER as REPORT
     from hpe.posecheck import check, gather, to_markdown, write_report
 
     by_folder: dict[Path, list[Task]] = {}
@@ -335,9 +336,11 @@ def check_tables(tasks: Sequence[Task]) -> None:
         rows = gather([(task.shard.path, task.table) for task in there])
         found = check(rows)
         title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
-        write_report(folder, title, found, rows)
+        report = folder / REPORT
+        report.mkdir(exist_ok=True)
+        write_report(report, title, found, rows)
         print(to_markdown(title, found).partition("\n## By true")[0].rstrip())
-        print(f"\n{folder}/check.md, check.json, check.png")
+        print(f"\n{report}/check.md, check.json, check.png")
 
 
 class Choice(NamedTuple):

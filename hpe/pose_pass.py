@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,6 +31,8 @@ from hpe.progress import Bar, progress
 from hpe.ranks import Ranks, Signals, signals
 from hpe.shards import MANIFEST
 
+NO_FACE: Final = "no face found by the mesh"
+NOT_FINITE: Final = "the network gave no finite angles"
 Flips = Literal["none", "averaged"]
 
 
@@ -311,7 +313,7 @@ class _Work:
         for row in growing.problems:
             growing.angles[row] = growing.deviations[row] = np.nan
         for row in np.flatnonzero(~np.isfinite(growing.angles).all(1)).tolist():
-            growing.problems.setdefault(row, "the network gave no finite angles")
+            growing.problems.setdefault(row, NO_FACE if self.estimator.finds_faces else NOT_FINITE)
             growing.angles[row] = growing.deviations[row] = np.nan
         angles, deviations = growing.angles.astype(np.float64), growing.deviations.astype(np.float64)
         poses = ShardPoses(

@@ -23,6 +23,8 @@ from hpe.geometry import angle_errors
 from hpe.labels import ANGLES, AXIS_COLOURS
 
 NAME: Final = "check"
+FOLDER: Final = "_check"
+"""Under the tables' folder; pandas and pyarrow pass over names that begin with an underscore."""
 RELIABILITY_BINS: Final = 10
 NO_TRUTH: Final = (
     "--check: no record of these shards has a yaw, pitch or roll to compare with; use a dataset with true angles "

@@ -348,7 +348,7 @@ def test_pose_takes_the_models_folder_and_any_crop(fake, model, tmp_path, monkey
     assert done.exit_code == 1, done.output
     table = pq.read_table(shards / "pose/landmarks-ridge/test-000000.parquet").to_pylist()
     assert [row["yaw"] is None or math.isnan(row["yaw"]) for row in table] == [False, True]
-    assert [row["problem"] for row in table] == [None, "the network gave no finite angles"]
+    assert [row["problem"] for row in table] == [None, "no face found by the mesh"]
 
 
 def test_a_mesh_model_that_is_none_is_refused(fake, tmp_path, monkeypatch):

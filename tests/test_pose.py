@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -296,12 +297,13 @@ def test_the_check_finds_a_negated_yaw(tmp_path: Path, capsys: pytest.CaptureFix
     tasks = tasks_for(make_shards(tmp_path, (24, 24)), network)
     do(tasks, network)
     check_tables(tasks)
-    found = json.loads((tasks[0].table.parent / "check.json").read_text())
+    found = json.loads((tasks[0].table.parent / "_check" / "check.json").read_text())
     assert found["faces"] == 48
     assert any("yaw negated" in text for text in found["mistakes"])
     assert found["pose"]["all"]["pitch"]["value"] < 1 < 40 < found["pose"]["all"]["yaw"]["value"]
-    assert (tasks[0].table.parent / "check.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tasks[0].table.parent / "_check" / "check.png").read_bytes()[:4] == b"\x89PNG"
     assert "yaw negated" in capsys.readouterr().out
+    assert len(pd.read_parquet(tasks[0].table.parent)) == 48
 
 
 def test_the_check_takes_the_angles_that_a_dataset_knows(tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_the_check_takes_the_angles_that_a_dataset_knows(tmp_path: Path) -> None
     refuse_without_truth(tasks)
     do(tasks, network)
     check_tables(tasks)
-    found = json.loads((tasks[0].table.parent / "check.json").read_text())
+    found = json.loads((tasks[0].table.parent / "_check" / "check.json").read_text())
     assert found["angles_without_truth"] == ["roll"]
     assert found["pose"]["all"]["yaw"]["value"] == pytest.approx(3, abs=1)
     assert found["pose"]["all"]["pitch"]["value"] == pytest.approx(2, abs=1)
