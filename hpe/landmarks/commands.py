@@ -1,6 +1,5 @@
 """``hpe landmarks …``: the mesh's environment, extraction, the comparison, drawn axes."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated
@@ -92,31 +91,36 @@ def compare(
     from hpe.files import write_text
     from hpe.landmarks import table
     from hpe.landmarks.compare import compare
+    from hpe.landmarks.disk import writing
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
     from hpe.landmarks.report import markdown, plot_comparison
     from hpe.workers import Stopped
 
     if own_points not in (None, "3d", "2d"):
         raise UserError(f"--own-points {own_points}: expected 3d or 2d")
+    if not (math.isfinite(picture_width) and picture_width > 0):
+        raise UserError(f"--picture-width {picture_width:g}: expected pixels above 0")
+    views = _views_of(points)
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
-    try:
-        summary = compare(
-            faces,
-            out,
-            models=models.split(",") if models else (*MODELS, STACK),
-            features=features.split(",") if features else tuple(FEATURES),
-            folds=folds,
-            workers=workers,
-            limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
-            picture_width=picture_width,
-            views=_views_of(points),
-        )
-    except Stopped:
-        print(f"{out}: stopped; the same command goes on from here")
-        raise typer.Exit(EXIT_AGAIN) from None
-    text = markdown(summary)
-    write_text(out / "compare.md", text + "\n")
-    plot_comparison(summary, out / "compare.png")
+    with writing(out):
+        try:
+            summary = compare(
+                faces,
+                out,
+                models=models.split(",") if models else (*MODELS, STACK),
+                features=features.split(",") if features else tuple(FEATURES),
+                folds=folds,
+                workers=workers,
+                limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
+                picture_width=picture_width,
+                views=views,
+            )
+        except Stopped:
+            print(f"{out}: stopped; the same command goes on from here")
+            raise typer.Exit(EXIT_AGAIN) from None
+        text = markdown(summary)
+        write_text(out / "compare.md", text + "\n")
+        plot_comparison(summary, out / "compare.png")
     print(text)
 
 
@@ -159,7 +163,10 @@ def _which(faces: str):
 
 
 def _views_of(points: Path) -> str | None:
+    from hpe.landmarks.disk import read_object
+
     settings = points / "extract.json"
     if not settings.is_file():
         return None
-    return json.loads(settings.read_text(encoding="utf-8")).get("views")
+    views = read_object(settings).get("views")
+    return views if isinstance(views, str) else None

@@ -22,8 +22,9 @@ from sklearn.model_selection import KFold
 from threadpoolctl import threadpool_limits
 
 from hpe.errors import UserError
-from hpe.files import aside, write_json
+from hpe.files import aside, make_folder, write_json
 from hpe.landmarks.align import angles_of
+from hpe.landmarks.disk import read_object
 from hpe.landmarks.features import AlignedFeatures, Angles, Points
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.pnp import solve_pnp
@@ -160,9 +161,9 @@ def _digest(faces: Faces) -> str:
 
 
 def _settle(out: Path, faces: Faces, folds: int) -> None:
-    (out / "folds").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "folds", str(out))
     path, now = out / "folds" / "settings.json", {"data_sha256": _digest(faces), "folds": folds}
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+    if path.is_file() and read_object(path) != now:
         raise UserError(f"{out}: holds the comparison of other faces or folds; give another folder")
     write_json(path, now)
 

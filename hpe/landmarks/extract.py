@@ -27,6 +27,7 @@ from hpe.files import aside, make_folder, write_json
 from hpe.images import DecodeError, decode_rgb
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
+from hpe.landmarks.table import SUFFIXES
 from hpe.landmarks.topology import MESH468
 from hpe.progress import progress
 from hpe.records import Record
@@ -36,7 +37,6 @@ FORMAT: Final = "hpe-landmarks/1"
 SUMMARY: Final = "extract.json"
 _PART: Final = 256
 _DIGEST: Final = b"hpe.pictures"
-_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 _SCHEMA: Final = pa.schema(
     [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
      ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()), ("roll", pa.float32()),
@@ -88,7 +88,7 @@ def pictures_of(path: Path) -> list[Part]:
             )
             for shard in shards
         ]
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{path}: no pictures and no shards; expected .jpg, .png, .webp files or an `hpe pack` folder")
     pairs = list(zip(_keys(files, path if path.is_dir() else path.parent), files, strict=True))

@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from hpe.errors import UserError
 from hpe.files import aside, write_json
+from hpe.landmarks.mesh import VIEWS
+from hpe.landmarks.topology import TOPOLOGIES
 
 FORMAT: Final = "hpe-landmark-model/1"
 MODEL: Final = "model.skops"
@@ -65,6 +67,31 @@ class LandmarkModel:
             result[good] = self.regressor.predict(points[good])
         return result
 
+    def _check(self) -> None:
+        """Whether it is what ``hpe landmarks compare`` saves, and answers.
+
+        Raises:
+            ValueError: it is not, or does not.
+        """
+        from hpe.landmarks.regress import FEATURES, MODELS, STACK, HeadPoseRegressor, StackedRegressor
+
+        for what, value, known in (
+            ("topology", self.topology, TOPOLOGIES),
+            ("features", self.features, FEATURES),
+            ("name", self.name, (*MODELS, STACK)),
+            ("views", self.views, (None, *VIEWS)),
+        ):
+            if not (value is None or isinstance(value, str)) or value not in known:
+                raise ValueError(f"{ABOUT}: {what} is {value!r}, expected {' or '.join(map(str, known))}")
+        if not isinstance(self.regressor, HeadPoseRegressor | StackedRegressor):
+            raise ValueError(f"{MODEL} holds a {type(self.regressor).__name__}, no regressor")
+        _check_trees(self.regressor)
+        tried = np.random.default_rng(0).normal(size=(2, TOPOLOGIES[self.topology].count, 3)) * 100
+        with np.errstate(all="ignore"):
+            angles = np.asarray(self.angles(tried))
+        if angles.shape != (2, 3) or not np.isfinite(angles).all():
+            raise ValueError("it gives no finite angles")
+
     def save(self, folder: Path) -> None:
         """Write ``model.skops`` and ``model.json``."""
         import skops.io
@@ -96,8 +123,9 @@ class LandmarkModel:
             if foreign:
                 raise UserError(f"{path}: holds {', '.join(foreign)}, which no model of ours holds; it is not loaded")
             regressor = skops.io.load(path, trusted=sorted(_TRUSTED))
-            _check_trees(regressor)
-            return cls(regressor=regressor, **about)
+            model = cls(regressor=regressor, **about)
+            model._check()
+            return model
         except UserError:
             raise
         except Exception as error:  # a hostile zip fails in as many ways as it has members

@@ -1,5 +1,7 @@
 """Faces as arrays: points, the angles that are known, and what cannot be used."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -13,6 +15,8 @@ from hpe.landmarks.topology import Topology, topology_of
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
 Dimensions = Literal["3d", "2d"]
+SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+"""Of the picture files that ``hpe landmarks extract`` reads."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ def _read_npz(path: Path) -> Faces:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stems, points = arrays["stems"], arrays["points"].astype(float)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
+    if stems.ndim != 1:
+        raise UserError(f"{path}: stems of shape {stems.shape}; expected one name a face")
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
     return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
@@ -97,6 +103,7 @@ def _read_npz(path: Path) -> Faces:
 
 def _read_parquet(folder: Path) -> Faces:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     parts = sorted(folder.glob("faces-*.parquet"))
@@ -105,14 +112,19 @@ def _read_parquet(folder: Path) -> Faces:
     try:
         table = pa.concat_tables([pq.read_table(part) for part in parts])
         table = table.filter(table["status"].to_numpy() == "ok")
-        flat = table["points"].combine_chunks().flatten().to_numpy()
-        angles = [table[name].to_numpy() for name in ("yaw", "pitch", "roll")]
-    except (pa.ArrowException, KeyError) as error:
+        if not len(table):
+            raise UserError(f"{folder}: no face was found in any picture")
+        lengths = pc.call_function("list_value_length", [table["points"]]).to_numpy()
+        if (lengths != lengths[0]).any():  # NaN of a face without points, too
+            raise ValueError("not all faces have as many points")
+        flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        points = flat.astype(float).reshape(len(table), -1, 3)
+        angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
+    except UserError:
+        raise
+    except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: not a table of `hpe landmarks extract`: {error}") from error
-    if not len(table):
-        raise UserError(f"{folder}: no face was found in any picture")
-    points = flat.astype(float).reshape(len(table), -1, 3)
-    return Faces(tuple(table["key"].to_pylist()), points, np.stack(angles, 1).astype(float))
+    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles)
 
 
 def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:
@@ -126,16 +138,22 @@ def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "fa
     angles = np.full((len(keys), 3), np.nan)
     for row, key in enumerate(keys):
         path = folder / f"{Path(key).name}.mat"
+        if not path.is_file() and Path(key).suffix.lower() in SUFFIXES:  # of pictures with the same stem
+            path = folder / f"{Path(key).stem}.mat"
         if not path.is_file():
             raise UserError(f"{path}: not found; expected a .mat with Pose_Para for every face of the table")
         try:
             pose = mat_arrays(path, ("Pose_Para",)).get("Pose_Para")
         except ValueError as error:
             raise UserError(f"{path}: {error}; expected a .mat with Pose_Para") from error
-        if pose is None or pose.size < 3:
-            raise UserError(f"{path}: no Pose_Para of at least three numbers")
-        angles[row] = np.rad2deg(pose.ravel()[[1, 0, 2]])
+        angles[row] = _degrees(path, pose)
     return angles
+
+
+def _degrees(path: Path, pose: np.ndarray | None) -> Float[np.ndarray, "3"]:
+    if pose is None or pose.size < 3:
+        raise UserError(f"{path}: no Pose_Para of at least three numbers")
+    return np.rad2deg(pose.ravel()[[1, 0, 2]])
 
 
 def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
@@ -146,7 +164,7 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
         dimensions: ``2d`` forgets z (it is 0), as a detector of 68 points in the picture would give them.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or one that is damaged.
     """
     from hpe.sources.faces3d import mat_arrays
 
@@ -160,7 +178,7 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
             continue
         keys.append(path.stem)
         points.append(arrays["pt3d_68"].T)
-        angles.append(np.rad2deg(arrays["Pose_Para"].ravel()[[1, 0, 2]]))
+        angles.append(_degrees(path, arrays["Pose_Para"]))
     if not keys:
         raise UserError(f"{folder}: no .mat with pt3d_68 and Pose_Para; expected the folder of AFLW2000-3D")
     depth = 1.0 if dimensions == "3d" else 0.0

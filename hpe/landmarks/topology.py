@@ -77,7 +77,8 @@ _68_PAIRS: Final = _pairs("""
 
 MESH468: Final = Topology("mesh468", 468, (4, 152, 33, 263, 61, 291), 4, (10, 152), _MESH_PAIRS)
 POINTS68: Final = Topology("points68", 68, (30, 8, 36, 45, 48, 54), 30, (27, 8), _68_PAIRS)
-_ALL: Final = {topology.count: topology for topology in (MESH468, POINTS68)}
+TOPOLOGIES: Final = {topology.name: topology for topology in (MESH468, POINTS68)}
+_ALL: Final = {topology.count: topology for topology in TOPOLOGIES.values()}
 
 
 def topology_of(count: int) -> Topology:
