@@ -1,5 +1,6 @@
 """``python -m hpe``, ``hpe`` and ``accelerate launch -m hpe``: the command line, with errors as messages."""
 
+import errno
 import os
 import sys
 import time
@@ -7,6 +8,16 @@ import time
 from hpe.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
 
 _PATIENCE_SECONDS = 10
+_WAYS_OUT = {
+    errno.ENOENT: "check the path, and that nothing else moves or removes it meanwhile",
+    errno.EACCES: "it needs other rights, or give a place that you may read and write",
+    errno.EPERM: "it needs other rights, or give a place that you may read and write",
+    errno.EROFS: "give a place that can be written",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "its links lead round in a circle: name the place itself",
+    errno.ENOSPC: "free some room or give a place on another disk, then run the same command again",
+    errno.EDQUOT: "free some room or give a place on another disk, then run the same command again",
+}
 
 # OpenMP threads that wait by spinning fight the readers, and other jobs, for cores: on a busy machine of four
 # cores a training step took ten times as long. A short spin costs an idle machine nothing that was measurable.
@@ -21,18 +32,38 @@ def lost_rank(error: RuntimeError) -> bool:
     )
 
 
+def explained(error: OSError | UnicodeEncodeError) -> str | None:
+    """The message of a mistake with paths or disks that no command has foreseen; None where it may be our own."""
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"{error.object!r} cannot be written in {error.encoding}; "
+            "rename the file in question, or set PYTHONUTF8=1 and LC_ALL=C.UTF-8"
+        )
+    way_out = _WAYS_OUT.get(error.errno or 0)
+    if way_out is None:
+        return None
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+    return f"{where}{(error.strerror or 'failed').lower()}; {way_out}"
+
+
+def _leave(message: str) -> None:
+    """Tell a user's mistake once, and end."""
+    if os.environ.get("RANK", "0") == "0":
+        told = f"hpe: {message}".encode("utf-8", "backslashreplace").decode("utf-8")
+        print(told, file=sys.stderr, flush=True)
+    else:  # the launcher ends all ranks with the first that leaves: let that be the one that speaks
+        time.sleep(_PATIENCE_SECONDS)
+    sys.exit(EXIT_USAGE)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
-    from hpe.cli import app
-
     try:
+        from hpe.cli import app
+
         app()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"hpe: {error}", file=sys.stderr, flush=True)
-        else:  # the launcher ends all ranks with the first that leaves: let that be the one that speaks
-            time.sleep(_PATIENCE_SECONDS)
-        sys.exit(EXIT_USAGE)
+        _leave(str(error))
     except NotFiniteError as error:
         print(f"hpe: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)
@@ -41,11 +72,21 @@ def main() -> None:
             raise
         print(f"hpe: rank {os.environ.get('RANK')} lost another rank and leaves", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while modules load; later typer makes an exit of it
+        print("hpe: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            print("hpe: interrupted", file=sys.stderr, flush=True)
+        raise
     except BrokenPipeError:  # `hpe … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (OSError, UnicodeEncodeError) as error:
+        message = explained(error)
+        if message is None:
+            raise
+        _leave(message)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line's frame: help with examples that parse, versions, completion, refusals in one message."""
 
+import errno
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import hpe
+from hpe import __main__ as entry
 from hpe import cli
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +125,7 @@ def test_bash_completes_a_command() -> None:
         (("train", "absent.yaml"), "absent.yaml"),
         (("evaluate", "absent", "shards", "--batch", "many"), "--batch"),
         (("demo", "--count", "3"), "--count"),
+        (("demo", "--count", "1000000000"), "--count"),
         (("configs", "/dev/null/x"), "/dev/null/x"),
     ],
 )
@@ -132,6 +135,71 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], to
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+    """Exit code and message of a command line whose command raises this."""
+
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    assert isinstance(end.value.code, int)
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ENOENT", "EACCES", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EROFS"])
+def test_trouble_with_files_that_nobody_foresaw_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    number = getattr(errno, kind)
+    code, told = ends(monkeypatch, capsys, OSError(number, os.strerror(number), "some/\udcffplace"))
+    assert code == 2
+    assert re.fullmatch(rf"hpe: 'some/\\+udcffplace': {os.strerror(number).lower()}; .+\n", told)
+
+
+def test_a_name_that_cannot_be_printed_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "\udcff.jpg".encode()
+    code, told = ends(monkeypatch, capsys, caught.value)
+    assert code == 2
+    assert "udcff.jpg" in told
+    assert "rename" in told
+
+
+def test_what_may_be_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(OSError, match="Bad file"):
+        entry.main()
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), SystemExit(130)])
+def test_ctrl_c_is_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: BaseException
+) -> None:
+    assert ends(monkeypatch, capsys, how) == (130, "hpe: interrupted\n")
+
+
+def test_ctrl_c_while_modules_load_is_one_line_and_130() -> None:
+    script = (
+        "import builtins, sys\n"
+        "from hpe.__main__ import main\n"
+        "real = builtins.__import__\n"
+        "def stopped(name, *more):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return real(name, *more)\n"
+        "builtins.__import__ = stopped\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "hpe: interrupted\n")
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
