@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 
 from hpe.directions import ABSTAIN, OURS, Thresholds
 from hpe.errors import UserError
+from hpe.files import refuse_unwritable
 from hpe.pose import find_shards, table_path
 from hpe.posecheck import gather
 
@@ -136,6 +137,7 @@ def run(
     Raises:
         UserError: no tables, or too few people or directions.
     """
+    refuse_unwritable(out, f"--out {out}")
     pairs = [(shard.path, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
     rows = gather(pairs)
     people = [str(subject) for subject in rows.subjects]

@@ -1,6 +1,5 @@
 """Files that are either whole or absent."""
 
-import errno
 import json
 import os
 import stat
@@ -37,7 +36,7 @@ def open_regular(path: Path) -> IO[bytes]:
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise OSError(f"{path.name}: not a regular file")
     return os.fdopen(number, "rb")
 
 
@@ -51,10 +50,10 @@ def refuse_unwritable(path: Path, told: str) -> None:
     Raises:
         UserError: it is a folder, or cannot be written.
     """
-    if path.is_dir():
-        raise UserError(f"{told}: {path} is a folder; expected a file's name")
     make_folder(path.parent, told)
     try:
+        if path.is_dir():
+            raise UserError(f"{told}: {path} is a folder; expected a file's name")
         with aside(path.with_name(f"{path.name}.trial")) as part:
             part.touch()
         path.with_name(f"{path.name}.trial").unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table a shard."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from hpe.crops import CropRule
@@ -16,11 +18,13 @@ from hpe.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresho
 from hpe.errors import UserError
 from hpe.estimators.estimator import Estimator, Precision
 from hpe.estimators.load import Compute, load_estimator, sha256_of
-from hpe.estimators.probe import probe, random_faces
+from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.faces import Framing, open_shard, read_faces
+from hpe.files import refuse_unwritable
 from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
-from hpe.ranks import Ranks, named_device
+from hpe.ranks import Ranks, from_parent, named_device
+from hpe.records import Record
 from hpe.runs import load_run
 from hpe.shards import MANIFEST, Manifest
 
@@ -142,6 +146,7 @@ def tasks_of(
     on_mismatch: OnMismatch,
     precision: str,
     flips: str,
+    batch: int | None = None,
 ) -> list[Task]:
     """What is to be done: for each shard its table under ``out`` (``pose/`` beside the shard when None).
 
@@ -171,6 +176,7 @@ def tasks_of(
             rules=directions.definitions,
             shard=shard.path.name,
             shard_sha256=shard.sha256 or "unknown",
+            batch=batch,
         )
         tasks[table] = Task(shard, table, framing, identity)
     return list(tasks.values())
@@ -211,6 +217,7 @@ def run(
     Raises:
         UserError: anything that does not fit together, before anything is written.
     """
+    from_parent()
     ranks = Ranks.from_environment()
     where = named_device(device)
     on_gpu = where.type == "cuda"
@@ -223,12 +230,14 @@ def run(
     )
     tasks = tasks_of(
         find_shards(sources, split), network, directions,
-        out=out, on_mismatch=on_mismatch, precision=precision, flips=flips,
+        out=out, on_mismatch=on_mismatch, precision=precision, flips=flips, batch=size,
     )  # fmt: skip
+    for table in {task.table.parent: task.table for task in tasks}.values():
+        refuse_unwritable(table, f"--out {out}" if out else f"{table.parent}")
     if check:
         refuse_without_truth(tasks)
-    if on_mismatch != "force":
-        refuse_a_lie(estimator, network, tasks)
+    if on_mismatch != "force" and (few := refuse_a_lie(estimator, network, tasks)) and ranks.main:
+        print(f"hpe: {few}", file=sys.stderr)
     if on_gpu:
         torch.backends.cudnn.benchmark = True
     code = pose_pass(
@@ -260,41 +269,55 @@ def load_direction_network(path: Path) -> tuple[DirectionRule, str]:
     return decide, sha256_of(file)
 
 
-def refuse_a_lie(path: Path, estimator: Estimator, tasks: Sequence[Task]) -> None:
-    """Try the estimator on the first shard's faces.
+def refuse_a_lie(path: Path, estimator: Estimator, tasks: Sequence[Task]) -> str | None:
+    """Try the estimator on the shards' first faces; returns why that tells little, where they are too few.
 
     Raises:
         UserError: they contradict what is said of the estimator.
     """
-    images, truth = _first_faces(tasks, estimator.input.size)
+    images, truth = first_faces(tasks, estimator.input.size)
+    count = len(images)
+    if not count:
+        images, truth = random_faces(2, estimator.input.size), np.full((2, 3), np.nan)
     if problems := probe(estimator, images, truth):
         raise UserError(
             f"{path}: tried on {len(images)} faces, the network contradicts its description:\n  "
             + "\n  ".join(problems)
             + "\nMend the description, or use --force"
         )
+    if count < LEAST_FACES:
+        return (
+            f"{path}: the description could not be tried: {count} faces can be read, expected {LEAST_FACES}; "
+            "compare the tables with true angles (--check) before you trust them"
+        )
+    return None
 
 
-def _first_faces(tasks: Sequence[Task], size: int) -> tuple[Tensor, Float[np.ndarray, "faces 3"]]:
+def first_faces(
+    tasks: Sequence[Task], size: int
+) -> tuple[UInt8[Tensor, "faces 3 size size"], Float[np.ndarray, "faces 3"]]:
+    """Up to 32 faces for a trial, from as few shards as hold them, and their true angles (NaN where unknown)."""
+    faces: list[np.ndarray] = []
+    truth: list[list[float]] = []
     for task in tasks:
         try:
             shard = open_shard(task.shard.path)
         except ValueError:  # the pass will name it
             continue
-        rows = range(0, len(shard), max(1, len(shard) // PROBE_FACES))[:PROBE_FACES]
-        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
-        truth = np.full((len(rows), 3), np.nan)
-        bad = set()
-        for place, row in enumerate(rows):
-            if read_faces(shard, range(row, row + 1), task.framing, pixels[place : place + 1]):
-                bad.add(place)
-                continue
-            record = shard.record(row)
-            truth[place] = [np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)]
-        good = [place for place in range(len(rows)) if place not in bad]
-        if good:
-            return torch.from_numpy(pixels[good]).permute(0, 3, 1, 2), truth[good]
-    return random_faces(2, size), np.full((2, 3), np.nan)
+        wanted = PROBE_FACES - len(faces)
+        for row in range(0, len(shard), max(1, len(shard) // wanted))[:wanted]:
+            pixels = np.zeros((1, size, size, 3), np.uint8)
+            try:
+                record = shard.record(row)
+            except (ValueError, TypeError, RecursionError):
+                record = Record()
+            if not read_faces(shard, range(row, row + 1), task.framing, pixels):
+                faces.append(pixels)
+                truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
+        if len(faces) == PROBE_FACES:
+            break
+    pictures = np.concatenate([np.zeros((0, size, size, 3), np.uint8), *faces])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2), np.asarray(truth, float).reshape(-1, 3)
 
 
 def refuse_without_truth(tasks: Sequence[Task]) -> None:
@@ -309,10 +332,13 @@ def refuse_without_truth(tasks: Sequence[Task]) -> None:
     for task in tasks:
         try:
             shard = open_shard(task.shard.path)
-            records = [shard.record(row) for row in range(min(len(shard), FIRST_ROWS))]
         except ValueError:  # damage is named by the pass
             continue
-        opened = opened or bool(records)
+        records = []
+        for row in range(min(len(shard), FIRST_ROWS)):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # the check counts it
+                records.append(shard.record(row))
+        opened = opened or len(shard) > 0
         if any(angle is not None for one in records for angle in (one.yaw, one.pitch, one.roll)):
             return
     if opened:

@@ -26,6 +26,7 @@ from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.estimators.estimator import Estimator, Poses
 from hpe.estimators.load import sha256_of
 from hpe.faces import Framing, OpenShard, ahead, open_shard, read_faces
+from hpe.labels import LARGEST_DEGREES
 from hpe.pose_table import Identity, ShardPoses, differences, write_table
 from hpe.progress import Bar, progress
 from hpe.ranks import Ranks, Signals, signals
@@ -193,7 +194,7 @@ def _finished(tasks: Sequence[Task]) -> set[Path]:
         more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
             "\n".join(problems[:5]) + f"{more}\nThese pose tables were made from something else than this command asks "
-            "for; remove them, or give this estimator another --name"
+            "for; remove them, give this estimator another --name, or say what they were made with"
         )
     return finished
 
@@ -315,6 +316,11 @@ class _Work:
         for row in np.flatnonzero(~np.isfinite(growing.angles).all(1)).tolist():
             growing.problems.setdefault(row, NO_FACE if self.estimator.finds_faces else NOT_FINITE)
             growing.angles[row] = growing.deviations[row] = np.nan
+        for row in np.flatnonzero((np.abs(growing.angles) > LARGEST_DEGREES).any(1)).tolist():
+            growing.problems.setdefault(row, f"angles beyond ±{LARGEST_DEGREES:.0f}°")
+            growing.angles[row] = growing.deviations[row] = np.nan
+        if not len(growing.shard):
+            print(f"hpe: {task.shard.path}: holds no samples; its table is empty", file=sys.stderr)
         angles, deviations = growing.angles.astype(np.float64), growing.deviations.astype(np.float64)
         poses = ShardPoses(
             growing.shard.index.keys, growing.angles, growing.deviations,

@@ -1,11 +1,13 @@
 """``hpe pose --check``: pose tables against the true angles of their shards, and mistakes called by name."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int64
@@ -20,7 +22,8 @@ from hpe.figures.pose import pose as pose_figures
 from hpe.figures.values import Figure, Resampling, share
 from hpe.files import aside, write_json, write_text
 from hpe.geometry import angle_errors
-from hpe.labels import ANGLES, AXIS_COLOURS
+from hpe.labels import ANGLES, AXIS_COLOURS, LARGEST_DEGREES
+from hpe.records import Record
 
 NAME: Final = "check"
 FOLDER: Final = "_check"
@@ -31,6 +34,7 @@ NO_TRUTH: Final = (
     "(aflw2000, 300w-lp, biwi, pointing04, synthetic), or leave out --check"
 )
 _DIRECTION: Final = "direction_"
+_DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
 _OF_ALL_THREE: Final = ("mae", "geodesic")  # begins maev, geodesic_median, geodesic_95th too
 
 
@@ -49,32 +53,41 @@ class Checked:
 def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
     """Rows of (shard, pose table) pairs, joined by key.
 
-    A face of Pointing'04 without a direction in its record takes the thesis' direction of its pose.
+    A face of Pointing'04 without a direction in its record takes the thesis' direction of its pose. Angles beyond
+    ±360° and records that are none count as unknown; how many is printed.
 
     Raises:
         UserError: a table that does not hold the shard's rows.
     """
     predicted, deviations, truth, labels, subjects = [], [], [], [], []
     directions: dict[str, list[np.ndarray]] = {}
+    absurd = broken = 0
     for shard_path, table_path in pairs:
         try:
             shard = open_shard(shard_path)
-            found = pq.read_table(table_path)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{shard_path}, {table_path}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{shard_path}: {error}") from error
+        found = _read_table(table_path)
         if found["key"].to_pylist() != list(shard.index.keys):
             raise UserError(
                 f"{table_path}: its keys are not those of {shard_path}, in order: a table of another dataset; make it "
                 "again with hpe pose"
             )
-        predicted.append(_columns(found, ANGLES))
-        deviations.append(_columns(found, [f"{angle}_sd" for angle in ANGLES]))
+        angles = _columns(found, ANGLES)
+        beyond = np.any(np.abs(angles) > LARGEST_DEGREES, axis=1, keepdims=True)
+        absurd += int(beyond.sum())
+        predicted.append(np.where(beyond, np.nan, angles))
+        deviations.append(_columns(found, _DEVIATIONS))
         for name in found.column_names:
             if name.startswith(_DIRECTION):
-                filled = found[name].fill_null(ABSTAIN).to_numpy().astype(np.int64)
+                filled = found[name].cast(pa.int64(), safe=False).fill_null(ABSTAIN).to_numpy().astype(np.int64)
                 directions.setdefault(name.removeprefix(_DIRECTION), []).append(filled)
         for row in range(len(shard)):
-            record = shard.record(row)
+            try:
+                record = shard.record(row)
+            except (ValueError, TypeError, RecursionError):
+                record = Record()
+                broken += 1
             truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
             label = record.direction
             if label is None and record.source:
@@ -82,7 +95,10 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
             labels.append(ABSTAIN if label is None else int(label))
             subjects.append(record.subject or f"{shard_path}:{row}")
     if not truth:
-        raise UserError("--check: no finished pose table with a face in it; run hpe pose first")
+        raise UserError("no face in these pose tables: the shards hold no samples, or no table is finished")
+    for count, told in ((absurd, f"rows have angles beyond ±{LARGEST_DEGREES:.0f}°"), (broken, "records are damaged")):
+        if count:
+            print(f"hpe: {count:,} {told}: taken as unknown", file=sys.stderr)
     return Checked(
         np.concatenate(predicted),
         np.concatenate(deviations),
@@ -91,6 +107,36 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
         np.asarray(labels),
         np.unique(subjects, return_inverse=True)[1],
     )
+
+
+def _read_table(path: Path) -> Any:
+    """A pose table whose columns are there, once, and of their kinds.
+
+    Raises:
+        UserError: it is not one.
+    """
+    way_out = "make it again with hpe pose"
+    try:
+        found = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no pose table of this shard; run hpe pose on these shards first") from None
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a pose table ({str(error)[:100]}); {way_out}") from error
+    rules = [name for name in found.column_names if name.startswith(_DIRECTION)]
+    for name in ("key", *ANGLES, *_DEVIATIONS, *rules):
+        if (count := found.column_names.count(name)) != 1:
+            raise UserError(f"{path}: {count or 'no'} columns {name}, expected one; {way_out}")
+        kind = found.schema.field(name).type
+        if name == "key":
+            fits, wanted = pa.types.is_string(kind) or pa.types.is_large_string(kind), "text"
+        elif name in rules:
+            fits, wanted = pa.types.is_integer(kind) or pa.types.is_null(kind), "whole numbers"
+        else:
+            fits = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+            wanted = "numbers"
+        if not fits:
+            raise UserError(f"{path}: column {name} holds {kind}, expected {wanted}; {way_out}")
+    return found
 
 
 def _columns(found: Any, names: Sequence[str]) -> Float[np.ndarray, "faces 3"]:
