@@ -72,7 +72,7 @@ class Record:
         if self.landmarks is not None and not all(math.isfinite(side) for point in self.landmarks for side in point):
             found.append("landmarks are not all numbers")
         texts = {"subject": self.subject, "source": self.source, "groups": "".join(chain(*self.groups.items()))}
-        found += [f"{name} is not UTF-8 text" for name, text in texts.items() if text and not _is_utf8(text)]
+        found += [f"{name} is not Unicode text" for name, text in texts.items() if text and not _is_utf8(text)]
         return found
 
     def to_json(self) -> bytes:

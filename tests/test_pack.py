@@ -501,3 +501,75 @@ def test_the_readers_are_listed_with_their_options():
     assert told.exit_code == 0
     assert all(f"\n{name}\n" in told.output for name in readers())
     assert "--option frame=depth" in told.output
+
+
+# What a hostile tester found
+
+
+def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_path):
+    out, rows = tmp_path / "out", [row(i) for i in range(12)]
+    for options in (replace(SMALL, lists=tmp_path / "nosuch"), replace(SMALL, crop="square-1.0@box")):
+        with pytest.raises(UserError, match=r"no lists there|none of 12 rows of made says a box"):
+            packed(out, rows, options)
+        assert not out.exists()
+    with pytest.raises(UserError, match=r"none of 1 rows became a sample \(1 × "):
+        packed(out, [Raw("a", b"x", Record())])
+    assert not out.exists()
+    (out / ".pack").mkdir(parents=True)  # of a job that was killed before its first shard
+    (out / ".pack" / "options.json").write_text('{"seed": 7}')
+    assert packed(out, rows).counts["samples"] == 12
+
+
+def test_a_row_that_no_shard_can_hold_is_quarantined_and_the_others_are_packed(tmp_path):
+    good = encoded(picture(1))
+    rows = [
+        *[row(i) for i in range(12)],
+        Raw("a", good, Record(subject="\udcff", source="latin-\udcff")),
+        Raw("b", good, Record(box=(0.0, 0.0, 1.7e308, 1.7e308), source="huge")),
+    ]
+    out = tmp_path / "out"
+    assert packed(out, rows, replace(SMALL, size=64)).counts["samples"] == 12
+    assert set(quarantine(out)) == {"latin-\udcff", "huge"}
+    assert not verify(out)
+
+
+def test_a_reader_that_fails_in_a_row_is_one_message(tmp_path):
+    def rows() -> Iterator[Raw]:
+        yield row(0)
+        raise KeyError("a reader's own mistake")
+
+    with pytest.raises(UserError, match="stopped at a row that its reader does not understand"):
+        pack(replace(source([]), rows=rows), tmp_path / "out", SMALL, workers=1)
+
+
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 1.0])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(UserError, match="--val-share"):
+        replace(SMALL, val_share=share).check()
+
+
+def test_shards_do_not_go_into_the_raw_dataset_nor_through_a_loop_of_links(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, told in ((raw / "out", "own folder"), (tmp_path / "loop", "name another"), (tmp_path / "o", "recognised")):
+        with pytest.raises(UserError, match=told):
+            pack_source("auto", [str(raw), str(out)], [], 1, SMALL)
+    with pytest.raises(UserError, match="cannot be"):
+        pack_source("auto", ["r" * 300, str(tmp_path / "o")], [], 1, SMALL)
+
+
+def test_a_raw_folder_of_another_encoding_is_packed(tmp_path):
+    raw = tmp_path / os.fsdecode(b"caf\xe9")
+    for name in ("happy", "sad"):
+        (raw / name).mkdir(parents=True)
+        for i in range(6):
+            (raw / name / f"{i}.jpg").write_bytes(encoded(picture(i)))
+    manifest = pack_source("auto", [str(raw), str(tmp_path / "out")], [], 1, SMALL)
+    assert manifest.options["raw"] == r"caf\xe9"
+
+
+def test_options_of_few_values_are_listed_with_them():
+    listed = CliRunner().invoke(app, ["pack", "list"]).output
+    assert "ties=first|none" in listed
+    assert "angles=degrees|radians" in listed

@@ -15,9 +15,9 @@ from PIL import Image
 
 from hpe.errors import UserError
 from hpe.records import Record
-from hpe.sources import Raw, Reject, open_source
+from hpe.sources import Raw, Reject, open_source, recognise
 from hpe.sources.affectnet import COLUMNS, npy_numbers
-from hpe.sources.base import LARGEST_FILE_BYTES, inside, number
+from hpe.sources.base import LARGEST_FILE_BYTES, inside, number, pictures
 from hpe.sources.mat import mat_arrays
 
 ANY_FOLDER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,3 +164,62 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / word / "a.png")
         (tmp_path / word / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert len([*open_source("auto", tmp_path).read()]) == 2
+
+
+def test_a_fifo_in_place_of_labels_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "image00002.jpg").write_bytes(b"x")
+    scipy.io.savemat(tmp_path / "image00002.mat", {"Pose_Para": np.zeros((1, 7))})
+    (tmp_path / "image00004.jpg").write_bytes(b"x")
+    os.mkfifo(tmp_path / "image00004.mat")
+    found = [*open_source("aflw2000", tmp_path).read()]
+    assert isinstance(found[0], Raw)
+    assert isinstance(found[1], Reject)
+    assert "not a regular file" in found[1].reason
+
+
+def test_several_datasets_below_one_folder_are_named(tmp_path: Path) -> None:
+    for name, stem in (("one", "image00002"), ("two", "AFW_134212_1_0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{stem}.jpg").write_bytes(b"x")
+        scipy.io.savemat(tmp_path / name / f"{stem}.mat", {"Pose_Para": np.zeros((1, 7))})
+    with pytest.raises(UserError, match=r"several datasets here: one/ \(aflw2000\), two/ \(300w-lp\)"):
+        recognise(tmp_path)
+    assert recognise(tmp_path / "one").name == "aflw2000"
+    rows = {row.source: row for row in open_source("aflw2000", tmp_path).read() if isinstance(row, Reject)}
+    assert "not named as a picture of AFLW2000" in rows["two/AFW_134212_1_0.jpg"].reason
+
+
+def test_a_folder_that_cannot_be_read_is_not_lost_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root reads whatever its mode is
+    with pytest.raises(UserError, match="closed: cannot be read"):
+        list(pictures(tmp_path))
+
+
+def test_a_label_in_other_digits_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "aligned").mkdir()
+    (tmp_path / "list_patition_label.txt").write_text("train_00001.jpg ²\ntrain_00002.jpg 3\n")
+    found = [*open_source("raf-db", tmp_path).read()]
+    assert [type(row) for row in found] == [Reject, Raw]
+
+
+@pytest.mark.parametrize("option", ["name", "path"])
+def test_the_names_of_our_own_arguments_are_no_options(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match="no option"):
+        open_source("synthetic", tmp_path, **{option: "x"})
+
+
+def test_a_number_of_5000_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a whole number"):
+        open_source("synthetic", tmp_path, count="9" * 5000)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hpe.errors import UserError
 from hpe.records import Record
 from hpe.shards import Manifest, Sample, index_tar, write_shard
 from hpe.verify import verify
@@ -109,3 +112,39 @@ def test_exit_code_1_names_the_damage(shards):
     result = CliRunner().invoke(app, ["verify", str(shards)])
     assert result.exit_code == 1
     assert "train-000000.tar" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b'{"emotion":99}', "emotion 99 is not 0..7"),
+        (b'{"box":[null,1,2,3]}', "box"),
+        (b'{"landmarks":[{},{}]}', "landmarks"),
+        (b'{"yaw":' + b"9" * 400 + b"}", "yaw"),
+        (b"[" * 100_000, "nested"),
+    ],
+)
+def test_an_impossible_record_is_named_though_its_shard_is_whole(shards, monkeypatch, text, what):
+    manifest = Manifest.load(shards)
+    monkeypatch.setattr(Record, "to_json", lambda self: text)
+    sample = Sample("odd", b"no picture", "jpg", Record())
+    info = write_shard(shards / "train-000000.tar", "train", [sample])
+    replace(manifest, shards=(info, *manifest.shards[1:]), counts={}).save(shards)
+    assert "sha256" not in told(shards)
+    assert "records say what cannot be: odd (" in told(shards)
+    assert what in told(shards)
+
+
+def test_a_fifo_in_place_of_a_shard_is_named(shards):
+    (shards / "train-000001.tar").unlink()
+    os.mkfifo(shards / "train-000001.tar")
+    assert "train-000001.tar: cannot be read: train-000001.tar: not a regular file" in told(shards)
+
+
+@pytest.mark.parametrize("name", ["\ud800.tar", "..", "a/b.tar", ""])
+def test_a_shards_name_that_is_none_is_one_message(shards, name):
+    raw = json.loads((shards / "manifest.json").read_text())
+    raw["shards"][0]["name"] = name
+    (shards / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="not a plain file name"):
+        verify(shards)

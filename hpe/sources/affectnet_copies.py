@@ -115,7 +115,7 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
     except FileNotFoundError:
         return Reject(source, f"missing labels/{shown(label.name)}")
     except OSError as error:
-        return Reject(source, f"labels/{shown(label.name)}: {error.strerror}")
+        return Reject(source, f"labels/{shown(label.name)}: {error.strerror or error}")
     if len(lines) != 1:
         return Reject(source, f"{len(lines)} faces in {shown(label.name)}, expected one")
     try:

@@ -305,7 +305,7 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         stream = io.TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape", newline="")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     with stream:
         rows = csv.reader(stream)
         while True:
