@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that ``hpe --help`` answers at once: a command imports its own module.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +99,11 @@ def pack(
             val_share=val_share, test_share=test_share, lists=splits, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
         ),
     )  # fmt: skip
+    out = shlex.quote((paths or [""])[-1])
+    print(
+        f"\nWritten to {out}; look at {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR for angles, "
+        f"or hpe train CONFIG --set data.train.0.shards={out} --set data.val.0.shards={out}"
+    )
 
 
 @app.command()
