@@ -59,6 +59,11 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def kill(self) -> None:
+        """End the processes in the midst of their jobs, which must write whole files or none."""
+        for process in list(self._pool._processes.values()) if self._pool is not None else ():
+            process.kill()
+
     def run(self, function: Callable[[Given], Made], jobs: Iterable[Given]) -> Iterator[Made]:
         """``function`` of every job, in order. Jobs are taken as workers come free, so that few are in memory.
 

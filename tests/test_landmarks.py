@@ -1,5 +1,6 @@
 """Face points: alignment, features, regressors and the comparison on faces whose angles are known."""
 
+import fcntl
 import json
 import math
 import zipfile
@@ -265,6 +266,18 @@ def test_a_comparison_is_resumed_scored_and_saved(tmp_path, small_seed):
     assert np.isnan(model.angles(broken)).all(1).tolist() == [False, True]
     with pytest.raises(UserError, match="other faces"):
         compare(_faces(121), tmp_path, **options)
+
+
+def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
+    (tmp_path / "folds").mkdir()
+    with (tmp_path / "folds" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another comparison"):
+            compare(_faces(120), tmp_path, models=["ridge"], features=["six"], workers=1)
+    done = compare(_faces(120), tmp_path, models=["ridge"], features=["six"], workers=1, seed_rows=False)
+    assert done["seed"] == []
+    assert "seed" not in markdown(done)
+    assert not list((tmp_path / "folds").glob("seed-*"))
 
 
 def test_outer_predictions_do_not_see_their_own_labels(tmp_path, small_seed):

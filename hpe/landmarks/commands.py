@@ -82,6 +82,14 @@ def compare(
     keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep angles beyond ±99°.")] = False,
     picture_width: Annotated[float, typer.Option(help="Pixels: the focal length that solve-PnP guesses.")] = 450.0,
     workers: _Workers = None,
+    seed_rows: Annotated[
+        bool,
+        typer.Option(
+            "--seed-rows",
+            help="With --models too: rows by the settings of the project this one is modelled on (the seed); "
+            "they are there whenever all models are.",
+        ),
+    ] = False,
 ) -> None:
     """Compare regressors by nested cross-validation, choose, and save the chosen one without pickle.
 
@@ -114,6 +122,7 @@ def compare(
                 limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
                 picture_width=picture_width,
                 views=views,
+                seed_rows=seed_rows or models is None,
             )
         except Stopped:
             print(f"{out}: stopped; the same command goes on from here")

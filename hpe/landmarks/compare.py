@@ -4,13 +4,15 @@ Settings are tuned on inner folds of the training part, then the fitted regresso
 ``OUT/folds/<features>-<model>-<fold>.json`` is written as each is done; the same command finishes what misses.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,12 +36,13 @@ from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
 from hpe.landmarks.table import LIMIT_DEGREES, Faces, usable
 from hpe.progress import progress
 from hpe.ranks import signals
-from hpe.workers import run_jobs
+from hpe.workers import Stopped, Workers
 
 FORMAT: Final = "hpe-landmarks-compare/1"
 SUMMARY: Final = "compare.json"
 STACK_FEATURES: Final = "aligned"
 _FACES: Final = "faces.npz"
+_LOCK: Final = "lock"
 _LEAST_FACES: Final = 100
 _AFLW_WIDTH: Final = 450.0
 
@@ -85,6 +88,7 @@ def compare(
     limit_degrees: float = LIMIT_DEGREES,
     picture_width: float = _AFLW_WIDTH,
     views: str | None = None,
+    seed_rows: bool = True,
 ) -> dict[str, Any]:
     """Compare, choose, fit the chosen one on all faces and save it in ``OUT/model``.
 
@@ -98,26 +102,30 @@ def compare(
         limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
         picture_width: in pixels, the focal length that solve-PnP guesses.
         views: what the saved model says of its training faces.
+        seed_rows: add the regressors of the project that this one is modelled on, with its settings.
 
     Returns:
         What ``compare.json`` holds.
 
     Raises:
-        UserError: too few faces, an unknown name, or OUT holds the comparison of other faces.
+        UserError: too few faces, an unknown name, OUT holds the comparison of other faces, or is written to now.
+        Stopped: a signal was caught; finished folds are kept.
     """
     begun = time.monotonic()
     given = len(faces)
     everyone, _ = usable(faces, limit_degrees=np.inf)
     faces, dropped = usable(faces, limit_degrees=limit_degrees)
     _check(faces, models, features, folds, dropped)
-    _settle(out, faces, folds)
     tasks = _tasks(models, features, folds)
-    _run(tasks, faces, everyone, out, folds, workers or os.cpu_count() or 1)
+    seeds = tuple(PUBLISHED_MSE_RADIANS2) if seed_rows else ()
+    with _locked(out):
+        _settle(out, faces, folds)
+        _run(tasks, seeds, faces, everyone, out, folds, workers or os.cpu_count() or 1)
     rows = [_row(out, kind, model, faces, folds) for kind, model in dict.fromkeys((t.features, t.model) for t in tasks)]
     rows.sort(key=lambda row: row.scores.mean_mae)
     with threadpool_limits(1):  # with threads of its own beside other work, BLAS waits more than it works
         geometry = _geometry(faces, folds, picture_width)
-    seed = [json.loads(_seed_file(out, name).read_text(encoding="utf-8")) for name in PUBLISHED_MSE_RADIANS2]
+    seed = [json.loads(_seed_file(out, name).read_text(encoding="utf-8")) for name in seeds]
     best = rows[0]
     final = _finished(best, faces, out, views)
     summary = {
@@ -160,8 +168,27 @@ def _digest(faces: Faces) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Alone in a folder.
+
+    Raises:
+        UserError: another comparison is writing to it.
+    """
+    make_folder(out / "folds", f"{out}")
+    with (out / "folds" / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{out}: another comparison is writing to this folder; wait for it, or give another"
+            ) from error
+        for part in (out / "folds").glob(".*.part"):  # of killed processes
+            part.unlink()
+        yield
+
+
 def _settle(out: Path, faces: Faces, folds: int) -> None:
-    make_folder(out / "folds", str(out))
     path, now = out / "folds" / "settings.json", {"data_sha256": _digest(faces), "folds": folds}
     if path.is_file() and read_object(path) != now:
         raise UserError(f"{out}: holds the comparison of other faces or folds; give another folder")
@@ -185,22 +212,29 @@ def _tasks(models: Sequence[str], features: Sequence[str], folds: int) -> list[_
     return tasks
 
 
-def _run(tasks: Sequence[_Task], faces: Faces, everyone: Faces, out: Path, folds: int, workers: int) -> None:
+def _run(
+    tasks: Sequence[_Task], names: Sequence[str], faces: Faces, everyone: Faces, out: Path, folds: int, workers: int
+) -> None:
     todo = [task for task in tasks if not _file(out, task).is_file()]
-    seeds = [name for name in PUBLISHED_MSE_RADIANS2 if not _seed_file(out, name).is_file()]
+    seeds = [name for name in names if not _seed_file(out, name).is_file()]
     with aside(out / "folds" / _FACES) as part, part.open("wb") as stream:
         np.savez(
             stream, points=faces.points, angles=faces.angles, all_points=everyone.points, all_angles=everyone.angles
         )
-    total = len(tasks) + len(PUBLISHED_MSE_RADIANS2)
+    total = len(tasks) + len(names)
     with (
         progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar,
         signals() as stop,
+        Workers(workers, stop) as pool,
     ):
         for jobs in ([*seeds, *(task for task in todo if task.model != STACK)], [t for t in todo if t.model == STACK]):
-            for name in run_jobs(partial(_job, out=out, folds=folds), jobs, workers=workers, stop=stop):
-                bar.note(name)
-                bar.advance()
+            try:
+                for name in pool.run(partial(_job, out=out, folds=folds), jobs):
+                    bar.note(name)
+                    bar.advance()
+            except Stopped:  # a fold takes minutes
+                pool.kill()
+                raise
 
 
 def _job(job: "_Task | str", *, out: Path, folds: int) -> str:

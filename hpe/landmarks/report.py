@@ -7,6 +7,10 @@ from typing import Any, Final
 from hpe.figures.markdown import table
 from hpe.files import aside
 
+_SEED: Final = (
+    "The seed is the project that this one is modelled on. Its way: one random split, unscaled features, no face "
+    "dropped, radians squared."
+)
 _COLOURS: Final = {"six": "#e9c46a", "all": "#8d99ae", "aligned": "#3a86ff"}
 
 
@@ -36,8 +40,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.",
             table(head, lines),
             f"Chosen: {summary['chosen']['why']}",
-            table(seed_head, seeds),
-            "The seed's way: one random split, unscaled features, no face dropped, radians squared.",
+            *((table(seed_head, seeds), _SEED) if seeds else ()),
         )
     )
 
