@@ -63,7 +63,7 @@ def extract(
     if done["failed"]:
         print(f"{done['images_without_a_face']:,} have none: see {out / 'extract.json'}")
     if done["skipped_shards"]:
-        print(f"{len(done['skipped_shards']):,} shards skipped: mend them, then the same command does what is missing")
+        print(f"shards skipped: {len(done['skipped_shards']):,}; mend them, and the same command does what is missing")
     if done["failed"] or done["skipped_shards"]:
         raise typer.Exit(EXIT_INCOMPLETE)
 

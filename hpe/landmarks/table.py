@@ -90,7 +90,7 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
 
 def _read_npz(path: Path) -> Faces:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             stems, points = arrays["stems"], arrays["points"].astype(float)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
