@@ -185,9 +185,13 @@ class _Tables:
 
     def __init__(self, manifest: Manifest, folder: Path, rule: str | None) -> None:
         self.folder = folder
-        if not folder.is_dir():
+        try:
+            found = folder.is_dir()
+            absent = [s.name for s in manifest.shards if not self.path(s).is_file()]
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
+        if not found:
             raise UserError(f"{folder}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
-        absent = [s.name for s in manifest.shards if not self.path(s).is_file()]
         if absent:
             raise UserError(
                 f"{folder}: no table for {len(absent):,} of {len(manifest.shards):,} shards, such as {absent[0]}; "

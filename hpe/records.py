@@ -11,6 +11,9 @@ import numpy as np
 
 from hpe.labels import DIRECTIONS, EMOTIONS
 
+_LARGEST_DEGREES: Final = 1e6
+"""AFLW2000 has −972°; what is larger than this would not be exact in the float32 of a batch."""
+_FARTHEST_PIXEL: Final = 1e7
 IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 """Extensions of the image member of a sample in a shard."""
 
@@ -65,12 +68,14 @@ class Record:
                 found.append(f"{name} {value} is not within -1..1")
         for name in ("yaw", "pitch", "roll"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                found.append(f"{name} {value} is not a number")
-        if self.box is not None and not all(map(math.isfinite, self.box)):
-            found.append(f"box {list(self.box)} is not four numbers")
-        if self.landmarks is not None and not all(math.isfinite(side) for point in self.landmarks for side in point):
-            found.append("landmarks are not all numbers")
+            if value is not None and not abs(value) <= _LARGEST_DEGREES:
+                found.append(f"{name} {value} is no angle in degrees")
+        if self.box is not None and not all(abs(side) <= _FARTHEST_PIXEL for side in self.box):
+            found.append(f"box {list(self.box)} is not four places in a picture")
+        if self.landmarks is not None and not all(
+            abs(side) <= _FARTHEST_PIXEL for point in self.landmarks for side in point
+        ):
+            found.append("landmarks are not all places in a picture")
         texts = {"subject": self.subject, "source": self.source, "groups": "".join(chain(*self.groups.items()))}
         found += [f"{name} is not Unicode text" for name, text in texts.items() if text and not _is_utf8(text)]
         return found

@@ -89,9 +89,13 @@ class Manifest:
             UserError: there is none, or it is not one.
         """
         path = folder / MANIFEST
-        if folder.is_file():
+        try:
+            is_file, found = folder.is_file(), path.is_file()
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}; expected a folder of shards") from error
+        if is_file:
             raise UserError(f"{folder}: is a file; expected the folder of shards that it lies in")
-        if not path.is_file():
+        if not found:
             raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))

@@ -231,3 +231,10 @@ def test_an_impossible_record_is_one_message(made, tmp_path, monkeypatch, record
         with pytest.raises(UserError, match=r"train-000000\.tar: .*hpe verify"):
             balance(folder, poses, tmp_path / "out", per_cell="2/1/0")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_no_file_system_takes_is_one_message(made, tmp_path):
+    long = tmp_path / ("x" * 300)
+    for shards, poses in ((long, made[1]), (made[0], long)):
+        with pytest.raises(UserError, match="cannot be read"):
+            balance(shards, poses, tmp_path / "out", per_cell="1/1/0")

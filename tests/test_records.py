@@ -73,5 +73,5 @@ def test_hostile_json_is_a_value_error(data: bytes) -> None:
 
 
 def test_text_that_cannot_be_written_and_points_that_are_no_numbers_are_problems() -> None:
-    record = Record(subject="\udcff", groups={"age": "\udcff"}, landmarks=((1.0, float("inf")),))
-    assert len(record.problems()) == 3
+    record = Record(subject="\udcff", groups={"age": "\udcff"}, landmarks=((1.0, float("inf")),), yaw=1e300)
+    assert len(record.problems()) == 4

@@ -24,8 +24,8 @@ _MODULES: Final = (
     "rendered",
 )
 """In the order in which they are asked: what looks for much before what looks for little."""
-_BY_NAMES: Final = ("aflw2000", "300w-lp", "pointing04", "folders")
-"""Readers that know a dataset by pictures anywhere below a folder, or by its folders' names."""
+_BY_NAMES: Final = ("aflw2000", "300w-lp", "pointing04")
+"""Readers that know a dataset by pictures anywhere below a folder."""
 _ANYBODYS: Final = ("folders", "table", "huggingface")
 """Readers of what is no particular dataset: a part of one looks like that, too."""
 _MOST_LOOKED_AT: Final = 40
