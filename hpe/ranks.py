@@ -202,6 +202,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+    import torch.distributed.run  # its loggers are set up on import, so before they are hushed
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
