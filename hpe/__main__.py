@@ -28,7 +28,16 @@ def lost_rank(error: RuntimeError) -> bool:
     """Whether a collective call failed because a peer is gone (gloo and NCCL say it in many words)."""
     told = str(error).lower()
     return "RANK" in os.environ and any(
-        words in told for words in ("connection closed", "connection reset", "gloo", "nccl", "broken pipe", "timed out")
+        words in told
+        for words in (
+            "connection closed",
+            "likely closed",
+            "connection reset",
+            "gloo",
+            "nccl",
+            "broken pipe",
+            "timed out",
+        )
     )
 
 

@@ -6,6 +6,7 @@ is the three angles instead of a picture.
 """
 
 import difflib
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -193,7 +194,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's and safetensors' have no common base, and speak to programmers
         raise UserError(
             f"{path}: not a file of tensors alone, or damaged; expected safetensors or a torch state dict (a file that "
