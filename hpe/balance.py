@@ -1,6 +1,5 @@
 """``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
 
-import fcntl
 import json
 import mmap
 import re
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from hpe import audit, splits
 from hpe.errors import UserError
-from hpe.files import aside, open_regular, write_text
+from hpe.files import aside, locked, open_regular, write_text
 from hpe.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.progress import progress
 from hpe.records import Record
@@ -167,11 +166,7 @@ def _locked(out: Path) -> Iterator[None]:
     """
     work = out / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{out}: another `hpe balance` is writing here; wait for it, or stop it") from error
+    with locked(work / "lock", f"{out}: another `hpe balance` is writing here; wait for it, or stop it"):
         if not (out / MANIFEST).is_file():
             for path in out.iterdir():
                 if _WRITTEN.fullmatch(path.name):

@@ -146,7 +146,7 @@ class ModelConfig(Section):
     """The network: a backbone by name, weights (``none``, ``hub``, or a local file), heads."""
 
     backbone: str = "resnet18"
-    stem: Literal["standard", "small"] = "standard"
+    stem: Literal["standard", "small", "half"] = "standard"
     weights: str = "none"
     freeze: list[str] = []
     heads: HeadsConfig

@@ -4,7 +4,6 @@ pack → train (a pose estimator) → pose → train (the joint network, on seve
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import shlex
@@ -14,14 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from hpe import configs
 from hpe.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
-from hpe.files import write_json
+from hpe.files import locked, write_json
 
 STAMP: Final = "demo.json"
 LOCK: Final = ".lock"
@@ -107,8 +106,8 @@ def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: 
     return EXIT_OK
 
 
-def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
-    """The demo's folder, for this process alone as long as the returned file is open."""
+def _claim(out: Path, settings: dict[str, int], *, new: bool) -> ExitStack:
+    """The demo's folder, for this process alone as long as the returned context is entered."""
     stamp = out / STAMP
     try:
         if new and stamp.exists():
@@ -119,7 +118,7 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
         if not stamp.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")
         with ExitStack() as on_error:
-            lock = on_error.enter_context(_lock(out))
+            on_error.enter_context(_lock(out))
             before = _read_stamp(stamp) if stamp.exists() else settings
             if before != settings:
                 raise UserError(
@@ -127,8 +126,7 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> IO[str]:
                     "give --out another folder, or --new to set the earlier one aside"
                 )
             write_json(stamp, settings)
-            on_error.pop_all()
-        return lock
+            return on_error.pop_all()
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -155,14 +153,8 @@ def _forget_if_empty(out: Path) -> None:
         (out / STAMP).unlink(missing_ok=True)
 
 
-def _lock(out: Path) -> IO[str]:
-    lock = (out / LOCK).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UserError(f"{out}: another demo is at work here; wait for it, or give --out another folder") from error
-    return lock
+def _lock(out: Path) -> AbstractContextManager[None]:
+    return locked(out / LOCK, f"{out}: another demo is at work here; wait for it, or give --out another folder")
 
 
 def _run(stage: Stage) -> bool:

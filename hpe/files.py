@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import fcntl
 import json
 import os
 import stat
@@ -59,6 +60,26 @@ def refuse_unwritable(path: Path, told: str) -> None:
         path.with_name(f"{path.name}.trial").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
+
+
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, which no other process holds; the kernel lets it go with the process.
+
+    Args:
+        path: the file, made where it is missing.
+        taken: the message when another process holds it.
+
+    Raises:
+        OSError: the file cannot be made.
+        UserError: another process holds it.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(taken) from error
+        yield
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a training job stands on: its folder, its streams, its network, each checked before the first step."""
 
-import fcntl
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from hpe.augment import Augmentation
 from hpe.batchsize import Trial, largest_that_fits, where_doubling_stops_paying
 from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
 from hpe.errors import UserError
-from hpe.files import write_text
+from hpe.files import locked, write_text
 from hpe.log import Log
 from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
@@ -350,21 +349,18 @@ def _folder(run: Path, config: RunConfig, ranks: Ranks) -> Iterator[Path | None]
 
 @contextmanager
 def _claim(run: Path, config: RunConfig) -> Iterator[None]:
+    stack = ExitStack()
     try:
         run.mkdir(parents=True, exist_ok=True)
         strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
         if strangers and not (run / runs.CONFIG).exists():
             raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
-        lock = (run / LOCK).open("w")
+        stack.enter_context(
+            locked(run / LOCK, f"{run}: another process is training this run; wait for it, or give another run:")
+        )
     except OSError as error:
         raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{run}: another process is training this run; wait for it, or give another run:"
-            ) from error
+    with stack:
         if (run / runs.CONFIG).exists() and (changed := differences(runs.load_config(run), config)):
             raise UserError(
                 f"{run}: this run was started with another config; give another run:, or --new to start over\n"

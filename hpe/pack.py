@@ -8,7 +8,6 @@ process from start to end (``hpe.shardjob``). The same command after a kill does
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import inspect
 import json
@@ -23,7 +22,7 @@ from typing import Any, Final
 from hpe import splits
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, UserError
-from hpe.files import write_json
+from hpe.files import locked, write_json
 from hpe.packing import JOURNAL, Options, Packing
 from hpe.shards import MANIFEST, Manifest
 from hpe.sources import open_source, readers, recognise
@@ -164,11 +163,7 @@ def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder to write the shards to")
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{out}: another `hpe pack` is writing here; wait for it, or stop it") from error
+    with locked(work / "lock", f"{out}: another `hpe pack` is writing here; wait for it, or stop it"):
         _refuse_other_options(out, stated)
         for folder in (out, work):
             for part in folder.glob(".*.part"):

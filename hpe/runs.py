@@ -157,10 +157,12 @@ def checkpoints(run: Path) -> list[Path]:
 
 def remember_shards(run: Path, config: RunConfig) -> None:
     """Keep with a run what its training shards are, once: it is used where they no longer lie."""
+    if (run / SHARDS).exists():
+        return
     named = [one.shards for one in config.data.train]
     folders = dict.fromkeys(Path(one) for one in named if isinstance(one, str))
     manifests = {str(folder): Manifest.load(folder) for folder in folders if (folder / MANIFEST).is_file()}
-    if manifests and not (run / SHARDS).exists():
+    if manifests:
         known = ("dataset", "variant", "licence", "publishable", "crop")
         write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
 

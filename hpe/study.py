@@ -12,16 +12,15 @@
         report/index.html              the same to look at
 """
 
-import fcntl
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
 from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.files import write_text
+from hpe.files import locked, write_text
 from hpe.progress import Bar, progress
 from hpe.studyconfig import (
     AUTO,
@@ -158,7 +157,7 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
     folder = config.folder
     try:
         if new and (folder / STAMP).is_file():
-            with _locked(folder):
+            with _lock(folder):
                 aside = next(
                     p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists()
                 )
@@ -168,7 +167,7 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
         strangers = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
         if strangers and not (folder / STAMP).is_file():
             raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
-        with _locked(folder):
+        with _lock(folder):
             if (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
                 raise UserError(
                     f"{folder}: this study was started with another config; give another study:, or --new to set it "
@@ -180,16 +179,8 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
         raise UserError(f"study: cannot write to {folder} ({error}); choose another folder") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: another process is doing this study; wait for it, or give another study:"
-            ) from error
-        yield
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder / _LOCK, f"{folder}: another process is doing this study; wait for it, or give another study:")
 
 
 def _run(jobs: Sequence[Job], config: StudyConfig, processes: int) -> tuple[list[Outcome], bool]:

@@ -40,3 +40,17 @@ def test_a_file_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a file of tensors alone"):
         build_backbone("tiny", weights=str(evil))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(("stem", "side"), [("standard", 12), ("half", 24), ("small", 48)])
+def test_stems_keep_as_much_of_a_small_picture_as_they_say(stem: str, side: int) -> None:
+    backbone, features = build_backbone("resnet18", stem=stem)
+    sides: list[int] = []
+    backbone.get_submodule("layer1").register_forward_hook(lambda *passed: sides.append(passed[2].shape[-1]))
+    assert backbone.eval()(torch.zeros(1, 3, 48, 48)).shape == (1, features)
+    assert sides == [side]
+
+
+def test_a_stem_for_resnets_is_refused_elsewhere() -> None:
+    with pytest.raises(UserError, match="half is for ResNets"):
+        build_backbone("mobilenet_v3_small", stem="half")

@@ -4,7 +4,6 @@ Settings are tuned on inner folds of the training part, then the fitted regresso
 ``OUT/folds/<features>-<model>-<fold>.json`` is written as each is done; the same command finishes what misses.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from sklearn.model_selection import KFold
 from threadpoolctl import threadpool_limits
 
 from hpe.errors import UserError
-from hpe.files import aside, make_folder, write_json
+from hpe.files import aside, locked, make_folder, write_json
 from hpe.landmarks.align import angles_of
 from hpe.landmarks.disk import read_object
 from hpe.landmarks.features import AlignedFeatures, Angles, Points
@@ -118,7 +117,7 @@ def compare(
     _check(faces, models, features, folds, dropped)
     tasks = _tasks(models, features, folds)
     seeds = tuple(PUBLISHED_MSE_RADIANS2) if seed_rows else ()
-    with _locked(out):
+    with _alone(out):
         _settle(out, faces, folds)
         _run(tasks, seeds, faces, everyone, out, folds, workers or os.cpu_count() or 1)
     rows = [_row(out, kind, model, faces, folds) for kind, model in dict.fromkeys((t.features, t.model) for t in tasks)]
@@ -169,20 +168,15 @@ def _digest(faces: Faces) -> str:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _alone(out: Path) -> Iterator[None]:
     """Alone in a folder.
 
     Raises:
         UserError: another comparison is writing to it.
     """
     make_folder(out / "folds", f"{out}")
-    with (out / "folds" / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{out}: another comparison is writing to this folder; wait for it, or give another"
-            ) from error
+    taken = f"{out}: another comparison is writing to this folder; wait for it, or give another"
+    with locked(out / "folds" / _LOCK, taken):
         for part in (out / "folds").glob(".*.part"):  # of killed processes
             part.unlink()
         yield

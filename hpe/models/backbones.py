@@ -93,8 +93,8 @@ def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") 
 
     Args:
         name: see this module.
-        stem: ``small`` replaces the first layers of a ResNet by one 3×3 convolution of stride 1, for pictures
-            of about 32 to 64 pixels.
+        stem: for pictures of about 32 to 64 pixels, ``small`` replaces a ResNet's first convolution and pool by
+            one 3×3 convolution of stride 1, ``half`` by one of stride 2, at a quarter of the work.
         weights: ``none``; ``hub`` for the pretrained weights of torchvision or timm; or a local file, see
             :func:`load_weights`.
 
@@ -111,8 +111,8 @@ def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") 
         backbone, features = _timm(name.removeprefix(TIMM), pretrained=weights == "hub")
     else:
         backbone, features = _torchvision(name, pretrained=weights == "hub")
-    if stem == "small":
-        _small_stem(backbone, name)
+    if stem != "standard":
+        _short_stem(backbone, name, stem)
     if weights not in ("none", "hub"):
         load_weights(backbone, Path(weights))
     return backbone, features
@@ -169,11 +169,11 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     return network, int(getattr(network, "head_hidden_size", 0) or network.num_features)  # pyright: ignore[reportArgumentType]
 
 
-def _small_stem(backbone: nn.Module, name: str) -> None:
+def _short_stem(backbone: nn.Module, name: str, stem: str) -> None:
     first, pool = getattr(backbone, "conv1", None), getattr(backbone, "maxpool", None)
     if not isinstance(first, nn.Conv2d) or pool is None:
-        raise UserError(f"model.stem: small is for ResNets, {name} has no conv1 and maxpool; use standard")
-    backbone.conv1 = nn.Conv2d(3, first.out_channels, 3, 1, 1, bias=first.bias is not None)
+        raise UserError(f"model.stem: {stem} is for ResNets, {name} has no conv1 and maxpool; use standard")
+    backbone.conv1 = nn.Conv2d(3, first.out_channels, 3, 2 if stem == "half" else 1, 1, bias=first.bias is not None)
     nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     backbone.maxpool = nn.Identity()
 
