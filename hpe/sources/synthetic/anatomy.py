@@ -7,6 +7,7 @@ so that features wrap around the face and a profile shows them as a profile shou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -70,6 +71,7 @@ class Face:
     ears: list[Solid]
 
 
+@lru_cache(maxsize=1)  # the picture and its box ask for the same face
 def face_of(head: Head, units: Units) -> Face:
     """The face that these action units make of this head."""
     au = {unit: np.array(values) for unit, values in zip(ACTION_UNITS, units, strict=True)}

@@ -16,6 +16,7 @@ from hpe.sources.synthetic.people import Colour, Head
 Pixels = Float[np.ndarray, " n"]
 DARK = (0.10, 0.06, 0.06)
 WHITE = (0.97, 0.96, 0.94)
+FAINT = 0.03  # folds of weaker action units darken the skin by less than the picture's noise
 
 
 class Canvas:
@@ -39,7 +40,9 @@ class Canvas:
 
     def edge(self, distance: Pixels) -> Pixels:
         """Coverage 0..1 of a shape from the signed distance to its edge, inside positive."""
-        return np.clip(distance / self.soft + np.float32(0.5), 0, 1)
+        cover = distance / self.soft
+        cover += np.float32(0.5)
+        return np.minimum(np.maximum(cover, 0, out=cover), 1, out=cover)
 
     def over(self, pixels: Int[np.ndarray, " few"], cover: Pixels, colour: Colour | np.ndarray) -> None:
         """Lays a colour over the pixels, as far as they are covered."""
@@ -170,34 +173,40 @@ def _folds(canvas: Canvas, head: Head, face: Face) -> None:
         blush = _fade(a - 0.33, 0.13) * _fade(y + 0.2, 0.10)
         canvas.over(pixels, (0.10 + 0.15 * float(au[6][index])) * blush, np.array(head.skin) * [1.0, 0.62, 0.60])
         raised = float(max(au[6][index], 0.8 * au[9][index]))
-        bag = canvas.edge(0.010 - np.abs(y - (-0.075 + 0.5 * (a - 0.27) ** 2 * 4)))
-        canvas.shade(pixels, 1 - 0.35 * raised * bag * (np.abs(a - 0.27) < 0.14))
-        dimple = np.sqrt((a - mouth.half[index] - 0.05) ** 2 + (y - mouth.y - mouth.corner[index]) ** 2)
-        canvas.shade(pixels, 1 - 0.45 * float(au[14][index]) * _fade(dimple, 0.035))
+        if raised > FAINT:
+            bag = canvas.edge(0.010 - np.abs(y - (-0.075 + 0.5 * (a - 0.27) ** 2 * 4)))
+            canvas.shade(pixels, 1 - 0.35 * raised * bag * (np.abs(a - 0.27) < 0.14))
+        if au[14][index] > FAINT:
+            dimple = (a - mouth.half[index] - 0.05) ** 2 + (y - mouth.y - mouth.corner[index]) ** 2
+            canvas.shade(pixels, 1 - 0.45 * float(au[14][index]) * _fade(np.sqrt(dimple), 0.035))
     brow_up = float(np.mean(au[1] * 0.6 + au[2] * 0.6))
-    pixels = canvas.window((-0.36, 0.36), (0.36, 0.56))
-    u, y = canvas.u[pixels], canvas.y[pixels]
-    lines = sum(canvas.edge(0.009 - np.abs(y - place - 0.02 * np.cos(u * 6))) for place in (0.41, 0.47, 0.53))
-    canvas.shade(pixels, 1 - 0.30 * min(brow_up, 1) * lines * _fade(u, 0.27))
+    if brow_up > FAINT:
+        pixels = canvas.window((-0.36, 0.36), (0.36, 0.56))
+        u, y = canvas.u[pixels], canvas.y[pixels]
+        lines = sum(canvas.edge(0.009 - np.abs(y - place - 0.02 * np.cos(u * 6))) for place in (0.41, 0.47, 0.53))
+        canvas.shade(pixels, 1 - 0.30 * min(brow_up, 1) * lines * _fade(u, 0.27))
     frown = float(np.mean(au[4] * (1 - 0.6 * au[1])))
-    pixels = canvas.window((-0.1, 0.1), (0.1, 0.36))
-    u, y = canvas.u[pixels], canvas.y[pixels]
-    canvas.shade(pixels, 1 - 0.55 * frown * canvas.edge(0.011 - np.abs(np.abs(u) - 0.035)) * _fade(y - 0.21, 0.09))
+    if frown > FAINT:
+        pixels = canvas.window((-0.1, 0.1), (0.1, 0.36))
+        u, y = canvas.u[pixels], canvas.y[pixels]
+        canvas.shade(pixels, 1 - 0.55 * frown * canvas.edge(0.011 - np.abs(np.abs(u) - 0.035)) * _fade(y - 0.21, 0.09))
     crinkle = float(np.mean(au[9]))
-    pixels = canvas.window((-0.16, 0.16), (-0.12, 0.16))
-    u, y = canvas.u[pixels], canvas.y[pixels]
-    rows = sum(canvas.edge(0.012 - np.abs(y - place + 0.6 * np.abs(u))) for place in (0.0, 0.06, 0.12))
-    canvas.shade(pixels, 1 - 0.5 * crinkle * rows * (np.abs(u) < 0.12))
+    if crinkle > FAINT:
+        pixels = canvas.window((-0.16, 0.16), (-0.12, 0.16))
+        u, y = canvas.u[pixels], canvas.y[pixels]
+        rows = sum(canvas.edge(0.012 - np.abs(y - place + 0.6 * np.abs(u))) for place in (0.0, 0.06, 0.12))
+        canvas.shade(pixels, 1 - 0.5 * crinkle * rows * (np.abs(u) < 0.12))
     nose = face.skin[11]
     pixels = canvas.window((-0.14, 0.14), (float(nose.centre[1]) - 0.14, float(nose.centre[1]) - 0.03))
     wide = 0.055 * head.nose_width * (1 + 0.2 * crinkle)
     hole = ((np.abs(canvas.x[pixels]) - wide) / 0.03) ** 2 + ((canvas.z[pixels] - nose.centre[2] + 0.03) / 0.06) ** 2
     canvas.over(pixels, 0.8 * np.clip(1.5 - hole, 0, 1) * (canvas.y[pixels] < nose.centre[1] - 0.045), DARK)
     pout = float(np.mean(au[17]))
-    pixels = canvas.window((-0.2, 0.2), (-0.9, -0.5))
-    u, y = canvas.u[pixels], canvas.y[pixels]
-    groove = np.abs(y - (mouth.y - mouth.fall - mouth.lower_lip - 0.06 - 1.5 * u * u))
-    canvas.shade(pixels, 1 - 0.4 * pout * canvas.edge(0.012 - groove) * _fade(u, 0.12))
+    if pout > FAINT:
+        pixels = canvas.window((-0.2, 0.2), (-0.9, -0.5))
+        u, y = canvas.u[pixels], canvas.y[pixels]
+        groove = np.abs(y - (mouth.y - mouth.fall - mouth.lower_lip - 0.06 - 1.5 * u * u))
+        canvas.shade(pixels, 1 - 0.4 * pout * canvas.edge(0.012 - groove) * _fade(u, 0.12))
 
 
 def _beard(canvas: Canvas, head: Head, mouth: Mouth, drop: float) -> None:

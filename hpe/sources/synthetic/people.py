@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -68,6 +69,7 @@ class Head:
     beard: float
 
 
+@lru_cache(maxsize=4096)  # a data set draws its people again and again
 def person(seed: int, person_id: int) -> Head:
     """The person with this number in the population of this seed. A pure function of both."""
     rng = np.random.default_rng([seed, 1, person_id])

@@ -10,7 +10,7 @@ from hpe.sources.synthetic import anatomy
 from hpe.sources.synthetic.paint import Canvas, paint_face
 from hpe.sources.synthetic.people import Colour, Head
 from hpe.sources.synthetic.shots import Shot
-from hpe.sources.synthetic.solids import FAR, Cut, Matrix, Screen, Solid, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.solids import FAR, Cut, Matrix, Screen, Solid, clipped, ellipsoid, rotation, spindle
 
 FINE = 2  # rays per pixel and axis
 HAIR_THICKNESS = {
@@ -56,13 +56,18 @@ def render(head: Head, shot: Shot, size: int) -> Image:
     y = -(rows / size - 0.5 - shot.centre[1]) / shot.scale
     colour, cover = _figure(head, shot, x, y, soft=1.2 / (FINE * size * shot.scale))
     colour, cover = _per_pixel(colour), _per_pixel(cover)
-    picture = colour + (1 - cover[..., None]) * _background(shot, size)
+    picture = (1 - cover[..., None]) * _background(shot, size)
+    picture += colour
     if shot.blur > 0:
         picture = ndimage.gaussian_filter(picture, (shot.blur * size, shot.blur * size, 0), truncate=2.5)
     if shot.noise > 0:
         noise = np.random.default_rng([shot.grain, 1]).standard_normal(picture.shape, dtype=np.float32)
-        picture = picture + np.float32(shot.noise) * noise
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+        noise *= np.float32(shot.noise)
+        picture += noise
+    picture = clipped(picture)
+    picture *= 255
+    picture += 0.5
+    return picture.astype(np.uint8)
 
 
 def _per_pixel(rays: np.ndarray) -> np.ndarray:
@@ -96,14 +101,14 @@ def _figure(
     layer("neck", [spindle(top, bottom, 0.31, melt=0.1)], np.eye(3))
     layer("cloth", [ellipsoid((0, -1.56, -0.42), (1.05, 0.55, 0.5))], body)
 
-    depth = layers[0][0].depth.copy()
-    owner = np.zeros(depth.shape, np.int8)
-    for number, (screen, _) in enumerate(layers[1:], start=1):
-        nearer = screen.depth > depth
-        depth[nearer] = screen.depth[nearer]
-        owner[nearer] = number
-    seen = depth > FAR
-    owner[~seen] = -1
+    depth = np.full((len(y), len(x)), FAR, np.float32)
+    owner = np.full(depth.shape, -1, np.int8)
+    for number, (screen, _) in enumerate(layers):
+        window = screen.touched
+        nearer = screen.depth[window] > depth[window]
+        np.copyto(depth[window], screen.depth[window], where=nearer)
+        np.copyto(owner[window], number, where=nearer)
+    seen = owner >= 0
 
     colour = np.zeros((depth.size, 3), np.float32)
     x, y = x.astype(np.float32), y.astype(np.float32)
@@ -112,8 +117,8 @@ def _figure(
         rays = np.flatnonzero(owner == number)
         if len(rays) == 0:
             continue
-        at, across = np.divmod(rays, len(x))
-        place = matrix.astype(np.float32) @ np.stack([x[across], y[at], depth.take(rays)])
+        at = rays // len(x)
+        place = matrix.astype(np.float32) @ np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
         paint, gloss = _material(name, head, face, shot, place, soft)
         normal = screen.normal.reshape(3, -1).take(rays, axis=1)
         factor, shine = _light(shot, normal, gloss, occlusion.take(rays))
@@ -152,24 +157,34 @@ def _material(
 def _light(shot: Shot, normal: np.ndarray, gloss: np.ndarray, open_sky: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factor [n, 3] on the material's colour, by wrapped Lambert, and highlight [n, 1] to add, by Blinn."""
     light = np.array(shot.light, np.float32)
-    facing = light @ normal
     halfway = light + np.array([0, 0, 1], np.float32)
     halfway /= np.linalg.norm(halfway)
-    diffuse = np.clip((facing + 0.3) / 1.3, 0, 1)
-    sky = shot.ambient * (0.86 + 0.14 * normal[1]) * open_sky
-    rim = 1 - 0.25 * np.clip(1 - normal[2], 0, 1) ** 2
-    warm = np.array(shot.light_colour, np.float32)
-    factor = rim[:, None] * (sky[:, None] + (1.22 - shot.ambient) * diffuse[:, None] * warm)
-    shine = gloss * np.clip(halfway @ normal, 0, 1) ** 24
-    return factor.astype(np.float32), shine[:, None]
+    facing, shine = np.stack([light, halfway]) @ normal
+    rim = 1 - np.float32(0.25) * np.square(clipped(1 - normal[2]))
+    diffuse = clipped((facing + np.float32(0.3)) * np.float32(1 / 1.3))
+    diffuse *= rim
+    sky = np.float32(0.14 * shot.ambient) * normal[1] + np.float32(0.86 * shot.ambient)
+    sky *= open_sky
+    sky *= rim
+    warm = [(1.22 - shot.ambient) * part for part in shot.light_colour]
+    factor = np.stack([diffuse, sky]).T @ np.array([warm, [1, 1, 1]], np.float32)
+    power = clipped(shine) ** 2  # the 24th power by squares: a general power takes ten times as long
+    power *= power
+    power *= power
+    shine = gloss * (power * np.square(power))
+    return factor, shine[:, None]
 
 
 def _occlusion(depth: np.ndarray, seen: np.ndarray, soft: float) -> np.ndarray:
     """How much sky a ray's end sees, 0.5..1, judged by how far it lies behind its surroundings."""
-    width = max(3, int(0.16 / soft))
-    weight = ndimage.uniform_filter(seen.astype(np.float32), width, mode="nearest")
-    around = ndimage.uniform_filter(np.where(seen, depth, 0), width, mode="nearest") / np.maximum(weight, 1e-3)
-    return 1 - np.clip(1.6 * (around - depth), 0, 0.5)
+    width = max(3, int(0.16 / soft) // FINE)
+    cover, deep = _per_pixel(seen.astype(np.float32)), _per_pixel(depth * seen)  # smooth: a value a pixel is enough
+    weight = ndimage.uniform_filter(cover, width, mode="nearest")
+    around = ndimage.uniform_filter(deep, width, mode="nearest") / np.maximum(weight, 1e-3)
+    behind = around.repeat(FINE, axis=0).repeat(FINE, axis=1)
+    behind -= depth
+    behind *= np.float32(1.6)
+    return 1 - np.minimum(np.maximum(behind, 0, out=behind), np.float32(0.5), out=behind)
 
 
 def _hair(head: Head) -> list[tuple[str, list[Solid], Cut | None]]:
@@ -226,8 +241,9 @@ def _background(shot: Shot, size: int) -> Float[np.ndarray, "size size 3"]:
         coarse = 0.3 * coarse + 0.7 * coarse[..., :1]  # more light and dark than hue
         place = np.linspace(0, 5.999, size, dtype=np.float32)
         cell, part = place.astype(int), place % 1
-        part = (part * part * (3 - 2 * part))[:, None, None]
-        tall = coarse[cell] * (1 - part) + coarse[cell + 1] * part
-        part = part.reshape(1, size, 1)
-        picture = picture + np.float32(shot.blobs) * (tall[:, cell] * (1 - part) + tall[:, cell + 1] * part)
-    return np.clip(picture, 0, 1)
+        part = part * part * (3 - 2 * part)
+        share = np.zeros((size, 7), np.float32)  # how much of each coarse row, and column, a pixel shows
+        share[np.arange(size), cell], share[np.arange(size), cell + 1] = 1 - part, part
+        tall = (share @ (np.float32(shot.blobs) * coarse).reshape(7, 21)).reshape(size, 7, 3)
+        picture += share @ tall
+    return clipped(picture)

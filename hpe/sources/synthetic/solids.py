@@ -71,6 +71,11 @@ def spindle(top: Float[np.ndarray, " 3"], bottom: Float[np.ndarray, " 3"], radiu
     return Solid((top + bottom) / 2, np.stack([side, along, front], axis=1), melt)
 
 
+def clipped(values: np.ndarray) -> np.ndarray:
+    """Into 0..1, as a new array; np.clip takes longer to look at its arguments than at this much data."""
+    return np.minimum(np.maximum(values, 0), 1)
+
+
 class Screen:
     """Pixel centres in view units, and a depth and normal buffer for one material."""
 
@@ -79,6 +84,7 @@ class Screen:
         self.y = y.astype(np.float32)
         self.depth = np.full((len(y), len(x)), FAR, np.float32)
         self.normal = np.zeros((3, len(y), len(x)), np.float32)
+        self.touched = (slice(0, 0), slice(0, 0))  # rows and columns outside of which nothing was drawn
 
     def add(self, solids: Sequence[Solid], matrix: Matrix, keep: Cut | None = None) -> None:
         """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame."""
@@ -93,6 +99,7 @@ class Screen:
         columns = np.searchsorted(self.x, [low[0], high[0]])
         rows = np.searchsorted(-self.y, [-high[1], -low[1]])
         bounds = np.stack([*rows, *columns], axis=1).tolist()
+        self.touched = (slice(rows.min(), rows.max()), slice(columns.min(), columns.max()))
         for number, solid in enumerate(solids):
             top, bottom, left, right = bounds[number]
             if top < bottom and left < right:
@@ -145,8 +152,13 @@ class Screen:
         length = share / np.sqrt(length + 1e-12)
         z += centre[2]
         rest = 1 - share
-        # a wholly new depth must not carry the rounding of the old one
-        self.depth[window] = np.where(rest > 0, old + share * (z - old + melt * rest), z)
+        covered = rest <= 0
+        blend = melt * rest
+        blend -= old
+        blend += z
+        blend *= share
+        old += blend
+        np.copyto(old, z, where=covered)  # a wholly new depth must not carry the rounding of the old one
         for plane, component in zip(self.normal, normal, strict=True):
             seen = plane[window]
             seen *= rest
