@@ -5,7 +5,6 @@ stored picture, so that two faces of one photo differ. Two hashes within ``NEAR_
 least one of ``NEAR_BITS + 1`` bands, by which they are found without comparing everything with everything.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+import xxhash
+from jaxtyping import Float64, Int64, UInt8
 
 HASH_BYTES: Final = 32
 NEAR_BITS: Final = 15
@@ -29,7 +29,7 @@ _CONTRAST: Final = 8.0
 
 def exact_digest(stored: bytes) -> bytes:
     """16 bytes that are the same for pictures that are stored as the same bytes."""
-    return hashlib.blake2b(stored, digest_size=16).digest()
+    return xxhash.xxh3_128_digest(stored)
 
 
 def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
@@ -37,25 +37,31 @@ def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
 
     Zeros for a picture too small or too flat to be told from others; such hashes are never near.
     """
-    step = max(1, min(grey.shape) // _ENOUGH_PIXELS)
-    grey = grey[::step, ::step]
-    height, width = grey.shape
+    few = grey[:: max(1, grey.shape[0] // _ENOUGH_PIXELS), :: max(1, grey.shape[1] // _ENOUGH_PIXELS)]
+    height, width = few.shape
     if height < _GRID or width < _GRID + 1:
         return bytes(HASH_BYTES)
-    (tops, heights), (lefts, widths) = _cells(height, _GRID), _cells(width, _GRID + 1)
-    # Sums of integers are the same on every machine; sums of floats are not.
-    sums = np.add.reduceat(np.add.reduceat(grey, tops, 0, np.int32), lefts, 1)
-    cells = sums / (heights[:, None] * widths)
+    down, across, pixels = _cells(height, width)
+    # Sums of whole numbers below 2^53, so that they are the same on every machine, in any order.
+    cells = (down @ few.astype(np.float64) @ across) / pixels
     if cells.max() - cells.min() < _CONTRAST:
         return bytes(HASH_BYTES)
     return np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes()
 
 
 @lru_cache(maxsize=64)
-def _cells(length: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of ``parts`` cells of a side begins, and how long it is."""
-    edges = np.arange(parts + 1) * length // parts
-    return edges[:-1], np.diff(edges)
+def _cells(
+    height: int, width: int
+) -> tuple[Float64[np.ndarray, "16 height"], Float64[np.ndarray, "width 17"], Float64[np.ndarray, "16 17"]]:
+    """Ones where a row, and where a column, lies in a cell; and how many pixels each cell has."""
+
+    def cells(length: int, parts: int) -> Float64[np.ndarray, "parts length"]:
+        edges = np.arange(parts + 1) * length // parts
+        place = np.arange(length)
+        return ((edges[:-1, None] <= place) & (place < edges[1:, None])).astype(np.float64)
+
+    down, across = cells(height, _GRID), cells(width, _GRID + 1)
+    return down, across.T, np.outer(down.sum(1), across.sum(1))
 
 
 def near_pairs(hashes: UInt8[np.ndarray, "samples 32"]) -> Iterator[Int64[np.ndarray, "pairs 3"]]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpe.errors import UserError
-from hpe.files import aside, write_json
+from hpe.files import aside, open_regular, write_json
 from hpe.records import IMAGE_EXTENSIONS, Record
 
 FORMAT: Final = "hpe-shards/1"
@@ -202,15 +202,15 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
 
 
 def _members(shard: str, samples: Iterable[Sample], seen: set[str]) -> Iterator[bytes]:
-    """The bytes of the tar, piece by piece; every key is put into ``seen``."""
+    """The bytes of the tar, sample by sample; every key is put into ``seen``."""
     for sample in samples:
         if sample.key in seen or not _plain(sample.key):
             raise ValueError(f"{shard}: key {sample.key!r} is double, empty, too long or has . / \\ in it")
         seen.add(sample.key)
+        pieces: list[bytes] = []
         for extension, data in ((sample.extension, sample.image), ("json", sample.record.to_json())):
-            yield _tar_header(f"{sample.key}.{extension}", len(data))
-            yield data
-            yield bytes(-len(data) % _BLOCK)
+            pieces += (_tar_header(f"{sample.key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
+        yield b"".join(pieces)
     yield bytes(2 * _BLOCK)
 
 
@@ -371,9 +371,11 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """The samples of a local shard, in order.
 
     Raises:
+        OSError: there is none, or it is no regular file.
         ValueError: the tar is damaged (after the samples before the damage), or a record is none.
     """
-    data = memoryview(path.read_bytes())
+    with open_regular(path) as stream:
+        data = memoryview(stream.read())
     index = index_tar(data)
     for key, extension, (start, size), (at, length) in zip(
         index.keys, index.extensions, index.images.tolist(), index.records.tolist(), strict=True

@@ -92,13 +92,13 @@ def test_the_release_of_2017(tmp_path: Path, header: bool) -> None:
     reasons = {Path(source).name: reason for source, reason in refused.items()}
     assert reasons.pop("happy.jpg").startswith("duplicate row training.csv:")
     assert reasons.pop("broken.jpg").startswith("damaged or truncated")
-    assert reasons.pop("far.jpg").startswith("crop box 494, 494, 566, 566 lies outside the picture")
+    assert reasons.pop("far.jpg").startswith("box 500, 500, 560, 560 lies outside the picture")
     assert {name: reason.partition(" (training")[0] for name, reason in reasons.items()} == {
         "none.jpg": "expression 8 (none) is no emotion",
         "uncertain.jpg": "expression 9 (uncertain) is no emotion",
         "noface.jpg": "expression 10 (no-face) is no emotion",
         "nobox.jpg": "no box: the crop rule square-1.2@box needs one",
-        "absent.jpg": "cannot be read: no such file",
+        "absent.jpg": "cannot be read: No such file or directory",
         "loud.jpg": "arousal 1.5 is not within -1..1",
     }
     records = {s.record.source: s.record for path in out.glob("*.tar") for s in read_samples(path)}
@@ -203,7 +203,7 @@ def test_the_thesis_folders_joined_with_its_tables(tmp_path: Path) -> None:
     )
     assert refused["Surprise/30.jpg"] == "the table says anger, its folder Surprise"
     assert refused["99.jpg"] == "a row in the tables (poses.csv:5) without a picture"
-    assert refused["11.jpg"] == "'a' is not a number (poses.csv:4)"
+    assert refused["11.jpg"] == "Pitch 'a' is not a number (poses.csv:4)"
     assert len(refused) == 3
     records = [sample.record for path in out.glob("train*.tar") for sample in read_samples(path)]
     (turned,) = (record for record in records if record.source == "Neutral/00.jpg")

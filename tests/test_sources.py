@@ -180,17 +180,31 @@ def test_a_bad_row_of_2017_is_rejected_with_its_reason(tmp_path: Path, row: str,
     assert re.search(reason, said), said
 
 
-def test_null_and_negative_boxes_and_minus_two_are_not_said(tmp_path: Path) -> None:
+def test_null_boxes_and_minus_two_are_not_said_and_nan_and_boxes_without_a_size_are_rejected(tmp_path: Path) -> None:
     rows = [
         f"1/p0.jpg,NULL,NULL,NULL,NULL,{POINTS},1,-2,-2",
         f"1/p1.jpg,5,5,-1,20,{POINTS},1,0.1,0.2",
         "1/p2.jpg,-7,-3,30,30,NULL,,NULL,",
+        "1/p3.jpg,5,5,9,0,NULL,1,0,0",
+        "1/p4.jpg,5,NULL,9,9,NULL,1,0,0",
+        "1/p5.jpg,NaN,5,9,9,NULL,1,0,0",
+        "1/p6.jpg,5,5,9,9,NULL,nan,0,0",
+        "1/p7.jpg,5,5,9,9,NULL,1,NaN,0",
+        f"1/p8.jpg,5,5,9,9,{';'.join(['nan'] * 136)},1,0,0",
     ]
-    found = samples(open_source("affectnet-2017", affectnet_2017(tmp_path, rows)))
-    first, second, third = (raw.record for raw in found.values())
+    source = open_source("affectnet-2017", affectnet_2017(tmp_path, rows))
+    told = {Path(name).stem: reason.partition(" (")[0] for name, reason in rejects(source).items()}
+    assert told == {
+        "p1": "box 5, 5, 4, 25 has no positive width and height",
+        "p3": "box 5, 5, 14, 5 has no positive width and height",
+        "p4": "half a box: x0 5.0, y0 None, x1 9.0, y1 9.0",
+        "p5": "face_x is NaN; an empty cell is what says nothing",
+        "p6": "expression is NaN; an empty cell is what says nothing",
+        "p7": "valence is NaN; an empty cell is what says nothing",
+        "p8": "landmarks are not all places in a picture",
+    }
+    first, third = (raw.record for raw in samples(source).values())
     assert (first.box, first.valence, first.arousal) == (None, None, None)
-    assert second.box is None
-    assert (second.valence, second.arousal) == (0.1, 0.2)
     assert third.box == (-7, -3, 23, 27)  # reaches over the border, which a crop fills with black
     assert (third.emotion, third.landmarks, third.valence) == (None, None, None)
 
@@ -478,12 +492,15 @@ def test_a_csv_is_read_by_its_mapping_with_units_and_signs(tmp_path: Path) -> No
     (tmp_path / "t.csv").write_text(
         "where,pan,tilt,what,age,part,x,y,w,h\n"
         "pictures/a.png,0.5,-0.25,Joy,adult,train,1,2,3,4\n"
-        "pictures/b.png,nan,,4,child,valid,1,2,,\n"
+        "pictures/b.png,NULL,,4,child,valid,,NULL,,\n"
         "pictures/b.png,1,1,4,child,valid,1,2,3,4\n"
         "../out.png,1,1,4,child,valid,1,2,3,4\n"
         "pictures/c.png,1,1,8,child,valid,1,2,3,4\n"
         "pictures/d.png,1,1,1,child,never,1,2,3,4\n"
         "pictures/e.png,1\n"
+        "pictures/f.png,nan,1,4,child,valid,1,2,3,4\n"
+        "pictures/g.png,1,1,4,child,valid,1,2,,4\n"
+        "pictures/h.png,1,1,4,child,valid,1,2,-3,4\n"
     )
     columns = "image=where,yaw=-pan,pitch=tilt,emotion=what,group.age=age,split=part,x0=x,y0=y,width=w,height=h"
     source = open_source("table", tmp_path, columns=columns, angles="radians", emotions="fer2013")
@@ -493,7 +510,13 @@ def test_a_csv_is_read_by_its_mapping_with_units_and_signs(tmp_path: Path) -> No
     assert (a.emotion, a.box, a.groups, a.split) == (1, (1, 2, 4, 6), {"age": "adult"}, "train")
     assert (b.yaw, b.pitch, b.emotion, b.box, b.split) == (None, None, 2, None, "val")  # FER2013's 4 is sad
     assert source.splits == ("train", "val")
-    assert len(rejects(source)) == 5
+    told = [*rejects(source).values()]
+    assert len(told) == 8
+    assert told[-3:] == [
+        "yaw is NaN; an empty cell is what says nothing",
+        "half a box: x0 1.0, y0 2.0, x1 None, y1 6.0",
+        "box 1, 2, -2, 6 has no positive width and height",
+    ]
     with pytest.raises(UserError, match=r"no column 'wher'; found where, pan"):
         open_source("table", tmp_path, columns="image=wher")
     with pytest.raises(UserError, match=r"'colour' is none of image, emotion"):

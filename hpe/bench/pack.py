@@ -94,7 +94,7 @@ def _pack(raw: Path, settings: Settings) -> float:
     out = settings.folder / "packed"
     shutil.rmtree(out, ignore_errors=True)
     # As many shards as give every process work until near the end, as in a dataset of any size.
-    options = Options(crop="none", size=_SIZE, quality=_QUALITY, samples_per_shard=250)
+    options = Options(crop="none", size=_SIZE, quality=_QUALITY, samples_per_shard=125)
     begun = time.perf_counter()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         found = pack(open_source("folders", raw), out, options, workers=settings.workers)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
+from hpe.crops import Box
 from hpe.errors import UserError
 from hpe.files import open_regular
 from hpe.records import Record
@@ -49,6 +50,9 @@ class Raw:
     image: Path | bytes | ImageData
     record: Record
 
+    def __reduce__(self) -> "tuple[type[Raw], tuple[str, Path | bytes | ImageData, Record]]":
+        return Raw, (self.key, self.image, self.record)  # a dataclass's own pickling takes four times as long
+
     def read(self) -> bytes:
         """The encoded picture.
 
@@ -60,11 +64,10 @@ class Raw:
             case bytes() as data:
                 pass
             case Path() as path:
-                if not path.is_file():
-                    raise FileNotFoundError("no such file" if not path.exists() else "not a regular file")
-                if (size := path.stat().st_size) > LARGEST_FILE_BYTES:
-                    raise ValueError(f"{size:,} bytes, more than the {LARGEST_FILE_BYTES:,} of any face picture")
-                data = path.read_bytes()
+                with open_regular(path) as stream:
+                    if (size := os.fstat(stream.fileno()).st_size) > LARGEST_FILE_BYTES:
+                        raise ValueError(f"{size:,} bytes, more than the {LARGEST_FILE_BYTES:,} of any face picture")
+                    data = stream.read()
             case other:
                 data = other.read()
         if not data:
@@ -262,38 +265,59 @@ def inside(root: Path, relative: str) -> Path:
     return root / path
 
 
-_MISSING: Final = frozenset(("", "null", "none", "nan", "na", "n/a"))
+_UNSAID: Final = frozenset(("", "null", "none", "na", "n/a"))
 
 
-def number(text: str | float | None) -> float | None:
-    """The number of a table's cell; None for an empty cell, NULL, NaN and the like.
+def number(name: str, text: str | float | None) -> float | None:
+    """The number of a table's cell; None for an empty cell, NULL and the like: nothing is said there.
+
+    NaN is no such word: it is what a computation leaves that went wrong.
+
+    Args:
+        name: what the number is, for the message.
+        text: the cell.
 
     Raises:
         ValueError: anything else that is no finite number.
     """
-    if text is None or (isinstance(text, str) and text.strip().lower() in _MISSING):
+    if text is None or (isinstance(text, str) and text.strip().lower() in _UNSAID):
         return None
     try:
         value = float(text)
     except (TypeError, ValueError):
-        raise ValueError(f"{str(text)[:40]!r} is not a number") from None
+        raise ValueError(f"{name} {str(text)[:40]!r} is not a number") from None
     if math.isnan(value):
-        return None
+        raise ValueError(f"{name} is NaN; an empty cell is what says nothing")
     if math.isinf(value):
-        raise ValueError(f"{str(text)[:40]!r} is not a finite number")
+        raise ValueError(f"{name} {str(text)[:40]!r} is not a finite number")
     return value
 
 
-def whole(text: str | float | None) -> int | None:
+def whole(name: str, text: str | float | None) -> int | None:
     """As :func:`number`, for whole numbers; ``3.0`` is 3.
 
     Raises:
         ValueError: not a whole number.
     """
-    value = number(text)
+    value = number(name, text)
     if value is not None and value != int(value):
-        raise ValueError(f"{str(text)[:40]!r} is not a whole number")
+        raise ValueError(f"{name} {str(text)[:40]!r} is not a whole number")
     return None if value is None else int(value)
+
+
+def box_of(x0: float | None, y0: float | None, x1: float | None, y1: float | None) -> Box | None:
+    """The box of four sides; None where none of them is said.
+
+    Raises:
+        ValueError: some are said and others not, or they enclose nothing.
+    """
+    if x0 is None and y0 is None and x1 is None and y1 is None:
+        return None
+    if x0 is None or y0 is None or x1 is None or y1 is None:
+        raise ValueError(f"half a box: x0 {x0}, y0 {y0}, x1 {x1}, y1 {y1}")
+    if not (x1 > x0 and y1 > y0):
+        raise ValueError(f"box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no positive width and height")
+    return x0, y0, x1, y1
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
