@@ -24,6 +24,8 @@ _MOST_PIXELS: Final = 4096
 """Longest side of the enlarged layer: large faces in large photos are painted less than four times larger."""
 _AXIS_SHARE: Final = 0.5
 """Length of an axis in sides of the face box, as Hopenet draws it."""
+_WIDEST: Final = 3
+"""Widest picture of a card, in its heights: JPEG holds 65,535 pixels a side, a reader's screen fewer."""
 _PANEL: Final = (18, 20, 24, 205)
 _INK: Final = (255, 255, 255, 255)
 _FAINT: Final = (255, 255, 255, 150)
@@ -156,18 +158,22 @@ def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = w
 
 
 def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
-    """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops."""
-    scale = height / image.height
-    picture = image.convert("RGB").resize((max(round(image.width * scale), 1), height), Image.Resampling.LANCZOS)
+    """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops.
+
+    A picture more than three times as wide as high is scaled to that width, and lies lower than ``height``.
+    """
+    scale = min(height / image.height, _WIDEST * height / image.width)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     x0, y0, x1, y1 = (value * scale for value in reading.box)
     placed = Reading((x0, y0, x1, y1), reading.angles, reading.direction, reading.emotion_p, reading.note)
     picture = marker(picture, placed)
-    size = height / 17
-    width, _ = _panel_size(placed, size)
+    letters = height / 17
+    width, _ = _panel_size(placed, letters)
     whole = Image.new("RGB", (round(picture.width + width), height), _PANEL[:3])
-    whole.paste(picture, (0, 0))
+    whole.paste(picture, (0, (height - picture.height) // 2))
     region = (float(picture.width), 0.0, float(whole.width), float(height))
-    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, size, (picture.width, 0)))
+    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)))
 
 
 def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image.Image:

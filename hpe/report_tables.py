@@ -63,7 +63,9 @@ def headline(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, text, figure in headline_figures(made):
         whole = text(figure)
         value, _, interval = whole.partition(" (")
-        tiles.append({"name": name, "value": value, "interval": interval.removesuffix(")"), "n": figure["n"]})
+        tiles.append(
+            {"name": name, "value": value, "interval": interval.removesuffix(")") or "no interval", "n": figure["n"]}
+        )
     return tiles
 
 

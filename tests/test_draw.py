@@ -110,3 +110,12 @@ def test_a_card_is_as_high_as_asked_and_shows_the_bars_of_the_emotions() -> None
 def test_panels_of_several_faces_leave_the_picture_its_size() -> None:
     faces = [Reading((x, 40, x + 60, 100), (10.0, 0, 0), 2, [0.125] * 8) for x in (10, 300, 560)]
     assert annotate(blank(640, 300), faces).size == (640, 300)
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 5000), (40_000, 2)])
+def test_a_card_of_a_picture_that_is_nearly_a_line_stays_of_a_size_that_jpeg_and_readers_take(
+    size: tuple[int, int],
+) -> None:
+    drawn = card(Image.new("RGB", size), Reading((0, 0, *size), (20.0, 10.0, 5.0), 1, [0.125] * 8), height=256)
+    assert drawn.height == 256
+    assert drawn.width < 1200

@@ -263,7 +263,7 @@ def test_one_person_gives_no_interval_but_the_reason(run: Path, tmp_path: Path) 
     _, figures = judged(run, folder, name="one_person")
     for figure in (figures["emotion"]["accuracy"], figures["pose"]["all"]["mae"], figures["direction"]["macro_f1"]):
         assert figure["low"] is None
-        assert "fewer than two" in figure["interval_reason"]
+        assert "fewer than 6" in figure["interval_reason"]
 
 
 def test_one_sample_gives_figures_and_says_how_little_they_are(run: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_one_sample_gives_figures_and_says_how_little_they_are(run: Path, tmp_pa
     assert table.num_rows == figures["rows"] == 1
     assert figures["emotion"]["accuracy"]["n"] == 1
     assert figures["emotion"]["accuracy"]["high"] - figures["emotion"]["accuracy"]["low"] > 0.7
-    assert "fewer than two" in figures["pose"]["all"]["mae"]["interval_reason"]
+    assert "fewer than 6" in figures["pose"]["all"]["mae"]["interval_reason"]
 
 
 def test_a_single_class_has_no_macro_f1_by_group_and_names_the_absent_ones(run: Path, tmp_path: Path) -> None:

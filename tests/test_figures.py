@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics as sk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.spatial.transform import Rotation
 
 from hpe.errors import UserError
@@ -291,11 +292,35 @@ def test_pictures_of_one_subject_widen_the_interval() -> None:
     assert width / (alone["high"] - alone["low"]) == pytest.approx(10**0.5, rel=0.25)
 
 
-def test_one_subject_gives_no_interval_but_says_so() -> None:
-    table = chosen([1, 2, 3], [1, 2, 4]).append_column("subject", pa.array(["a", "a", "a"]))
-    made = figures(table)["emotion"]["accuracy"]
-    assert made["low"] is None
-    assert made["interval_reason"]
+@pytest.mark.parametrize("people", [1, 2, 5])
+def test_so_few_people_that_none_could_contradict_give_no_interval_but_the_reason(people: int) -> None:
+    """A sign test of five people of one mind gives p = 0.06: nothing may be claimed at 95 %."""
+    assert stats.binomtest(5, 5).pvalue > 0.05 > stats.binomtest(6, 6).pvalue
+    truth = [1, 2, 3, 4] * people
+    table = chosen(truth, [1, 2, 3, 5] * people)
+    made = figures(table.append_column("subject", pa.array([f"p{i // 4}" for i in range(len(truth))])))
+    for one in (
+        made["emotion"]["accuracy"],
+        made["emotion"]["macro_f1"],
+        made["emotion"]["per_class"]["sad"]["recall"],
+    ):
+        assert one["low"] is None
+        assert "fewer than 6" in one["interval_reason"]
+    assert "too few" in to_markdown(made)
+
+
+def test_none_right_of_few_is_no_certainty() -> None:
+    """Draws of twelve mistakes are twelve mistakes; Wilson's interval of 0 of 12 reaches to 24 %."""
+    made = figures(chosen([1] * 12 + [2] * 20, [2] * 12 + [2] * 20))["emotion"]["per_class"]
+    expected = stats.binomtest(0, 12).proportion_ci(method="wilson")
+    assert made["happy"]["recall"]["high"] == pytest.approx(expected.high)
+    assert made["happy"]["f1"]["value"] == 0
+    assert made["happy"]["f1"]["low"] is None
+    assert made["happy"]["f1"]["interval_reason"] == "the same in every draw"
+    people = pa.array([f"p{i % 8}" for i in range(32)])
+    made = figures(chosen([1] * 32, [2] * 32).append_column("subject", people))["emotion"]
+    assert made["accuracy"]["value"] == 0
+    assert made["accuracy"]["low"] is None
 
 
 def test_interval_of_calibration_error_holds_its_value() -> None:

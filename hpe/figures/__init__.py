@@ -16,7 +16,7 @@ from hpe.errors import UserError
 from hpe.figures import affect, classes, pose
 from hpe.figures.columns import Guesses, Labels, Numbers, guesses, labels, numbers, texts, units
 from hpe.figures.markdown import to_markdown
-from hpe.figures.values import Figure, Resampling, absent, share
+from hpe.figures.values import Figure, Resampling, absent, share, too_few
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS, Emotion
 from hpe.statistics import CONFIDENCE, REPLICATES, cross_table
 
@@ -55,6 +55,7 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
     if not table.num_rows:
         raise UserError("predictions: the table has no rows; expected one per sample")
     unit, by_subject = units(table)
+    count = len(np.unique(unit))
     draw = Resampling(unit, by_subject, replicates, seed)
     read = _Table(
         labels(table, "emotion", len(EMOTIONS)),
@@ -72,9 +73,9 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
         "rows": table.num_rows,
         "interval": {
             "confidence": CONFIDENCE,
-            "method": _method(by_subject),
+            "method": _method(by_subject, count),
             "unit": "subject" if by_subject else "image",
-            "units": len(np.unique(unit)),
+            "units": count,
             "replicates": replicates,
             "seed": seed,
         },
@@ -90,10 +91,12 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
     }
 
 
-def _method(by_subject: bool) -> str:
+def _method(by_subject: bool, count: int) -> str:
+    if by_subject and too_few(count):
+        return "none by bootstrap: too few subjects; Wilson in cells and bins"
     if by_subject:
         return "bias-corrected bootstrap over subjects; Wilson in cells and bins"
-    return "bias-corrected bootstrap over images; Wilson for accuracy, top-2, cells and bins"
+    return "bias-corrected bootstrap over images; Wilson for accuracy, top-2, precision, recall, cells and bins"
 
 
 def _protocols(read: _Table, draw: Resampling) -> Figure:

@@ -35,11 +35,6 @@ def recall(confusion: Confusion) -> Float[ndarray, "*many classes"]:
     return ratio(_hits(confusion), confusion.sum(-1))
 
 
-def precision(confusion: Confusion) -> Float[ndarray, "*many classes"]:
-    """Per class, NaN where never chosen."""
-    return ratio(_hits(confusion), confusion.sum(-2))
-
-
 def f1(confusion: Confusion) -> Float[ndarray, "*many classes"]:
     """``2 TP / (2 TP + FP + FN)`` per class, NaN where neither true nor chosen."""
     return ratio(2 * _hits(confusion), confusion.sum(-1) + confusion.sum(-2))
@@ -91,7 +86,7 @@ def brief(truth: Labels | None, guess: Guesses | None, draw: Resampling, names: 
     else:
         replicates = None if drawn is None else macro_f1(drawn)
         f1_figure = figure(float(macro_f1(confusion)), n, replicates, reason="no sample")
-    right = _accuracy_figure(t == c, draw.of(rows))
+    right = _right_share(t == c, draw.of(rows))
     return {"n": n, "correct": int((t == c).sum()), "accuracy": right, "macro_f1": f1_figure}
 
 
@@ -125,19 +120,19 @@ def classification(
         ),
         "names": list(names),
         "absent_classes": [name for name, support in zip(names, confusion.sum(1), strict=True) if not support],
-        "accuracy": _accuracy_figure(t == c, draw),
+        "accuracy": _right_share(t == c, draw),
         "balanced_accuracy": of(balanced_accuracy),
         "macro_f1": of(macro_f1),
         "weighted_f1": of(weighted_f1),
         "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the commonest class"},
-        "per_class": named(names, [_one_class(confusion, drawn, index) for index in range(len(names))]),
+        "per_class": named(names, [_one_class(t, c, draw, drawn, index) for index in range(len(names))]),
         "confusion": confusion.tolist(),
     }
     if guess.probability is None:
         without = absent("the table holds choices, not probabilities", n)
         return made | {"top_2": without, "calibration": without}
     p = guess.probability[rows]
-    top_2 = _accuracy_figure(among_first(p, t, 2), draw)
+    top_2 = _right_share(among_first(p, t, 2), draw)
     return made | {
         "top_2": top_2,
         "calibration": calibration(p, t, draw),
@@ -194,31 +189,30 @@ def without_class(truth: Labels, guess: Guesses, left_out: int) -> tuple[Labels,
     return kept, Guesses(p.argmax(1), guess.mask, None)
 
 
-def _one_class(confusion: Confusion, drawn: Confusion | None, index: int) -> Figure:
-    support, chosen = int(confusion[index].sum()), int(confusion[:, index].sum())
-    correct = int(confusion[index, index])
-
-    def of(function: _OfConfusion, n: int, reason: str) -> Figure:
-        replicates = None if drawn is None else function(drawn)[:, index]
-        return figure(float(function(confusion)[index]), n, replicates, reason=reason)
-
+def _one_class(
+    truth: Int[ndarray, " n"], choice: Int[ndarray, " n"], draw: Resampling, drawn: Confusion | None, index: int
+) -> Figure:
+    true, chosen = truth == index, choice == index
+    correct, either = int((true & chosen).sum()), int((true | chosen).sum())
+    value = 2 * correct / (true.sum() + chosen.sum()) if either else np.nan
+    replicates = None if drawn is None else f1(drawn)[:, index]
     return {
-        "support": support,
-        "chosen": chosen,
+        "support": int(true.sum()),
+        "chosen": int(chosen.sum()),
         "correct": correct,
-        "precision": of(precision, chosen, "never chosen"),
-        "recall": of(recall, support, "no sample of this class"),
-        "f1": of(f1, support + chosen - correct, "neither in the truth nor chosen"),
+        "precision": _right_share(true[chosen], draw.of(chosen), reason="never chosen"),
+        "recall": _right_share(chosen[true], draw.of(true), reason="no sample of this class"),
+        "f1": figure(value, either, replicates, reason="neither in the truth nor chosen"),
     }
 
 
-def _accuracy_figure(right: Bool[ndarray, " n"], draw: Resampling) -> Figure:
+def _right_share(right: Bool[ndarray, " n"], draw: Resampling, *, reason: str = "no sample") -> Figure:
     # Wilson's interval stays honest at 0 and 1 and for few samples, but holds for independent samples only.
-    if not draw.by_subject:
-        return share(int(right.sum()), len(right), reason="no sample")
+    if not draw.by_subject or not len(right):
+        return share(int(right.sum()), len(right), reason=reason)
     sums = draw.sums(np.stack((right, np.ones(len(right))), 1).astype(float))
     drawn = None if sums is None else ratio(sums[:, 0], sums[:, 1])
-    return figure(float(right.mean()), len(right), drawn, reason="no sample")
+    return figure(float(right.mean()), len(right), drawn, reason=reason)
 
 
 def _drawn_confusions(

@@ -16,6 +16,9 @@ Figure = dict[str, Any]
 """``{"value", "n", "low", "high"}``; absent: ``value`` is None and ``reason`` says why."""
 
 _UNDEFINED_SHARE: Final = 0.1
+_FEWEST_UNITS: Final = 6
+"""Fewer people tell nothing with 95 % confidence: were all five of one mind, a sign test would give p = 2/2⁵ = 0.06,
+where draws of them, all alike, would claim certainty."""
 _MOST_UNITS: Final = 2048
 """More units are dealt at random into this many bags, and bags are drawn: the variance that the bootstrap
 finds is the same on average, within about 3 % (√(2/2048)), and its cost no longer grows with the data."""
@@ -39,10 +42,10 @@ class Resampling:
         return Resampling(self.unit[rows], self.by_subject, self.replicates, self.seed)
 
     def sums(self, statistics: Float[ndarray, "rows k"]) -> Float[ndarray, "replicates k"] | None:
-        """Bootstrapped sums over units; None where fewer than two units exist."""
+        """Bootstrapped sums over units; None where there are too few units (:data:`_FEWEST_UNITS`)."""
         _, unit = np.unique(self.unit, return_inverse=True)
         count = int(unit.max()) + 1 if len(unit) else 0
-        if count < 2:
+        if count < _FEWEST_UNITS:
             return None
         if count > _MOST_UNITS:
             bag = np.random.default_rng(self.seed).permutation(np.arange(count) % _MOST_UNITS)
@@ -73,10 +76,12 @@ def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, rea
         return absent(reason, n)
     made: Figure = {"value": float(value), "n": int(n), "low": None, "high": None}
     if replicates is None:
-        return made | {"interval_reason": "fewer than two units to draw from"}
+        return made | {"interval_reason": f"fewer than {_FEWEST_UNITS} people or images to draw from"}
     defined = replicates[np.isfinite(replicates)]
     if len(defined) < (1 - _UNDEFINED_SHARE) * len(replicates):
         return made | {"interval_reason": "undefined in too many of the draws"}
+    if np.ptp(defined) == 0:  # 0 of 12 right: no draw can differ, which is no certainty
+        return made | {"interval_reason": "the same in every draw"}
     below = (np.sum(defined < value) + np.sum(defined == value) / 2) / len(defined)
     shift = 2 * ndtri(np.clip(below, 1 / len(defined), 1 - 1 / len(defined)))
     z = ndtri((1 + CONFIDENCE) / 2)
@@ -95,6 +100,11 @@ def noise_figure(value: float, n: int, replicates: Float[ndarray, " r"] | None) 
         return made
     low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return made | {"low": float(max(2 * value - high, 0.0)), "high": float(max(2 * value - low, value))}
+
+
+def too_few(units: int) -> bool:
+    """Whether no interval can be drawn from so many people or images."""
+    return units < _FEWEST_UNITS
 
 
 def share(successes: int, trials: int, *, reason: str) -> Figure:
