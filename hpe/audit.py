@@ -45,11 +45,14 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
 
 
 def category(reason: str) -> str:
-    """What kind of reason this is: without its file names, quotations and numbers, and what follows a colon."""
+    """What kind of reason this is: without its file names, quotations and numbers, and what follows a colon, but
+    for the first of files and of what cannot be read."""
     kind = _PLACE.sub("", reason)
     kind = _PARTICULAR.sub(_in_general, kind)
     head, _, rest = kind.partition(": ")
-    return head if not head.startswith("*.") else ": ".join(filter(None, (head, rest.partition(": ")[0])))
+    if not head.startswith(("*.", "cannot be")):
+        return head
+    return ": ".join(filter(None, (head, rest.partition(": ")[0])))
 
 
 _PLACE: Final = re.compile(r" \([^\s()]+:\d+\)$")
@@ -107,6 +110,10 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
             rows = {label: {split: told[name][split].get(label, 0) for split in splits} for label in (*order, "-")}
             rows = {("none" if label == "-" else label): row for label, row in rows.items() if any(row.values())}
             lines += ["", *_table(name, splits, rows)]
+    if "has" in told:
+        said = sorted({name for split in splits for name in told["has"][split]})
+        rows = {name: {split: told["has"][split].get(name, 0) for split in splits} for name in said}
+        lines += ["", *_table("with", splits, rows)]
     if "angles" in told:
         inside = sum(told["angles"][split].get("within", 0) for split in splits)
         beyond = sum(told["angles"][split].get("beyond", 0) for split in splits)

@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hpe.errors import UserError
 
@@ -28,7 +29,7 @@ def make_folder(path: Path, told: str) -> None:
         raise UserError(f"{told}: cannot be made ({error.strerror}); give another folder") from error
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, opened to read its bytes; a FIFO or device is refused, where ``open`` would wait for it.
 
     Raises:

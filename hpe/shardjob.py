@@ -24,7 +24,7 @@ from hpe.audit import tally
 from hpe.crops import Box, CropRule, box_around
 from hpe.duplicates import difference_hash, exact_digest
 from hpe.errors import UserError
-from hpe.files import write_text
+from hpe.files import open_regular, write_text
 from hpe.images import Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.records import Record
 from hpe.shards import Sample, ShardInfo, write_shard
@@ -179,7 +179,7 @@ def _digest(job: Job, rows: list[tuple[int, Raw]]) -> str:
 
 def _whole(folder: Path, shard: ShardInfo) -> bool:
     try:
-        with (folder / shard.name).open("rb") as stream:
+        with open_regular(folder / shard.name) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
     except OSError:
         return False
@@ -222,6 +222,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     except (ValueError, MemoryError) as error:
         raise RefusedError(_reason(error)) from error
     height, width = picture.shape[:2]
+    overlap = [] if raw.record.box is None else [f"has/{_inside(raw.record.box, width, height)}"]
     if recipe.crop is None:
         box = None
         image, extension = _kept(data, picture)
@@ -239,8 +240,27 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
         sample,
         exact_digest(image),
         difference_hash(green),
-        tally(sample.record, extension, width, height),
+        tally(sample.record, extension, width, height) + overlap,
     )
+
+
+def _inside(box: Box, width: int, height: int) -> str:
+    """How a face box lies in its picture, in words for the audit.
+
+    Raises:
+        RefusedError: it encloses nothing, or its centre is not in the picture.
+    """
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        raise RefusedError(f"box {_text(box)} has no positive width and height")
+    if not (0 <= x0 + x1 <= 2 * width and 0 <= y0 + y1 <= 2 * height):
+        raise RefusedError(f"box {_text(box)} lies outside the picture ({width} × {height})")
+    within = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+    return "box within the picture" if within else "box over the border"
+
+
+def _text(box: Box) -> str:
+    return ", ".join(f"{side:g}" for side in box)
 
 
 def _reason(error: Exception) -> str:

@@ -142,6 +142,25 @@ def test_a_crop_without_its_box_or_outside_the_picture_is_quarantined(tmp_path):
     assert set(quarantine(tmp_path / "out")) == {"none", "outside", "empty"}
 
 
+@pytest.mark.parametrize("crop", ["keep", "none", "square-1@box"])
+def test_a_box_outside_the_picture_or_of_no_size_is_quarantined_whether_the_crop_needs_it_or_not(tmp_path, crop):
+    boxes = {
+        "inside": (8.0, 8.0, 40.0, 40.0),
+        "over": (-10.0, -10.0, 20.0, 20.0),
+        "beside": (45.0, 8.0, 80.0, 40.0),
+        "negative": (-500.0, -500.0, -400.0, -400.0),
+        "empty": (9.0,) * 4,
+    }
+    rows = [Raw(name, encoded(picture(1)), Record(box=box, source=name)) for name, box in boxes.items()]
+    manifest = packed(tmp_path / "out", rows, replace(SMALL, crop=crop, val_share=0, test_share=0))
+    found = quarantine(tmp_path / "out")
+    assert found.keys() == {"beside", "negative", "empty"}
+    assert found["beside"] == "box 45, 8, 80, 40 lies outside the picture (48 × 48)"
+    said = manifest.counts["has"]["train"]
+    assert (said["box"], said["box within the picture"], said["box over the border"]) == (2, 1, 1)
+    assert "| box over the border | 1 | 1 |" in (tmp_path / "out" / "summary.md").read_text()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=300), cut=st.integers(0, 700), at=st.integers(0, 700), kind=st.sampled_from(["JPEG", "PNG"])
@@ -490,6 +509,8 @@ def test_real_datasets_pack_with_their_documented_counts(tmp_path, shared, name,
             "crop box N, N, N, N lies outside the picture (N × N)",
         ),
         ("duplicate: shows what head07-1 shows (the same stored bytes)", "duplicate"),
+        ("cannot be read: no such file", "cannot be read: no such file"),
+        ("cannot be read: empty file (0 bytes)", "cannot be read: empty file (N bytes)"),
     ],
 )
 def test_a_kind_of_reason_is_without_names_and_numbers(reason, kind):

@@ -134,9 +134,15 @@ def test_no_path_of_a_table_leads_out_of_the_dataset(text: str) -> None:
     assert path != root
 
 
-@pytest.mark.parametrize("text", ["", " ", "NULL", "nan", "NaN", "N/A", "None", None, float("nan")])
-def test_an_empty_cell_is_no_number(text: str | float | None) -> None:
-    assert number(text) is None
+@pytest.mark.parametrize("text", ["", " ", "NULL", "N/A", "None", None])
+def test_an_empty_cell_is_no_number(text: str | None) -> None:
+    assert number("yaw", text) is None
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "-nan", float("nan"), "inf", "1e999", "x"])
+def test_a_cell_of_nan_or_no_number_is_refused_by_its_name(text: str | float) -> None:
+    with pytest.raises(ValueError, match=r"^yaw .*(NaN|not a)"):
+        number("yaw", text)
 
 
 def test_what_cannot_be_a_picture_is_refused_when_it_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ in the Wild", 2017. The official validation set is the split ``test``, so that n
 """
 
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -24,6 +23,7 @@ from hpe.sources.base import (
     Reject,
     Source,
     Unread,
+    box_of,
     entries,
     inside,
     keyed,
@@ -52,6 +52,7 @@ _TABLES: Final = {
 _PICTURE_FOLDERS: Final = ("Manually_Annotated_Images", "Automatically_Annotated_Images")
 _LANDMARK_NUMBERS: Final = 136
 _LARGEST_NPY_BYTES: Final = 1 << 16
+_LONGEST_TOLD: Final = 200
 
 
 def emotion_of(expression: int | None) -> int | None:
@@ -101,8 +102,8 @@ def _recognise_2017(folder: Path) -> str | None:
 def open_2017(folder: Path) -> Source:
     """AffectNet's release of 2017: ``training.csv``, ``validation.csv``, ``Manually_Annotated_Images/``.
 
-    Boxes that are NULL or have no positive size are "not said"; so are valence and arousal of -2. A picture
-    that stands in several rows is taken once.
+    Boxes that are NULL are "not said"; so are valence and arousal of -2. A picture that stands in several rows
+    is taken once.
 
     Raises:
         UserError: no such table, or a table without the column of paths or expressions.
@@ -171,6 +172,7 @@ def _row_2017(
         return Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}: {shown(cells[0])[:80]}")
     cell = {name: cells[at].strip() for name, at in places.items()}
     name = cell["subDirectory_filePath"]
+    source = shown(name)[:_LONGEST_TOLD] or here
     try:
         path = inside(root, name)
         source = shown(path.relative_to(folder))
@@ -178,37 +180,33 @@ def _row_2017(
             return Reject(source, f"duplicate row {here}; the first is {lines[source]}")
         lines[source] = here
         record = Record(
-            emotion=emotion_of(whole(cell["expression"])),
-            valence=affect_of(number(cell.get("valence"))),
-            arousal=affect_of(number(cell.get("arousal"))),
+            emotion=emotion_of(whole("expression", cell["expression"])),
+            valence=affect_of(number("valence", cell.get("valence"))),
+            arousal=affect_of(number("arousal", cell.get("arousal"))),
             box=_box(cell),
             landmarks=_landmarks_2017(cell.get("facial_landmarks", "")),
             source=source,
             split=_TABLES[table.name],
         )
     except ValueError as error:
-        return Reject(shown(name)[:200] or here, f"{error} ({here})")
+        return Reject(source, f"{error} ({here})")
     return sample(keys, path, record)
 
 
 def _box(cell: dict[str, str]) -> Box | None:
-    sides = [number(cell.get(f"face_{name}")) for name in ("x", "y", "width", "height")]
-    x, y, width, height = sides
-    if x is None or y is None or width is None or height is None or width <= 0 or height <= 0:
-        return None
-    return x, y, x + width, y + height
+    x, y, width, height = (number(name, cell.get(name)) for name in ("face_x", "face_y", "face_width", "face_height"))
+    if x is None or y is None or width is None or height is None:
+        return box_of(x, y, width, height)  # nothing is said, or half a box
+    return box_of(x, y, x + width, y + height)
 
 
 def _landmarks_2017(text: str) -> tuple[tuple[float, float], ...] | None:
-    if text.lower() in ("", "null", "nan"):
+    if text.lower() in ("", "null"):
         return None
     try:
-        numbers = [*map(float, text.split(";"))]
+        return landmarks_of([*map(float, text.split(";"))])
     except ValueError as error:
-        raise ValueError(f"landmarks: {error}") from None
-    if not all(map(math.isfinite, numbers)):
-        return None
-    return landmarks_of(numbers)
+        raise ValueError(f"landmarks are not {_LANDMARK_NUMBERS} numbers: {error}") from None
 
 
 # The release of 2021
@@ -281,9 +279,9 @@ def _row_2021(key: str, folder: Path, part: Path, path: Path) -> Raw | Reject:
             return Reject(source, f"missing annotations/{shown(path.stem)}_exp.npy")
         valence, arousal, landmarks = numbers("val"), numbers("aro"), numbers("lnd")
         record = Record(
-            emotion=emotion_of(whole(_single(expression))),
-            valence=affect_of(number(_single(valence)) if valence else None),
-            arousal=affect_of(number(_single(arousal)) if arousal else None),
+            emotion=emotion_of(whole("expression", _single(expression))),
+            valence=affect_of(number("valence", _single(valence)) if valence else None),
+            arousal=affect_of(number("arousal", _single(arousal)) if arousal else None),
             landmarks=landmarks_of(landmarks) if landmarks else None,
             source=source,
             split=_SETS[part.name],

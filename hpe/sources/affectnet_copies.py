@@ -22,6 +22,7 @@ from hpe.sources.base import (
     Reject,
     Source,
     Unread,
+    box_of,
     entries,
     keyed,
     number,
@@ -119,10 +120,11 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
     if len(lines) != 1:
         return Reject(source, f"{len(lines)} faces in {shown(label.name)}, expected one")
     try:
-        kind, *sides = [number(word) for word in lines[0]]
+        kind, *sides = [number("word", word) for word in lines[0]]
         if kind is None or kind not in range(len(emotions)) or len(sides) != 4 or None in sides:
             raise ValueError(f"{' '.join(lines[0])[:80]!r} is no class of 0..{len(emotions) - 1} and four numbers")
         x, y, width, height = (side for side in sides if side is not None)
+        box_of(0, 0, width, height)
     except ValueError as error:
         return Reject(source, f"labels/{shown(label.name)}: {error}")
     record = Record(
@@ -264,14 +266,14 @@ def _thesis_record(cell: dict[str, str], here: str, test: bool) -> Record:
     word, emotion_word = cell.get("Direction", ""), cell.get("Emotion", "")
     direction = direction_from_word(word)
     if direction is None and word:
-        value = whole(word)
+        value = whole("direction", word)
         if value is not None and not 0 <= value <= 4:
             raise ValueError(f"direction {word!r} is not 0..4")
         direction = value
     emotion = emotion_from_word(emotion_word)
     if emotion is None and emotion_word:
         raise ValueError(f"emotion {emotion_word[:40]!r} is no word for an emotion")
-    yaw, pitch, roll = (number(cell.get(name)) for name in ("Yaw", "Pitch", "Roll"))
+    yaw, pitch, roll = (number(name, cell.get(name)) for name in ("Yaw", "Pitch", "Roll"))
     if any(angle is not None and not math.fabs(angle) <= 360 for angle in (yaw, pitch, roll)):
         raise ValueError("an angle beyond ±360")
     return Record(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from hpe.crops import Box
 from hpe.errors import UserError
 from hpe.labels import (
     AFFECTNET_NOT_EMOTIONS,
@@ -16,7 +17,7 @@ from hpe.labels import (
     emotion_from_word,
 )  # fmt: skip
 from hpe.records import Record
-from hpe.sources.base import number, pairs, whole
+from hpe.sources.base import box_of, number, pairs, whole
 from hpe.sources.folders import SPLIT_WORDS
 
 FIELDS: Final = (
@@ -124,17 +125,23 @@ class Columns:
             yaw=self._angle("yaw", got.get("yaw")),
             pitch=self._angle("pitch", got.get("pitch")),
             roll=self._angle("roll", got.get("roll")),
-            valence=_affect(got.get("valence")),
-            arousal=_affect(got.get("arousal")),
-            box=_box(got),
+            valence=_affect("valence", got.get("valence")),
+            arousal=_affect("arousal", got.get("arousal")),
+            box=_box(got) if self._has_box else None,
             subject=_text(got.get("subject")),
             split=_split(got.get("split")),
             source=source,
             groups={name: text for name, column in self.groups.items() if (text := _text(row.get(column))) is not None},
         )
 
+    @property
+    def _has_box(self) -> bool:
+        """Whether the columns make a box: one named ``left`` alone need not be a side of one."""
+        across, down = {"x1", "width"} & self.names.keys(), {"y1", "height"} & self.names.keys()
+        return {"x0", "y0"} <= self.names.keys() and bool(across and down)
+
     def _angle(self, name: str, value: Any) -> float | None:
-        angle = number(value)
+        angle = number(name, value)
         if angle is None:
             return None
         angle = math.degrees(angle) if self.radians else angle
@@ -143,7 +150,7 @@ class Columns:
     def _emotion(self, value: Any) -> int | None:
         if isinstance(value, str) and (emotion := emotion_from_word(value)) is not None:
             return int(emotion)
-        integer = whole(value)
+        integer = whole("emotion", value)
         if integer is None:
             return None
         if integer in self.emotions:
@@ -155,22 +162,21 @@ class Columns:
 def _direction(value: Any) -> int | None:
     if isinstance(value, str) and (direction := direction_from_word(value)) is not None:
         return int(direction)
-    return whole(value)
+    return whole("direction", value)
 
 
-def _affect(value: Any) -> float | None:
-    affect = number(value)
+def _affect(name: str, value: Any) -> float | None:
+    affect = number(name, value)
     return None if affect == -2 else affect
 
 
-def _box(got: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    x0, y0, x1, y1, width, height = (number(got.get(n)) for n in ("x0", "y0", "x1", "y1", "width", "height"))
-    if x0 is not None and y0 is not None:
-        x1 = x0 + width if x1 is None and width is not None else x1
-        y1 = y0 + height if y1 is None and height is not None else y1
-        if x1 is not None and y1 is not None and x1 > x0 and y1 > y0:
-            return x0, y0, x1, y1
-    return None
+def _box(got: Mapping[str, Any]) -> Box | None:
+    x0, y0, x1, y1, width, height = (number(n, got.get(n)) for n in ("x0", "y0", "x1", "y1", "width", "height"))
+    if x0 is not None and width is not None and x1 is None:
+        x1 = x0 + width
+    if y0 is not None and height is not None and y1 is None:
+        y1 = y0 + height
+    return box_of(x0, y0, x1, y1)
 
 
 def _text(value: Any) -> str | None:

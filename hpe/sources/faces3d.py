@@ -61,15 +61,24 @@ def _labels(path: Path) -> Record:
 
 
 def _points(arrays: dict[str, Float[np.ndarray, "..."]]) -> tuple[tuple[float, float], ...] | None:
-    """All 68 points in the picture's plane, or else the visible ones of ``pt2d`` (-1: not visible)."""
+    """All 68 points in the picture's plane, or else the visible ones of ``pt2d`` (-1: not visible).
+
+    Raises:
+        ValueError: there are points, and none of them can be used.
+    """
+    damaged = ""
     for name in ("pt3d_68", "pt2d"):
         points = arrays.get(name)
         if points is not None and points.ndim == 2 and len(points) >= 2:
             flat = points[:2].T
             if name == "pt2d":
                 flat = flat[(flat >= 0).all(1)]
-            if len(flat) >= 2 and np.isfinite(flat).all():
+            if not np.isfinite(flat).all():
+                damaged = name
+            elif len(flat) >= 2:
                 return tuple(map(tuple, np.round(flat, 3).tolist()))
+    if damaged:
+        raise ValueError(f"{damaged} holds numbers that are not finite")
     return None
 
 

@@ -91,7 +91,7 @@ def _ferplus_row(
         return Reject(here, f"{len(cells)} columns, expected file, box and {len(FERPLUS_COLUMNS)} votes")
     try:
         path = inside(folder / name, cells[0])
-        votes = [number(cell) or 0.0 for cell in cells[2:]]
+        votes = [number("vote", cell) or 0.0 for cell in cells[2:]]
     except ValueError as error:
         return Reject(here, str(error))
     source = shown(path.relative_to(folder))
@@ -181,7 +181,7 @@ def open_fer2013_csv(folder: Path) -> Source:
                 continue
             usage = cells[places["usage"]].strip()
             try:
-                emotion = whole(cells[places["emotion"]])
+                emotion = whole("emotion", cells[places["emotion"]])
                 if emotion is None or not 0 <= emotion < len(FER2013):
                     raise ValueError(f"emotion {emotion} is not 0..{len(FER2013) - 1}")
                 if usage not in _USAGES:

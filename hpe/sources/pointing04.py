@@ -19,6 +19,7 @@ from hpe.sources.base import (
     Reject,
     Source,
     Unread,
+    box_of,
     first_pictures,
     keyed,
     pictures,
@@ -108,7 +109,7 @@ def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
     return keyed(key, path, record)
 
 
-def _box(path: Path) -> Box:
+def _box(path: Path) -> Box | None:
     """The box of a picture's ``.txt``: name, blank, ``Face``, centre x, centre y, width, height."""
     try:
         with open_regular(path) as stream:
@@ -120,7 +121,7 @@ def _box(path: Path) -> Box:
     if not face or len(parts) < 4 or not all(part.isascii() and part.isdigit() for part in parts[:4]):
         raise ValueError(f"{shown(path.name)}: no Face with centre x, centre y, width and height")
     x, y, width, height = map(float, parts[:4])
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return box_of(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
 READERS: Final = (Reader("pointing04", "person08123-30+45.jpg", _recognise, open_pointing04),)
