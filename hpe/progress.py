@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 _LINE_SECONDS: Final = 15.0
+_DRAW_SECONDS: Final = 0.05
 
 
 class Bar(Protocol):
@@ -96,10 +97,16 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
 
     class Shown:
         now = done
+        drawn = start
 
         def advance(self, count: int = 1) -> None:
             self.now += count
-            rate = (self.now - done) / max(time.monotonic() - start, 1e-9)
+            if time.monotonic() - self.drawn > _DRAW_SECONDS or self.now == total:
+                self.draw()
+
+        def draw(self) -> None:
+            self.drawn = time.monotonic()
+            rate = (self.now - done) / max(self.drawn - start, 1e-9)
             of = f"/{total:,}" if total else ""
             shown.update(task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{rate:,.0f} {unit}/s")
 
@@ -107,4 +114,6 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
             shown.update(task, text=text)
 
     with shown:
-        yield Shown()
+        bar = Shown()
+        yield bar
+        bar.draw()

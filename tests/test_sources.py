@@ -214,7 +214,7 @@ def test_a_second_row_for_a_picture_is_rejected_and_a_missing_picture_is_named_w
     source = open_source("affectnet-2017", affectnet_2017(tmp_path, rows))
     assert "duplicate row training.csv:3; the first is training.csv:2" in [*rejects(source).values()]
     raw = samples(source)["Manually_Annotated_Images/1/absent.jpg"]
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         raw.read()
 
 

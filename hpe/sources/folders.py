@@ -58,8 +58,9 @@ def rows_of(
     """Every picture of every class, with the record that ``labelled`` makes (source and split are added)."""
     keys = Keys()
     for part in classes:
+        above, skip = shown(part.path.relative_to(folder)), len(str(part.path))
         for path in pictures(part.path):
-            source = shown(path.relative_to(folder))
+            source = above + shown(str(path)[skip:])
             record = labelled(part, path)
             yield sample(keys, path, replace(record, source=source, split=record.split or part.split))
 
