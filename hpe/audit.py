@@ -1,12 +1,14 @@
 """What came out of packing: counts, a summary to read and contact sheets to look at."""
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hpe.crops import Box
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.records import Record
 
@@ -23,6 +25,8 @@ _TILE: Final = 96
 _COLUMNS, _ROWS = 10, 4
 _MOST_SHARDS: Final = 64
 _BAR: Final = 40
+_DIRECTION_SHEET: Final = "direction-"
+_POSES, _UNLABELLED = "poses", "unlabelled"
 
 
 def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
@@ -40,6 +44,7 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
     if said:
         inside = all(abs(angle) <= HOPENET_DEGREES for angle in said)
         names.append("angles/within" if inside else "angles/beyond")
+    names += [f"sheet/{name}" for name in sheets_of(record)]
     optional = ("valence", "arousal", "box", "landmarks", "emotion_votes", "subject")
     return names + [f"has/{name}" for name in optional if getattr(record, name) is not None]
 
@@ -101,7 +106,7 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
     picture = ", ".join(f"{name} {value}" for name, value in manifest.image.items())
     lines += ["", f"Crop: {manifest.crop}. Pictures: {picture}.", ""]
     if not manifest.publishable:
-        lines += ["**Not to be passed on**: the dataset's terms forbid publishing its pictures.", ""]
+        lines += ["**Not to be passed on**: the dataset's terms forbid publishing its pictures, or are not stated.", ""]
     lines += [f"- {note}" for note in notes]
     splits = list(told["splits"])
     lines += ["", *_table("", splits, {"samples": told["splits"]})]
@@ -125,8 +130,8 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
         lines += _histograms(total)
     sides = {int(n.partition("/")[2]): c for n, c in total.items() if n.startswith("side/")}
     if sides:
-        lines += ["", "Shorter side of the raw pictures, from … pixels:", "", "```"]
-        lines += [_bar(f"{side}", sides[side], max(sides.values())) for side in sorted(sides)] + ["```"]
+        lines += ["", "Shorter side of the raw pictures, pixels:", "", "```"]
+        lines += [_bar(_range_of(side), sides[side], max(sides.values())) for side in sorted(sides)] + ["```"]
     if told["reasons"]:
         lines += ["", "| quarantined because | rows |", "|---|---:|"]
         lines += [f"| {reason.replace('|', '/')} | {count:,} |" for reason, count in told["reasons"].items()]
@@ -151,58 +156,119 @@ def _histograms(total: Counter[str]) -> list[str]:
                 bins[min(max(int(label.partition("/")[2]), -195), 180)] += count
         if not bins:
             continue
-        lines.append(f"{name}, from … degrees")
+        lines.append(f"{name}, degrees ({_TOWARDS[name]})")
         lines += [_bar(_edge(edge), bins[edge], max(bins.values())) for edge in sorted(bins)]
     return [*lines, "```"]
 
 
+_TOWARDS: Final = {"yaw": "+ to the picture's left", "pitch": "+ up", "roll": "+ clockwise"}
+
+
 def _edge(edge: int) -> str:
-    return "< -180" if edge < -180 else f"{edge:+d}"
+    if not -180 <= edge < 180:
+        return "below -180" if edge < 0 else "180 and more"
+    return f"{edge} to {edge + _BIN_DEGREES}"
+
+
+def _range_of(side: int) -> str:
+    longer = [other for other in _SIDES if other > side]
+    return f"{side} to {longer[0] - 1}" if longer else f"{side} and more"
 
 
 def _bar(label: str, count: int, most: int) -> str:
-    return f"{label:>7} {'█' * max(1, round(_BAR * count / most))} {count:,}"
+    return f"{label:>12} {'█' * max(1, round(_BAR * count / most))} {count:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A picture of a sheet: encoded, and what is drawn on it.
+
+    Attributes:
+        image: as it is stored.
+        angles: yaw, pitch, roll in degrees for a head's axes, or None for none.
+        box: where the face is in the stored picture; None: in the middle.
+    """
+
+    image: bytes
+    angles: tuple[float, float, float] | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ContactSheet:
-    """A sheet to be drawn: where, its title, and encoded pictures."""
+    """A sheet to be drawn: where, its title, and what is on it."""
 
     path: Path
     title: str
-    images: tuple[bytes, ...]
+    tiles: tuple[Tile, ...]
 
 
-def contact_sheets(folder: Path, manifest: "Manifest") -> list[ContactSheet]:
-    """A ``contact-<class>.png`` of forty pictures for each emotion, and for those without.
+def sheets_of(record: Record) -> list[str]:
+    """The contact sheets that a sample may stand on: of its emotion, of its direction, else of what it has."""
+    found = [] if record.emotion is None else [EMOTIONS[record.emotion]]
+    if record.direction is not None:
+        found.append(_DIRECTION_SHEET + DIRECTIONS[record.direction])
+    return found or [_POSES if _angles(record) else _UNLABELLED]
 
-    Shards are in random order, so the first pictures are a random choice; at most the first 64 shards are
-    looked through.
+
+def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int]) -> list[ContactSheet]:
+    """A ``contact-<class>.png`` of forty pictures for each emotion and direction; see :func:`sheets_of`.
+
+    Heads whose yaw and pitch are known have their axes on the sheets of directions and poses, which are in
+    order of yaw. Shards are in random order, so the first pictures are a random choice; at most the first 64
+    shards are looked through.
+
+    Args:
+        total: of all samples; see :func:`tally`.
     """
     from hpe.shards import read_samples
 
-    have: Counter[str] = Counter()
-    for split in manifest.counts.get("emotion", {}).values():
-        have.update(split)
-    chosen: dict[str, list[bytes]] = {name: [] for name in sorted(have)}
+    have = {name.partition("/")[2]: count for name, count in sorted(total.items()) if name.startswith("sheet/")}
+    chosen: dict[str, list[Record]] = {name: [] for name in have}
+    images: dict[str, list[bytes]] = {name: [] for name in have}
     for shard in manifest.shards[:_MOST_SHARDS]:
         for sample in read_samples(folder / shard.name):
-            emotion = sample.record.emotion
-            images = chosen["-" if emotion is None else EMOTIONS[emotion]]
-            if len(images) < _COLUMNS * _ROWS:
-                images.append(sample.image)
+            for name in sheets_of(sample.record):
+                if name in have and len(chosen[name]) < _COLUMNS * _ROWS:
+                    chosen[name].append(sample.record)
+                    images[name].append(sample.image)
         if all(len(chosen[name]) >= min(_COLUMNS * _ROWS, count) for name, count in have.items()):
             break
     return [
         ContactSheet(
-            folder / f"contact-{'unlabelled' if name == '-' else name}.png",
-            f"{manifest.dataset} · {'no emotion' if name == '-' else name} · {len(images)} of {have[name]:,}"
+            folder / f"contact-{name}.png",
+            f"{manifest.dataset} · {name.replace('-', ' ')} · {len(records)} of {have[name]:,}"
+            + _told(name, records)
             + ("" if manifest.publishable else " · not to be passed on"),
-            tuple(images),
+            _tiles(name, records, images[name]),
         )
-        for name, images in chosen.items()
-        if images
+        for name, records in chosen.items()
+        if records
     ]
+
+
+def _angles(record: Record) -> tuple[float, float, float] | None:
+    """Yaw, pitch and roll to draw; a roll that is not said is drawn as none."""
+    if record.yaw is None or record.pitch is None:
+        return None
+    return record.yaw, record.pitch, record.roll or 0.0
+
+
+def _has_axes(name: str) -> bool:
+    return name == _POSES or name.startswith(_DIRECTION_SHEET)
+
+
+def _told(name: str, records: Sequence[Record]) -> str:
+    if not _has_axes(name) or not any(map(_angles, records)):
+        return ""
+    return " · from left to right" + (" · roll is not said" if all(r.roll is None for r in records) else "")
+
+
+def _tiles(name: str, records: Sequence[Record], images: Sequence[bytes]) -> tuple[Tile, ...]:
+    if not _has_axes(name):
+        return tuple(map(Tile, images))
+    tiles = [Tile(image, _angles(record), record.box) for record, image in zip(records, images, strict=True)]
+    return tuple(sorted(tiles, key=lambda tile: -tile.angles[0] if tile.angles else math.inf))
 
 
 def draw_sheet(sheet: ContactSheet) -> None:
@@ -211,27 +277,34 @@ def draw_sheet(sheet: ContactSheet) -> None:
 
     with aside(sheet.path) as part:
         # Level 1: three times as quick as the default for a tenth more bytes.
-        _sheet(sheet.title, sheet.images).save(part, "PNG", compress_level=1)
+        _sheet(sheet.title, sheet.tiles).save(part, "PNG", compress_level=1)
 
 
-def _sheet(title: str, images: Sequence[bytes]) -> "Image":
+def _sheet(title: str, tiles: Sequence[Tile]) -> "Image":
     from PIL import Image, ImageDraw, ImageFont
 
-    rows = -(-len(images) // _COLUMNS)
+    rows = -(-len(tiles) // _COLUMNS)
     gap, head = 2, 24
     sheet = Image.new("RGB", (_COLUMNS * (_TILE + gap) + gap, head + rows * (_TILE + gap) + gap), "#14161a")
     ImageDraw.Draw(sheet).text((8, 4), title, "#e8e8e8", ImageFont.load_default(14))
-    for place, picture in _tiles(images):
+    for place, tile in enumerate(tiles):
         row, column = divmod(place, _COLUMNS)
-        sheet.paste(picture, (gap + column * (_TILE + gap), head + gap + row * (_TILE + gap)))
+        sheet.paste(_drawn(tile), (gap + column * (_TILE + gap), head + gap + row * (_TILE + gap)))
     return sheet
 
 
-def _tiles(images: Sequence[bytes]) -> "Iterator[tuple[int, Image]]":
+def _drawn(tile: Tile) -> "Image":
     from PIL import Image, ImageOps
 
     from hpe.images import decode_rgb
 
-    for place, data in enumerate(images):
-        picture = Image.fromarray(decode_rgb(data))
-        yield place, ImageOps.pad(picture, (_TILE, _TILE), color="#14161a")
+    picture = Image.fromarray(decode_rgb(tile.image))
+    width = picture.width
+    picture.thumbnail((_TILE, _TILE))
+    if tile.angles is not None:
+        from hpe.draw import Reading, with_axes
+
+        scale = picture.width / width
+        x0, y0, x1, y1 = (side * scale for side in tile.box) if tile.box else (0.0, 0.0, *map(float, picture.size))
+        picture = with_axes(picture, Reading((x0, y0, x1, y1), tile.angles))
+    return ImageOps.pad(picture, (_TILE, _TILE), color="#14161a")

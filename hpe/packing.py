@@ -378,10 +378,11 @@ class Packing:
             options=dict(self.stated),
             notes=tuple(self.notes),
         )
-        sheets = audit.contact_sheets(self.out, manifest)
+        total = sum(by_split.values(), Counter[str]())
+        sheets = audit.contact_sheets(self.out, manifest, total)
         for _ in self.workers.run(audit.draw_sheet, sheets):
             pass
-        text = audit.summary(manifest, sum(by_split.values(), Counter()), self.notes)
+        text = audit.summary(manifest, total, self.notes)
         write_text(self.out / SUMMARY, text)
         manifest.save(self.out)
         print(text)

@@ -471,9 +471,38 @@ def test_the_audit_counts_what_the_shards_hold(tmp_path):
     assert "39 of them within ±99°" in text
     assert "research only" in text
     assert "forbid" in text
+    assert "+ to the picture's left" in text
+    assert "   48 to 63 █" in text
     for name in ("neutral", "happy", "sad"):
         with Image.open(tmp_path / f"contact-{name}.png") as sheet:
             assert sheet.width > 900
+
+
+def test_contact_sheets_are_per_emotion_and_direction_and_heads_of_known_pose_have_axes(tmp_path):
+    grey = encoded(Image.new("RGB", (64, 64), "#808080"))
+    records = {
+        "happy": Record(emotion=1, yaw=60.0, pitch=0.0),
+        "left": Record(direction=1, yaw=60.0, pitch=0.0),
+        "right": Record(direction=2, yaw=-60.0, pitch=0.0, roll=0.0),
+        "both": Record(emotion=1, direction=2),
+        "pose": Record(yaw=60.0, pitch=0.0, roll=0.0),
+        "nothing": Record(),
+    }
+    packed(tmp_path, [Raw(name, grey, record) for name, record in records.items()])
+    found = {path.stem.removeprefix("contact-") for path in tmp_path.glob("contact-*.png")}
+    assert found == {"happy", "direction-left", "direction-right", "poses", "unlabelled"}
+
+    def blue(name: str) -> list[int]:
+        """Columns of the first tile where the axis out of the face is painted."""
+        with Image.open(tmp_path / f"contact-{name}.png") as opened:
+            tile = np.asarray(opened)[26:122, 2:98].astype(int)
+        return np.flatnonzero(((tile[..., 2] - tile[..., 0]) > 60).any(0)).tolist()
+
+    assert np.mean(blue("direction-left")) < 48
+    assert np.mean(blue("poses")) < 48
+    assert np.mean(blue("direction-right")) > 48
+    assert not blue("happy")
+    assert not blue("unlabelled")
 
 
 REAL: list[tuple[str, str, str, Callable[[dict], bool]]] = [
