@@ -117,7 +117,9 @@ def _rows(loader: Iterable[Any]) -> Iterator[int]:
 def _loader(dataset: Any, workers: int, **options: Any) -> Iterator[int]:
     from torch.utils.data import DataLoader
 
-    return _rows(DataLoader(dataset, num_workers=workers, **options))
+    # Importing litdata makes spawning the default, and a start of seconds would count for the others.
+    context = "fork" if workers else None
+    return _rows(DataLoader(dataset, num_workers=workers, multiprocessing_context=context, **options))
 
 
 def _with_pillow(path: str) -> Any:
