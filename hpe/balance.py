@@ -199,6 +199,7 @@ class _Tables:
         rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
         if rule is None and len(rules) != 1 and OURS not in rules:
             raise UserError(f"{folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
+        self._columns: pa.Schema | None = None
         self.rule = rule or (rules[0] if len(rules) == 1 else OURS)
         if self.rule not in rules:
             raise UserError(f"--rule {self.rule}: the tables in {folder} have {', '.join(rules) or 'none'}")
@@ -210,7 +211,8 @@ class _Tables:
         """A shard's table.
 
         Raises:
-            UserError: it cannot be read, or its rows are not the shard's samples.
+            UserError: it cannot be read, its rows are not the shard's samples, or its columns are not those of the
+                tables before.
         """
         path = self.path(shard)
         try:
@@ -221,6 +223,22 @@ class _Tables:
             raise UserError(f"{path}: no column {', '.join(sorted(absent))}; run `hpe pose` again")
         if table.num_rows != shard.samples:
             raise UserError(f"{path}: {table.num_rows:,} rows for {shard.samples:,} samples; run `hpe pose` again")
+        kind = table.schema.field(_PREFIX + self.rule).type
+        if not pa.types.is_integer(kind):
+            raise UserError(f"{path}: {_PREFIX}{self.rule} is a column of {kind}, expected whole numbers of 0..4")
+        made_for = (table.schema.metadata or {}).get(b"hpe.shard_sha256", b"").decode("utf-8", "replace")
+        if made_for and made_for != shard.sha256:
+            raise UserError(
+                f"{path}: made for a shard with sha256 {made_for[:12]}…, {shard.name} has {shard.sha256[:12]}…; "
+                "run `hpe pose` on these shards"
+            )
+        columns = table.schema.remove_metadata()
+        before = self._columns = self._columns or columns
+        if other := sorted({f"{field.name} ({field.type})" for field in {*columns} ^ {*before}}):
+            raise UserError(
+                f"{path}: its columns are not those of the tables before it: {', '.join(other)}; "
+                "remove the tables and run `hpe pose` again"
+            )
         return table
 
 

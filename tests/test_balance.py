@@ -158,6 +158,29 @@ def test_tables_that_do_not_fit_are_one_message(made, tmp_path):
         balance(folder, poses, out, per_cell="1")
 
 
+def altered(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def test_tables_of_other_shards_of_other_columns_or_of_no_directions_are_one_message(made, tmp_path):
+    folder, poses = made
+    out, path = tmp_path / "out", poses / "train-000001.parquet"
+    table = pq.read_table(path)
+    rows = table.num_rows
+    wrong = {
+        "made for a shard with sha256 0123": table.replace_schema_metadata({"hpe.shard_sha256": "0123"}),
+        r"before it: yaw \(double\), yaw \(float\)": altered(table, "yaw", pa.array([0.0] * rows)),
+        r"before it: extra \(int64\)": table.append_column("extra", pa.array([1] * rows)),
+        "direction_thesis is a column of string": altered(table, "direction_thesis", pa.array(["left"] * rows)),
+        "direction_thesis is a column of double": altered(table, "direction_thesis", pa.array([1.5] * rows)),
+    }
+    for message, damaged in wrong.items():
+        pq.write_table(damaged, path)
+        with pytest.raises(UserError, match=message):
+            balance(folder, poses, out, per_cell="1")
+        assert not out.exists()
+
+
 def test_a_second_run_does_nothing_and_other_options_are_refused(made, tmp_path):
     folder, poses = made
     out = tmp_path / "out"
