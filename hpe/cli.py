@@ -118,7 +118,7 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
     damage = verify(shards)
     for found in damage:
         print(found)
-    print(f"{shards}: " + (f"{len(damage)} faults" if damage else "every shard is as its manifest says"))
+    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard is as its manifest says"))
     if damage:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -295,7 +295,8 @@ def evaluate(
 
     folder = Path(shards).is_dir()
     one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
-    called = name or (split if folder and split else Path(shards).stem) or "evaluate"
+    plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
+    called = name or (split if folder and split else plain.strip("_.")) or "evaluate"
     raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers))
 
 

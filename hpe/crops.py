@@ -51,7 +51,7 @@ class CropRule:
             return cls(shape, float(factor), basis)  # pyright: ignore[reportArgumentType]
         shapes = ", ".join(f"{s}-F@B" for s in get_args(Shape)[1:])
         raise UserError(
-            f"crop rule {text!r}: expected none, {shapes} with a factor F and B one of "
+            f"crop rule {text!r}: expected none, keep, {shapes} with a factor F and B one of "
             f"{', '.join(get_args(Basis))}; for example square-1.4@landmarks"
         )
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.crops import CropRule
+from hpe.errors import UserError
 from hpe.files import open_regular
 from hpe.progress import progress
 from hpe.records import Record
-from hpe.shards import Manifest, ShardIndex, ShardInfo, index_tar
+from hpe.shards import MANIFEST, Manifest, ShardIndex, ShardInfo, index_tar
 
 _THREADS: Final = 4
 _CHUNK_BYTES: Final = 1 << 22
@@ -54,17 +56,30 @@ def verify(folder: Path) -> list[Damage]:
             keys.update(its_keys)
             bar.advance()
     if twice := sorted(key for key, count in keys.items() if count > 1):
-        found.append(Damage("manifest.json", "keys that stand in more than one shard", tuple(twice)))
+        found.append(Damage(MANIFEST, "keys that stand in more than one shard", tuple(twice)))
     listed = {shard.name for shard in manifest.shards}
     found += [
         Damage(path.name, "is not in manifest.json: remove it, or pack again into a new folder")
         for path in sorted(folder.glob("*.tar"))
         if path.name not in listed
     ]
-    samples = sum(shard.samples for shard in manifest.shards)
+    return found + [Damage(MANIFEST, what) for what in _contradictions(manifest)]
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What the manifest says that its own list of shards denies, or that no program understands."""
+    splits = Counter[str]()
+    for shard in manifest.shards:
+        splits[shard.split] += shard.samples
+    samples = splits.total()
     if (said := manifest.counts.get("samples", samples)) != samples:
-        found.append(Damage("manifest.json", f"says {said!r} samples, its shards {samples:,}"))
-    return found
+        yield f"says {said!r} samples, its shards {samples:,}"
+    if (said := manifest.counts.get("splits", splits)) != splits:
+        yield f"says {said!r} samples in its splits, its shards {dict(splits)}"
+    try:
+        CropRule.parse(manifest.crop)
+    except UserError as error:
+        yield str(error)
 
 
 def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
@@ -84,15 +99,11 @@ def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[li
 
 
 def _compare(data: memoryview, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
-    digest = hashlib.sha256()
-    for at in range(0, len(data), _CHUNK_BYTES):
-        digest.update(data[at : at + _CHUNK_BYTES])
     index = index_tar(data)
     found: list[Damage] = []
     damaged: frozenset[str] = frozenset()
-    if digest.hexdigest() != shard.sha256:
-        size = "" if len(data) == shard.bytes else f" ({len(data):,} bytes, expected {shard.bytes:,})"
-        found.append(Damage(shard.name, f"sha256 differs from the manifest's{size}"))
+    if differs := _differs(data, shard):
+        found.append(Damage(shard.name, differs))
         if index.damage:
             found.append(Damage(shard.name, f"{index.damage}; {len(index):,} samples before it can be read"))
         damaged = frozenset(_damaged(data, index))
@@ -100,13 +111,25 @@ def _compare(data: memoryview, shard: ShardInfo, image: Mapping[str, Any]) -> tu
             found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
     elif other := tuple(_otherwise(data, index, image)):
         found.append(Damage(shard.name, f"pictures are not {_told(image)}, as the manifest says", other))
-    if impossible := tuple(_impossible(data, index, damaged)):
+    if impossible := tuple(_impossible(data, index, shard.split, damaged)):
         found.append(Damage(shard.name, f"{len(impossible):,} records say what cannot be", impossible))
     if len(index) != shard.samples:
         found.append(Damage(shard.name, f"holds {len(index):,} samples; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(index.keys).items() if count > 1):
         found.append(Damage(shard.name, "keys that stand in it twice", twice))
+    if differs and len(found) == 1:
+        found.append(Damage(shard.name, "all its samples can be read, so that nobody can say which of them changed"))
     return found, index.keys
+
+
+def _differs(data: memoryview, shard: ShardInfo) -> str | None:
+    """How the bytes of a tar are not those of the manifest; a wrong length is told without reading them all."""
+    if len(data) != shard.bytes:
+        return f"is {len(data):,} bytes long; expected {shard.bytes:,}"
+    digest = hashlib.sha256()
+    for at in range(0, len(data), _CHUNK_BYTES):
+        digest.update(data[at : at + _CHUNK_BYTES])
+    return None if digest.hexdigest() == shard.sha256 else "sha256 differs from the manifest's"
 
 
 def _otherwise(data: memoryview, index: ShardIndex, image: Mapping[str, Any]) -> Iterator[str]:
@@ -131,11 +154,15 @@ def _told(image: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image.items())
 
 
-def _impossible(data: memoryview, index: ShardIndex, named: Collection[str]) -> Iterator[str]:
-    """Keys of the records (but those that are ``named`` already) that are none, or hold what no label can be."""
+def _impossible(data: memoryview, index: ShardIndex, split: str, named: Collection[str]) -> Iterator[str]:
+    """Keys of the records (but those that are ``named`` already) that are none, hold what no label can be, or are
+    of another split than their shard."""
     for key, (at, length) in zip(index.keys, index.records.tolist(), strict=True):
         try:
-            problems = Record.from_json(bytes(data[at : at + length])).problems()
+            record = Record.from_json(bytes(data[at : at + length]))
+            problems = record.problems()
+            if record.split not in (None, split):
+                problems.append(f"split {record.split!r} in a shard of {split!r}")
         except ValueError as error:
             problems = [str(error)]
         if problems and key not in named:

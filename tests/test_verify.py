@@ -32,6 +32,12 @@ def shards(tmp_path) -> Path:
     return tmp_path
 
 
+def tiny() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
 def told(folder: Path) -> str:
     return "\n".join(map(str, verify(folder)))
 
@@ -53,6 +59,30 @@ def test_a_single_flipped_bit_is_found(shards):
     path.write_bytes(data)
     assert "train-000001.tar: sha256 differs" in told(shards)
     assert "train-000000" not in told(shards)
+
+
+def test_a_changed_label_is_found_though_every_sample_can_be_read(shards):
+    path = shards / "train-000001.tar"
+    path.write_bytes(path.read_bytes().replace(b'"emotion":5', b'"emotion":4'))
+    found = told(shards)
+    assert "train-000001.tar: sha256 differs" in found
+    assert "nobody can say which of them changed" in found
+
+
+def test_records_of_another_split_and_a_manifest_that_contradicts_itself_are_named(shards):
+    manifest = Manifest.load(shards)
+    first, *others = manifest.shards
+    record = Record(emotion=1, split="test")
+    leaked = write_shard(shards / first.name, "train", [Sample("k0", tiny(), "jpg", record)])
+    counts = {"samples": 17, "splits": {"train": 16, "test": 1}}
+    replace(manifest, shards=(leaked, *others), counts=counts, crop="banana").save(shards)
+    found = told(shards)
+    assert "k0 (split 'test' in a shard of 'train')" in found
+    assert "manifest.json: says {'train': 16, 'test': 1} samples in its splits, its shards {'train': 17}" in found
+    assert "manifest.json: crop rule 'banana'" in found
+    longer = replace(others[0], bytes=others[0].bytes + 512)
+    replace(manifest, shards=(leaked, longer), counts={}).save(shards)
+    assert f"{longer.name}: is {longer.bytes - 512:,} bytes long; expected {longer.bytes:,}" in told(shards)
 
 
 def test_a_damaged_picture_is_named(shards):
