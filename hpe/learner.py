@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from hpe import optim, runs
 from hpe.augment import Augmentation, augment, prepare
@@ -79,7 +79,7 @@ class Learner:
         )
         self.ema = None
         if settings.ema:
-            self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.ema = AveragedModel(network, multi_avg_fn=optim.warming_average(settings.ema))
         # The loader stays out of `prepare`, which would dispatch batches anew, and so does the rate.
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.call = torch.compile(self.model) if settings.compile else self.model

@@ -1,10 +1,12 @@
 """Optimizers with grouped parameters, and the learning rate as a pure function of progress."""
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hpe.models.multitask import MultiTask
 
@@ -34,6 +36,19 @@ def parameter_groups(
         {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay, "scale": scale}
         for (scale, decay), parameters in groups.items()
     ]
+
+
+def warming_average(decay: float) -> Callable[..., None]:
+    """The moving average of weights whose decay grows with the steps n: min(``decay``, (1 + n) / (10 + n)).
+
+    As TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: without it the first epochs are judged by
+    weights that are mostly the random ones of the start. For torch's ``AveragedModel(multi_avg_fn=…)``.
+    """
+
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(steps)) / (10 + int(steps))))(averaged, current, steps)
+
+    return average
 
 
 def build_optimizer(name: str, groups: list[dict], learning_rate: float) -> torch.optim.Optimizer:
