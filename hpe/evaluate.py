@@ -17,11 +17,12 @@ from hpe.augment import prepare
 from hpe.batch import Batch
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.figures import figures, to_markdown
+from hpe.figures.columns import Guesses, Numbers, guesses, numbers
 from hpe.files import aside, write_json, write_text
 from hpe.gallery import choose_rows, write_faces
 from hpe.images import encode_jpeg
 from hpe.job import reading
-from hpe.labels import ANGLES
+from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 from hpe.progress import Bar, progress
 from hpe.provenance import about_package, about_shards
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FOLDER: Final = "evaluate"
 _KEPT_FACES: Final = 200
 _FACE_QUALITY: Final = 90
+_NAMED: Final = 20
 
 
 def evaluate(
@@ -80,6 +82,8 @@ def evaluate(
     network, config, weights = load_run(run, which)
     data = config.data
     if not any(one.pose for one in sets):
+        if ranks.main and {data.angles, data.direction} != {"record"}:
+            _say(name, "no pose tables (--pose): angles and directions are those of the records, where they hold any")
         data = data.model_copy(update={"angles": "record", "direction": "record"})
     stream = Stream(sets, reading(data, workers=workers))
     counts = stream.label_counts()
@@ -97,8 +101,10 @@ def evaluate(
     ):
         mine = _predict(network.to(here.device), (loaded.batch for loaded in loader), here, bar, ranks.world)
         damage = loader.damage
-    for one in damage[:20]:
-        print(f"{name}: could not read {one}", file=sys.stderr, flush=True)
+    for one in damage[:_NAMED]:
+        _say(name, f"could not read {one}")
+    if len(damage) > _NAMED:
+        _say(name, f"… and {len(damage) - _NAMED:,} more")
     lost = {one.key for one in damage} | {""}
     mine = mine.filter([key not in lost for key in mine["key"].to_pylist()])
     total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
@@ -121,6 +127,10 @@ def evaluate(
     if problem := agree(problem):
         raise UserError(problem)
     return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()
@@ -201,7 +211,25 @@ def keep(
     table, positions = _whole(rows, stream, damaged)
     _write(folder / f"{name}.parquet", table)
     _write_gallery(folder / f"{name}.faces.parquet", table, positions, stream)
-    return _report(folder, name, table, stream, weights, replicates)
+    if silent := _without_number(table):
+        _say(
+            name,
+            f"WARNING: for {silent:,} of {table.num_rows:,} samples the network gave no number (NaN); its weights are "
+            "damaged or overflow: try another --which",
+        )
+    return _report(folder, name, table, stream, damaged, weights, replicates)
+
+
+def _without_number(table: "pa.Table") -> int:
+    """Rows for which one of the heads gave no finite number."""
+    said: list[Guesses | Numbers | None] = [
+        guesses(table, "emotion", len(EMOTIONS)),
+        guesses(table, "direction", len(DIRECTIONS)),
+        numbers(table, [f"{angle}_hat" for angle in ANGLES]),
+        numbers(table, ("valence_hat", "arousal_hat")),
+    ]
+    masks = [one.mask for one in said if one is not None]
+    return int((~np.all(masks, axis=0)).sum()) if masks else 0
 
 
 def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", list[int]]:
@@ -259,10 +287,12 @@ def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: 
     write_faces(path, [keys[row] for row in rows], [shards[row] for row in rows], jpegs)
 
 
-def _report(folder: Path, name: str, table: "pa.Table", stream: Stream, weights: str, replicates: int) -> str:
+def _report(
+    folder: Path, name: str, table: "pa.Table", stream: Stream, damaged: int, weights: str, replicates: int
+) -> str:
     found = figures(table, replicates=replicates)
     urls = [shard.url for shards in stream.sets for shard in shards]
-    about = {"name": name, "weights": weights, "shards": urls, "samples": table.num_rows}
+    about = {"name": name, "weights": weights, "shards": urls, "samples": table.num_rows, "unreadable": damaged}
     found["about"] = about | about_shards(urls) | about_package()
     write_json(folder / f"{name}.json", found)
     text = to_markdown(found)

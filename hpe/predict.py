@@ -109,7 +109,11 @@ def predict(
         )
     if crop is not None and faces == GIVEN:
         raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
+    if out is not None:
+        _apart(out, inputs)
     found = find_inputs(inputs, split)
+    if split is not None and not any(isinstance(one, ShardFile) and one.samples is not None for one in found):
+        raise UserError(f"--split {split}: only folders that `hpe pack` wrote have splits, and none is named")
     where = named_device(device)
     threads = _threads()
     tally = Tally()
@@ -147,6 +151,13 @@ def predict(
             _do(group, finder, answerer, write, drawing, tally, batch, bar)
     tally.say(out)
     return EXIT_INCOMPLETE if tally.unread else EXIT_OK
+
+
+def _apart(out: Path, inputs: Sequence[str]) -> None:
+    """Refuse to write where pictures are read: the next run would take the drawings for pictures."""
+    for text in inputs:
+        if Path(text).is_dir() and out.resolve().is_relative_to(Path(text).resolve()):
+            raise UserError(f"--out {out}: lies in the input folder {text}; give a folder elsewhere")
 
 
 def _marker(draw: str, out: Path | None) -> Marker | None:
@@ -237,6 +248,7 @@ def _do(
         answers = answerer.answer(np.stack([one.face for one in part]))
         rows += [_row(one, answers, place) for place, one in enumerate(part)]
         marks += [_reading(one, answers, place) for place, one in enumerate(part)]
+    tally.silent += sum(None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows)
     write(rows)
     if drawing is not None:
         pairs = zip(faces, marks, strict=True)
@@ -277,6 +289,7 @@ class Tally:
     faces: int = 0
     no_face: int = 0
     unread: int = 0
+    silent: int = 0
     shown: int = 0
     file: IO[str] | None = None
 
@@ -293,11 +306,14 @@ class Tally:
 
     def say(self, out: Path | None) -> None:
         """The last line."""
-        text = f"predict: {self.faces:,} faces in {self.pictures:,} pictures"
+        text = f"predict: {_counted(self.faces, 'face')} in {_counted(self.pictures, 'picture')}"
         text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
         if out is not None and self.shown:
             text += f"; each is named in {out / SKIPPED}"
         print(text, file=sys.stderr, flush=True)
+        if self.silent:
+            told = f"predict: WARNING: for {self.silent:,} faces the network gave no number (NaN)"
+            print(f"{told}; its weights are damaged or overflow: try another --which", file=sys.stderr, flush=True)
 
 
 class Drawing:
@@ -338,6 +354,10 @@ class Drawing:
 
 def _numbered(place: str, count: int) -> str:
     return place if count == 1 else f"{place}-{count}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _scaled(mark: Reading, scale: float) -> Reading:

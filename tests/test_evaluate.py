@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from hpe import evaluate as evaluation
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.evaluate import evaluate
@@ -351,6 +352,25 @@ def test_a_damaged_picture_is_named_and_counted_and_the_rest_is_judged(
     assert "damaged: could not read test-000000.tar" in capsys.readouterr().err
     table, figures = result(run, "damaged")
     assert table.num_rows == figures["rows"] == 11
+    assert figures["about"]["unreadable"] == 1
+    assert "11 samples, 1 more could not be read" in (run / "evaluate" / "damaged.md").read_text()
+
+
+def test_a_network_that_gives_no_numbers_and_tables_that_are_not_named_are_told(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = evaluation.prepare
+    monkeypatch.setattr(evaluation, "prepare", lambda batch: prepared(batch) * float("nan"))
+    table, _ = judged(run, shards, name="nan")
+    told = capsys.readouterr().err
+    assert f"for {table.num_rows} of {table.num_rows} samples the network gave no number" in told
+
+
+def test_angles_of_the_records_in_place_of_pose_tables_are_told(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(untrained(tmp_path / "run", "data.angles=pose"), shards, name="bare")
+    assert "bare: no pose tables (--pose)" in capsys.readouterr().err
 
 
 def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:

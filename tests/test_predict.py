@@ -329,6 +329,25 @@ def test_a_picture_turned_by_exif_has_the_size_that_people_see(tmp_path: Path) -
     assert decode_rgb(data).shape == (60, 40, 3)
 
 
+def test_pictures_that_are_nearly_a_line_are_drawn(run: Path, tmp_path: Path) -> None:
+    for name, size in (("wide", (3000, 1)), ("high", (1, 3000))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    assert predict(run, [str(tmp_path)], out=tmp_path.with_name("drawn_lines"), draw="cube") == 0
+    assert len(rows(tmp_path.with_name("drawn_lines"))) == 2
+
+
+def test_results_are_not_written_among_the_pictures(run: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="lies in the input folder"):
+        predict(run, [str(tmp_path)], out=tmp_path / "read", draw="axes")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
+def test_a_split_of_what_has_none_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--split val: only folders"):
+        predict(run, [str(shards / "val-000000.tar"), str(photo(tmp_path / "a.jpg"))], split="val")
+
+
 def test_a_run_without_a_head_has_no_columns_of_it(tmp_path: Path, shards: Path) -> None:
     only = ("model.heads.direction=null", "model.heads.pose=null", "model.heads.affect=null")
     run = untrained(tmp_path / "run", shards, *only)
@@ -339,10 +358,15 @@ def test_a_run_without_a_head_has_no_columns_of_it(tmp_path: Path, shards: Path)
 
 
 def test_a_network_that_gives_no_numbers_gives_empty_cells(
-    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("hpe.predictor.normalised", lambda images: normalised(images) * float("nan"))
     predict(run, [str(shards / "val-000000.tar")], out=tmp_path, draw="axes")
+    assert f"for {len(rows(tmp_path))} faces the network gave no number" in capsys.readouterr().err
     for row in rows(tmp_path):
         assert {row[name] for name in ("emotion", "direction", "yaw", "emotion_happy", "valence")} == {None}
 

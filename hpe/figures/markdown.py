@@ -72,10 +72,11 @@ def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 def to_markdown(figures: Mapping[str, Any], title: str = "Figures") -> str:
     """Every table of :func:`hpe.figures.figures`, with the reason for each section that is absent."""
-    interval = figures["interval"]
+    interval, unreadable = figures["interval"], figures.get("about", {}).get("unreadable", 0)
+    lost = f", {unreadable:,} more could not be read" if unreadable else ""
     parts = [
         f"# {title}",
-        f"{figures['rows']:,} samples; intervals hold {interval['confidence']:.0%} ({interval['method']}; "
+        f"{figures['rows']:,} samples{lost}; intervals hold {interval['confidence']:.0%} ({interval['method']}; "
         f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
         f"seed {interval['seed']}).",
         "## Headline",
