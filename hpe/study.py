@@ -13,6 +13,7 @@
 """
 
 import itertools
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +41,7 @@ from hpe.studyconfig import (
     load_study,
     run_config,
     run_folder,
+    seeds_of,
 )
 from hpe.studyjobs import BoostJob, Job, Outcome, TrainJob, Trial, missing, run_jobs
 from hpe.studysets import (
@@ -169,10 +171,13 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
             raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
         with _lock(folder):
             if (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
-                raise UserError(
-                    f"{folder}: this study was started with another config; give another study:, or --new to set it "
-                    "aside\n" + "\n".join(f"  {line}" for line in changed)
-                )
+                if (folder / RUNS).exists():
+                    raise UserError(
+                        f"{folder}: this study was started with another config; give another study:, or --new to set "
+                        "it aside\n" + "\n".join(f"  {line}" for line in changed)
+                    )
+                for unused in ("sets", "pose"):  # made by a config that did not come as far as a run
+                    shutil.rmtree(folder / unused, ignore_errors=True)
             write_text(folder / STAMP, config.dump())
             yield
     except OSError as error:
@@ -257,5 +262,5 @@ def _boost_jobs(config: StudyConfig, given: Sources, sets: dict[str, BalancedSet
             Trial("train", str(sets[name].shards), "train", str(sets[name].pose)),
             sets[name].rule, seed, tests, config.replicates,
         )
-        for seed in config.seeds for one in config.boosted for name in one.sets
+        for one in config.boosted for seed in seeds_of(config, one.name) for name in one.sets
     ]  # fmt: skip

@@ -91,7 +91,10 @@ class NetworkConfig(Section):
 
 
 class BoostedConfig(Section):
-    """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name."""
+    """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name.
+
+    On HOG it has no chance in it: one run, with the first seed, stands for all.
+    """
 
     name: Name = "adaboost"
     features: Name = HOG
@@ -100,6 +103,11 @@ class BoostedConfig(Section):
     depth: Annotated[int, Field(ge=1, le=10)] = 1
     learning_rate: Positive = 1.0
     sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether every seed gives the same."""
+        return self.features == HOG
 
 
 class DirectionsConfig(Section):
@@ -136,36 +144,38 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if problems := list(self._misfits()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _misfits(self) -> Iterator[str]:
+        """What does not go together."""
         networks = {one.name: one for one in self.networks}
-        names = [*networks, *(one.name for one in self.boosted)]
-        if len({one.name for one in self.networks} | {one.name for one in self.boosted}) < len(self.networks) + len(
-            self.boosted
-        ):
-            raise ValueError("two models have one name; names of networks and boosted are the rows of the tables")
+        names = [one.name for one in (*self.networks, *self.boosted)]
+        if len(set(names)) < len(names):
+            yield "two models have one name; names of networks and boosted are the rows of the tables"
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+            yield f"seeds: {self.seeds} names a seed twice"
         for key, wanted in (("shown", self.shown), ("ours", self.ours)):
             if wanted is not None and wanted not in names:
-                raise ValueError(f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}")
+                yield f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}"
         for one in self.networks:
             if one.heads is not None and one.heads.emotion is None:
-                raise ValueError(f"networks: {one.name} has no emotion head; add emotion: {{}}")
+                yield f"networks: {one.name} has no emotion head; add emotion: {{}}"
         for one in self.boosted:
-            if one.features != HOG:
-                given = networks.get(one.features)
-                if given is None:
-                    raise ValueError(
-                        f"boosted: features {one.features!r} are neither hog nor a network of this study "
-                        f"({', '.join(networks)})"
-                    )
-                if lacking := set(one.sets) - set(given.sets):
-                    raise ValueError(
-                        f"boosted: {one.name} needs {one.features} on the sets {', '.join(sorted(lacking))}"
-                    )
+            if one.deterministic:
+                continue
+            given = networks.get(one.features)
+            if given is None:
+                yield (
+                    f"boosted: features {one.features!r} are neither hog nor a network of this study "
+                    f"({', '.join(networks)})"
+                )
+            elif lacking := set(one.sets) - set(given.sets):
+                yield f"boosted: {one.name} needs {one.features} on the sets {', '.join(sorted(lacking))}"
         for one in self.directions.networks if self.directions else ():
             if one.heads is not None and one.heads.direction is None:
-                raise ValueError(f"directions.networks: {one.name} has no direction head; add direction: {{}}")
-        return self
+                yield f"directions.networks: {one.name} has no direction head; add direction: {{}}"
 
     @property
     def folder(self) -> Path:
@@ -199,7 +209,7 @@ _FREE: Final = re.compile(r"(study|shown|ours|natural_test|replicates|pictures\.
 def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
     """What differs and would change results that are there; more seeds and more models would not."""
     old, new = _by_name(before), _by_name(after)
-    if set(old["seeds"]) < set(new["seeds"]):
+    if new["seeds"][: len(old["seeds"])] == old["seeds"]:
         new["seeds"] = old["seeds"]
     new["networks"] = {k: v for k, v in new["networks"].items() if k in old["networks"] or not old["networks"]}
     new["boosted"] = {k: v for k, v in new["boosted"].items() if k in old["boosted"]}
@@ -284,6 +294,12 @@ def run_config(
         ),
         train=_merged(study.train, network.train),
     )
+
+
+def seeds_of(study: StudyConfig, model: str) -> list[int]:
+    """The seeds that a model is run with."""
+    once = any(one.deterministic for one in study.boosted if one.name == model)
+    return study.seeds[:1] if once else study.seeds
 
 
 EMOTION_ALONE: Final = HeadsConfig(emotion=EmotionHead())

@@ -6,7 +6,7 @@ One structure (:class:`StudyTable`) becomes Markdown, JSON and the page, so that
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,74 +14,36 @@ from hpe import seeds, thesis
 from hpe.association import Crossed, accuracy_by_row, associate
 from hpe.errors import UserError
 from hpe.figures import markdown
-from hpe.figures.values import Figure
 from hpe.files import write_json, write_text
 from hpe.labels import DIRECTIONS, EMOTIONS
-from hpe.report_data import read_predictions
 from hpe.report_tables import Cell, Table, count, word
-from hpe.seeds import Judged, judge
 from hpe.shards import Manifest
-from hpe.statistics import holm
 from hpe.studycells import (
     DASH,
     JSON_NAME,
     StudyTable,
-    p_value,
     percent,
-    points,
     share_cell,
     shown,
     to_markdown,
     two,
     wilson,
 )
+from hpe.studycompare import comparison
 from hpe.studyconfig import (
-    DIRECTION_SET,
-    NATURAL,
     NETWORK_RULE,
     SETS,
     BoostedConfig,
     NetworkConfig,
     StudyConfig,
     models,
-    run_folder,
-    tests_of,
 )
+from hpe.studyresults import Results
 from hpe.studysets import Sources
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _AFFECTNET: Final = "affectnet"
 _SPLITS: Final = ("train", "val", "test")
 _NOT_TOLD: Final = "What this table holds in the thesis is not told by the tables that we have; ours holds "
-
-
-@dataclass(frozen=True)
-class _Study:
-    """A config with the predictions that are there."""
-
-    config: StudyConfig
-    given: Sources
-    dataset: str
-    emotions: dict[str, tuple[int, ...]]
-
-    def judged(self, name: str, model: str, test: str) -> Judged | None:
-        """The choices of a model's seeds on a test set."""
-        tables = self._tables(name, model, test)
-        return judge(tables, among=self.emotions[name]) if tables else None
-
-    def directions(self, model: str) -> Judged | None:
-        """The choices of a direction network's seeds."""
-        tables = self._tables(DIRECTION_SET, model, "test")
-        return judge(tables, "direction") if tables else None
-
-    def _tables(self, name: str, model: str, test: str) -> "dict[int, pa.Table]":
-        paths = {
-            seed: run_folder(self.config, name, model, seed) / "evaluate" / f"{test}.parquet"
-            for seed in self.config.seeds
-        }
-        return {seed: read_predictions(path) for seed, path in paths.items() if path.is_file()}
 
 
 def write(config: StudyConfig, given: Sources) -> str:
@@ -102,13 +64,13 @@ def make(config: StudyConfig, given: Sources) -> tuple[list[StudyTable], dict[st
         else tuple(EMOTIONS.index(one) for one in chosen)
         for name in SETS
     }
-    read = _Study(config, given, manifest.dataset, emotions)
+    read = Results(config, given, manifest.dataset, emotions)
     tables = [*_images(read), _sizes(read)]
     if config.directions:
         tables.append(_direction_table(read))
     for name in SETS:
         tables += [_models(read, name), *_cells(read, name)]
-    tables += _comparison(read)
+    tables += comparison(read)
     about = {
         "dataset": f"{manifest.dataset} ({manifest.variant})",
         "shards": str(given.shards),
@@ -120,7 +82,7 @@ def make(config: StudyConfig, given: Sources) -> tuple[list[StudyTable], dict[st
     return tables, about
 
 
-def _limits(read: _Study) -> list[str]:
+def _limits(read: Results) -> list[str]:
     told = [
         "From baseline to proposed the thesis changes three things at once: the rule of the directions, the number "
         "of training images, and the test images. The comparison below puts both on the same test images; rule and "
@@ -151,7 +113,7 @@ def _limits(read: _Study) -> list[str]:
 # --- Tables of chapter 3
 
 
-def _images(read: _Study) -> Iterator[StudyTable]:
+def _images(read: Results) -> Iterator[StudyTable]:
     """Table 3.1, and how strong the association in it is."""
     counts = {}
     for name in SETS:
@@ -167,10 +129,17 @@ def _images(read: _Study) -> Iterator[StudyTable]:
         ]
         return [*rows, [word("all"), *map(count, values.sum(0).tolist()), count(int(values.sum()))]]
 
-    notes = [f"Directions by the rule {read.given.rules['proposed']}; all splits; without a direction: not counted."]
+    images = sum(shard.samples for shard in Manifest.load(read.given.shards).shards)
+    notes = [
+        f"Directions by the rule {read.given.rules['proposed']}; all splits. Of {images:,} images "
+        f"{images - int(ours.sum()):,} are not counted: they lack a direction or an emotion."
+    ]
     yield StudyTable("3.1", "Images per direction and emotion", Table("table-3-1", head, grid(ours)), notes)
     if read.given.rules["baseline"] != read.given.rules["proposed"]:
-        note = [f"The same by the baseline's rule, {read.given.rules['baseline']}."]
+        note = [
+            f"The same by the baseline's rule, {read.given.rules['baseline']}; "
+            f"{images - int(counts['baseline'].sum()):,} images are not counted."
+        ]
         yield StudyTable(
             "3.1 b", "Images by the baseline's rule", Table("table-3-1-b", head, grid(counts["baseline"])), note
         )
@@ -214,7 +183,7 @@ def image_counts(shards: Path, pose: Path, rule: str) -> np.ndarray:
     return np.array(counts.both).T
 
 
-def _sizes(read: _Study) -> StudyTable:
+def _sizes(read: Results) -> StudyTable:
     rows = []
     for name in SETS:
         folder = read.config.folder / "sets" / name
@@ -235,7 +204,7 @@ def _sizes(read: _Study) -> StudyTable:
     return StudyTable("3.2", "Sizes of the balanced sets", Table("table-3-2", head, rows), notes)
 
 
-def _direction_table(read: _Study) -> StudyTable:
+def _direction_table(read: Results) -> StudyTable:
     assert read.config.directions is not None
     rows, faces = [], 0
     for network in read.config.directions.networks:
@@ -244,7 +213,7 @@ def _direction_table(read: _Study) -> StudyTable:
         if judged is None:
             rows.append([word(network.name), *[Cell(DASH, None, tip="no run has finished")] * 4])
         else:
-            made, faces = _summary(read, judged), len(judged.truth)
+            made, faces = read.summary(judged), len(judged.truth)
             rows.append([word(network.name), count(len(judged.seeds)), *two(made)])
         rows[-1] = [*rows[-1][:4], percent(theirs)]
     head = ["network", "seeds", "accuracy", "macro F1", "thesis: accuracy"]
@@ -259,7 +228,7 @@ def _direction_table(read: _Study) -> StudyTable:
 # --- Tables of chapter 4
 
 
-def _models(read: _Study, name: str) -> StudyTable:
+def _models(read: Results, name: str) -> StudyTable:
     theirs = thesis.SETS[name]
     rows, faces, constant = [], 0, []
     for model in models(read.config):
@@ -273,7 +242,7 @@ def _models(read: _Study, name: str) -> StudyTable:
             continue
         faces = len(judged.truth)
         constant += [model.name] if (judged.choice == judged.choice[:, :1]).all() else []
-        rows.append([word(model.name), count(len(judged.seeds)), *two(_summary(read, judged)), *beside])
+        rows.append([word(model.name), count(len(judged.seeds)), *two(read.summary(judged)), *beside])
     head = ["model", "seeds", "accuracy", "macro F1", "thesis: accuracy", "thesis: macro F1"]
     k = len(read.emotions[name])
     notes = [
@@ -281,13 +250,15 @@ def _models(read: _Study, name: str) -> StudyTable:
         "standard deviation over seeds; intervals of 95 % draw faces and seeds.",
         f"Always choosing one emotion is right in {100 / k:.1f} %, with a macro F1 of {2 / (k * (k + 1)):.4f}.",
     ]
+    if once := [one.name for one in read.config.boosted if one.deterministic and name in one.sets]:
+        notes.append(f"One run: {', '.join(once)} learns the same from the same pictures, whatever the seed.")
     if constant:
         notes.append(f"Nothing learned: {', '.join(constant)} chose one and the same emotion for every face.")
     title = f"Emotion on the {name} set"
     return StudyTable(theirs.table_numbers[0], title, Table(f"table-{name}-models", head, rows), notes)
 
 
-def _cells(read: _Study, name: str) -> Iterator[StudyTable]:
+def _cells(read: Results, name: str) -> Iterator[StudyTable]:
     """Correct predictions per direction and emotion, and their mean, variance and deviation."""
     theirs = thesis.SETS[name]
     _, number, by_direction, by_emotion = theirs.table_numbers
@@ -369,13 +340,23 @@ def _spread(
     across = "emotions" if what == "direction" else "directions"
     notes = [
         _NOT_TOLD + f"mean, variance and standard deviation, over {across}, of the accuracies (percent) above.",
-        "Much of the variance is chance: 20 or 30 faces a cell vary by about 10 points of deviation on their own.",
+        "Much of the variance is chance: cells of so few faces, were all equally well read, would deviate by up to "
+        "about "
+        + ", ".join(f"{_by_chance(grid):.1f} ({title})" for title, grid in grids if grid.count.any())
+        + " points.",
     ]
     title = f"Spread of the accuracy by {what}, {set_name} set"
     return StudyTable(number, title, Table(f"table-{set_name}-by-{what}", head, rows), notes)
 
 
-def _direction_effect(read: _Study, made: Mapping[str, Any], model: str) -> list[str]:
+def _by_chance(grid: _Grid) -> float:
+    """Deviation of the cells' accuracies (percent) that the faces of a cell bring alone, binomially."""
+    held = grid.count > 0
+    mean = float(np.average(grid.share[held], weights=grid.count[held]))
+    return 100 * float(np.sqrt(mean * (1 - mean) * np.mean(1 / grid.count[held])))
+
+
+def _direction_effect(read: Results, made: Mapping[str, Any], model: str) -> list[str]:
     counted = np.array(made["count"])
     p = []
     for correct in made["correct_by_seed"]:
@@ -391,87 +372,6 @@ def _direction_effect(read: _Study, made: Mapping[str, Any], model: str) -> list
 def _effect(correct: np.ndarray, counted: np.ndarray, replicates: int) -> list[str]:
     found = accuracy_by_row(counted, correct, DIRECTIONS, EMOTIONS, replicates=replicates)
     return [f"Does the accuracy depend on the direction? Permutation p: {found['permutation_p']:.2g}."]
-
-
-# --- Comparison
-
-
-def _comparison(read: _Study) -> Iterator[StudyTable]:
-    """Baseline, proposed and ours on the same faces."""
-    yield _everywhere(read)
-    both = [model.name for model in models(read.config) if set(SETS) <= set(model.sets)]
-    pairs = [(("baseline", name), ("proposed", name)) for name in both]
-    ours, theirs = read.config.ours, read.config.shown
-    if ours is not None and ours != theirs:
-        pairs += [((name, theirs), (name, ours)) for name in SETS]
-        pairs.append((("baseline", theirs), ("proposed", ours)))
-    found = []
-    for (first, second), test in ((pair, test) for pair in pairs for test in tests_of(read.config)):
-        one, two = read.judged(*first, test), read.judged(*second, test)
-        if one is None or two is None:
-            continue
-        try:
-            made = seeds.difference(one, two, replicates=read.config.replicates)
-        except UserError:
-            continue
-        found.append((first, second, test, made))
-    if not found:
-        return
-    tested = [made["difference"]["accuracy"]["p"] for *_, made in found]
-    known = [p for p in tested if p is not None]
-    corrected = iter(holm(np.array(known)).tolist() if known else [])
-    rows = []
-    for (first, second, test, made), p in zip(found, tested, strict=True):
-        gain, f1 = made["difference"]["accuracy"], made["difference"]["macro_f1"]
-        smallest = ", ".join(f"{one['p']:.2g}" for one in made["mcnemar"]) or DASH
-        rows.append(
-            [
-                word(f"{first[0]} {first[1]}"), word(f"{second[0]} {second[1]}"), word(test), count(made["n"]),
-                percent(made["first"]["accuracy"]), percent(made["second"]["accuracy"]), points(gain),
-                Cell(DASH) if p is None else p_value(next(corrected)), shown(f1, markdown.decimal), word(smallest),
-            ]
-        )  # fmt: skip
-    head = [
-        "first", "second", "test faces of", "n", "accuracy of the first", "of the second", "difference",
-        "p (Holm)", "difference of macro F1", "McNemar p by seed",
-    ]  # fmt: skip
-    notes = [
-        "Both read the same faces. The difference (percentage points) and its p are of the means over seeds, faces "
-        "and seeds drawn with replacement; p is corrected for the number of rows.",
-        "McNemar's exact test is of single runs with the same seed: it knows nothing of how runs vary.",
-    ]
-    if len(read.config.seeds) == 1:
-        notes.append("With one seed per model a difference may be luck of the run, whatever its p.")
-    yield StudyTable(
-        "comparison", "Baseline, proposed and ours on the same faces", Table("comparison", head, rows), notes
-    )
-
-
-def _everywhere(read: _Study) -> StudyTable:
-    """Every model on every test set."""
-    rows = []
-    tests = tests_of(read.config)
-    for name in SETS:
-        for model in models(read.config):
-            if name not in model.sets:
-                continue
-            row = [word(f"{name} {model.name}")]
-            for test in tests:
-                judged = read.judged(name, model.name, test)
-                if judged is None:
-                    row += [Cell(DASH, None, tip="no run has finished")] * 2
-                else:
-                    row += two(_summary(read, judged))
-            rows.append(row)
-    head = ["trained", *(f"{test}: {figure}" for test in tests for figure in ("accuracy", "macro F1"))]
-    notes = [
-        "Test faces of both sets" + (f" and, as `{NATURAL}`, all test faces as they come." if NATURAL in tests else ".")
-    ]
-    return StudyTable("all tests", "Every model on every test set", Table("all-tests", head, rows), notes)
-
-
-def _summary(read: _Study, judged: Judged) -> dict[str, Figure]:
-    return seeds.summary(judged, replicates=read.config.replicates)
 
 
 def _thesis_name(model: NetworkConfig | BoostedConfig) -> str:

@@ -30,7 +30,7 @@ from hpe.shards import Manifest, read_samples, write_shard
 from hpe.stream import LabelSource, Reading, ShardSet
 from hpe.study import study
 from hpe.studycells import read_study
-from hpe.studyconfig import EMOTION_ALONE, StudyConfig, changes, run_config
+from hpe.studyconfig import EMOTION_ALONE, StudyConfig, changes, run_config, seeds_of
 from hpe.studyjobs import Trial, missing, perform, run_jobs
 from hpe.studysets import label_directions, sources, tables_of_records
 from tests import browser, made
@@ -153,6 +153,13 @@ def test_adaboost_learns_what_hog_shows_and_keeps_it_as_a_network_does(tmp_path:
     figures = json.loads((tmp_path / "run" / "evaluate" / "seen.json").read_text())
     assert figures["emotion"]["accuracy"]["value"] == pytest.approx(right.mean())
     assert right.mean() > 0.5
+
+
+def test_a_learner_without_chance_is_run_once_whatever_the_seeds(tmp_path: Path) -> None:
+    deep = "boosted=[{name: adaboost, features: hog}, {name: deep, features: tiny, sets: [proposed]}]"
+    found = config(tmp_path, tmp_path, "seeds=[3, 1, 2]", deep)
+    assert seeds_of(found, "adaboost") == [3]
+    assert seeds_of(found, "deep") == seeds_of(found, "tiny") == [3, 1, 2]
 
 
 def test_adaboost_of_one_emotion_is_refused(tmp_path: Path) -> None:
@@ -335,6 +342,8 @@ def test_more_seeds_and_models_change_nothing_and_all_else_does(tmp_path: Path) 
     before = config(tmp_path, tmp_path)
     more = "networks=[{name: tiny, backbone: tiny, sets: [proposed]}, {name: b, backbone: tiny}]"
     assert changes(before, config(tmp_path, tmp_path, more, "seeds=[0, 1]", "replicates=500")) == []
+    # The first seed's direction network and AdaBoost stand for all: it must stay the first.
+    assert changes(before, config(tmp_path, tmp_path, "seeds=[1, 0]")) == ["seeds: [0] -> [1, 0]"]
     assert changes(before, config(tmp_path, tmp_path, "networks.0.train.epochs=2")) == [
         "networks.tiny.train.epochs: null -> 2.0"
     ]
@@ -361,7 +370,10 @@ def test_a_study_gives_every_table_and_its_rows_are_those_of_the_predictions(fin
     assert row[2].value == pytest.approx((chosen == np.array(table["emotion"])).mean())
     assert [cell.value for cell in by_number["3.1"].rows[0][1:9]] == [6] * 8
     assert by_number["4.1"].rows[0][4].text == "12.0 %"  # the thesis' AdaBoost stands beside ours
-    assert "| adaboost |" in (finished.folder / "study.md").read_text()
+    words = (finished.folder / "study.md").read_text()
+    assert "| adaboost |" in words
+    assert "One run: adaboost learns the same" in words
+    assert "Of 240 images 0 are not counted" in words
     json.loads((finished.folder / "study.json").read_text())
 
 
@@ -410,6 +422,25 @@ def test_cells_that_are_too_small_are_named_before_anything_is_trained(tmp_path:
     assert "sets.proposed" in told
     assert "--per-cell 4/1/1 works" in told
     assert not (tmp_path / "s" / "runs").exists()
+
+
+def test_a_config_that_was_refused_can_be_mended_in_place(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="too few samples"):
+        study(config(tmp_path / "s", shards, "sets.proposed.per_cell=5/1/1"), jobs=1, new=False)
+    monkeypatch.setattr(study_module, "run_jobs", lambda *a: ([], True))
+    mended = config(tmp_path / "s", shards, "sets.baseline.per_cell=1/1/1", "sets.proposed.per_cell=3/1/1")
+    assert study(mended, jobs=1, new=False) == 75
+    counts = {s.split: s.samples for s in Manifest.load(tmp_path / "s" / "sets" / "baseline").shards}
+    assert counts["train"] == 40
+
+
+def test_what_does_not_go_together_is_told_all_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        config(tmp_path, tmp_path, "shown=nobody", "ours=none_such", "seeds=[1, 1]", "boosted.0.features=resnet18")
+    for told in ("shown: 'nobody'", "ours: 'none_such'", "names a seed twice", "neither hog nor a network"):
+        assert told in str(caught.value)
 
 
 def test_what_cannot_work_is_told_at_once(tmp_path: Path, shards: Path) -> None:
