@@ -234,8 +234,9 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         f"{permutation['cramers_v_largest']:.3f} at most in {permutation['replicates']:,} permutations "
         f"(uncorrected here: {found['cramers_v']:.3f}; p = {permutation['p']:.2g}).",
         f"Knowing the row removes {found['share_of_entropy_explained']:.1%} of the uncertainty about the column "
-        f"({found['mutual_information_bits']:.3f} of {found['entropy_of_columns_bits']:.3f} bits); the best guess of "
-        f"the column is right in {found['best_guess_given_row']:.1%} instead of {found['best_guess_without']:.1%}.",
+        f"({found['mutual_information_bits']:.3f} of {found['entropy_of_columns_bits']:.3f} bits; shuffled labels "
+        f"{found['mutual_information_bits_of_chance']:.3f} on average); the best guess of the column is right in "
+        f"{found['best_guess_given_row']:.1%} instead of {found['best_guess_without']:.1%}.",
         f"{len(cells)} of {residuals['tests']} cells differ from independence after Holm's correction at "
         f"{SIGNIFICANT}"
         + (f"; the furthest, in standard errors: {', '.join(t for _, t in cells[:6])}." if cells else "."),

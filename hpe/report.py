@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup, escape
 
 from hpe import report_tables as tables
@@ -66,15 +67,30 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
         if public:
             run = replace(run, evaluations=tuple(one.public() for one in run.evaluations))
         runs.append(run)
-        files |= {at / PAGE: run_page(run), at / CARD: model_card(run)}
+        files |= _files(run, at)
         pages.append(at / PAGE)
     if len(runs) > 1:
         at = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
+        if at.resolve() in {page.parent.resolve() for page in pages}:
+            raise UserError(f"--out {at}: one of the runs has its own page there; give the comparison another folder")
         files[at / PAGE] = comparison_page(runs, [_link(page, at) for page in pages])
     for path, text in files.items():
         make_folder(path.parent, f"--out {out}" if path.parent == out else str(path.parent))
         write_text(path, text)
     return [path for path in files if path.name == PAGE]
+
+
+def _files(run: Run, at: Path) -> dict[Path, str]:
+    """The page and the card of a run.
+
+    Raises:
+        UserError: its figures are JSON of the right outline, but hold what figures cannot.
+    """
+    try:
+        return {at / PAGE: run_page(run), at / CARD: model_card(run)}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
+        where = f"{run.path}: its figures or its config"
+        raise UserError(f"{where} are damaged ({type(error).__name__}: {error}); evaluate again") from error
 
 
 def _link(page: Path, base: Path) -> str:
@@ -136,6 +152,7 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
     for name in names:
         found = [(run, one) for run in runs for one in run.evaluations if one.name == name]
         rows = [(run.name, one.figures) for run, one in found]
+        pairs = _pairs(found)
         views.append(
             {
                 "name": name,
@@ -144,7 +161,8 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
                     (title, intervals(points, title=title, text=text))
                     for title, text, points in tables.interval_rows(rows)
                 ],
-                "paired": tables.paired_table(_pairs(found), f"{name}-paired"),
+                "paired": tables.paired_table(pairs, f"{name}-paired"),
+                "untested": tables.untested(pairs),
                 "missing": [run.name for run in runs if run not in [r for r, _ in found]],
             }
         )
@@ -212,6 +230,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
         "name": one.name,
         "about": tables.about(one.about),
         "rows": made["rows"],
+        "unreadable": one.about.get("unreadable", 0),
         "interval": made["interval"],
         "headline": tables.headline(made),
         "sections": {name: made[name] for name in ("emotion", "direction", "pose", "valence", "arousal", "cells")},
@@ -288,8 +307,6 @@ def _with_code(text: str) -> Markup:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     here = PackageLoader("hpe")
     pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.globals["percents"] = percents

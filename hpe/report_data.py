@@ -102,7 +102,7 @@ def _evaluation(folder: Path, name: str) -> Evaluation:
     if path.is_file():
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); evaluate again") from error
     whole = isinstance(said, dict) and said.get("schema") == SCHEMA and all(key in said for key in _SECTIONS)
     if not whole and table is None:
@@ -120,9 +120,11 @@ def _config(path: Path) -> tuple[str, Mapping[str, Any]]:
         return "", {}
     try:
         text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("YAML aliases (*name) are not used in configs; write the value out")
         config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     return text, config if isinstance(config, dict) else {}
 
 
@@ -137,7 +139,7 @@ def _curves(path: Path) -> tuple[Curves, int]:
             try:
                 said = json.loads(line)
                 samples, split = float(said["samples"]), str(said["split"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 unread += 1
                 continue
             for name, value in said.items():

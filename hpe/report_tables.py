@@ -265,13 +265,10 @@ def rounded(text: Callable[[float], str]) -> Callable[[float], str]:
 
 
 def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str) -> Table | None:
-    """Paired tests of emotion between runs on the samples that both hold."""
-    if not pairs:
-        return None
+    """Paired tests of emotion between runs on the samples that both hold; None where no pair could be tested."""
     rows = []
     for first, second, one in pairs:
         if "mcnemar_p" not in one:
-            rows.append([word(first), word(second), *[Cell("–", None, tip=str(one["reason"]))] * 6])
             continue
         p = one["macro_f1_p"]
         rows.append(
@@ -287,7 +284,12 @@ def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str)
             ]
         )
     head = ["first", "second", "n", "only first right", "only second right", "McNemar p (Holm)"]
-    return Table(name, [*head, "macro F1, second − first", "p (bootstrap)"], rows)
+    return Table(name, [*head, "macro F1, second − first", "p (bootstrap)"], rows) if rows else None
+
+
+def untested(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str]:
+    """Pairs of runs that could not be tested, and why."""
+    return [f"{first}, {second}: {one['reason']}" for first, second, one in pairs if "mcnemar_p" not in one]
 
 
 def config_differences(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:

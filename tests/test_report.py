@@ -216,6 +216,9 @@ def test_json_of_another_version_is_made_anew_from_the_predictions(tmp_path: Pat
         ({"evaluate/val.json": "[]"}, "not the figures"),
         ({"evaluate/val.parquet": "PAR1"}, "cannot be read"),
         ({"config.yaml": "a: [1"}, "cannot be read"),
+        ({"config.yaml": "a: &a [x, x]\nb: [*a, *a]"}, "aliases"),
+        ({"config.yaml": "[" * 5000}, "cannot be read"),
+        ({"evaluate/val.json": "[" * 100_000}, "not JSON"),
     ],
 )
 def test_damaged_runs_are_refused_in_words(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -225,6 +228,23 @@ def test_damaged_runs_are_refused_in_words(tmp_path: Path, files: dict[str, str]
     with pytest.raises(UserError, match=message):
         report([tmp_path])
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("section", ["emotion", "interval", "pose", "by", "cells"])
+def test_figures_that_hold_what_they_cannot_are_refused_in_words(
+    runs: list[Path], tmp_path: Path, section: str
+) -> None:
+    evaluation = next(path for path in (runs[0] / "evaluate").glob("*.json"))
+    (tmp_path / "evaluate").mkdir()
+    made = json.loads(evaluation.read_text()) | {section: [1]}
+    (tmp_path / "evaluate" / evaluation.name).write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"damaged .*evaluate again"):
+        report([tmp_path])
+
+
+def test_a_comparison_does_not_overwrite_a_run_s_own_page(runs: list[Path]) -> None:
+    with pytest.raises(UserError, match="has its own page there"):
+        report(runs, runs[0] / "report")
 
 
 def test_runs_that_are_absent_or_named_twice_are_refused(runs: list[Path], tmp_path: Path) -> None:
