@@ -53,7 +53,7 @@ def balance(
     *,
     per_cell: str,
     rule: str | None = None,
-    directions: Sequence[int] = tuple(Direction),
+    directions: Sequence[int] | None = None,
     emotions: Sequence[int] | None = None,
     seed: int = 0,
     samples_per_shard: int = 1000,
@@ -68,7 +68,7 @@ def balance(
         folder: shards with emotions.
         poses: tables with a column ``direction_<rule>``, one for each shard.
         rule: None: the only one that the tables have, or else ``ours``.
-        directions: that are to be balanced; samples of others are left out.
+        directions: that are to be balanced; samples of others are left out. None: all five.
         emotions: the same; None: those that the shards have.
 
     Raises:
@@ -89,6 +89,7 @@ def balance(
         "samples_per_shard": samples_per_shard,
         "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
     }
+    directions = tuple(Direction) if directions is None else directions
     if len(directions) < len(DIRECTIONS):
         options["directions"] = [DIRECTIONS[label] for label in directions]
     if emotions is not None:
@@ -109,6 +110,20 @@ def balance(
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); mend it, or use another folder"
         ) from error
+
+
+def labels_of(option: str, text: str | None, names: Sequence[str]) -> list[int] | None:
+    """The labels of a text such as ``happy,sad``, in order; None: not given.
+
+    Raises:
+        UserError: a word that is none of ``names``.
+    """
+    if text is None:
+        return None
+    words = [word.strip().lower() for word in text.split(",")]
+    if unknown := [word for word in words if word not in names]:
+        raise UserError(f"{option} {text[:80]!r}: {unknown[0][:40]!r} is none of {', '.join(names)}")
+    return sorted({names.index(word) for word in words})
 
 
 def _wanted(text: str, found: Sequence[str]) -> dict[str, int]:
@@ -319,7 +334,8 @@ def _choose(
         way_out = (
             f"--per-cell {largest} works"
             if all(fits.values())
-            else "another direction rule, or more data, is needed: a cell without a sample cannot be balanced"
+            else "a cell without a sample cannot be balanced: leave its label out with --directions or --emotions, or "
+            "use another direction rule, or more data"
         )
         short.sort(key=lambda cell: cell[2] / cell[3])
         told = [

@@ -135,6 +135,8 @@ def balance(
             help="Direction rule: a direction_RULE column of the tables; default: the only one, or else ours."
         ),
     ] = None,
+    directions: Annotated[str | None, typer.Option(help="Only these, such as forward,left,right.")] = None,
+    emotions: Annotated[str | None, typer.Option(help="Only these; default: all that the shards have.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
 ) -> None:
@@ -142,9 +144,14 @@ def balance(
 
     Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
     """
-    from hpe.balance import balance
+    from hpe.balance import balance, labels_of
+    from hpe.labels import DIRECTIONS, EMOTIONS
 
-    balance(shards, poses, out, per_cell=per_cell, rule=rule, seed=seed, samples_per_shard=samples_per_shard)
+    balance(
+        shards, poses, out, per_cell=per_cell, rule=rule, seed=seed, samples_per_shard=samples_per_shard,
+        directions=labels_of("--directions", directions, DIRECTIONS),
+        emotions=labels_of("--emotions", emotions, EMOTIONS),
+    )  # fmt: skip
 
 
 @app.command()

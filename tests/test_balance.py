@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from hpe.balance import balance
+from hpe.cli import app
 from hpe.errors import UserError
 from hpe.images import encode_jpeg
 from hpe.records import Record
@@ -156,6 +158,17 @@ def test_tables_that_do_not_fit_are_one_message(made, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"no table for 1 of 4 shards, such as train-000001\.tar"):
         balance(folder, poses, out, per_cell="1")
+
+
+def test_the_command_balances_the_labels_that_are_named(made, tmp_path):
+    folder, poses = made
+    command = ["balance", str(folder), str(poses), str(tmp_path / "out"), "--per-cell", "2/0/0"]
+    found = CliRunner().invoke(app, [*command, "--directions", "left, up", "--emotions", "happy,anger"])
+    assert found.exit_code == 0
+    cells = Manifest.load(tmp_path / "out").counts["cells"]["train"]
+    assert cells == {f"{d} {e}": 2 for d in ("left", "up") for e in ("happy", "anger")}
+    refused = CliRunner().invoke(app, [*command, "--emotions", "happy,joy"])
+    assert "--emotions 'happy,joy': 'joy' is none of neutral, happy" in str(refused.exception)
 
 
 def altered(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
