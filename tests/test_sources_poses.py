@@ -237,15 +237,20 @@ def test_the_rgb_cameras_frame_is_turned_by_its_calibration(tmp_path: Path) -> N
     assert abs(rgb.yaw or 0) == pytest.approx(2, abs=1e-3)
 
 
+MIRRORED = "1 0 0 0 1 0 0 0 -1 1 1 1"
+
+
 def test_a_bad_pose_of_biwi_is_rejected(tmp_path: Path) -> None:
-    for number, text in enumerate(("", "1 2 3", "a b c", "2 0 0 0 2 0 0 0 2 1 1 1", "nan " * 12, None)):
+    for number, text in enumerate(("", "1 2 3", "a b c", "2 0 0 0 2 0 0 0 2 1 1 1", "nan " * 12, None, MIRRORED)):
         biwi(tmp_path, "01", np.eye(3), number)
         pose = tmp_path / "hpdb/01" / f"frame_{number:05d}_pose.txt"
         pose.unlink() if text is None else pose.write_text(text)
     source = open_source("biwi", tmp_path)
     assert not samples(source)
-    assert len(rejects(source)) == 6
+    assert len(rejects(source)) == 7
     assert rejects(source)["hpdb/01/frame_00003_rgb.png"].endswith("not a rotation")
+    assert rejects(source)["hpdb/01/frame_00004_rgb.png"].endswith("not all numbers are finite")
+    assert rejects(source)["hpdb/01/frame_00006_rgb.png"].endswith("not a rotation")
 
 
 # The real sets

@@ -120,7 +120,7 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
     if len(lines) != 1:
         return Reject(source, f"{len(lines)} faces in {shown(label.name)}, expected one")
     try:
-        kind, *sides = [number("word", word) for word in lines[0]]
+        kind, *sides = [number("label", word) for word in lines[0]]
         if kind is None or kind not in range(len(emotions)) or len(sides) != 4 or None in sides:
             raise ValueError(f"{' '.join(lines[0])[:80]!r} is no class of 0..{len(emotions) - 1} and four numbers")
         x, y, width, height = (side for side in sides if side is not None)

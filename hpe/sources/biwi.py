@@ -60,8 +60,10 @@ def _numbers(path: Path, at_least: int) -> Float[np.ndarray, " n"]:
         values = np.asarray([float(word) for word in words])
     except ValueError:
         raise ValueError(f"{shown(path.name)}: not numbers") from None
-    if len(values) < at_least or not np.isfinite(values).all():
+    if len(values) < at_least:
         raise ValueError(f"{shown(path.name)}: {len(values)} numbers, expected {at_least}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{shown(path.name)}: not all numbers are finite")
     return values
 
 
@@ -150,7 +152,7 @@ def _row(keys: Keys, folder: Path, path: Path, camera: Camera | None, frame: str
     except (OSError, ValueError) as error:
         return Reject(source, str(error))
     rotation, centre_mm = values[:9].reshape(3, 3), values[9:12]
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2):
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) or np.linalg.det(rotation) < 0:
         return Reject(source, f"{shown(pose.name)}: not a rotation")
     if frame == "rgb" and camera:
         rotation = camera.rotation @ rotation
