@@ -159,6 +159,8 @@ def intervals(
     if not rows:
         return Markup("")
     ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None]
+    if len(set(ends)) == 1:  # one value without an interval: as far from 0 as it is
+        ends.append(0.0 if ends[0] else 1.0)
     span = ticks(min(ends), max(ends), 4)
     pitch, left = 28, 128
     height = _TOP + pitch * len(rows) + 28

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpe.charts import Series, lines, ticks
+from hpe.charts import Series, intervals, lines, ticks
 from hpe.errors import UserError
 from hpe.figures import figures
 from hpe.gallery import KINDS, choose_rows, gallery, write_faces
@@ -274,6 +274,13 @@ def test_ticks_are_round_and_cover_the_range() -> None:
         assert made[-1] >= low + span - 1e-9 * span
         assert 2 <= len(made) <= 8
     assert ticks(3, 3)[0] < 3 < ticks(3, 3)[-1]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.156, 12.3])
+def test_a_value_without_an_interval_is_drawn_from_zero_and_not_into_what_cannot_be(value: float) -> None:
+    drawn = re.findall(r'class="tick"[^>]*>([^<]*)<', str(intervals([("run", value, None, None)], title="t")))
+    assert drawn[0] == "0"
+    assert float(drawn[-1]) >= value
 
 
 def test_a_chart_of_many_points_keeps_its_means_and_stays_small() -> None:

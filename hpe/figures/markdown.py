@@ -38,7 +38,7 @@ def degrees(figure: Figure) -> str:
 def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
     if figure.get("value") is None:
         return "–"
-    text = f"{figure['value'] * scale:.{digits}f}{unit}"
+    text = f"{figure['value'] * scale:.{digits}f}{unit}".replace("-", "−")
     if figure.get("low") is None:
         return text
     low, high = f"{figure['low'] * scale:.{digits}f}", f"{figure['high'] * scale:.{digits}f}"
