@@ -27,6 +27,7 @@ def _batch(value: Any) -> Any:
 
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
+Stem = Literal["standard", "small", "half"]
 Places = dict[tuple[Any, ...], str]
 
 
@@ -146,7 +147,7 @@ class ModelConfig(Section):
     """The network: a backbone by name, weights (``none``, ``hub``, or a local file), heads."""
 
     backbone: str = "resnet18"
-    stem: Literal["standard", "small", "half"] = "standard"
+    stem: Stem = "standard"
     weights: str = "none"
     freeze: list[str] = []
     heads: HeadsConfig

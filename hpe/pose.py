@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.faces import Framing, open_shard, read_faces
 from hpe.files import refuse_unwritable
+from hpe.labels import DIRECTIONS
 from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
 from hpe.ranks import Ranks, from_parent, named_device
@@ -244,7 +246,32 @@ def run(
         tasks, network, directions,
         flips=flips, batch=size, threads=threads or default_threads(ranks), ranks=ranks,
     )  # fmt: skip
+    if ranks.main:
+        print("\n".join(told(tasks)))
     return code, tasks
+
+
+def told(tasks: Sequence[Task]) -> list[str]:
+    """What the finished tables of a job hold, a line a folder: how many faces, and where they look by our rule."""
+    import pyarrow.parquet as pq
+
+    counts: dict[Path, Counter[str]] = {}
+    for task in tasks:
+        if task.table.is_file():
+            rows = pq.read_table(task.table, columns=["direction_ours", "problem"])
+            found = counts.setdefault(task.table.parent, Counter())
+            found["unreadable"] += rows.num_rows - rows["problem"].null_count
+            for code in rows["direction_ours"].to_pylist():
+                found["unsaid" if code is None else DIRECTIONS[code]] += 1
+    lines = []
+    for folder, found in counts.items():
+        looks = ", ".join(f"{name} {found[name]:,}" for name in DIRECTIONS)
+        unsaid = found["unsaid"] - found["unreadable"]
+        lines.append(
+            f"{folder}: {sum(found.values()) - found['unreadable']:,} faces: {looks}; without a direction, as the rule "
+            f"abstains, {unsaid:,}; unreadable {found['unreadable']:,}"
+        )
+    return lines
 
 
 def load_direction_network(path: Path) -> tuple[DirectionRule, str]:

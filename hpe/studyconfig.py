@@ -21,6 +21,7 @@ from hpe.config import (
     RunConfig,
     Section,
     ShardsConfig,
+    Stem,
     TrainConfig,
     leaves,
     load,
@@ -81,7 +82,7 @@ class NetworkConfig(Section):
 
     name: Name
     backbone: str
-    stem: Literal["standard", "small"] = "standard"
+    stem: Stem = "standard"
     weights: str = "none"
     freeze: list[str] = Field(default_factory=list)
     heads: HeadsConfig | None = None

@@ -11,6 +11,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from hpe.config import RunConfig
+from hpe.studyconfig import (
+    BoostedConfig,
+    DirectionsConfig,
+    NetworkConfig,
+    PicturesConfig,
+    SetConfig,
+    StudyConfig,
+)
 
 PAGE = Path(__file__).parents[1] / "docs/config.md"
 ROW = re.compile(r"\| `([\w.]+)` \| (.+?) \| (.+?) \| (.+) \|$")
@@ -83,3 +91,15 @@ def test_the_page_lists_every_key_with_its_type_and_default_and_nothing_else() -
 def test_every_section_and_head_is_there() -> None:
     keys = {key for key, _, _ in rows()}
     assert {"run", "data.train.N.shards", "augment.mixup", "model.heads.pose.kind", "train.batch"} <= keys
+
+
+def test_the_page_of_the_study_names_every_key() -> None:
+    page = (PAGE.parent / "study.md").read_text()
+    keys = [
+        *StudyConfig.model_fields,
+        *SetConfig.model_fields,
+        *NetworkConfig.model_fields,
+        *BoostedConfig.model_fields,
+    ]
+    keys += [*PicturesConfig.model_fields, *DirectionsConfig.model_fields]
+    assert [key for key in keys if not re.search(rf"[`.]{key}`", page)] == []

@@ -25,7 +25,8 @@ from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.faces import ahead
 from hpe.images import encode_jpeg
-from hpe.pose import check_tables, find_shards, refuse_without_truth, tasks_of
+from hpe.labels import DIRECTIONS
+from hpe.pose import check_tables, find_shards, refuse_without_truth, tasks_of, told
 from hpe.pose_pass import Task, pose_pass
 from hpe.ranks import Ranks
 from hpe.records import Record
@@ -213,6 +214,10 @@ def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Pa
     for name in ("yaw", "pitch", "roll", "direction_thesis_tree", "direction_ours"):
         assert [value is None for value in table[name].to_pylist()] == [False, True, True, True, False]
     assert [text is None for text in table["problem"].to_pylist()] == [True, False, False, False, True]
+    (line,) = told(tasks)
+    looks = [value for value in table["direction_ours"].to_pylist() if value is not None]
+    assert f"5 faces: {', '.join(f'{name} {looks.count(code)}' for code, name in enumerate(DIRECTIONS))};" in line
+    assert line.startswith(f"{tasks[0].table.parent}: ") and line.endswith("abstains, 0; unreadable 3")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "garbage"])

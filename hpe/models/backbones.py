@@ -136,7 +136,7 @@ def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
         network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except OSError as error:
         raise UserError(
-            f"model.weights: cannot download {name}'s weights ({error}); give a local file instead of hub"
+            f"model.weights: cannot download {name}'s weights ({error}); give a local file, or none"
         ) from error
     if pretrained and hasattr(network, "aux_logits"):
         setattr(network, "aux_logits", False)  # noqa: B010 (plain attributes, for which Module has no type)
@@ -164,7 +164,7 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
         if not pretrained:
             raise
         raise UserError(
-            f"model.weights: cannot download timm's weights of {name} ({error}); give a local file instead of hub"
+            f"model.weights: cannot download timm's weights of {name} ({error}); give a local file, or none"
         ) from error
     return network, int(getattr(network, "head_hidden_size", 0) or network.num_features)  # pyright: ignore[reportArgumentType]
 
