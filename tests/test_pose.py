@@ -217,7 +217,8 @@ def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Pa
     (line,) = told(tasks)
     looks = [value for value in table["direction_ours"].to_pylist() if value is not None]
     assert f"5 faces: {', '.join(f'{name} {looks.count(code)}' for code, name in enumerate(DIRECTIONS))};" in line
-    assert line.startswith(f"{tasks[0].table.parent}: ") and line.endswith("abstains, 0; unreadable 3")
+    assert line.startswith(f"{tasks[0].table.parent}: ")
+    assert line.endswith("abstains, 0; unreadable 3")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "garbage"])
