@@ -24,7 +24,7 @@ _BACKGROUND: Final = (255, 255, 255)
 _ORIENTATION: Final = 0x0112
 _HARMLESS: Final = ("extraneous bytes", "inconsistent progression", "unknown adobe", "unknown jfif")
 """What libjpeg warns of though every pixel is there."""
-_LARGEST_CROP: Final = 4.0
+LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -171,7 +171,7 @@ def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size 
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"crop box {_text(box)} is empty")
     x, y, side = _window(box)
-    if side > _LARGEST_CROP * max(width, height) or side**2 > 2 * MAX_PIXELS:
+    if side > LARGEST_CROP * max(width, height) or side**2 > 2 * MAX_PIXELS:
         raise ValueError(f"crop box {_text(box)} is far larger than the picture ({width} × {height})")
     if x >= width or y >= height or x + side <= 0 or y + side <= 0:
         raise ValueError(f"crop box {_text(box)} lies outside the picture ({width} × {height})")

@@ -25,7 +25,7 @@ from hpe.crops import Box, CropRule, box_around
 from hpe.duplicates import difference_hash, exact_digest
 from hpe.errors import UserError
 from hpe.files import open_regular, write_text
-from hpe.images import Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
+from hpe.images import LARGEST_CROP, Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.records import Record
 from hpe.shards import Sample, ShardInfo, write_shard
 from hpe.sources.base import Raw
@@ -248,13 +248,15 @@ def _inside(box: Box, width: int, height: int) -> str:
     """How a face box lies in its picture, in words for the audit.
 
     Raises:
-        RefusedError: it encloses nothing, or its centre is not in the picture.
+        RefusedError: it encloses nothing, its centre is not in the picture, or it is far larger than that.
     """
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         raise RefusedError(f"box {_text(box)} has no positive width and height")
     if not (0 <= x0 + x1 <= 2 * width and 0 <= y0 + y1 <= 2 * height):
         raise RefusedError(f"box {_text(box)} lies outside the picture ({width} × {height})")
+    if max(x1 - x0, y1 - y0) > LARGEST_CROP * max(width, height):
+        raise RefusedError(f"box {_text(box)} is far larger than the picture ({width} × {height})")
     within = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
     return "box within the picture" if within else "box over the border"
 

@@ -149,12 +149,13 @@ def test_a_box_outside_the_picture_or_of_no_size_is_quarantined_whether_the_crop
         "over": (-10.0, -10.0, 20.0, 20.0),
         "beside": (45.0, 8.0, 80.0, 40.0),
         "negative": (-500.0, -500.0, -400.0, -400.0),
+        "giant": (-1e6, -1e6, 1e6, 1e6),
         "empty": (9.0,) * 4,
     }
     rows = [Raw(name, encoded(picture(1)), Record(box=box, source=name)) for name, box in boxes.items()]
     manifest = packed(tmp_path / "out", rows, replace(SMALL, crop=crop, val_share=0, test_share=0))
     found = quarantine(tmp_path / "out")
-    assert found.keys() == {"beside", "negative", "empty"}
+    assert found.keys() == {"beside", "negative", "giant", "empty"}
     assert found["beside"] == "box 45, 8, 80, 40 lies outside the picture (48 × 48)"
     said = manifest.counts["has"]["train"]
     assert (said["box"], said["box within the picture"], said["box over the border"]) == (2, 1, 1)
