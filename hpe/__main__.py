@@ -41,6 +41,11 @@ def lost_rank(error: RuntimeError) -> bool:
     )
 
 
+def lost_reader(error: RuntimeError) -> bool:
+    """Whether torch's DataLoader says that one of its processes is gone."""
+    return "DataLoader worker" in str(error)
+
+
 def explained(error: OSError | UnicodeEncodeError) -> str | None:
     """The message of a mistake with paths or disks that no command has foreseen; None where it may be our own."""
     if isinstance(error, UnicodeEncodeError):
@@ -77,6 +82,13 @@ def main() -> None:
         print(f"hpe: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)
     except RuntimeError as error:
+        if lost_reader(error):
+            print(
+                f"hpe: rank {os.environ.get('RANK', '0')} lost a reader process and leaves: {str(error).strip()} "
+                "If memory ran out, use fewer data.workers; the same command goes on",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            sys.exit(EXIT_INCOMPLETE)
         if not lost_rank(error):
             raise
         print(f"hpe: rank {os.environ.get('RANK')} lost another rank and leaves", file=sys.stderr, flush=True)

@@ -16,8 +16,9 @@ from hpe.batchsize import Trial, largest_that_fits, where_doubling_stops_paying
 from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
 from hpe.errors import UserError
 from hpe.files import locked, write_text
-from hpe.log import Log
+from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
+from hpe.metrics import FIGURES
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
 from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
@@ -50,6 +51,7 @@ class Job:
     val: Stream
     selection: str
     resume: Path | None
+    damage: Damages
 
     @property
     def epoch_samples(self) -> int:
@@ -64,8 +66,8 @@ class Job:
 
     @property
     def total_samples(self) -> int:
-        """Samples that the run sees in all: its epochs, rounded up to whole batches."""
-        return -(-round(self.config.train.epochs * self.epoch_samples) // self.batch) * self.batch
+        """Samples that the run sees in all: its epochs, rounded up to whole batches, of which there is one or more."""
+        return -(-max(1, round(self.config.train.epochs * self.epoch_samples)) // self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
         """This rank's training batches from a position on."""
@@ -117,14 +119,6 @@ class Job:
             {} if state.best is None else {f"best/{self.selection}": state.best},
         )
 
-    def report_damage(self, loader: Loader) -> bool:
-        """Name what this rank could not read; True if there was any."""
-        for damage in loader.damage[:20]:
-            print(f"{self.run}: rank {self.ranks.rank} could not read {damage}", file=sys.stderr, flush=True)
-        if loader.damaged > 20:
-            print(f"{self.run}: … {loader.damaged:,} samples in all", file=sys.stderr, flush=True)
-        return loader.damaged > 0
-
 
 @contextmanager
 def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
@@ -172,7 +166,10 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
         config = _with_batch(config, found)
     with _folder(run, config, ranks) as resume:
-        yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume)
+        damage = Damages(f"{run}: rank {ranks.rank}")
+        yield Job(
+            config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume, damage
+        )
 
 
 def _with_batch(config: RunConfig, batch: int | str) -> RunConfig:
@@ -245,8 +242,13 @@ def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:
     if settings.precision == "fp16" and not cuda():
         problems.append("train.precision: fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
     heads = config.model.heads
-    if settings.select != "auto" and settings.select.partition("/")[0] not in heads.on:
-        problems.append(f"train.select: {settings.select!r} is no figure of the heads {', '.join(heads.on)}")
+    known = [name for head in heads.on for name in FIGURES[head]]
+    if settings.select not in ("auto", *known):
+        problems.append(
+            f"train.select: {settings.select!r} is no figure of these heads; use auto or {', '.join(known)}"
+        )
+    if not any(getattr(heads, head).weight for head in heads.on):
+        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
     if config.model.backbone == "angles" and heads.pose:
         problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
     return problems
@@ -355,6 +357,9 @@ def _claim(run: Path, config: RunConfig) -> Iterator[None]:
         strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
         if strangers and not (run / runs.CONFIG).exists():
             raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
+        for name, kind in ((runs.CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
+            if (run / name).exists() and not kind(run / name):
+                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
         stack.enter_context(
             locked(run / LOCK, f"{run}: another process is training this run; wait for it, or give another run:")
         )

@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -247,8 +248,17 @@ class Learner:
         return seen
 
     def save(self, run: Path, state: State, *, best: bool) -> None:
-        """Write a checkpoint on rank 0; the others wait."""
+        """Write a checkpoint on rank 0; the others wait.
+
+        Raises:
+            NotFiniteError: there is nothing good to write: the loss or the weights are no numbers any more.
+        """
         self._settle()
+        # Another rank's gradient may have spoilt the weights while this rank's loss was finite.
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):
+            raise NotFiniteError(
+                f"the weights are no finite numbers after step {state.step} ({state.samples_seen:,} samples seen)"
+            )
         if self.ranks.main:
             optimizer = {"optimizer": self.optimizer.optimizer.state_dict()}
             if self.accelerator.scaler is not None:
@@ -276,13 +286,19 @@ class Learner:
             if self.ema is not None:
                 self.ema.module.load_state_dict(runs.load_tensors(checkpoint / "ema.safetensors"))
                 self.ema.n_averaged.fill_(state.step)
-            saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
+                saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             self.optimizer.optimizer.load_state_dict(saved["optimizer"])
             if self.accelerator.scaler is not None and "scaler" in saved:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
-        except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{checkpoint}: damaged checkpoint ({str(error).splitlines()[0][:200]}); "
+                f"{checkpoint}: damaged checkpoint ({str(error).partition(chr(10))[0][:200]}); "
+                "remove this folder to go on from the one before"
+            ) from error
+        except pickle.UnpicklingError as error:  # its own text advises to unpickle what it refuses
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint (optimizer.pt holds more than tensors and numbers); "
                 "remove this folder to go on from the one before"
             ) from error
         return state

@@ -1,6 +1,7 @@
 """What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one line or a live table for people."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -13,8 +14,11 @@ from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.models.multitask import Outputs
 from hpe.ranks import Ranks
 from hpe.samplegrid import sample_grid
+from hpe.stream import Loader
 
 METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+_NAMED_DAMAGE: Final = 20
 
 
 class Log:
@@ -32,14 +36,14 @@ class Log:
 
             self._keep_until(run / METRICS, samples_seen)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1 if samples_seen else None)
+            self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1 if samples_seen else None)
 
     @staticmethod
     def _keep_until(path: Path, samples_seen: int) -> None:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["samples"] <= samples_seen:
                     kept.append(line)
@@ -93,6 +97,31 @@ class Log:
             self._lines.close()
         if self._board is not None:
             self._board.close()
+
+
+class Damages:
+    """What this rank could not read, told while it happens: the first by name, at the end how many in all.
+
+    Attributes:
+        count: samples so far, of training and validation; one that comes again counts again.
+    """
+
+    def __init__(self, told_as: str) -> None:
+        self._told_as = told_as
+        self.count = self._named = 0
+
+    def tell(self, loader: Loader) -> None:
+        """Tell what a loader could not read since it was last asked."""
+        named, count = loader.news()
+        for damage in named[: _NAMED_DAMAGE - self._named]:
+            self._named += 1
+            print(f"{self._told_as} could not read {damage}", file=sys.stderr, flush=True)
+        self.count += count
+
+    def close(self) -> None:
+        """Say how many there were, where not all were named."""
+        if self.count > self._named:
+            print(f"{self._told_as} could not read … {self.count:,} samples in all", file=sys.stderr, flush=True)
 
 
 def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:

@@ -18,6 +18,15 @@ from hpe.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.models.multitask import Outputs, angles_of
 
+_OF_CLASSES: Final = ("accuracy", "macro_f1", "ece")
+_OF_POSES: Final = ("mae", *(f"{name}_mae" for name in ANGLES), "geodesic", "maev")
+FIGURES: Final = {
+    "emotion": tuple(f"emotion/{name}" for name in _OF_CLASSES),
+    "direction": tuple(f"direction/{name}" for name in _OF_CLASSES),
+    "pose": tuple(f"pose/{name}" for name in _OF_POSES),
+    "affect": ("affect/rmse",),
+}
+"""What can be said of a head's labelled samples, and a run be chosen by."""
 LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
 
 

@@ -107,6 +107,18 @@ def agree(text: str | None) -> str | None:
     return box[0]
 
 
+def some_rank(said: bool) -> bool:
+    """Whether it is so on one rank or more: a collective call."""
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return said
+    box = torch.tensor(int(said), device=device())
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return bool(box)
+
+
 def cuda() -> bool:
     """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
     import torch

@@ -22,9 +22,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,14 +70,17 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
     )
 
 
+Position = Annotated[int, Field(ge=0, lt=2**62)]
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a run stands: everything else follows from ``samples_seen``."""
 
-    samples_seen: int
-    step: int
+    samples_seen: Position
+    step: Position
     best: float | None = None
-    best_samples: int = 0
+    best_samples: Position = 0
     ranks: int = 1
 
     @classmethod
@@ -87,10 +91,13 @@ class State:
             UserError: it is damaged.
         """
         try:
-            return cls(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(cls).validate_json((checkpoint / "state.json").read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
+            why = str(error)
+            if isinstance(error, ValidationError):
+                why = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
             raise UserError(
-                f"{checkpoint}: damaged checkpoint ({error}); remove this folder to go on from the one before"
+                f"{checkpoint}: damaged checkpoint (state.json: {why}); remove this folder to go on from the one before"
             ) from error
 
 

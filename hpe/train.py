@@ -4,16 +4,17 @@ A run is a function of (config, seed, samples seen): the order of samples, augme
 rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
 """
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
 from hpe.config import RunConfig
-from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError, UserError
 from hpe.job import Job, open_job
 from hpe.learner import Learner
 from hpe.log import Log
 from hpe.metrics import HeadMetrics, better
-from hpe.ranks import Ranks, Signals, signals
+from hpe.ranks import Ranks, Signals, signals, some_rank
 from hpe.runs import State
 from hpe.screen import Screen, screen
 
@@ -30,6 +31,12 @@ def train(config: RunConfig) -> int:
         NotFiniteError: the loss is no number any more.
     """
     ranks = Ranks.from_environment()
+    code = _train(config, ranks)
+    # Asked when everything is written: a launcher ends the other ranks with the first that leaves with an error.
+    return EXIT_INCOMPLETE if some_rank(code == EXIT_INCOMPLETE) else code
+
+
+def _train(config: RunConfig, ranks: Ranks) -> int:
     with ExitStack() as stack:
         job = stack.enter_context(open_job(config, ranks))
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
@@ -42,6 +49,12 @@ def train(config: RunConfig) -> int:
             return loop(job, learner, state, log, shown, stack.enter_context(signals()))
         except NotFiniteError as error:
             raise NotFiniteError(f"{job.run}: {error}; the last good checkpoint is {job.last() or 'none'}") from error
+        except UserError as error:  # of this rank alone, which is not the one that tells mistakes
+            if not ranks.main:
+                print(f"{job.run}: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+            raise
+        finally:
+            job.damage.close()
 
 
 def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> int:
@@ -59,15 +72,18 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caug
             validate |= state.samples_seen >= job.total_samples
             if state.step % settings.log_steps == 0 or validate:
                 shown.train(learner.log(state, log, loader))
+                job.damage.tell(loader)
             if validate:
                 state = _validate(job, learner, state, log, shown)
             if validate or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
                 learner.save(job.run, state, best=validate and state.best_samples == state.samples_seen)
             if stop:
+                job.damage.tell(loader)
                 job.say(f"stopped by a signal after {state.samples_seen:,} samples; saved: the same command goes on")
                 return EXIT_AGAIN
+        job.damage.tell(loader)
     job.finish(state, log)
-    return EXIT_INCOMPLETE if job.report_damage(loader) else EXIT_OK
+    return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
 
 
 def _out_of_patience(job: Job, state: State) -> bool:
@@ -80,6 +96,7 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
     metrics = HeadMetrics(job.config.model.heads.on)
     with job.validation() as loader:
         seen = learner.validate((loaded.batch for loaded in loader), metrics)
+        job.damage.tell(loader)
     figures, confusions = metrics.figures()
     shown.val(figures)
     log.scalars("val", state.step, state.samples_seen, figures)

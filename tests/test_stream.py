@@ -1,11 +1,14 @@
 """Laws of the stream, most of them on tars with tiny pictures whose level says which sample it is."""
 
 import http.server
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -592,6 +595,38 @@ def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_the
     (tmp_path / "pose").mkdir()
     with pytest.raises(UserError, match=r"holds no pose table of these shards, expected train-000000\.parquet"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
+
+
+def test_a_shard_that_becomes_a_pipe_is_named_and_nobody_waits_for_it(made: Made) -> None:
+    reading = stream(made.folder)
+    reading._shelf._open.clear()  # as after many other shards
+    (made.folder / made.infos[2].name).unlink()
+    os.mkfifo(made.folder / made.infos[2].name)
+    with reading.once(batch=7) as loader:
+        assert sum(len(loaded.batch) for loaded in loader) == SAMPLES
+    assert loader.damaged == COUNTS[2]
+    assert "not a regular file" in str(loader.damage[0])
+
+
+def test_a_signal_while_readers_start_ends_none_of_them(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    started, start = [], ForkProcess.start
+
+    def signalled(process: ForkProcess) -> None:
+        start(process)
+        started.append(process.pid)
+        for pid in (os.getpid(), process.pid or 0):  # as a signal to the group: before the reader can ignore it
+            os.kill(pid, signal.SIGTERM)
+
+    monkeypatch.setattr(ForkProcess, "start", signalled)
+    try:
+        with stream(made.folder, workers=2).once(batch=7) as loader:
+            assert sum(len(loaded.batch) for loaded in loader) == SAMPLES
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(started) == 2
+    assert caught  # the trainer itself hears of it
 
 
 def test_what_names_no_shards_is_refused_with_a_way_out(made: Made, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``hpe train``: the laws of a run, on coloured squares."""
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +18,7 @@ from hpe.config import RunConfig
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
 from hpe.shards import Manifest, Sample, write_shard
+from hpe.stream import Loaded
 from hpe.train import train
 from tests import made
 
@@ -23,6 +26,13 @@ from tests import made
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards", unlabelled=5)
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("saved") / "run"
+    assert train(made.config(folder, run, "train.checkpoint_steps=4")) == 0
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +184,8 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
     (("data.direction=ours",), "pose tables are asked for"),
     (("train.precision=fp16",), "fp16 needs a GPU"),
     (("train.select=age/mae",), "train.select"),
+    (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
+    (("model.heads={emotion: {weight: 0}, affect: {weight: 0}}",), "weights of emotion, affect are all 0"),
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
@@ -243,6 +255,94 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder: Path, 
 
     shutil.rmtree(last)
     assert train(made.config(folder, run)) == 0
+
+
+SPOILT: list[tuple[str, str | bytes]] = [
+    ("state.json", '{"samples_seen": "x", "step": 1}'),
+    ("state.json", '{"samples_seen": -8, "step": 1}'),
+    ("state.json", '{"samples_seen": 8.5, "step": 1}'),
+    ("state.json", '{"samples_seen": 8, "step": 1, "best": "good"}'),
+    ("state.json", "[" * 100_000),
+    ("optimizer.pt", pickle.dumps(Path)),
+    ("optimizer.pt", b""),
+    ("model.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), SPOILT)
+def test_a_hostile_checkpoint_is_one_message(
+    folder: Path, tmp_path: Path, saved: Path, name: str, content: str | bytes
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run, symlinks=True)
+    content = content.encode() if isinstance(content, str) else content
+    (run / "checkpoints/last" / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged checkpoint .*remove this folder to go on from the one before"):
+        train(made.config(folder, run, "train.checkpoint_steps=4"))
+
+
+@pytest.mark.parametrize("state", [[1], {"optimizer": None}, {"optimizer": {"state": {0: 3}, "param_groups": 5}}])
+def test_an_optimizer_state_of_other_things_is_one_message(
+    folder: Path, tmp_path: Path, saved: Path, state: object
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run, symlinks=True)
+    torch.save(state, run / "checkpoints/last/optimizer.pt")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        train(made.config(folder, run, "train.checkpoint_steps=4"))
+
+
+def test_a_log_of_other_bytes_is_passed_over_and_what_stands_in_its_way_is_named(
+    folder: Path, tmp_path: Path, saved: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run, symlinks=True)
+    (run / "metrics.jsonl").write_bytes(b"\xae\xff\n" + (run / "metrics.jsonl").read_bytes())
+    assert train(made.config(folder, run, "train.checkpoint_steps=4")) == 0
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="checkpoints: is not what hpe train makes there"):
+        train(made.config(folder, run, "train.checkpoint_steps=4"))
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = learner_module.Learner.step
+
+    def step(self: learner_module.Learner, loaded: Loaded, state: runs.State, *, stop: bool) -> bool:
+        stopping = original(self, loaded, state, stop=stop)
+        if state.step == 3:  # what a gradient of another rank leaves behind
+            next(self.network.parameters()).data.fill_(float("nan"))
+        return stopping
+
+    monkeypatch.setattr(learner_module.Learner, "step", step)
+    with pytest.raises(NotFiniteError, match=r"no finite numbers after step 4 .* checkpoint is .*step-00000002"):
+        train(made.config(folder, tmp_path / "run", "train.checkpoint_steps=2"))
+
+
+def test_a_fraction_of_a_sample_is_one_step(folder: Path, tmp_path: Path) -> None:
+    assert train(made.config(folder, tmp_path / "run", "train.epochs=0.001")) == 0
+    assert runs.State.load(runs.find_checkpoint(tmp_path / "run")).step == 1
+
+
+def test_validation_samples_that_break_are_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made.shards(tmp_path / "shards")
+    original, steps = learner_module.Learner.step, []
+
+    def step(self: learner_module.Learner, *given: object, **named: object) -> bool:
+        steps.append(1)
+        if len(steps) == 3:
+            os.truncate(folder / "val-000000.tar", 3000)
+        return original(self, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner_module.Learner, "step", step)
+    assert train(made.config(folder, tmp_path / "run")) == 1
+    told = capsys.readouterr().err
+    assert "rank 0 could not read val-000000.tar, sample10000" in told
+    assert "could not read … 24 samples in all" in told
 
 
 def test_a_damaged_sample_is_counted_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

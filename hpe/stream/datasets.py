@@ -77,11 +77,14 @@ class Stream:
     def _problems(self) -> list[str]:
         problems = []
         for shards in self.sets:
+            if (
+                shards and self.reading.labels.needs_pose and shards[0].pose is None
+            ):  # all of a dataset's shards, or none
+                more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+                problems.append(f"{shards[0].url}{more}: pose tables are asked for, but no folder of them is named")
             for shard in shards:
                 if not shard.remote and not Path(shard.url).is_file():
-                    problems.append(f"{shard.url}: there is no such file")
-                elif self.reading.labels.needs_pose and shard.pose is None:
-                    problems.append(f"{shard.url}: pose tables are asked for, but no folder of them is named")
+                    problems.append(f"{shard.url}: there is no such file; expected a regular file")
                 elif self.reading.labels.needs_pose and shard.pose is not None:
                     why = mismatch(
                         shard.pose, shard=shard.name, sha256=shard.sha256, samples=shard.samples,

@@ -5,6 +5,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from hpe.stream.pool import Pool
 from hpe.stream.readers import Batches, Reading, Refusal
 
 _NAMED_DAMAGE: Final = 1000
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Loader:
@@ -37,6 +39,7 @@ class Loader:
         self.waited_seconds = 0.0
         self.damage: list[Damage] = []
         self.damaged = 0
+        self._told = 0, 0
         numbers = range(plan.batches) if plan.batches is not None else _Endless()
         self._batches = len(numbers) if isinstance(numbers, range) else None
         self._loader = DataLoader(
@@ -69,7 +72,7 @@ class Loader:
             rows = -(-self._plan.batch // self._plan.ranks)
             # What waits in the queue, and two that the trainer may hold.
             self._dataset.pool = Pool(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
-        with warnings.catch_warnings():  # Python 3.12 warns of any fork beside threads
+        with warnings.catch_warnings(), _signals_wait():  # Python 3.12 warns of any fork beside threads
             warnings.simplefilter("ignore", DeprecationWarning)
             return iter(self._loader)
 
@@ -103,6 +106,12 @@ class Loader:
         batch = replace(loaded.batch, images=images)
         return replace(loaded, batch=batch, damage=(*loaded.damage, *damage))
 
+    def news(self) -> tuple[list[Damage], int]:
+        """What could not be read since this was last asked: as far as it is named, and how many samples."""
+        named, count = self._told
+        self._told = len(self.damage), self.damaged
+        return self.damage[named:], self.damaged - count
+
     def close(self) -> None:
         """End the workers."""
         iterator: Any = self._iterator
@@ -115,6 +124,16 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold signals back while workers are forked: one that comes before a worker ignores it would end that worker."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Endless:
@@ -135,7 +154,8 @@ def _quiet_worker(_: int) -> None:
     A signal often reaches the whole process group: a worker that died of it would take the trainer's last
     batches, and its chance to save, with it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
     from_parent(signal.SIGKILL)

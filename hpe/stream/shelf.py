@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpe.errors import UserError
-from hpe.files import aside
+from hpe.files import aside, open_regular
 from hpe.labels import EMOTIONS
 from hpe.records import Record
 from hpe.shards import index_tar
@@ -98,7 +98,8 @@ def open_local(shard: Shard, spool: Spool) -> int:
     for _ in range(3):
         path = spool.path(shard.url, shard.sha256) if shard.remote else Path(shard.url)
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(path) as file:
+                return os.dup(file.fileno())
         except FileNotFoundError:
             if not shard.remote:  # another reader may have made room of this very file
                 raise
