@@ -54,10 +54,12 @@ def category(reason: str) -> str:
     for the first of files and of what cannot be read."""
     kind = _PLACE.sub("", reason)
     kind = _PARTICULAR.sub(_in_general, kind)
-    head, _, rest = kind.partition(": ")
-    if not head.startswith(("*.", "cannot be")):
+    head, *rest = kind.split(": ")
+    if head.startswith("cannot be"):
+        rest = [piece for piece in rest if not piece.startswith("*.")]
+    elif not head.startswith("*."):
         return head
-    return ": ".join(filter(None, (head, rest.partition(": ")[0])))
+    return ": ".join((head, *rest[:1]))
 
 
 _PLACE: Final = re.compile(r" \([^\s()]+:\d+\)$")

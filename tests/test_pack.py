@@ -540,6 +540,7 @@ def test_real_datasets_pack_with_their_documented_counts(tmp_path, shared, name,
         ),
         ("duplicate: shows what head07-1 shows (the same stored bytes)", "duplicate"),
         ("cannot be read: no such file", "cannot be read: no such file"),
+        ("cannot be read: a1.jpg: not a regular file", "cannot be read: not a regular file"),
         ("cannot be read: empty file (0 bytes)", "cannot be read: empty file (N bytes)"),
     ],
 )
