@@ -374,8 +374,9 @@ def study(
 ) -> None:
     """Rebuild the thesis from shards and pose tables to its tables: every model, set and seed, with tests.
 
-    Stopped or killed and started again, it goes on; finished runs are not run again. More seeds and models may
-    be added to a study. Exit codes: 1 some runs failed (they are named), 75 stopped by a signal.
+    Stopped or killed and started again, it goes on; finished runs are not run again. Further seeds (behind the
+    first) and models may be added to a study. Another --jobs changes figures by rounding: it divides the cores.
+    Exit codes: 1 some runs failed (they are named), 75 stopped by a signal.
 
     Example: `hpe study configs/study/tiny.yaml --jobs 2`
     """

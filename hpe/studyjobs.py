@@ -181,7 +181,9 @@ def run_jobs(
     if not todo:
         return [], False
     ended: list[Outcome] = []
-    with signals() as caught, _workers(min(processes, len(todo))) as idle:
+    # Sums of floats depend on the threads: these must not depend on how many jobs a stopped study has left.
+    threads = max(1, len(os.sched_getaffinity(0)) // min(processes, len(jobs)))
+    with signals() as caught, _workers(min(processes, len(todo)), threads) as idle:
         busy: list[Connection] = []
         while (todo or busy) and caught.caught is None:
             while todo and idle:
@@ -206,14 +208,14 @@ def run_jobs(
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[list[Connection]]:
+def _workers(count: int, threads: int) -> Iterator[list[Connection]]:
     """Processes that do the jobs sent to them; at the end those that still work are asked to save and leave.
 
     Each has a pipe of its own: an executor's workers share a lock, and one that is ended while it holds the lock
     leaves the others waiting for ever.
     """
     context = multiprocessing.get_context("spawn")
-    threads, gpus = max(1, len(os.sched_getaffinity(0)) // count), _gpus()
+    gpus = _gpus()
     connections, started = [], []
     for place in range(count):
         here, there = context.Pipe()

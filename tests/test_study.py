@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from hpe import seeds, thesis
@@ -491,6 +492,25 @@ def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Pat
     assert heard == ended
     assert [bool(missing(job)) for job in jobs] == [True, False]
     assert "no such thing" in (tmp_path / "logs" / "a.log").read_text()
+
+
+class Telling(Job):
+    """A job that tells its threads."""
+
+    def perform(self, tests: object) -> int:
+        (self.run.parent / "threads").write_text(str(torch.get_num_threads()))
+        return super().perform(tests)
+
+
+@pytest.mark.slow
+def test_what_is_left_of_a_stopped_study_is_done_with_as_many_threads_as_the_rest(tmp_path: Path) -> None:
+    jobs: list[Any] = [Telling(tmp_path / "a", ""), Telling(tmp_path / "b", "")]
+    jobs[0].perform([])
+    (tmp_path / "a" / "done.json").write_text('{"tests": ["t"]}')
+    assert [bool(missing(job)) for job in jobs] == [False, True]
+    run_jobs(jobs, tmp_path / "logs", 2, lambda _: None)
+    assert not missing(jobs[1])
+    assert (tmp_path / "threads").read_text() == str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 class Waiting(Job):
