@@ -50,11 +50,19 @@ class _Lines:
         seconds = max(time.monotonic() - self.start, 1e-9)
         rate = (self.done - self.first) / seconds
         parts = [f"{self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
-        parts.append(f"{rate:,.1f}/s")
+        parts.append(_pace(rate))
         if self.total and rate and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         parts += [text for text in (self.text, end) if text]
         print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+def _pace(rate: float) -> str:
+    """A rate a second, or a minute or an hour where that is what a person would count."""
+    for of, times in (("s", 1), ("min", 60)):
+        if rate * times >= 1:
+            return f"{rate * times:,.1f}/{of}"
+    return f"{rate * 3600:,.1f}/h"
 
 
 def _clock(seconds: float) -> str:
@@ -89,7 +97,7 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
 
     shown = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(None), TextColumn("{task.fields[count]}"),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"), TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[text]}"), console=Console(stderr=True), expand=True,
     )  # fmt: skip
     task = shown.add_task(title, total=total, completed=done, count="", rate="", text="")
@@ -108,7 +116,7 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
             self.drawn = time.monotonic()
             rate = (self.now - done) / max(self.drawn - start, 1e-9)
             of = f"/{total:,}" if total else ""
-            shown.update(task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{rate:,.0f} {unit}/s")
+            shown.update(task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{unit} {_pace(rate)}")
 
         def note(self, text: str) -> None:
             shown.update(task, text=text)
