@@ -291,7 +291,7 @@ class Learner:
             self.optimizer.optimizer.load_state_dict(saved["optimizer"])
             if self.accelerator.scaler is not None and "scaler" in saved:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
             raise UserError(
                 f"{checkpoint}: damaged checkpoint ({str(error).partition(chr(10))[0][:200]}); "
                 "remove this folder to go on from the one before"

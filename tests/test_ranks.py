@@ -1,7 +1,9 @@
 """Several processes: the same samples and gradients as one, and what happens when one dies."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -101,6 +103,40 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
         _, told = job.communicate(timeout=60)
     assert job.returncode == 75, told
     assert runs.State.load(runs.find_checkpoint(run, "last")).samples_seen > seen
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_at_random_and_resumed_end_bit_for_bit_as_if_never_killed(
+    folder: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+    changes = ("train.epochs=6", "train.checkpoint_steps=3", "data.workers=1", "train.ema=0.9")
+    commands = {}
+    for name in ("whole", "killed"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(made.config(folder, tmp_path / name, *changes).dump())
+        commands[name] = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
+    subprocess.run(commands["whole"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    killed = 0
+    for _ in range(2):
+        run = tmp_path / "killed"
+        known = len(runs.checkpoints(run)) and runs.checkpoints(run)[-1]
+        with subprocess.Popen(commands["killed"], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL) as job:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and job.poll() is None:
+                if (newest := len(runs.checkpoints(run)) and runs.checkpoints(run)[-1]) != known and newest:
+                    break
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.2))  # in a step, between steps, or while a checkpoint is written
+            for pid in (*descendants(job.pid), job.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed += job.wait() == -signal.SIGKILL
+    subprocess.run(commands["killed"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    assert killed, "every start was done before it could be killed"
+    whole, resumed = (runs.find_checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
 
 
 def descendants(pid: int) -> list[int]:

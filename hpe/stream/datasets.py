@@ -77,11 +77,10 @@ class Stream:
     def _problems(self) -> list[str]:
         problems = []
         for shards in self.sets:
-            if (
-                shards and self.reading.labels.needs_pose and shards[0].pose is None
-            ):  # all of a dataset's shards, or none
-                more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-                problems.append(f"{shards[0].url}{more}: pose tables are asked for, but no folder of them is named")
+            # A folder of tables is named for all shards of a dataset.
+            if self.reading.labels.needs_pose and all(shard.pose is None for shard in shards):
+                names = ", ".join(shard.url for shard in shards[:2]) + (" …" if len(shards) > 2 else "")
+                problems.append(f"{names}: pose tables are asked for, but no folder of them is named")
             for shard in shards:
                 if not shard.remote and not Path(shard.url).is_file():
                     problems.append(f"{shard.url}: there is no such file; expected a regular file")
