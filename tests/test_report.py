@@ -14,6 +14,7 @@ import pytest
 from hpe.charts import Series, intervals, lines, ticks
 from hpe.errors import UserError
 from hpe.figures import figures
+from hpe.figures.markdown import table
 from hpe.gallery import KINDS, choose_rows, gallery, write_faces
 from hpe.report import report
 from tests import browser
@@ -158,6 +159,12 @@ def test_the_model_card_names_data_seed_figures_and_limits(runs: list[Path]) -> 
         assert part in card
     assert "commit | unknown" in card
     assert "no subjects are known" in card
+
+
+def test_names_of_strangers_bring_neither_html_nor_links_into_the_model_card(runs: list[Path]) -> None:
+    card = (runs[1] / "report" / "model_card.md").read_text()
+    assert card.startswith("# Model card: &lt;b>base & #1")
+    assert "\\[a](javascript:1)" in table(["name"], [["[a](javascript:1)"]])
 
 
 def test_the_gallery_shows_mistakes_hits_and_pose_errors(runs: list[Path]) -> None:

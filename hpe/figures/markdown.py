@@ -10,8 +10,9 @@ DEGREES = "°"
 
 
 def cell(value: object) -> str:
-    """Text that cannot break a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+    """Text that cannot break a Markdown table, and brings neither HTML nor a link with it."""
+    plain = str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+    return plain.replace("<", "&lt;").replace("[", "\\[")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
