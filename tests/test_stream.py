@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import simplejpeg
 import torch
 from hypothesis import given, settings
@@ -192,6 +193,61 @@ def test_a_class_sorted_dataset_gives_batches_as_mixed_as_a_shuffled_one() -> No
 
     assert entropy(streamed) > 0.995 * entropy(shuffled)
     assert entropy(np.sort(classes.reshape(-1))) < 0.1
+
+
+SORTED_SHARDS, EACH, STEP = 160, 100, 64
+OF_CLASS = np.arange(SORTED_SHARDS * EACH) * 8 // (SORTED_SHARDS * EACH)
+"""Eight classes, one after another, each in 20 of 160 shards: ten windows of 16."""
+
+
+def rows_of(order: Shuffled | InOrder, count: int) -> np.ndarray:
+    picks = order.at(0, count)
+    return picks[:, 1] * EACH + picks[:, 2]
+
+
+def test_class_counts_of_batches_vary_as_if_drawn_from_the_whole_class_sorted_dataset() -> None:
+    every = len(OF_CLASS)
+    counts = np.stack(
+        [
+            np.bincount(OF_CLASS[batch], minlength=8)
+            for seed in range(4)
+            for batch in rows_of(Shuffled([EACH] * SORTED_SHARDS, seed=seed, window=16), every).reshape(-1, STEP)
+        ]
+    )
+    law = scipy.stats.hypergeom(every, every // 8, STEP)
+    assert counts.mean() == pytest.approx(law.mean())
+    # 1,000 batches: a variance is known within some 5 %; of stored order it is 64 times as large.
+    assert np.allclose(counts.var(0), law.var(), rtol=0.2)
+    assert counts.var() == pytest.approx(law.var(), rel=0.06)
+
+
+def test_a_class_sorted_dataset_trains_as_well_as_a_shuffled_one_and_in_its_stored_order_far_worse() -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(8, 12))
+    features = centres[OF_CLASS] + generator.normal(size=(len(OF_CLASS), 12))
+    mixed = generator.permutation(len(OF_CLASS))
+    asked = generator.integers(0, 8, 4000)
+    questions = torch.tensor(centres[asked] + generator.normal(size=(4000, 12)), dtype=torch.float32)
+
+    def learned(stored: np.ndarray, order: Shuffled | InOrder) -> float:
+        """Accuracy on new samples of a softmax regression after one epoch over a dataset as it is stored."""
+        torch.manual_seed(0)
+        network = torch.nn.Linear(12, 8)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for batch in stored[rows_of(order, len(OF_CLASS))].reshape(-1, STEP):
+            optimizer.zero_grad()
+            seen = torch.tensor(features[batch], dtype=torch.float32)
+            torch.nn.functional.cross_entropy(network(seen), torch.tensor(OF_CLASS[batch])).backward()
+            optimizer.step()
+        return float((network(questions).argmax(1).numpy() == asked).mean())
+
+    by_class, counts = np.arange(len(OF_CLASS)), [EACH] * SORTED_SHARDS
+    streamed = [learned(by_class, Shuffled(counts, seed=seed, window=16)) for seed in range(3)]
+    shuffled = [learned(mixed, Shuffled(counts, seed=seed, window=16)) for seed in range(3)]
+    stored = learned(by_class, InOrder([counts]))
+    assert min(shuffled) > 0.8
+    assert np.mean(streamed) == pytest.approx(np.mean(shuffled), abs=0.01)
+    assert stored < np.mean(streamed) - 0.2
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (3, 0), (2, 2), (1, 3)])
