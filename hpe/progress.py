@@ -97,8 +97,8 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
 
     shown = Progress(
         TextColumn("[bold]{task.description}"), BarColumn(None), TextColumn("{task.fields[count]}"),
-        TextColumn("{task.fields[rate]}"), TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[text]}"), console=Console(stderr=True), expand=True,
+        TextColumn("{task.fields[rate]}"), TextColumn("in"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("[dim]{task.fields[text]}"), console=Console(stderr=True), expand=True,
     )  # fmt: skip
     task = shown.add_task(title, total=total, completed=done, count="", rate="", text="")
     start = time.monotonic()
