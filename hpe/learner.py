@@ -94,11 +94,11 @@ class Learner:
         self._sums.zero_()
         self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
 
-    def step(self, loaded: Loaded, state: State, *, stop: bool) -> bool:
+    def step(self, loaded: Loaded, state: State, *, stop: bool, logged: bool) -> bool:
         """One optimizer step from a state, on this rank's part of a global batch.
 
-        Returns whether some rank has asked to stop: all ranks answer alike, one step after it was asked, so
-        that nobody waits for the device.
+        With ``logged`` the gradient's norm is measured, for the log. Returns whether some rank has asked to stop:
+        all ranks answer alike, one step after it was asked, so that nobody waits for the device.
 
         Raises:
             NotFiniteError: the loss of the step before was not finite.
@@ -118,7 +118,7 @@ class Learner:
         images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
         inputs = batch.angles if self.network.takes_angles else images
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
-        if settings.clip or (state.step + 1) % settings.log_steps == 0:
+        if settings.clip or logged:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
             assert isinstance(norm, Tensor)
             self._norm = norm

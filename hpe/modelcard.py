@@ -8,6 +8,8 @@ from hpe.report_data import Evaluation, Run
 
 _RARE: Final = 30
 _WEAK_SHARE: Final = 0.5
+_DONE_SHARE: Final = 0.999
+"""Of the epochs: the last step may end a little before them."""
 _READS: Final = {
     "emotion": "emotion (AffectNet's eight)",
     "direction": "direction of the head (forward, left, right, up, down)",
@@ -95,6 +97,13 @@ def _short(value: Any) -> str:
 
 
 def _limits(run: Run) -> Iterator[str]:
+    reached = max((value for _, value in run.curves.get("epoch", {}).get("train", [])), default=None)
+    wanted = _at(run.config, ("train", "epochs"))
+    if reached is not None and isinstance(wanted, int | float) and reached < _DONE_SHARE * wanted:
+        yield (
+            f"Its log ends at epoch {reached:.3g} of {wanted:g}: the training was stopped early or is not finished, "
+            "and the figures are of what it had come to."
+        )
     for one in run.evaluations:
         yield from _limits_of(one)
     yield (

@@ -72,6 +72,8 @@ def read_run(folder: Path) -> Run:
     found = {path.stem for suffix in ("json", "parquet") for path in (folder / "evaluate").glob(f"[!.]*.{suffix}")}
     names = sorted(name for name in found if not name.endswith(".faces"))
     if not text and not curves and not names:
+        if (folder / "study.yaml").is_file():
+            raise UserError(f"{folder}: this study is not finished, so it has no tables; run `hpe study` again")
         raise UserError(
             f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
         )

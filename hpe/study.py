@@ -82,15 +82,19 @@ def study(config: StudyConfig, *, jobs: int, new: bool) -> int:
         ended: list[Outcome] = []
         if own is not None and missing(own):
             _say("the direction network comes first: the proposed set needs its directions")
-            ended, stopped = _run([own], config, 1)
+            ended, stopped = _run("study: direction network", [own], config, 1)
             if stopped:
                 return _stopped(config)
             if missing(own):
                 raise UserError(f"{own.run}: {ended[-1].problem or 'did not finish'}")
         given = sources(config, own.run if own else None)
         sets = balanced_sets(config, given)
-        for phase in ([*directions, *_network_jobs(config, given, sets)], _boost_jobs(config, given, sets)):
-            more, stopped = _run(phase, config, jobs)
+        phases = {
+            "study: networks": [*directions, *_network_jobs(config, given, sets)],
+            "study: AdaBoost": _boost_jobs(config, given, sets),
+        }
+        for title, phase in phases.items():
+            more, stopped = _run(title, phase, config, jobs)
             ended += more
             if stopped:
                 return _stopped(config)
@@ -188,11 +192,11 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / _LOCK, f"{folder}: another process is doing this study; wait for it, or give another study:")
 
 
-def _run(jobs: Sequence[Job], config: StudyConfig, processes: int) -> tuple[list[Outcome], bool]:
+def _run(title: str, jobs: Sequence[Job], config: StudyConfig, processes: int) -> tuple[list[Outcome], bool]:
     todo = sum(bool(missing(job)) for job in jobs)
     if not todo:
         return [], False
-    with progress("study", len(jobs), unit="runs", done=len(jobs) - todo) as bar:
+    with progress(title, len(jobs), unit="runs", done=len(jobs) - todo) as bar:
         return run_jobs(jobs, config.folder / LOGS, processes, lambda outcome: _told(outcome, bar))
 
 

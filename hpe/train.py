@@ -65,12 +65,13 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caug
     with job.batches(state.samples_seen) as loader:
         while state.samples_seen < job.total_samples and not _out_of_patience(job, state):
             loaded = next(loader)
-            stop = learner.step(loaded, state, stop=caught.caught is not None)
             validate = loaded.samples_seen // between > state.samples_seen // between
+            validate |= loaded.samples_seen >= job.total_samples
+            logged = validate or state.step == 0 or (state.step + 1) % settings.log_steps == 0
+            stop = learner.step(loaded, state, stop=caught.caught is not None, logged=logged)
             shown.advance(loaded.samples_seen - state.samples_seen)
             state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
-            validate |= state.samples_seen >= job.total_samples
-            if state.step % settings.log_steps == 0 or validate:
+            if logged:
                 shown.train(learner.log(state, log, loader))
                 job.damage.tell(loader)
             if validate:

@@ -16,7 +16,9 @@ from hpe.errors import UserError
 from hpe.figures import figures
 from hpe.figures.markdown import table
 from hpe.gallery import KINDS, choose_rows, gallery, write_faces
+from hpe.modelcard import model_card
 from hpe.report import report
+from hpe.report_data import read_run
 from tests import browser
 from tests.fake_run import CONFIG, HOSTILE, fake_run, predictions
 
@@ -159,6 +161,22 @@ def test_the_model_card_names_data_seed_figures_and_limits(runs: list[Path]) -> 
         assert part in card
     assert "commit | unknown" in card
     assert "no subjects are known" in card
+
+
+def test_the_model_card_says_that_a_training_was_not_finished(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    line = json.dumps({"step": 16, "samples": 2048, "split": "train", "epoch": 1.28, "loss": 1.0})
+    for epochs, said in ((24, True), (1.28, False)):
+        (run / "config.yaml").write_text(f"train: {{epochs: {epochs}}}\n")
+        (run / "metrics.jsonl").write_text(f"{line}\n")
+        assert ("log ends at epoch 1.28 of 24" in model_card(read_run(run))) is said
+
+
+def test_an_unfinished_study_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("study: x\n")
+    with pytest.raises(UserError, match="not finished"):
+        read_run(tmp_path)
 
 
 def test_names_of_strangers_bring_neither_html_nor_links_into_the_model_card(runs: list[Path]) -> None:

@@ -310,8 +310,8 @@ def test_weights_that_are_no_numbers_are_never_saved(
 ) -> None:
     original = learner_module.Learner.step
 
-    def step(self: learner_module.Learner, loaded: Loaded, state: runs.State, *, stop: bool) -> bool:
-        stopping = original(self, loaded, state, stop=stop)
+    def step(self: learner_module.Learner, loaded: Loaded, state: runs.State, **named: bool) -> bool:
+        stopping = original(self, loaded, state, **named)
         if state.step == 3:  # what a gradient of another rank leaves behind
             next(self.network.parameters()).data.fill_(float("nan"))
         return stopping

@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +32,7 @@ from hpe.losses import geodesic_loss, hopenet_loss
 from hpe.models.multitask import Outputs
 from hpe.ranks import Ranks, Signals, cuda
 from hpe.runs import State, find_checkpoint
-from hpe.stream import Loaded, Loader
+from hpe.stream import Damage, Loaded, Loader
 
 _LOOP: Final = "hpe train, batches in memory"
 _BARE: Final = "bare PyTorch loop, batches in memory"
@@ -114,11 +113,13 @@ class _Timed:
     def __init__(self, batches: Iterator[Loaded] | Loader, batch: int, where: torch.device) -> None:
         self._batches, self._batch, self._where = batches, batch, where
         self._asked: list[float] = []
-        self.damage, self.damaged = (), 0
 
     @property
     def waited_seconds(self) -> float:
         return getattr(self._batches, "waited_seconds", 0.0)
+
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> Loaded:
         if len(self._asked) == _WARM_UP:
@@ -126,6 +127,10 @@ class _Timed:
         self._asked.append(time.perf_counter())
         # Batches in memory come round again: the run goes on all the same.
         return replace(next(self._batches), samples_seen=len(self._asked) * self._batch)
+
+    def news(self) -> tuple[list[Damage], int]:
+        """What could not be read; batches in memory were read before."""
+        return self._batches.news() if isinstance(self._batches, Loader) else ([], 0)
 
     def rate(self) -> float:
         """Images a second from the third request to the end of the last but one step."""
@@ -159,9 +164,8 @@ class _Short(Job):
     def batches(self, samples_seen: int) -> Any:
         return self.timed
 
-    @contextmanager
-    def validation(self) -> Iterator[Iterator[Loaded]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        yield iter(())
+    def validation(self) -> Any:
+        return _Timed(iter(()), self.batch, self.accelerator.device)
 
     def say(self, text: str) -> None: ...
 
@@ -285,7 +289,7 @@ def _first_step(config: RunConfig, ranks: Ranks, *, late: bool) -> float:
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         with job.batches(state.samples_seen) as loader:
-            learner.step(next(loader), state, stop=False)
+            learner.step(next(loader), state, stop=False, logged=False)
             _finish(job.accelerator.device)
             return time.perf_counter() - start
 
