@@ -15,6 +15,7 @@ _WAYS_OUT = {
     errno.EROFS: "give a place that can be written",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its links lead round in a circle: name the place itself",
+    errno.EFBIG: "raise the largest size of a file (ulimit -f), or give a place that takes larger files",
     errno.ENOSPC: "free some room or give a place on another disk, then run the same command again",
     errno.EDQUOT: "free some room or give a place on another disk, then run the same command again",
 }

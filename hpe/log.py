@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hpe.batch import Batch
+from hpe.files import write_text
 from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.models.multitask import Outputs
 from hpe.ranks import Ranks
@@ -49,7 +50,7 @@ class Log:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a kill
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
         """Figures of a split at a point of training; the x axis of TensorBoard is samples seen."""

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Final, Self
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,18 +115,32 @@ def save_checkpoint(
     """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, drop old ones.
 
     A kill at any moment leaves the checkpoint before, or this one; never half of it.
+
+    Raises:
+        UserError: it could not be written, most often as the disk is full; the checkpoint before stands.
     """
     folder = run / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:08d}"
     part = folder / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    save_file(_plain(network), part / "model.safetensors")
-    if ema is not None:
-        save_file(_plain(ema), part / "ema.safetensors")
-    torch.save(dict(optimizer), part / "optimizer.pt")
-    write_json(part / "state.json", asdict(state))
+    try:
+        part.mkdir()
+        save_file(_plain(network), part / "model.safetensors")
+        if ema is not None:
+            save_file(_plain(ema), part / "ema.safetensors")
+        with (part / "optimizer.pt").open("wb") as stream:
+            torch.save(dict(optimizer), stream)
+        write_json(part / "state.json", asdict(state))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        last = checkpoints(run)[-1:]
+        why = error.__context__ if isinstance(error.__context__, OSError) else error  # below torch's own words
+        raise UserError(
+            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some room on this disk, "
+            "then run the same command again: "
+            + (f"it goes on from {last[0].name}" if last else "it starts over, as nothing is saved yet")
+        ) from error
     if target.exists():  # an earlier start of the run was killed after this step, and came here again
         shutil.rmtree(target)
     part.rename(target)
