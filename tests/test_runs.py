@@ -1,0 +1,47 @@
+"""Run folders: what a disk that takes no more leaves of them."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpe.errors import UserError
+from hpe.log import Log
+from hpe.ranks import Ranks
+from hpe.runs import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+
+
+@contextmanager
+def no_file_over(size: int) -> Iterator[None]:
+    """Writing beyond ``size`` bytes of a file fails, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [1_000, 20_000], ids=["for no weights", "for weights without optimizer"])
+def test_a_full_disk_is_one_message_and_the_checkpoint_before_stands(tmp_path: Path, room: int) -> None:
+    network, momentum = torch.nn.Linear(40, 40), {"momentum": torch.ones(10_000)}
+    first = save_checkpoint(tmp_path, State(8, 1), network, momentum, ema=None, keep=1, best=True)
+    with no_file_over(room), pytest.raises(UserError, match=r"00000002: could not be written .*goes on from step-0+1$"):
+        save_checkpoint(tmp_path, State(16, 2), network, momentum, ema=network, keep=1, best=True)
+    assert sorted(p.name for p in (tmp_path / CHECKPOINTS).iterdir()) == ["best", "last", first.name]
+    assert find_checkpoint(tmp_path, "last") == first
+    assert torch.equal(load_tensors(first / "model.safetensors")["weight"], network.weight)
+    second = save_checkpoint(tmp_path, State(16, 2), network, momentum, ema=network, keep=1, best=True)
+    assert find_checkpoint(tmp_path, "last") == second
+
+
+def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
+    path.write_text(lines, encoding="utf-8")
+    with no_file_over(100), pytest.raises(OSError, match="too large"):
+        Log(tmp_path, Ranks(0, 1, 0, 1), 2000)
+    assert path.read_text(encoding="utf-8") == lines
