@@ -417,7 +417,7 @@ def association(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet with a row per image.")],
     rows: Annotated[str, typer.Option(help="Column of the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of the columns.")] = "emotion",
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: association/ beside TABLE.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("association"),
     replicates: Annotated[int, typer.Option(min=20, help="Bootstrap draws, and permutations.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
@@ -429,7 +429,6 @@ def association(
     """
     from hpe import association_page as module
 
-    out = out or table.parent / "association"
     made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
     print("\n".join(made["sentences"]))
     print(f"{out}/association.md")
