@@ -27,6 +27,9 @@ _LONGEST_KEY: Final = 94
 """Bytes; with ``.json`` or ``.jpeg`` the name fits the 100 bytes of a plain tar header."""
 _LARGEST_MEMBER: Final = 8**11 - 1
 _ABSURD_BYTES: Final = 1 << 60
+_LARGEST_SHARD: Final = 1 << 40
+_LEAST_SAMPLE: Final = 3 * _BLOCK
+"""Bytes of a tar: two headers and a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,10 @@ def _shard(where: str, raw: Any) -> ShardInfo:
     for name, count in (("samples", shard.samples), ("bytes", shard.bytes)):
         if count < 1:
             raise ValueError(f"{where}.{name} is {count}, expected 1 or more")
+    if shard.bytes > _LARGEST_SHARD:
+        raise ValueError(f"{where}.bytes is {shard.bytes}, expected at most {_LARGEST_SHARD}")
+    if shard.samples * _LEAST_SAMPLE > shard.bytes:  # who believes it would set aside memory for its labels
+        raise ValueError(f"{where}.samples is {shard.samples}, more than fit into its {shard.bytes} bytes")
     return shard
 
 

@@ -154,6 +154,8 @@ def test_what_is_no_manifest_is_one_message(tmp_path, text):
         ({"shards": ["x"]}, 'shards[0] is text ("x"), expected an object'),
         ({"samples": -3}, "shards[0].samples is -3, expected 1 or more"),
         ({"samples": "12"}, 'shards[0].samples is text ("12"), expected a whole number'),
+        ({"samples": 10**15}, "shards[0].samples is 1000000000000000, more than fit into its "),
+        ({"samples": 10**15, "bytes": 10**19}, "shards[0].bytes is 10000000000000000000, expected at most "),
         ({"samples": True}, "shards[0].samples is true or false (true), expected a whole number"),
         ({"bytes": None}, "shards[0].bytes is a value (null), expected a whole number"),
         ({"colour": 1}, "shards[0].colour: no such field"),

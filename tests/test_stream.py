@@ -149,6 +149,16 @@ def test_shares_are_whole_and_within_one_of_the_weights(weights: list[float]) ->
         assert all(abs(share - e) < 1 for share, e in zip(shares, exact, strict=True))
 
 
+def test_more_datasets_than_a_mix_has_places_are_refused() -> None:
+    parts = [Shuffled((2,), seed=1, window=1, dataset=d) for d in range(BLOCK + 1)]
+    picks = Mixed(parts[:BLOCK], [1.0] * BLOCK, seed=1).at(0, BLOCK)
+    assert sorted(picks[:, 0].tolist()) == list(range(BLOCK))
+    with pytest.raises(UserError, match="1,001 datasets"):
+        Mixed(parts, [1.0] * len(parts), seed=1)
+    with pytest.raises(UserError, match="1,001 datasets"):
+        balanced([[np.zeros(2, np.int64)]] * (BLOCK + 1), seed=1, window=1)
+
+
 def test_a_mix_has_its_exact_shares_in_every_block_and_epochs_of_each_part_stay_whole() -> None:
     parts = [Shuffled((30, 20), seed=1, window=2), Shuffled((7,), seed=2, window=2, dataset=1)]
     picks = Mixed(parts, (3.0, 1.0), seed=9).at(0, 3 * BLOCK)

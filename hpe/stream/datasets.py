@@ -222,6 +222,8 @@ class Stream:
                 labels[dataset].append(classes)
         try:
             return balanced(labels, seed=seed, window=window, power=balance.power)
+        except UserError:
+            raise
         except ValueError:
             raise UserError(f"balanced sampling by {balance.by}: no sample of these shards has this label") from None
 

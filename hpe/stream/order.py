@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpe.draws import hashes, permutation
+from hpe.errors import UserError
 
 BLOCK: Final = 1000
 """Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""
@@ -127,7 +128,16 @@ class Mixed:
 
 
 def shares_of(weights: Sequence[float], whole: int) -> tuple[int, ...]:
-    """``whole`` divided by weights into whole numbers of at least one (largest remainder)."""
+    """``whole`` divided by weights into whole numbers of at least one (largest remainder).
+
+    Raises:
+        UserError: more weights than ``whole``.
+    """
+    if len(weights) > whole:
+        raise UserError(
+            f"{len(weights):,} datasets (or classes of datasets) cannot be mixed: each has at least one of {whole:,} "
+            "samples; name fewer, or name the shards of several as one list"
+        )
     exact = np.asarray(weights, float) / sum(weights) * whole
     shares = np.maximum(np.floor(exact).astype(int), 1)
     while (missing := whole - int(shares.sum())) != 0:
