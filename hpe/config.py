@@ -28,6 +28,9 @@ def _batch(value: Any) -> Any:
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
 Stem = Literal["standard", "small", "half"]
+_SELECTION: Final = {
+    "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
+}  # fmt: skip
 Places = dict[tuple[Any, ...], str]
 
 
@@ -194,6 +197,11 @@ class RunConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig
     train: TrainConfig = TrainConfig()
+
+    @property
+    def selection(self) -> str:
+        """The validation figure that chooses the best checkpoint."""
+        return self.train.select if self.train.select != "auto" else _SELECTION[self.model.heads.on[0]]
 
     def dump(self) -> str:
         """The resolved config as YAML: every default written out, ready to be loaded again."""

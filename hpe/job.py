@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOCK: Final = ".lock"
-_SELECTION: Final = {
-    "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
-}  # fmt: skip
 _ROWS: Final = 1024
 _LEAST_STEPS: Final = 20
 """Of an epoch, where the batch is found: a network learns by steps."""
@@ -49,9 +46,13 @@ class Job:
     losses: dict[str, HeadLoss]
     train: Stream
     val: Stream
-    selection: str
     resume: Path | None
     damage: Damages
+
+    @property
+    def selection(self) -> str:
+        """The validation figure that chooses the best checkpoint."""
+        return self.config.selection
 
     @property
     def epoch_samples(self) -> int:
@@ -155,9 +156,6 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
-    selection = config.train.select
-    if selection == "auto":
-        selection = _SELECTION[config.model.heads.on[0]]
     leave_a_core(config.data.workers)
     here = accelerator(precision_of(config.train.precision))
     if config.train.batch == "auto":
@@ -167,9 +165,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         config = _with_batch(config, found)
     with _folder(run, config, ranks) as resume:
         damage = Damages(f"{run}: rank {ranks.rank}")
-        yield Job(
-            config, ranks, here, run, network, losses, streams["train"], streams["val"], selection, resume, damage
-        )
+        yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], resume, damage)
 
 
 def _with_batch(config: RunConfig, batch: int | str) -> RunConfig:

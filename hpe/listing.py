@@ -1,9 +1,10 @@
 """``hpe runs``: runs side by side, with how far they are, their figures, and the settings in which they differ."""
 
 import json
-import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from hpe.config import FREE, RunConfig, load
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.figures import SCHEMA
 from hpe.figures.markdown import headline
+from hpe.files import open_regular
 
 CONFIG: Final = "config.yaml"
 METRICS: Final = "metrics.jsonl"
@@ -21,6 +23,10 @@ SHOWN: Final = ("emotion/accuracy", "emotion/macro_f1", "direction/accuracy", "d
                 "pose/geodesic", "affect/rmse")  # fmt: skip
 """Validation figures that the list shows."""
 RUNS: Final = Path("runs")
+_PAPER: Final = (120, 40)
+"""Columns and lines where there is no terminal."""
+_MOST_ROWS: Final = 60
+_MOST_VALUES: Final = 6
 _HEADS: Final = "model.heads."
 _SAME: Final = (*FREE, "run")
 
@@ -31,7 +37,8 @@ class RunLine:
 
     Attributes:
         epoch: where its log ends; ``epochs``: where it is to end.
-        best: the figure that its best checkpoint was chosen by, and the step of that; None before there is one.
+        chosen_by: name of the figure that chooses the best checkpoint.
+        best: that figure at it, and the samples seen until it; None before there is one.
         figures: validation figures at the best checkpoint, or the last ones where none was chosen.
         evaluations: by name, the headline figures as texts.
         settings: the config's values by path.
@@ -40,6 +47,7 @@ class RunLine:
     name: str
     epoch: float
     epochs: float
+    chosen_by: str
     best: float | None
     best_samples: int | None
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +68,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         for here, below, files in os.walk(folder):
             below.sort()
             below[:] = [name for name in below if not name.startswith(".")]
-            if CONFIG in files and (METRICS in files or CHECKPOINTS in below):
+            if CONFIG in files and Path(here, CONFIG).is_file() and (METRICS in files or CHECKPOINTS in below):
                 found[Path(here)] = None
                 below.clear()
     if not found:
@@ -93,17 +101,21 @@ def read_line(run: Path) -> RunLine:
     }
     settings[_HEADS.rstrip(".")] = ", ".join(config.model.heads.on)
     made = {p.stem: _json(p) for p in sorted((run / "evaluate").glob("[!.]*.json"))}
-    evaluations = {
-        name: {title: text for title, text, _ in headline(figures)}
-        for name, figures in made.items()
-        if figures.get("schema") == SCHEMA
-    }
-    return RunLine(str(run), epoch, config.train.epochs, best, at, figures, evaluations, settings)
+    evaluations = {name: _headline(figures) for name, figures in made.items() if figures.get("schema") == SCHEMA}
+    return RunLine(str(run), epoch, config.train.epochs, config.selection, best, at, figures, evaluations, settings)
+
+
+def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        return {title: text for title, text, _ in headline(figures)}
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return {}  # not what hpe evaluate wrote: its row holds dashes
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as stream:
+            read = json.loads(stream.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
@@ -123,7 +135,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -154,45 +166,122 @@ def differences(lines: Sequence[RunLine]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def to_text(lines: Sequence[RunLine]) -> str:
-    """The list for people: Markdown tables of equal columns."""
+def to_text(lines: Sequence[RunLine], width: int) -> str:
+    """The list for people: Markdown tables of equal columns, which name each run by its number in the first.
+
+    Args:
+        lines: the runs.
+        width: characters of a line; a table that is wider goes on below itself.
+    """
     shown = [name for name in SHOWN if any(name in line.figures for line in lines)]
-    head = ["run", "epochs", "best", *shown]
+    head = ["#", "run", "epochs", "best", "chosen by", *shown]
     rows = [
         [
+            str(number),
             line.name,
             f"{line.epoch:.3g} of {line.epochs:.3g}",
             "–" if line.best is None else f"{line.best:.4g}",
+            line.chosen_by,
             *(f"{line.figures[name]:.4g}" if name in line.figures else "–" for name in shown),
         ]
-        for line in lines
+        for number, line in enumerate(lines, 1)
     ]
-    parts = [_table(head, rows)]
+    parts = [_table(head, rows, width)]
     titles = list(dict.fromkeys(t for line in lines for of in line.evaluations.values() for t in of))
     if titles:
         evaluated = [
-            [line.name, name, *(of.get(title, "–") for title in titles)]
-            for line in lines
+            [str(number), name, *(of.get(title, "–") for title in titles)]
+            for number, line in enumerate(lines, 1)
             for name, of in line.evaluations.items()
         ]
-        parts.append(_table(["run", "evaluated on", *titles], evaluated))
+        parts.append(_table(["#", "evaluated on", *titles], evaluated, width))
     if len(lines) > 1:
-        differing = [
-            [path if first else "", value, ", ".join(names)]
-            for path, values in differences(lines).items()
-            for first, (value, names) in zip([True] + [False] * len(values), values.items(), strict=False)
-        ]
-        parts.append(_table(["setting", "value", "runs"], differing) if differing else "Their configs do not differ.")
+        parts.append(_settings(lines, width) or "Their configs do not differ.")
     return "\n\n".join(parts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    plain = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in [head, *rows]]
-    widths = [max(3, *(len(row[column]) for row in plain)) for column in range(len(head))]
+def _settings(lines: Sequence[RunLine], width: int) -> str:
+    """The settings that differ: a column a run where that fits, else a row a value; empty where none differ."""
+    found = differences(lines)
+    numbers = {line.name: number for number, line in enumerate(lines, 1)}
+    head = ["setting", *map(str, numbers.values())]
+    rows = []
+    for path, values in found.items():
+        shorts = _shorts(list(values), width // 3)
+        value_of = {name: short for short, names in zip(shorts, values.values(), strict=True) for name in names}
+        rows.append([path, *(value_of.get(name, "–") for name in numbers)])
+    if found and sum(_widths([head, *rows])) + 3 * len(head) + 1 > width:
+        rows = []
+        for path, values in found.items():
+            shorts = _shorts(list(values), width // 4)
+            told = [[short, [numbers[n] for n in of]] for short, of in zip(shorts, values.values(), strict=True)]
+            if len(told) > _MOST_VALUES:
+                rest = told[_MOST_VALUES - 1 :]
+                told[_MOST_VALUES - 1 :] = [[f"… {len(rest)} more values", sorted(n for _, some in rest for n in some)]]
+            rows += [["" if at else path, *cells] for at, cells in enumerate(told)]
+        left = width - sum(_widths([row[:2] for row in rows])) - 10
+        head, rows = ["setting", "value", "runs (#)"], [[path, value, _ranges(of, left)] for path, value, of in rows]
+    if not rows:
+        return ""
+    if len(rows) <= _MOST_ROWS:
+        return _table(head, rows, width)
+    cut = sum(1 for row in rows[_MOST_ROWS:] if row[0])
+    hint = f"… and {cut} more settings differ: name fewer runs (`hpe runs A B`), or write all of them with --json FILE"
+    return f"{_table(head, rows[:_MOST_ROWS], width)}\n{textwrap.fill(hint, width)}"
+
+
+def _shorts(values: Sequence[str], longest: int) -> list[str]:
+    """Texts without their middle; where two would look alike, without the start that all share."""
+    start = longest // 3
+    shorts = [v if len(v) <= longest else f"{v[:start]}…{v[start + 1 - longest :]}" for v in values]
+    if len(set(shorts)) == len(values):
+        return shorts
+    same = next((at for at, found in enumerate(zip(*values, strict=False)) if len(set(found)) > 1), 0)
+    return [v if len(v) <= longest else f"…{v[same : same + longest - 2]}…" for v in values]
+
+
+def _ranges(numbers: Sequence[int], longest: int) -> str:
+    """Whole numbers in order, as ``1-3, 5``; what is longer is cut and counted."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    told = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    text = ", ".join(told)
+    if len(text) <= longest:
+        return text
+    end = f" … ({len(numbers)} runs)"
+    while len(told) > 1 and len(", ".join(told)) + len(end) > longest:
+        told.pop()
+    return ", ".join(told) + end
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """A Markdown table; columns that do not fit into the width follow below, beside the first one again."""
+    plain = [[_plain(text) for text in row] for row in [head, *rows]]
+    widths = _widths(plain)
+    blocks, taken = [[0]], widths[0] + 4
+    for column in range(1, len(head)):
+        if len(blocks[-1]) > 1 and taken + widths[column] + 3 > width:
+            blocks.append([0])
+            taken = widths[0] + 4
+        blocks[-1].append(column)
+        taken += widths[column] + 3
     plain.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in plain
+    return "\n\n".join(
+        "\n".join("| " + " | ".join(row[c].ljust(widths[c]) for c in block) + " |" for row in plain) for block in blocks
     )
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _plain(text: str) -> str:
+    """A text that can neither break a table nor steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
 
 
 def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
@@ -223,7 +312,7 @@ def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
             problems.append(str(error))
     if not lines:
         raise UserError("\n".join(problems))
-    print(to_text(lines))
+    print(to_text(lines, shutil.get_terminal_size(_PAPER).columns))
     for problem in problems:
         print(f"runs: passed over: {problem}", file=sys.stderr, flush=True)
     if json_file is not None:

@@ -1,6 +1,8 @@
 """``hpe runs``: figures at the best checkpoint, what differs, and damaged runs."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.errors import UserError
+from hpe.figures import SCHEMA
 from hpe.files import write_json
-from hpe.listing import differences, find_runs, read_line, runs
+from hpe.listing import differences, find_runs, read_line, runs, to_text
 from tests import made
 
 
@@ -76,6 +79,50 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(tmp_path: Path, capsys
     assert str(tmp_path / "bad") not in said.out
     assert str(tmp_path / "bad") in said.err
     assert [one["name"] for one in json.loads((tmp_path / "list.json").read_text())["runs"]] == [str(tmp_path / "good")]
+
+
+def test_hostile_files_of_a_run_neither_stop_nor_hang_the_list(tmp_path: Path) -> None:
+    run = fake(tmp_path / "plain").rename(tmp_path / "run\x1b[31m")
+    huge = "1" + "0" * 400
+    (run / "metrics.jsonl").write_text(f'{{"samples": 1, "split": "val", "pose/mae": {huge}, "epoch": {huge}}}\n')
+    (run / "checkpoints" / "best" / "state.json").unlink()
+    os.mkfifo(run / "checkpoints" / "best" / "state.json")
+    (run / "evaluate").mkdir()
+    os.mkfifo(run / "evaluate" / "pipe.json")
+    write_json(run / "evaluate" / "bare.json", {"schema": SCHEMA})
+    line = read_line(run)
+    assert (line.epoch, line.best, line.figures, line.evaluations) == (0.0, None, {}, {"bare": {}})
+    assert "\x1b" not in to_text([line], 80)
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    with pytest.raises(UserError, match="no run here"):
+        find_runs([tmp_path])
+
+
+def test_the_settings_of_a_few_runs_stand_side_by_side_and_the_best_says_of_what(tmp_path: Path) -> None:
+    lines = [read_line(fake(tmp_path / "a")), read_line(fake(tmp_path / "b", "seed=7", "train.select=pose/mae"))]
+    said = [[cell.strip() for cell in row.split("|")[1:-1]] for row in to_text(lines, 400).splitlines()]
+    assert ["setting", "1", "2"] in said
+    assert ["seed", "0", "7"] in said
+    assert [row[4] for row in said if row[:1] in (["1"], ["2"]) and len(row) > 4] == ["emotion/macro_f1", "pose/mae"]
+
+
+def test_the_list_of_many_unlike_runs_fits_the_terminal_and_a_few_screens(tmp_path: Path) -> None:
+    one = read_line(fake(tmp_path / "a"))
+    same = "/much/the/same/path"
+    many = [
+        replace(one, name=f"/runs/run{n}", settings={f"s{s}": f"{same}/{s}/{n // 5}/heads/lwpose66" for s in range(40)})
+        for n in range(50)
+    ]
+    text = to_text(many, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    settings = text[text.index("| setting") :]
+    assert len(settings.splitlines()) < 70
+    assert settings.count("/runs/") == 0
+    assert "1-5 " in settings
+    assert "more settings differ" in settings
+    values = [row.split("|")[2].strip() for row in settings.splitlines()[2:7]]
+    assert len(set(values)) == 5
 
 
 def test_the_command_lists(tmp_path: Path) -> None:
