@@ -454,6 +454,23 @@ def test_a_server_that_fails_for_good_is_named_with_its_answer(unsteady: str, fa
             stream(ShardSet(way, "train"))
 
 
+def test_a_server_whose_first_shard_fails_for_good_is_told_before_all_others_are_tried(
+    made: Made, unsteady: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = stream(ShardSet(f"{unsteady}/error-0"))
+    tried: list[str] = []
+
+    def refused(url: str) -> Iterator[bytes]:
+        tried.append(url)
+        raise OSError("refused")
+        yield b""
+
+    monkeypatch.setattr("hpe.stream.spool._chunks", refused)
+    with pytest.raises(UserError, match=r"train-000000\.tar: cannot be fetched \(5 tries\): refused"):
+        shards.label_counts()
+    assert len(set(tried)) == 1
+
+
 def test_a_shard_that_cannot_be_fetched_in_the_middle_is_counted_and_masked(made: Made, unsteady: str) -> None:
     shards = stream(ShardSet(f"{unsteady}/error-0"))
     made.folder.joinpath(made.infos[2].name).write_bytes(b"replaced meanwhile")

@@ -193,11 +193,18 @@ class Stream:
             yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
 
     def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Per shard: emotion and direction (-1: none), and whether there are angles and affect."""
+        """Per shard: emotion and direction (-1: none), and whether there are angles and affect.
+
+        Raises:
+            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute a shard.
+        """
         for dataset, counts in enumerate(self.counts):
             for shard, count in enumerate(counts):
                 rows = np.full((count, COLUMNS), np.nan, np.float32)
                 opened = self._shelf.open(dataset, shard)
+                named = self.sets[dataset][shard]
+                if isinstance(opened, str) and named.remote and not shard:
+                    raise UserError(f"{named.url}: {opened}; expected the shard that its manifest tells of")
                 if not isinstance(opened, str):
                     known = opened[1].labels[:count]
                     rows[: len(known)] = known
