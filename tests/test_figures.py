@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ settings.register_profile("few", max_examples=40, deadline=None, suppress_health
 settings.load_profile("few")
 
 
-def chosen(truth: list[int | None], choice: list[int | None]) -> pa.Table:
+def chosen(truth: Sequence[int | None], choice: Sequence[int | None]) -> pa.Table:
     return pa.table({"emotion": pa.array(truth, pa.int8()), "emotion_hat": pa.array(choice, pa.int8())})
 
 

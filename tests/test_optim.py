@@ -13,7 +13,8 @@ def averaged_after(weights: list[float], decay: float) -> float:
     for weight in weights:
         nn.init.constant_(network.weight, weight)
         average.update_parameters(network)
-    return average.module.weight.item()
+    (weight,) = average.parameters()
+    return weight.item()
 
 
 def test_an_average_of_few_steps_has_left_the_start_behind() -> None:
