@@ -1,5 +1,6 @@
 """Run folders: what a disk that takes no more leaves of them."""
 
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,3 +46,15 @@ def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
     with no_file_over(100), pytest.raises(OSError, match="too large"):
         Log(tmp_path, Ranks(0, 1, 0, 1), 2000)
     assert path.read_text(encoding="utf-8") == lines
+
+
+def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    gc.disable()  # what Python would find sooner or later
+    try:
+        with Log(tmp_path, Ranks(0, 1, 0, 1), 0) as log:
+            log.confusions(8, {"direction": torch.eye(5)})
+            assert not [one for one in gc.get_objects() if type(one) is Figure]
+    finally:
+        gc.enable()
