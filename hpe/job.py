@@ -356,9 +356,7 @@ def _claim(run: Path, config: RunConfig) -> Iterator[None]:
         for name, kind in ((runs.CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
             if (run / name).exists() and not kind(run / name):
                 raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
-        stack.enter_context(
-            locked(run / LOCK, f"{run}: another process is training this run; wait for it, or give another run:")
-        )
+        stack.enter_context(locked(run / LOCK, _taken(run)))
     except OSError as error:
         raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
     with stack:
@@ -382,10 +380,15 @@ def set_aside(run: Path) -> Path | None:
     """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; where it is now, or None.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or one that another process is training.
     """
     if not run.exists() or not any(run.iterdir()):
         return None
     runs.load_config(run)
-    aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}.{n}")).exists())
-    return run.rename(aside)
+    with locked(run / LOCK, _taken(run)):
+        aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}.{n}")).exists())
+        return run.rename(aside)
+
+
+def _taken(run: Path) -> str:
+    return f"{run}: another process is training this run; wait for it, or give another run:"

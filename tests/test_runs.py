@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from hpe.errors import UserError
+from hpe.files import locked
+from hpe.job import LOCK, set_aside
 from hpe.log import Log
 from hpe.ranks import Ranks
 from hpe.runs import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+from tests import made
 
 
 @contextmanager
@@ -58,3 +61,13 @@ def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> Non
             assert not [one for one in gc.get_objects() if type(one) is Figure]
     finally:
         gc.enable()
+
+
+def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(made.config(tmp_path, run).dump(), encoding="utf-8")
+    with locked(run / LOCK, "held"), pytest.raises(UserError, match="another process is training"):
+        set_aside(run)
+    assert set_aside(run) == tmp_path / "run.1"
+    assert not run.exists()
