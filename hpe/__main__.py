@@ -74,6 +74,9 @@ def _leave(message: str) -> None:
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
     try:
+        from hpe.ranks import from_parent
+
+        from_parent()  # before the seconds of imports in which a launcher may be killed
         from hpe.cli import app
 
         app()

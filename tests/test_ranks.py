@@ -180,3 +180,13 @@ def test_impossible_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match="WORLD_SIZE"):
         Ranks.from_environment()
+
+
+def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
+    code = (
+        "import sys, hpe.ranks\n"
+        "hpe.ranks.from_parent = lambda: sys.exit(8 if 'hpe.cli' in sys.modules else 7)\n"
+        "from hpe.__main__ import main\n"
+        "main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
