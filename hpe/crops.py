@@ -85,6 +85,11 @@ def hopenet_test_box(box: Box, k: float = 0.2) -> Box:
     return x0, y0, x1, y1
 
 
+def box_text(box: Box) -> str:
+    """A box for a message: ``1, 2.5, 3, 4``."""
+    return ", ".join(f"{side:g}" for side in box)
+
+
 def box_around(points: Float[np.ndarray, "points 2"]) -> Box:
     """The box around visible points; points with a negative or missing coordinate are not visible.
 

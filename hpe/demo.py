@@ -20,7 +20,7 @@ from typing import Final
 
 from hpe import configs
 from hpe.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
-from hpe.files import locked, write_json
+from hpe.files import locked, rename_aside, write_json
 
 STAMP: Final = "demo.json"
 LOCK: Final = ".lock"
@@ -112,8 +112,7 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> ExitStack:
     try:
         if new and stamp.exists():
             with _lock(out):
-                number = next(n for n in range(1, 10**6) if not out.with_name(f"{out.name}.{n}").exists())
-                out.rename(out.with_name(f"{out.name}.{number}"))
+                rename_aside(out)
         out.mkdir(parents=True, exist_ok=True)
         if not stamp.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")

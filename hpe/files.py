@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import fcntl
+import itertools
 import json
 import os
 import stat
@@ -11,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hpe.errors import UserError
+
+
+def rename_aside(folder: Path) -> Path:
+    """Rename a folder to the first of ``NAME.1``, ``NAME.2`` … that is free; where it is now."""
+    free = (p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
+    return folder.rename(next(free))
 
 
 def make_folder(path: Path, told: str) -> None:

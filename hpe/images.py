@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from hpe.crops import Box
+from hpe.crops import Box, box_text
 
 MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before anything is decoded: 64 megapixels are 192 MB of RGB."""
@@ -167,14 +167,14 @@ def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size 
     """
     height, width = image.shape[:2]
     if not all(map(math.isfinite, box)):
-        raise ValueError(f"crop box {_text(box)} is not four numbers")
+        raise ValueError(f"crop box {box_text(box)} is not four numbers")
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise ValueError(f"crop box {_text(box)} is empty")
+        raise ValueError(f"crop box {box_text(box)} is empty")
     x, y, side = _window(box)
     if side > LARGEST_CROP * max(width, height) or side**2 > 2 * MAX_PIXELS:
-        raise ValueError(f"crop box {_text(box)} is far larger than the picture ({width} × {height})")
+        raise ValueError(f"crop box {box_text(box)} is far larger than the picture ({width} × {height})")
     if x >= width or y >= height or x + side <= 0 or y + side <= 0:
-        raise ValueError(f"crop box {_text(box)} lies outside the picture ({width} × {height})")
+        raise ValueError(f"crop box {box_text(box)} lies outside the picture ({width} × {height})")
     cut = image[max(y, 0) : y + side, max(x, 0) : x + side]
     if cut.shape[:2] != (side, side):
         inside, at_y, at_x = cut, max(-y, 0), max(-x, 0)
@@ -187,10 +187,6 @@ def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size 
     pixels = torch.from_numpy(np.require(cut, requirements=("C", "W"))).as_strided((1, 3, side, side), strides)
     resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def _text(box: Box) -> str:
-    return ", ".join(f"{side:g}" for side in box)
 
 
 def map_points(points: Float[np.ndarray, "n 2"], box: Box, size: int) -> Float[np.ndarray, "n 2"]:

@@ -15,7 +15,7 @@ from hpe.augment import Augmentation
 from hpe.batchsize import Trial, largest_that_fits, where_doubling_stops_paying
 from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
 from hpe.errors import UserError
-from hpe.files import locked, write_text
+from hpe.files import locked, rename_aside, write_text
 from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
 from hpe.metrics import FIGURES
@@ -386,8 +386,7 @@ def set_aside(run: Path) -> Path | None:
         return None
     runs.load_config(run)
     with locked(run / LOCK, _taken(run)):
-        aside = next(p for n in itertools.count(1) if not (p := run.with_name(f"{run.name}.{n}")).exists())
-        return run.rename(aside)
+        return rename_aside(run)
 
 
 def _taken(run: Path) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from hpe.audit import tally
-from hpe.crops import Box, CropRule, box_around
+from hpe.crops import Box, CropRule, box_around, box_text
 from hpe.duplicates import difference_hash, exact_digest
 from hpe.errors import UserError
 from hpe.files import open_regular, write_text
@@ -252,17 +252,13 @@ def _inside(box: Box, width: int, height: int) -> str:
     """
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        raise RefusedError(f"box {_text(box)} has no positive width and height")
+        raise RefusedError(f"box {box_text(box)} has no positive width and height")
     if not (0 <= x0 + x1 <= 2 * width and 0 <= y0 + y1 <= 2 * height):
-        raise RefusedError(f"box {_text(box)} lies outside the picture ({width} × {height})")
+        raise RefusedError(f"box {box_text(box)} lies outside the picture ({width} × {height})")
     if max(x1 - x0, y1 - y0) > LARGEST_CROP * max(width, height):
-        raise RefusedError(f"box {_text(box)} is far larger than the picture ({width} × {height})")
+        raise RefusedError(f"box {box_text(box)} is far larger than the picture ({width} × {height})")
     within = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
     return "box within the picture" if within else "box over the border"
-
-
-def _text(box: Box) -> str:
-    return ", ".join(f"{side:g}" for side in box)
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.files import locked, write_text
+from hpe.files import locked, rename_aside, write_text
 from hpe.progress import Bar, progress
 from hpe.studyconfig import (
     AUTO,
@@ -164,10 +164,7 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
     try:
         if new and (folder / STAMP).is_file():
             with _lock(folder):
-                aside = next(
-                    p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists()
-                )
-                folder.rename(aside)
+                aside = rename_aside(folder)
             _say(f"the earlier study is now {aside}")
         folder.mkdir(parents=True, exist_ok=True)
         strangers = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
