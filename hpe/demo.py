@@ -3,7 +3,6 @@
 pack → train (a pose estimator) → pose → train (the joint network, on several processes) → evaluate → report.
 """
 
-import ctypes
 import json
 import os
 import shlex
@@ -21,11 +20,11 @@ from typing import Final
 from hpe import configs
 from hpe.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
 from hpe.files import locked, rename_aside, write_json
+from hpe.ranks import end_with_parent
 
 STAMP: Final = "demo.json"
 LOCK: Final = ".lock"
 _SIGNALS: Final = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
-_PR_SET_PDEATHSIG: Final = 1
 _BOUNDS: Final = {"emotion accuracy": 0.90, "direction accuracy": 0.90, "pose MAE": 5.0}
 
 
@@ -169,7 +168,7 @@ def _run(stage: Stage) -> bool:
         process.send_signal(_SIGNALS[signal.Signals(number)])
 
     command = [sys.executable, "-m", "hpe", *stage.arguments]
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
     try:
         code = process.wait()
@@ -180,12 +179,6 @@ def _run(stage: Stage) -> bool:
         way_out = "mend that first" if code == EXIT_USAGE else "the same command goes on from there"
         raise UserError(f"the stage {stage.name!r} ended with exit code {code} (see above); {way_out}")
     return not caught
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the demo itself is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _summary(out: Path, settings: dict[str, int], seconds: float) -> None:

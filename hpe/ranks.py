@@ -173,7 +173,13 @@ def named_device(name: str) -> "torch.device":
 
 def from_parent(number: int = signal.SIGTERM) -> None:
     """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
-    if "RANK" in os.environ and sys.platform == "linux":
+    if "RANK" in os.environ:
+        end_with_parent(number)
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the process that started this one ends, however it ends."""
+    if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
