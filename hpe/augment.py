@@ -150,6 +150,14 @@ def normalised(images: UInt8[Tensor, "batch 3 height width"] | Images) -> Images
     return laid.sub_(mean).div_(std)
 
 
+def scaled(images: Images, size: int) -> Images:
+    """The same pictures of another side, smoothed where they shrink; channels-last."""
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
 def _flip(images: Tensor, batch: Batch, chosen: Tensor) -> tuple[Tensor, Batch]:
     swap = torch.tensor(MIRRORED_DIRECTION, device=images.device)
     images = torch.where(chosen[:, None, None, None], images.flip(3), images)

@@ -17,6 +17,7 @@ from hpe.errors import UserError
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=16, le=1024)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -61,7 +62,7 @@ class DataConfig(Section):
 
     train: Annotated[list[ShardsConfig], Field(min_length=1)]
     val: Annotated[list[ShardsConfig], Field(min_length=1)]
-    size: Annotated[int, Field(ge=16, le=1024)] = 224
+    size: Side = 224
     grey: bool = False
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     window: Count = 64
@@ -159,12 +160,16 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """Optimisation. ``batch`` counts samples over all ranks; the rate is a pure function of samples seen.
 
-    ``batch: auto`` is found at the run's first start (see ``hpe.batchsize``) and kept in its config.
+    ``batch: auto`` is found at the run's first start (see ``hpe.batchsize``) and kept in its config. The first
+    ``small_epochs`` epochs learn from pictures scaled to ``small_size``: most of what there is to learn, for less
+    (progressive resizing, as in Tan and Le, EfficientNetV2, 2021). Validation keeps ``data.size``.
     """
 
     batch: BatchSize = 256
     micro_batch: Count | None = None
     epochs: Positive = 10.0
+    small_epochs: NotNegative = 0.0
+    small_size: Side | None = None
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.01
@@ -197,6 +202,15 @@ class RunConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _small_before_large(self) -> Self:
+        small, epochs = self.train.small_size, self.train.small_epochs
+        if (small is None) != (epochs == 0):
+            raise ValueError("train.small_size and train.small_epochs belong together: give both or neither")
+        if small is not None and small >= self.data.size:
+            raise ValueError(f"train.small_size: {small} is not below data.size, {self.data.size}")
+        return self
 
     @property
     def selection(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hpe import optim, runs
-from hpe.augment import Augmentation, augment, prepare
+from hpe.augment import Augmentation, augment, prepare, scaled
 from hpe.batch import Batch
 from hpe.config import RunConfig
 from hpe.errors import NotFiniteError, UserError
@@ -116,7 +116,7 @@ class Learner:
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked.double()]), "sum")
         assert isinstance(shared, Tensor)
         images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
-        inputs = batch.angles if self.network.takes_angles else images
+        inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state))
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
         if settings.clip or logged:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
@@ -192,6 +192,13 @@ class Learner:
             step_epochs=settings.step_epochs,
             step_factor=settings.step_factor,
         )
+
+    def size(self, state: State) -> int:
+        """The side of the pictures that are learned from at a state."""
+        settings = self.config.train
+        if settings.small_size and state.samples_seen < settings.small_epochs * self.epoch_samples:
+            return settings.small_size
+        return self.config.data.size
 
     def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
         """Write the figures since the last call, and return them. A collective call."""
