@@ -149,12 +149,13 @@ def _read(stream: "Stream", features: Callable[["Batch"], np.ndarray]) -> tuple[
     import pyarrow as pa
 
     from hpe.evaluate import rows_of
+    from hpe.models.estimates import Estimates
 
     tables: list[Any] = []
     values: list[np.ndarray] = []
     with stream.once(batch=_BATCH) as loader:
         for loaded in loader:
-            tables.append(rows_of(loaded.batch, {}))
+            tables.append(rows_of(loaded.batch, Estimates()))
             values.append(features(loaded.batch))
         lost = {one.key for one in loader.damage} | {""}
         damaged = loader.damaged

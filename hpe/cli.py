@@ -26,6 +26,9 @@ app = typer.Typer(
 Processes = Annotated[
     int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
 ]
+Mirror = Annotated[
+    bool, typer.Option("--mirror", help="Mean over each picture and its mirror image; takes twice as long.")
+]
 
 app.add_typer(landmarks)
 
@@ -290,6 +293,7 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Reader processes a rank; default: as in training.")
     ] = None,
+    mirror: Mirror = False,
     processes: Processes = None,
 ) -> None:
     """Evaluate a run on shards: every sample once, figures with intervals, predictions as a table.
@@ -304,7 +308,7 @@ def evaluate(
     one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
     plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
     called = name or (split if folder and split else plain.strip("_.")) or "evaluate"
-    raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers))
+    raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, mirror=mirror))
 
 
 @app.command()
@@ -333,6 +337,7 @@ def predict(
         str | None, typer.Option(help="Crop of detected faces; default: that of the network's training shards.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of folders of shards.")] = None,
+    mirror: Mirror = False,
 ) -> None:
     """Read head pose, direction and emotion of every face in pictures or shards: a row a face.
 
@@ -344,7 +349,7 @@ def predict(
 
     code = module.predict(
         network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
-        weights=weights, crop=crop, split=split,
+        weights=weights, crop=crop, split=split, mirror=mirror,
     )  # fmt: skip
     raise typer.Exit(code)
 

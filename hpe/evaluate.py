@@ -23,7 +23,8 @@ from hpe.gallery import choose_rows, write_faces
 from hpe.images import encode_jpeg
 from hpe.job import reading
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
-from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
+from hpe.models.estimates import Estimates, estimate
+from hpe.models.multitask import MultiTask
 from hpe.progress import Bar, progress
 from hpe.provenance import about_package, about_shards
 from hpe.ranks import Ranks, accelerator, agree, precision_of
@@ -48,6 +49,7 @@ def evaluate(
     which: str = "best",
     batch: int = 256,
     workers: int | None = None,
+    mirror: bool = False,
     precision: str = "auto",
     replicates: int = 1000,
 ) -> int:
@@ -63,6 +65,7 @@ def evaluate(
         which: checkpoint: ``best``, ``last`` or a step's folder name.
         batch: samples of a batch over all ranks.
         workers: reader processes a rank; None: as in training.
+        mirror: judge the mean of what the network says of each picture and of its mirror image.
         precision: as ``train.precision``.
         replicates: bootstrap draws of the intervals.
 
@@ -94,12 +97,15 @@ def evaluate(
             f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(config.model.heads.on)}); "
             "for predictions without figures use hpe predict"
         )
+    if mirror and network.takes_angles:
+        raise UserError(f"{run}: --mirror is for networks of pictures; this run reads angles")
     folder = run / FOLDER
     with (
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
     ):
-        mine = _predict(network.to(here.device), (loaded.batch for loaded in loader), here, bar, ranks.world)
+        batches = (loaded.batch for loaded in loader)
+        mine = _predict(network.to(here.device), batches, here, bar, ranks.world, mirror=mirror)
         damage = loader.damage
     for one in damage[:_NAMED]:
         _say(name, f"could not read {one}")
@@ -119,7 +125,8 @@ def evaluate(
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-            print(keep(folder, name, rows, stream, damaged=damaged, weights=str(weights), replicates=replicates))
+            told = f"{weights}, mean of picture and mirror image" if mirror else str(weights)
+            print(keep(folder, name, rows, stream, damaged=damaged, weights=told, replicates=replicates))
         except UserError as error:
             problem = str(error)
         for one in parts:
@@ -134,7 +141,9 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict(network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int) -> "pa.Table":
+def _predict(
+    network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int, *, mirror: bool
+) -> "pa.Table":
     """Predictions and truth of this rank's samples."""
     import pyarrow as pa
 
@@ -143,32 +152,32 @@ def _predict(network: MultiTask, batches: Iterable[Batch], here: "Accelerator", 
     for batch in batches:
         batch = batch.to(here.device)
         with here.autocast():
-            outputs = network(batch.angles if network.takes_angles else prepare(batch))
-        found.append(rows_of(batch, outputs))
+            estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), mirror=mirror)
+        found.append(rows_of(batch, estimates))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 
 
-def rows_of(batch: Batch, outputs: Outputs) -> "pa.Table":
-    """A batch's rows of a predictions table: truth, and what the network says of it."""
+def rows_of(batch: Batch, estimates: Estimates) -> "pa.Table":
+    """A batch's rows of a predictions table: truth, and what a network says of it."""
     import pyarrow as pa
 
     columns: dict[str, pa.Array] = {"key": pa.array(batch.keys, pa.string())}
-    for head, truth, mask in (
-        ("emotion", batch.emotion, batch.emotion_mask),
-        ("direction", batch.direction, batch.direction_mask),
+    for head, truth, mask, shares in (
+        ("emotion", batch.emotion, batch.emotion_mask, estimates.emotion_p),
+        ("direction", batch.direction, batch.direction_mask, estimates.direction_p),
     ):
         columns[head] = pa.array(_numpy(truth).astype(np.int8), mask=~_numpy(mask))
-        if head in outputs:
-            columns[f"{head}_p"] = _lists(outputs[head].float().softmax(-1))
+        if shares is not None:
+            columns[f"{head}_p"] = _lists(shares)
     columns |= _numbers(ANGLES, batch.angles, batch.angles_mask)
-    if "pose" in outputs:
-        columns |= _numbers([f"{angle}_hat" for angle in ANGLES], angles_of(outputs["pose"]))
-        if outputs["pose"].ndim == 3:
-            columns |= _numbers([f"{angle}_sd" for angle in ANGLES], bins_deviation(outputs["pose"]))
+    if estimates.angles is not None:
+        columns |= _numbers([f"{angle}_hat" for angle in ANGLES], estimates.angles)
+    if estimates.deviations is not None:
+        columns |= _numbers([f"{angle}_sd" for angle in ANGLES], estimates.deviations)
     columns |= _numbers(("valence", "arousal"), batch.affect, batch.affect_mask)
-    if "affect" in outputs:
-        columns |= _numbers(("valence_hat", "arousal_hat"), outputs["affect"])
+    if estimates.affect is not None:
+        columns |= _numbers(("valence_hat", "arousal_hat"), estimates.affect)
     return pa.table(columns)
 
 

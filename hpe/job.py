@@ -151,6 +151,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             + ", ".join(name for name, _ in network.backbone.named_children())
             for name in freeze(network, config.model.freeze)
         ]
+        problems += _sizes_refused(network, config)
     if problems or network is None:
         raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
     if network.takes_angles:
@@ -213,6 +214,24 @@ _LABEL_SOURCE: Final = {
     "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
     "affect": "use shards with valence and arousal, or switch this head off",
 }
+
+
+@torch.inference_mode()
+def _sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
+    """The sizes of pictures that the backbone cannot take: some are made for one, some need more pixels."""
+    if network.takes_angles:
+        return []
+    problems = []
+    network.eval()
+    for name, size in (("data.size", config.data.size), ("train.small_size", config.train.small_size)):
+        try:
+            if size is not None:
+                network(torch.zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            why = str(error).partition("\n")[0][:160]
+            problems.append(f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why})")
+    network.train()
+    return problems
 
 
 def _lack(stream: Stream, head: str, split: str) -> str:

@@ -74,6 +74,7 @@ def predict(
     weights: Path | None = None,
     crop: str | None = None,
     split: str | None = None,
+    mirror: bool = False,
 ) -> int:
     """Read every face of the inputs.
 
@@ -91,6 +92,7 @@ def predict(
         weights: an estimator's weights, in place of its YAML's.
         crop: rule for detected faces, in place of that of the network's training shards.
         split: only this split of folders that ``hpe pack`` wrote.
+        mirror: the mean over each face and its mirror image, of a run's network.
 
     Returns:
         The exit code: 1 when an input could not be read (it is named).
@@ -103,10 +105,8 @@ def predict(
     choices = DETECTORS if landmarks is None else WHICH
     if faces != GIVEN and faces not in choices:
         raise UserError(f"--faces {faces}: expected {GIVEN}, {' or '.join(choices)} (with this network)")
-    if landmarks is not None and (weights or crop):
-        raise UserError(
-            f"{network}: a landmark model has its weights and needs no crop; leave out --weights and --crop"
-        )
+    if landmarks is not None and (weights or crop or mirror):
+        raise UserError(f"{network}: --weights, --crop and --mirror are not for landmark models; leave them out")
     if crop is not None and faces == GIVEN:
         raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
     if out is not None:
@@ -127,7 +127,7 @@ def predict(
             meshed = stack.enter_context(closing(Meshed(landmarks, of_several, keep_pictures=keep)))  # pyright: ignore[reportArgumentType]
             finder, answerer = meshed, meshed
         else:
-            answerer = predictor = open_predictor(network, where, which=which, weights=weights)
+            answerer = predictor = open_predictor(network, where, which=which, weights=weights, mirror=mirror)
             if faces == GIVEN:
                 for told in (*whole_photos(found, predictor), *other_crops(found, predictor)):
                     print(f"predict: {told}", file=sys.stderr, flush=True)

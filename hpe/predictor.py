@@ -18,7 +18,8 @@ from hpe.errors import UserError
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.images import Picture, crop_resize, decode_rgb, to_grey
-from hpe.models.multitask import MultiTask, angles_of, bins_deviation
+from hpe.models.estimates import estimate
+from hpe.models.multitask import MultiTask
 from hpe.ranks import precision_of
 from hpe.runs import CONFIG, crop_rules, load_run
 
@@ -92,9 +93,11 @@ class Predictor(Answerer, Protocol):
 
 
 def open_predictor(
-    path: Path, device: torch.device, *, which: str = "best", weights: Path | None = None
+    path: Path, device: torch.device, *, which: str = "best", weights: Path | None = None, mirror: bool = False
 ) -> "RunPredictor | PosePredictor":
     """The network that a path names: a run folder, or what :func:`hpe.estimators.load.load_estimator` takes.
+
+    With ``mirror`` a run answers with the mean over each face and its mirror image.
 
     Raises:
         UserError: it is neither, or does not hold what it says.
@@ -102,7 +105,9 @@ def open_predictor(
     if (path / CONFIG).is_file():
         if weights is not None:
             raise UserError(f"--weights {weights}: a run has its own weights; choose among them with --which")
-        return RunPredictor(path, device, which)
+        return RunPredictor(path, device, which, mirror=mirror)
+    if mirror:
+        raise UserError(f"{path}: --mirror is for run folders of hpe train")
     if path.is_dir():
         raise UserError(f"{path}: no {CONFIG} here; expected a run folder that `hpe train` wrote, or an estimator")
     return PosePredictor(load_estimator(path, Compute(device), weights=weights))
@@ -111,14 +116,14 @@ def open_predictor(
 class RunPredictor:
     """A run's network, in the precision that ``hpe evaluate`` uses."""
 
-    def __init__(self, run: Path, device: torch.device, which: str) -> None:
+    def __init__(self, run: Path, device: torch.device, which: str, *, mirror: bool = False) -> None:
         network, config, _ = load_run(run, which)
         if network.takes_angles:
             raise UserError(f"{run}: this run reads angles (backbone angles), not pictures; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
         self.heads = config.model.heads.on
         self.crops = crop_rules(run)
-        self._grey, self._device = config.data.grey, device
+        self._grey, self._device, self._mirror = config.data.grey, device, mirror
         self._network: MultiTask = network.to(device)
 
     def whole(self, data: bytes) -> Face:
@@ -138,23 +143,22 @@ class RunPredictor:
         images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self._device)
         half = self._device.type == "cuda" and precision_of("auto") == "bf16"
         with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-            outputs = self._network(normalised(images))
-        pose, directions = outputs.get("pose"), _shares(outputs.get("direction"))
-        angles = deviations = None
-        if pose is not None:
-            angles = _numpy(angles_of(pose))
-            deviations = _numpy(bins_deviation(pose)) if pose.ndim == 3 else np.full_like(angles, np.nan)
+            found = estimate(self._network, normalised(images), mirror=self._mirror)
+        angles = None if found.angles is None else _numpy(found.angles)
+        deviations = None if found.deviations is None else _numpy(found.deviations)
+        if angles is not None and deviations is None:
+            deviations = np.full_like(angles, np.nan)
+        directions = None if found.direction_p is None else _numpy(found.direction_p)
         direction = None if directions is None else _chosen(directions)
         if direction is None and angles is not None and deviations is not None:
             direction = OURS(angles, deviations)
-        affect = outputs.get("affect")
         return Answers(
-            _shares(outputs.get("emotion")),
+            None if found.emotion_p is None else _numpy(found.emotion_p),
             directions,
             direction,
             angles,
             deviations,
-            None if affect is None else _numpy(affect),
+            None if found.affect is None else _numpy(found.affect),
         )
 
 
@@ -182,10 +186,6 @@ class PosePredictor:
         poses = self._estimator.predict(torch.from_numpy(faces).permute(0, 3, 1, 2))
         angles, deviations = _numpy(poses.angles), _numpy(poses.deviations)
         return Answers(direction=OURS(angles, deviations), angles=angles, deviations=deviations)
-
-
-def _shares(logits: Tensor | None) -> Float32[np.ndarray, "faces classes"] | None:
-    return None if logits is None else _numpy(logits.float().softmax(-1))
 
 
 def _chosen(shares: Float32[np.ndarray, "faces classes"]) -> Int8[np.ndarray, " faces"]:

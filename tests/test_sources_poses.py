@@ -183,6 +183,14 @@ def test_pan_is_yaw_tilt_is_pitch_and_the_box_has_a_centre(tmp_path: Path) -> No
     assert "not named as" in said["Person09/cat.jpg"]
 
 
+def test_roll_of_pointing04_is_zero_where_its_people_are_taken_as_upright(tmp_path: Path) -> None:
+    pointing(tmp_path, "Person08/person08123-30+45.jpg")
+    (record,) = (raw.record for raw in samples(open_source("pointing04", tmp_path, roll="upright")).values())
+    assert (record.yaw, record.pitch, record.roll) == (45, -30, 0)
+    with pytest.raises(UserError, match="option roll is 'level'; expected one of unknown, upright"):
+        open_source("pointing04", tmp_path, roll="level")
+
+
 def test_the_thesis_folders_of_pointing04_give_directions(tmp_path: Path) -> None:
     pointing(tmp_path, "Left/personne08123-30+45.jpg", None)
     pointing(tmp_path, "Forward/personne08146+0+0.jpg", None)

@@ -17,6 +17,7 @@ from hpe import runs
 from hpe.config import RunConfig
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
+from hpe.models.multitask import MultiTask, Outputs
 from hpe.shards import Manifest, Sample, write_shard
 from hpe.stream import Loaded
 from hpe.train import train
@@ -178,6 +179,24 @@ def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path
     assert still == {name for name in before if name.startswith("backbone.stem")}
 
 
+def test_the_first_epochs_see_small_pictures_and_validation_does_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def forward(self: MultiTask, inputs: torch.Tensor) -> Outputs:
+        seen.append((self.training, inputs.shape[-1]))
+        return original(self, inputs)
+
+    original = MultiTask.forward
+    monkeypatch.setattr(MultiTask, "forward", forward)
+    config = made.config(folder, tmp_path / "run", "train.epochs=2", "train.small_epochs=1", "train.small_size=16")
+    assert train(config) == 0
+    learned = [size for training, size in seen if training]
+    assert learned == [16] * 11 + [made.SIDE] * 11  # 87 samples an epoch, 8 a step
+    assert {size for training, size in seen if not training} == {made.SIDE, 16}  # 16: tried before the first step
+
+
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
     (("model.backbone=resnet19",), "did you mean resnet18"),
     (("model.freeze=[nothing]",), "no layer named 'nothing'"),
@@ -187,6 +206,8 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
     (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
     (("model.heads={emotion: {weight: 0}, affect: {weight: 0}}",), "weights of emotion, affect are all 0"),
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
+    (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not take pictures of 16 pixels"),
+    (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
 

@@ -20,6 +20,7 @@ from hpe.sources.base import (
     Source,
     Unread,
     box_of,
+    choice,
     first_pictures,
     keyed,
     pictures,
@@ -32,6 +33,7 @@ LICENCE: Final = (
 )
 NAME: Final = re.compile(r"person(?:ne)?(\d{2})(\d)(\d{2})([+-]\d+)([+-]\d+)")
 """Person, series, number, tilt, pan; ``person08123-30+45`` looks 30° down and to the picture's left."""
+ROLLS: Final = ("unknown", "upright")
 
 
 def _recognise(folder: Path) -> str | None:
@@ -40,16 +42,18 @@ def _recognise(folder: Path) -> str | None:
     return None
 
 
-def open_pointing04(folder: Path) -> Source:
+def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
     """Pointing'04: the folders ``Person01`` … ``Person15``, or pictures of it in folders named by direction.
 
-    Yaw is the file name's pan, pitch its tilt (the signs agree with ours), roll is not said. The direction is
-    that of the folder, or the one that the thesis gives to the pose. The pictures of
-    ``Front/`` are copies of frontal ones of the persons' folders and are rejected as such when these are there.
+    Yaw is the file name's pan, pitch its tilt (the signs agree with ours). Roll is not said: it is unknown, or 0
+    with ``roll=upright``, which takes the people, who sat, at their word and lets a pose head learn from them. The
+    direction is that of the folder, or the one that the thesis gives to the pose. The pictures of ``Front/`` are
+    copies of frontal ones of the persons' folders and are rejected as such when these are there.
 
     Raises:
-        UserError: no such pictures.
+        UserError: no such pictures, or another ``roll``.
     """
+    upright = choice("pointing04", "roll", roll, ROLLS) == "upright"
     if not _recognise(folder):
         raise UserError(f"{folder}: no picture named as person08123-30+45.jpg; expected Pointing'04")
     has_boxes = any(folder.glob("Person*/person*.txt"))
@@ -62,7 +66,7 @@ def open_pointing04(folder: Path) -> Source:
             if original:
                 yield Reject(source, f"another file of {shown(original.relative_to(folder))}")
             else:
-                yield Unread(_row, (keys(source), path, source, has_boxes))
+                yield Unread(_row, (keys(source), path, source, has_boxes, upright))
 
     return Source(
         name="pointing04",
@@ -74,7 +78,7 @@ def open_pointing04(folder: Path) -> Source:
         rows=rows,
         notes=(
             "split by person",
-            "yaw = pan, pitch = tilt, roll not said",
+            "yaw = pan, pitch = tilt, " + ("roll taken as 0" if upright else "roll not said"),
             "direction by the thesis' labels, a table of tilt and pan",
         ),
     )
@@ -88,7 +92,7 @@ def _original(folder: Path, path: Path) -> Path | None:
     return None
 
 
-def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
+def _row(key: str, path: Path, source: str, has_boxes: bool, upright: bool) -> Raw | Reject:
     match = NAME.fullmatch(path.stem)
     if not match:
         return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)")
@@ -103,8 +107,8 @@ def _row(key: str, path: Path, source: str, has_boxes: bool) -> Raw | Reject:
     if direction is None:
         direction = pointing04_direction(float(pan), float(tilt))
     record = Record(
-        yaw=float(pan), pitch=float(tilt), direction=None if direction is None else int(direction),
-        box=box, subject=f"person{person}", source=source,
+        yaw=float(pan), pitch=float(tilt), roll=0.0 if upright else None,
+        direction=None if direction is None else int(direction), box=box, subject=f"person{person}", source=source,
     )  # fmt: skip
     return keyed(key, path, record)
 
@@ -124,4 +128,4 @@ def _box(path: Path) -> Box | None:
     return box_of(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
-READERS: Final = (Reader("pointing04", "person08123-30+45.jpg", _recognise, open_pointing04),)
+READERS: Final = (Reader("pointing04", "person08123-30+45.jpg", _recognise, open_pointing04, {"roll": ROLLS}),)

@@ -1,0 +1,93 @@
+"""``hpe.models.estimates``: a mirror image has mirrored estimates, and both views together have symmetric ones."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hpe.cli import app
+from hpe.errors import UserError
+from hpe.evaluate import evaluate
+from hpe.models.backbones import build_backbone
+from hpe.models.estimates import Estimates, estimate
+from hpe.models.multitask import MultiTask
+from hpe.stream import ShardSet
+from tests.test_evaluate import pack, said, untrained
+
+
+@pytest.fixture(params=["bins66", "sixd"])
+def network(request: pytest.FixtureRequest) -> MultiTask:
+    torch.manual_seed(1)
+    made = MultiTask(*build_backbone("tiny"), pose=request.param, affect=True).eval()
+    for name, parameter in made.named_parameters():
+        if name.startswith("heads") and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=3.0)
+    return made
+
+
+@torch.inference_mode()
+def test_with_the_mirror_image_a_flipped_picture_gets_flipped_estimates(network: MultiTask) -> None:
+    pictures = torch.randn(6, 3, 32, 32)
+    upright = estimate(network, pictures, mirror=True)
+    flipped = estimate(network, pictures.flip(-1), mirror=True)
+    for mine, other in ((upright.angles, flipped.angles), (upright.direction_p, flipped.direction_p)):
+        assert mine is not None
+        assert other is not None
+        assert not torch.allclose(mine, other, atol=1e-2), "the pictures are too symmetric to tell"
+    assert upright.angles is not None
+    assert flipped.angles is not None
+    turned = (upright.angles * torch.tensor((-1.0, 1.0, -1.0)) - flipped.angles + 180).remainder(360) - 180
+    torch.testing.assert_close(turned, torch.zeros_like(turned), atol=1e-3, rtol=0)
+    assert upright.direction_p is not None
+    assert flipped.direction_p is not None
+    torch.testing.assert_close(upright.direction_p[:, [0, 2, 1, 3, 4]], flipped.direction_p)
+    torch.testing.assert_close(upright.emotion_p, flipped.emotion_p)
+    torch.testing.assert_close(upright.affect, flipped.affect)
+    if upright.deviations is not None:
+        torch.testing.assert_close(upright.deviations, flipped.deviations)
+
+
+@torch.inference_mode()
+def test_one_view_is_what_the_network_says(network: MultiTask) -> None:
+    pictures = torch.randn(3, 3, 32, 32)
+    outputs = network(pictures)
+    found = estimate(network, pictures)
+    torch.testing.assert_close(found.emotion_p, outputs["emotion"].softmax(-1))
+    torch.testing.assert_close(found.affect, outputs["affect"])
+    assert (found.deviations is None) == (outputs["pose"].ndim == 2)
+
+
+def test_angles_meet_on_the_shorter_way_round() -> None:
+    one, other = (Estimates(angles=torch.tensor([angles])) for angles in ((170.0, 10.0, 0.0), (-170.0, 20.0, 0.0)))
+    assert one.mean(other).angles.tolist() == [[180.0, 15.0, 0.0]]  # type: ignore[union-attr]
+    assert one.mean(other).emotion_p is None
+
+
+def test_evaluate_and_predict_judge_both_views_where_asked(tmp_path: Path) -> None:
+    run, shards = untrained(tmp_path / "run"), pack(tmp_path / "shards", said(), (6,))
+    shares = {}
+    for name, options in (("plain", []), ("both", ["--mirror"])):
+        done = CliRunner().invoke(app, ["evaluate", str(run), str(shards), "--name", name, "--workers", "0", *options])
+        assert done.exit_code == 0, done.output
+        shares[name] = pq.read_table(run / "evaluate" / f"{name}.parquet")["emotion_p"].to_pylist()
+        weights = json.loads((run / "evaluate" / f"{name}.json").read_text())["about"]["weights"]
+        assert ("mirror image" in weights) == bool(options)
+        out = tmp_path / name
+        done = CliRunner().invoke(
+            app, ["predict", str(run), str(shards), "--out", str(out), "--format", "parquet", *options]
+        )
+        assert done.exit_code == 0, done.output
+        told = pq.read_table(out / "predictions.parquet")["emotion_neutral"].to_pylist()
+        assert told == pytest.approx([row[0] for row in shares[name]], abs=2e-2)
+    assert shares["plain"] != shares["both"]
+
+
+def test_what_has_no_mirror_image_is_refused(tmp_path: Path) -> None:
+    angles = tmp_path / "angles"
+    untrained(angles, "model.backbone=angles", "model.heads={direction: {}}")
+    shards = pack(tmp_path / "shards", said(), (6,))
+    with pytest.raises(UserError, match="--mirror is for networks of pictures"):
+        evaluate(angles, [ShardSet(str(shards), "test")], name="test", workers=0, mirror=True)
