@@ -162,7 +162,8 @@ class TrainConfig(Section):
 
     ``batch: auto`` is found at the run's first start (see ``hpe.batchsize``) and kept in its config. The first
     ``small_epochs`` epochs learn from pictures scaled to ``small_size``: most of what there is to learn, for less
-    (progressive resizing, as in Tan and Le, EfficientNetV2, 2021). Validation keeps ``data.size``.
+    (progressive resizing, as in Tan and Le, EfficientNetV2, 2021). They are validated so, too, and the best of them
+    is forgotten with the first validation in ``data.size``.
     """
 
     batch: BatchSize = 256

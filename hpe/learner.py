@@ -116,7 +116,7 @@ class Learner:
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked.double()]), "sum")
         assert isinstance(shared, Tensor)
         images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
-        inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state))
+        inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state.samples_seen))
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
         if settings.clip or logged:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
@@ -193,12 +193,17 @@ class Learner:
             step_factor=settings.step_factor,
         )
 
-    def size(self, state: State) -> int:
-        """The side of the pictures that are learned from at a state."""
+    def size(self, position: int) -> int:
+        """The side of the pictures that a step from a position learns from."""
         settings = self.config.train
-        if settings.small_size and state.samples_seen < settings.small_epochs * self.epoch_samples:
+        if settings.small_size and position < settings.small_epochs * self.epoch_samples:
             return settings.small_size
         return self.config.data.size
+
+    def size_before(self, samples_seen: int) -> int:
+        """The side of the pictures of the step that has led to here."""
+        assert isinstance(self.config.train.batch, int)
+        return self.size(max(0, samples_seen - self.config.train.batch))
 
     def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
         """Write the figures since the last call, and return them. A collective call."""
@@ -235,8 +240,11 @@ class Learner:
         return self.network if self.ema is None else self.ema.module
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], metrics: "HeadMetrics") -> list[tuple[Batch, Outputs]]:
-        """Add this rank's validation batches to the metrics; the first few, to be looked at."""
+    def validate(
+        self, batches: Iterable[Batch], metrics: "HeadMetrics", samples_seen: int
+    ) -> list[tuple[Batch, Outputs]]:
+        """Add validation batches to the metrics, in the size that was learned last; the first few, to be looked at."""
+        size = self.size_before(samples_seen)
         network = self.evaluated.eval()
         if self.ranks.world > 1:  # norms count on each rank; what is judged and saved is rank 0's
             for buffer in network.buffers():
@@ -245,7 +253,7 @@ class Learner:
         seen: list[tuple[Batch, Outputs]] = []
         for batch in batches:
             batch = batch.to(self.accelerator.device)
-            inputs = batch.angles if self.network.takes_angles else prepare(batch)
+            inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch), size)
             with self.accelerator.autocast():
                 outputs = network(inputs)
             metrics.update(outputs, batch)

@@ -96,7 +96,7 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
     """Metrics on the validation split; the state with the best figure so far."""
     metrics = HeadMetrics(job.config.model.heads.on)
     with job.validation() as loader:
-        seen = learner.validate((loaded.batch for loaded in loader), metrics)
+        seen = learner.validate((loaded.batch for loaded in loader), metrics, state.samples_seen)
         job.damage.tell(loader)
     figures, confusions = metrics.figures()
     shown.val(figures)
@@ -104,7 +104,8 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
     log.confusions(state.samples_seen, confusions)
     log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
-    if value is not None and better(job.selection, value, state.best):
+    larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
+    if value is not None and (larger or better(job.selection, value, state.best)):  # small pictures' best is forgotten
         state = replace(state, best=value, best_samples=state.samples_seen)
     job.say_figures(state, figures)
     return state

@@ -17,7 +17,9 @@ from hpe import runs
 from hpe.config import RunConfig
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
+from hpe.metrics import HeadMetrics
 from hpe.models.multitask import MultiTask, Outputs
+from hpe.runs import State
 from hpe.shards import Manifest, Sample, write_shard
 from hpe.stream import Loaded
 from hpe.train import train
@@ -179,22 +181,32 @@ def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path
     assert still == {name for name in before if name.startswith("backbone.stem")}
 
 
-def test_the_first_epochs_see_small_pictures_and_validation_does_not(
+def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_first_large_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, int]] = []
+    original, told = MultiTask.forward, HeadMetrics.figures
 
     def forward(self: MultiTask, inputs: torch.Tensor) -> Outputs:
         seen.append((self.training, inputs.shape[-1]))
         return original(self, inputs)
 
-    original = MultiTask.forward
+    def worse_and_worse(self: HeadMetrics) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        figures, confusions = told(self)
+        return figures | {"emotion/accuracy": 1 / len(seen)}, confusions
+
     monkeypatch.setattr(MultiTask, "forward", forward)
-    config = made.config(folder, tmp_path / "run", "train.epochs=2", "train.small_epochs=1", "train.small_size=16")
+    monkeypatch.setattr(HeadMetrics, "figures", worse_and_worse)
+    config = made.config(
+        folder, tmp_path / "run", "train.epochs=4", "train.small_epochs=2", "train.small_size=16",
+        "train.select=emotion/accuracy",
+    )  # fmt: skip
     assert train(config) == 0
-    learned = [size for training, size in seen if training]
-    assert learned == [16] * 11 + [made.SIDE] * 11  # 87 samples an epoch, 8 a step
-    assert {size for training, size in seen if not training} == {made.SIDE, 16}  # 16: tried before the first step
+    sizes = {kind: [size for training, size in seen if training == kind] for kind in (True, False)}
+    assert sizes[True] == [16] * 22 + [made.SIDE] * 22  # 87 samples an epoch, 8 a step
+    judged = sizes[False][2:]  # after one of each size that was tried before the first step
+    assert judged == [16] * (len(judged) // 2) + [made.SIDE] * (len(judged) // 2)
+    assert State.load(runs.find_checkpoint(tmp_path / "run", "best")).samples_seen == 33 * 8
 
 
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
