@@ -23,6 +23,7 @@ from hpe.gallery import choose_rows, write_faces
 from hpe.images import encode_jpeg
 from hpe.job import reading
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.log import Damages
 from hpe.models.estimates import Estimates, estimate
 from hpe.models.multitask import MultiTask
 from hpe.progress import Bar, progress
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 FOLDER: Final = "evaluate"
 _KEPT_FACES: Final = 200
 _FACE_QUALITY: Final = 90
-_NAMED: Final = 20
 
 
 def evaluate(
@@ -106,12 +106,10 @@ def evaluate(
     ):
         batches = (loaded.batch for loaded in loader)
         mine = _predict(network.to(here.device), batches, here, bar, ranks.world, mirror=mirror)
-        damage = loader.damage
-    for one in damage[:_NAMED]:
-        _say(name, f"could not read {one}")
-    if len(damage) > _NAMED:
-        _say(name, f"… and {len(damage) - _NAMED:,} more")
-    lost = {one.key for one in damage} | {""}
+        told = Damages(f"{name}:")
+        told.tell(loader)
+        told.close()
+    lost = {one.key for one in loader.damage} | {""}
     mine = mine.filter([key not in lost for key in mine["key"].to_pylist()])
     total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
     assert isinstance(total, Tensor)
@@ -125,8 +123,8 @@ def evaluate(
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-            told = f"{weights}, mean of picture and mirror image" if mirror else str(weights)
-            print(keep(folder, name, rows, stream, damaged=damaged, weights=told, replicates=replicates))
+            judged = f"{weights}, mean of picture and mirror image" if mirror else str(weights)
+            print(keep(folder, name, rows, stream, damaged=damaged, weights=judged, replicates=replicates))
         except UserError as error:
             problem = str(error)
         for one in parts:
