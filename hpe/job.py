@@ -216,7 +216,7 @@ _LABEL_SOURCE: Final = {
 }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
     """The sizes of pictures that the backbone cannot take: some are made for one, some need more pixels."""
     if network.takes_angles:
