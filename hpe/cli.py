@@ -287,7 +287,7 @@ def evaluate(
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="Split, where SHARDS is a folder.")] = "test",
     pose: Annotated[Path | None, typer.Option(help="Pose tables, for angles and directions.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split (with -mirror).")] = None,
     which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a batch over all processes.")] = 256,
     workers: Annotated[
@@ -307,7 +307,7 @@ def evaluate(
     folder = Path(shards).is_dir()
     one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
     plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
-    called = name or (split if folder and split else plain.strip("_.")) or "evaluate"
+    called = name or ((split if folder and split else plain.strip("_.")) or "evaluate") + ("-mirror" if mirror else "")
     raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, mirror=mirror))
 
 

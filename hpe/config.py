@@ -208,9 +208,13 @@ class RunConfig(Section):
     def _small_before_large(self) -> Self:
         small, epochs = self.train.small_size, self.train.small_epochs
         if (small is None) != (epochs == 0):
-            raise ValueError("train.small_size and train.small_epochs belong together: give both or neither")
+            raise ValueError("train.small_size needs train.small_epochs above 0, and those need a train.small_size")
         if small is not None and small >= self.data.size:
             raise ValueError(f"train.small_size: {small} is not below data.size, {self.data.size}")
+        if epochs >= self.train.epochs:
+            raise ValueError(
+                f"train.small_epochs: {epochs:g} leave none of train.epochs, {self.train.epochs:g}, to data.size"
+            )
         return self
 
     @property

@@ -5,7 +5,7 @@ once, and computes every figure from that one table. So no figure depends on the
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -123,8 +123,8 @@ def evaluate(
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-            judged = f"{weights}, mean of picture and mirror image" if mirror else str(weights)
-            print(keep(folder, name, rows, stream, damaged=damaged, weights=judged, replicates=replicates))
+            about = {"weights": str(weights)} | ({"views": "picture and mirror image, mean"} if mirror else {})
+            print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
         except UserError as error:
             problem = str(error)
         for one in parts:
@@ -199,7 +199,14 @@ def _numbers(names: Iterable[str], values: Tensor, mask: Tensor | None = None) -
 
 
 def keep(
-    folder: Path, name: str, rows: "pa.Table", stream: Stream, *, damaged: int, weights: str, replicates: int
+    folder: Path,
+    name: str,
+    rows: "pa.Table",
+    stream: Stream,
+    *,
+    damaged: int,
+    about: Mapping[str, str],
+    replicates: int,
 ) -> str:
     """Write predictions and their figures; the figures as Markdown.
 
@@ -209,7 +216,7 @@ def keep(
         rows: as :func:`rows_of` gives them, of every sample that could be read.
         stream: what was read.
         damaged: samples that could not be read.
-        weights: where the predictions come from.
+        about: where the predictions come from: ``weights``, and ``views`` where there are several.
         replicates: bootstrap draws of the intervals.
 
     Raises:
@@ -224,7 +231,7 @@ def keep(
             f"WARNING: for {silent:,} of {table.num_rows:,} samples the network gave no number (NaN); its weights are "
             "damaged or overflow: try another --which",
         )
-    return _report(folder, name, table, stream, damaged, weights, replicates)
+    return _report(folder, name, table, stream, damaged, about, replicates)
 
 
 def _without_number(table: "pa.Table") -> int:
@@ -295,12 +302,12 @@ def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: 
 
 
 def _report(
-    folder: Path, name: str, table: "pa.Table", stream: Stream, damaged: int, weights: str, replicates: int
+    folder: Path, name: str, table: "pa.Table", stream: Stream, damaged: int, about: Mapping[str, str], replicates: int
 ) -> str:
     found = figures(table, replicates=replicates)
     urls = [shard.url for shards in stream.sets for shard in shards]
-    about = {"name": name, "weights": weights, "shards": urls, "samples": table.num_rows, "unreadable": damaged}
-    found["about"] = about | about_shards(urls) | about_package()
+    counts = {"shards": urls, "samples": table.num_rows, "unreadable": damaged}
+    found["about"] = {"name": name, **about, **counts} | about_shards(urls) | about_package()
     write_json(folder / f"{name}.json", found)
     text = to_markdown(found)
     write_text(folder / f"{name}.md", text)

@@ -240,7 +240,9 @@ def _lack(stream: Stream, head: str, split: str) -> str:
         records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
         missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]
         if 0 < len(missing) < 3:
-            return f"it needs yaw, pitch and roll, and the samples of data.{split} have no {' and no '.join(missing)}"
+            way = " (hpe pack pointing04 --option roll=upright takes it as 0)" if missing == ["roll"] else ""
+            lack = " and no ".join(missing) + way
+            return f"it needs yaw, pitch and roll, and the samples of data.{split} have no {lack}"
     return f"no sample of data.{split} has its label"
 
 
@@ -264,6 +266,10 @@ def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         )
     if not any(getattr(heads, head).weight for head in heads.on):
         problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
+    if config.model.backbone == "angles" and settings.small_size:
+        problems.append(
+            "train.small_size: the backbone angles reads no pictures; leave small_size and small_epochs out"
+        )
     if config.model.backbone == "angles" and heads.pose:
         problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
     return problems

@@ -308,8 +308,8 @@ class Learner:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
             raise UserError(
-                f"{checkpoint}: damaged checkpoint ({str(error).partition(chr(10))[0][:200]}); "
-                "remove this folder to go on from the one before"
+                f"{checkpoint}: damaged checkpoint ({' '.join(str(error).split())[:200]}); "
+                "remove this folder to go on from the one before, or take the version of hpe that wrote it"
             ) from error
         except pickle.UnpicklingError as error:  # its own text advises to unpickle what it refuses
             raise UserError(

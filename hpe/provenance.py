@@ -29,7 +29,8 @@ def _commit(folder: Path) -> str | None:
 
 
 def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
-    """What the manifests beside local shards say of dataset, variant, licence, its bounds and crop rule, each once."""
+    """What the manifests beside local shards say of dataset, variant, licence, its bounds, crop rule and notes, each
+    once."""
     folders = dict.fromkeys(Path(url).parent for url in urls)
     manifests = []
     for folder in folders:
@@ -38,4 +39,5 @@ def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
                 manifests.append(Manifest.load(folder))
             except UserError:  # the figures do not depend on it
                 continue
-    return {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
+    said = {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
+    return said | {"notes": list(dict.fromkeys(note for one in manifests for note in one.notes))}

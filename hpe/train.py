@@ -88,8 +88,10 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caug
 
 
 def _out_of_patience(job: Job, state: State) -> bool:
-    patience = job.config.train.patience * job.config.train.validate_epochs * job.epoch_samples
-    return bool(patience) and state.samples_seen - state.best_samples >= patience
+    settings = job.config.train
+    patience = settings.patience * settings.validate_epochs * job.epoch_samples
+    since = max(state.best_samples, settings.small_epochs * job.epoch_samples)
+    return bool(patience) and state.samples_seen - since >= patience
 
 
 def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen) -> State:

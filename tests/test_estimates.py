@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.evaluate import evaluate
+from hpe.geometry import euler_from_rotation, geodesic_degrees, rotation_from_euler
 from hpe.models.backbones import build_backbone
 from hpe.models.estimates import Estimates, estimate
 from hpe.models.multitask import MultiTask
@@ -60,9 +63,25 @@ def test_one_view_is_what_the_network_says(network: MultiTask) -> None:
     assert (found.deviations is None) == (outputs["pose"].ndim == 2)
 
 
-def test_angles_meet_on_the_shorter_way_round() -> None:
-    one, other = (Estimates(angles=torch.tensor([angles])) for angles in ((170.0, 10.0, 0.0), (-170.0, 20.0, 0.0)))
-    assert one.mean(other).angles.tolist() == [[180.0, 15.0, 0.0]]  # type: ignore[union-attr]
+@torch.inference_mode()
+def test_rotations_meet_halfway_also_near_a_profile() -> None:
+    """Two estimates 8° from a profile on either side: their mean is nearer to both than they are to each other."""
+    truth = Rotation.from_euler("y", 88, degrees=True)
+    off = np.random.default_rng(0).normal(size=(500, 3))
+    off *= np.radians(8) / np.linalg.norm(off, axis=1, keepdims=True)
+    matrices = [torch.tensor((Rotation.from_rotvec(sign * off) * truth).as_matrix()) for sign in (1, -1)]
+    one, other = (euler_from_rotation(matrix).float() for matrix in matrices)
+    mean = Estimates(angles=one).mean(Estimates(angles=other)).angles
+    assert mean is not None
+    assert float(mean.abs().max()) <= 180
+    straight = rotation_from_euler(mean).double()
+    assert float(geodesic_degrees(straight, torch.tensor(truth.as_matrix())).max()) < 0.1
+    assert float((one - other).abs().max()) > 90, "no head here whose three angles jump"
+
+
+def test_bins_meet_angle_by_angle_beyond_a_profile() -> None:
+    one, other = (Estimates(angles=torch.tensor([[yaw, 0.0, 2.0]]), deviations=torch.ones(1, 3)) for yaw in (88, 98))
+    assert one.mean(other).angles.tolist() == [[93.0, 0.0, 2.0]]  # type: ignore[union-attr]
     assert one.mean(other).emotion_p is None
 
 
@@ -73,8 +92,8 @@ def test_evaluate_and_predict_judge_both_views_where_asked(tmp_path: Path) -> No
         done = CliRunner().invoke(app, ["evaluate", str(run), str(shards), "--name", name, "--workers", "0", *options])
         assert done.exit_code == 0, done.output
         shares[name] = pq.read_table(run / "evaluate" / f"{name}.parquet")["emotion_p"].to_pylist()
-        weights = json.loads((run / "evaluate" / f"{name}.json").read_text())["about"]["weights"]
-        assert ("mirror image" in weights) == bool(options)
+        about = json.loads((run / "evaluate" / f"{name}.json").read_text())["about"]
+        assert ("views" in about) == ("mirror image" in done.output) == bool(options)
         out = tmp_path / name
         done = CliRunner().invoke(
             app, ["predict", str(run), str(shards), "--out", str(out), "--format", "parquet", *options]

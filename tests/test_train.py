@@ -207,8 +207,16 @@ def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_fir
     judged = sizes[False][2:]  # after one of each size that was tried before the first step
     assert judged == [16] * (len(judged) // 2) + [made.SIDE] * (len(judged) // 2)
     assert State.load(runs.find_checkpoint(tmp_path / "run", "best")).samples_seen == 33 * 8
+    # Patience is counted from the first large pictures on: one epoch after the one that was best by being the first.
+    patient = made.config(
+        folder, tmp_path / "patient", "train.epochs=8", "train.small_epochs=4", "train.small_size=16",
+        "train.select=emotion/accuracy", "train.patience=1",
+    )  # fmt: skip
+    assert train(patient) == 0
+    assert State.load(runs.find_checkpoint(tmp_path / "patient", "last")).samples_seen == 66 * 8
 
 
+ANGLES = ("model.backbone=angles", "model.heads={direction: {}}")
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
     (("model.backbone=resnet19",), "did you mean resnet18"),
     (("model.freeze=[nothing]",), "no layer named 'nothing'"),
@@ -218,6 +226,10 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
     (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
     (("model.heads={emotion: {weight: 0}, affect: {weight: 0}}",), "weights of emotion, affect are all 0"),
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
+    (
+        ("train.small_epochs=0.5", "train.small_size=16", *ANGLES),
+        "train.small_size: the backbone angles reads no pictures",
+    ),
     (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not take pictures of 16 pixels"),
     (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),

@@ -75,11 +75,12 @@ def to_markdown(figures: Mapping[str, Any], title: str = "Figures") -> str:
     """Every table of :func:`hpe.figures.figures`, with the reason for each section that is absent."""
     interval, unreadable = figures["interval"], figures.get("about", {}).get("unreadable", 0)
     lost = f", {unreadable:,} more could not be read" if unreadable else ""
+    views = f" Judged by: {told}." if (told := figures.get("about", {}).get("views")) else ""
     parts = [
         f"# {title}",
         f"{figures['rows']:,} samples{lost}; intervals hold {interval['confidence']:.0%} ({interval['method']}; "
         f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
-        f"seed {interval['seed']}).",
+        f"seed {interval['seed']}).{views}",
         "## Headline",
         table(["figure", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
     ]

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, fields
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hpe.geometry import mirror_angles
+from hpe.geometry import euler_from_rotation, mirror_angles, rotation_from_euler
 from hpe.labels import MIRRORED_DIRECTION
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 
@@ -50,14 +51,28 @@ class Estimates:
         )
 
     def mean(self, other: "Estimates") -> "Estimates":
-        """Halfway between two; angles meet on the shorter way round."""
+        """Halfway between two of the same network.
+
+        Angles that are read one by one, from bins, meet one by one; those of a rotation (which tell no
+        deviations) meet as rotations, for near a profile the three of one head may be far from the three of its
+        neighbour.
+        """
         halfway = {}
         for name in (field.name for field in fields(self)):
             mine, its = getattr(self, name), getattr(other, name)
             if mine is not None and its is not None:
-                gap = its - mine
-                halfway[name] = mine + ((gap + 180).remainder(360) - 180 if name == "angles" else gap) / 2
+                turned = name == "angles" and self.deviations is None
+                halfway[name] = _mean_rotation(mine, its) if turned else (mine + its) / 2
         return Estimates(**halfway)
+
+
+def _mean_rotation(angles: Float[Tensor, "batch 3"], others: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3"]:
+    """The rotation nearest to two (Markley et al., "Averaging Quaternions", 2007), as yaw, pitch, roll."""
+    summed = (rotation_from_euler(angles) + rotation_from_euler(others)).float()
+    left, _, right = torch.linalg.svd(summed)
+    sign = torch.ones_like(angles)
+    sign[:, 2] = torch.linalg.det(left @ right)
+    return euler_from_rotation(left @ torch.diag_embed(sign) @ right)
 
 
 def estimate(network: MultiTask, inputs: Tensor, *, mirror: bool = False) -> Estimates:
