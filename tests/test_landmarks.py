@@ -288,10 +288,26 @@ def test_outer_predictions_do_not_see_their_own_labels(tmp_path, small_seed):
 
 
 def test_too_few_faces_and_unknown_names_are_refused(tmp_path):
-    with pytest.raises(UserError, match="50 usable faces"):
-        compare(_faces(50), tmp_path)
+    for folds in (5, 2):
+        with pytest.raises(UserError, match=r"50 usable faces .*: expected 100 or more, however few .* more pictures"):
+            compare(_faces(50), tmp_path, folds=folds)
+    unlabelled = Faces(_faces(120).keys, _faces(120).points, np.full((120, 3), np.nan))
+    with pytest.raises(UserError, match=r"0 usable faces \(120 dropped: no angles\): .*\(--labels\)"):
+        compare(unlabelled, tmp_path)
     with pytest.raises(UserError, match="'svm'"):
         compare(_faces(120), tmp_path, models=["svm"])
+
+
+def test_advice_on_folds_can_be_followed(tmp_path):
+    with pytest.raises(UserError, match=r"7 outer folds need 140; --folds 6 would do"):
+        compare(_faces(120), tmp_path, folds=7)
+    fitted = compare(_faces(120), tmp_path, folds=6, models=["ridge"], features=["six"], workers=1, seed_rows=False)
+    assert fitted["folds"] == 6
+
+
+def test_the_least_number_of_faces_is_enough_for_the_hungriest_regressor(tmp_path):
+    done = compare(_faces(100), tmp_path, folds=2, models=["knn"], workers=1, seed_rows=False)
+    assert done["faces"] == 100
 
 
 def test_the_seeds_way_reports_radians_squared():

@@ -78,7 +78,7 @@ def compare(
     ] = None,
     models: Annotated[str | None, typer.Option(help="Some of them, with commas, such as svr,ridge.")] = None,
     features: Annotated[str | None, typer.Option(help="Some of six,all,aligned.")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Outer folds.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Outer folds; each needs 20 faces.")] = 5,
     keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep angles beyond ±99°.")] = False,
     picture_width: Annotated[float, typer.Option(help="Pixels: the focal length that solve-PnP guesses.")] = 450.0,
     workers: _Workers = None,
@@ -92,6 +92,8 @@ def compare(
     ] = False,
 ) -> None:
     """Compare regressors by nested cross-validation, choose, and save the chosen one without pickle.
+
+    Needs 100 faces with known angles, and 20 for each outer fold.
 
     Examples: `hpe landmarks compare data/aflw2000/landmarks runs/landmarks`,
     `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`

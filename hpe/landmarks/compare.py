@@ -32,7 +32,7 @@ from hpe.landmarks.pnp import solve_pnp
 from hpe.landmarks.regress import FEATURES, MODELS, STACK, STACKED, regressor, tuned
 from hpe.landmarks.scores import Scores, scores
 from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
-from hpe.landmarks.table import LIMIT_DEGREES, Faces, usable
+from hpe.landmarks.table import LIMIT_DEGREES, NO_ANGLES, Faces, usable
 from hpe.progress import progress
 from hpe.ranks import signals
 from hpe.workers import Stopped, Workers
@@ -42,7 +42,8 @@ SUMMARY: Final = "compare.json"
 STACK_FEATURES: Final = "aligned"
 _FACES: Final = "faces.npz"
 _LOCK: Final = "lock"
-_LEAST_FACES: Final = 100
+LEAST_FACES: Final = 100
+LEAST_FACES_A_FOLD: Final = 20
 _AFLW_WIDTH: Final = 450.0
 
 
@@ -152,12 +153,16 @@ def _check(faces: Faces, models: Sequence[str], features: Sequence[str], folds: 
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
     if folds < 2:
         raise UserError(f"{folds} folds: expected 2 or more")
-    least = max(_LEAST_FACES, 20 * folds)
-    if len(faces) < least:
+    if len(faces) < (least := max(LEAST_FACES, LEAST_FACES_A_FOLD * folds)):
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
+        found = f"{len(faces)} usable faces ({lost})"
+        most_folds = len(faces) // LEAST_FACES_A_FOLD
+        if len(faces) >= LEAST_FACES:
+            raise UserError(f"{found}: {folds} outer folds need {least}; --folds {most_folds} would do, or more faces")
+        more = "angles for those without (--labels)" if NO_ANGLES in dropped else "more pictures with known angles"
         raise UserError(
-            f"{len(faces)} usable faces ({lost}): {folds} outer folds with inner ones need {least}; "
-            "give more faces, labels (--labels), or fewer folds"
+            f"{found}: expected {LEAST_FACES} or more, however few the folds: with fewer, differences between "
+            f"regressors are chance; give {more}"
         )
 
 

@@ -14,6 +14,8 @@ from hpe.landmarks.topology import Topology, topology_of
 
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
+NO_ANGLES: Final = "no angles"
+"""A reason to drop a face, see :func:`usable`."""
 Dimensions = Literal["3d", "2d"]
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 """Of the picture files that ``hpe landmarks extract`` reads."""
@@ -59,7 +61,7 @@ def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces
     reasons = {
         "points that are no numbers": ~finite,
         "all points in one place": finite & (extent <= 0),
-        "no angles": finite & (extent > 0) & ~known,
+        NO_ANGLES: finite & (extent > 0) & ~known,
         f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & known & ~inside,
     }
     kept = ~np.logical_or.reduce(list(reasons.values()))
