@@ -5,7 +5,7 @@ once, and computes every figure from that one table. So no figure depends on the
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpe.augment import prepare
 from hpe.batch import Batch
+from hpe.config import DataConfig
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.figures import figures, to_markdown
 from hpe.figures.columns import Guesses, Numbers, guesses, numbers
@@ -123,7 +124,8 @@ def evaluate(
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-            about = {"weights": str(weights)} | ({"views": "picture and mirror image, mean"} if mirror else {})
+            about = {"weights": str(weights)} | _estimated(data, sets)
+            about |= {"views": "picture and mirror image, mean"} if mirror else {}
             print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
         except UserError as error:
             problem = str(error)
@@ -132,6 +134,13 @@ def evaluate(
     if problem := agree(problem):
         raise UserError(problem)
     return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _estimated(data: DataConfig, sets: Sequence[ShardSet]) -> dict[str, str]:
+    """Which labels are an estimator's, so that agreement with it is not taken for truth."""
+    tables = ", ".join(str(one.pose) for one in sets if one.pose)
+    labels = ["angles"] * (data.angles == "pose") + ["directions"] * (data.direction != "record")
+    return {"estimated": f"{' and '.join(labels)} of {tables}"} if labels and tables else {}
 
 
 def _say(name: str, text: str) -> None:
@@ -216,7 +225,8 @@ def keep(
         rows: as :func:`rows_of` gives them, of every sample that could be read.
         stream: what was read.
         damaged: samples that could not be read.
-        about: where the predictions come from: ``weights``, and ``views`` where there are several.
+        about: where the predictions come from, ``weights``, and ``views`` where there are several; which labels
+            are ``estimated``.
         replicates: bootstrap draws of the intervals.
 
     Raises:

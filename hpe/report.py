@@ -18,6 +18,7 @@ from hpe.charts import Series, intervals, lines, percents, reliability, scatter
 from hpe.charts import degrees as degrees_text
 from hpe.errors import UserError
 from hpe.figures.columns import numbers
+from hpe.figures.markdown import asides
 from hpe.figures.pose import ANGLES
 from hpe.files import make_folder, write_text
 from hpe.gallery import KINDS, gallery
@@ -229,6 +230,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
     return {
         "name": one.name,
         "about": tables.about(one.about),
+        "asides": asides(one.about),
         "rows": made["rows"],
         "unreadable": one.about.get("unreadable", 0),
         "interval": made["interval"],

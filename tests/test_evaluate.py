@@ -29,6 +29,7 @@ from hpe.runs import State, build_network, load_run, save_checkpoint
 from hpe.shards import Manifest, Sample, write_shard
 from hpe.stream import ShardSet
 from tests import made
+from tests.test_stream import pose_table
 
 ROOT = Path(__file__).parents[1]
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -371,6 +372,22 @@ def test_angles_of_the_records_in_place_of_pose_tables_are_told(
 ) -> None:
     judged(untrained(tmp_path / "run", "data.angles=pose"), shards, name="bare")
     assert "bare: no pose tables (--pose)" in capsys.readouterr().err
+
+
+def test_labels_that_an_estimator_gave_are_not_called_true(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "shards", said(), (9,))
+    (info,) = Manifest.load(folder).shards
+    pose_table(folder / "some", info, [one.key for one in made.samples(9)])
+    tables = str(folder / "some")
+    told = {}
+    for name, given in (("measured", ()), ("estimated", ("data.angles=pose", "data.direction=ours"))):
+        run = untrained(tmp_path / name, *given)
+        assert evaluate(run, [ShardSet(str(folder), "test", tables)], name=name, workers=0, replicates=20) == 0
+        told[name] = (run / "evaluate" / f"{name}.md").read_text()
+        about = result(run, name)[1]["about"]
+        assert about.get("estimated") == (f"angles and directions of {tables}" if given else None)
+    assert "agreement and not accuracy" in told["estimated"]
+    assert "agreement and not accuracy" not in told["measured"]
 
 
 def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:

@@ -71,16 +71,27 @@ def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     return [(name, text(one), one["n"]) for name, text, one in headline_figures(figures)]
 
 
+def asides(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the figures, from an evaluation's provenance."""
+    told = []
+    if about.get("estimated"):
+        told.append(f"Not measured but estimated, so agreement and not accuracy: {about['estimated']}.")
+    if about.get("views"):
+        told.append(f"Judged by: {about['views']}.")
+    return told
+
+
 def to_markdown(figures: Mapping[str, Any], title: str = "Figures") -> str:
     """Every table of :func:`hpe.figures.figures`, with the reason for each section that is absent."""
-    interval, unreadable = figures["interval"], figures.get("about", {}).get("unreadable", 0)
+    about = figures.get("about", {})
+    interval, unreadable = figures["interval"], about.get("unreadable", 0)
     lost = f", {unreadable:,} more could not be read" if unreadable else ""
-    views = f" Judged by: {told}." if (told := figures.get("about", {}).get("views")) else ""
     parts = [
         f"# {title}",
         f"{figures['rows']:,} samples{lost}; intervals hold {interval['confidence']:.0%} ({interval['method']}; "
         f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
-        f"seed {interval['seed']}).{views}",
+        f"seed {interval['seed']}).",
+        *asides(about),
         "## Headline",
         table(["figure", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
     ]
