@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from hpe.directions import ABSTAIN, OURS, Thresholds
 from hpe.errors import UserError
+from hpe.figures.values import Figure, Resampling, figure, noise_figure, ratio
 from hpe.files import refuse_unwritable
 from hpe.pose import find_shards, table_path
 from hpe.posecheck import gather
+from hpe.statistics import CONFIDENCE
 
 FOLDS: Final = 5
 TARGET_ACCURACY: Final = 0.9
@@ -80,7 +82,8 @@ def cross_validate(
 
     Returns:
         Accuracy without abstaining, coverage and accuracy with it, the calibration error of the confidence,
-        and a curve of coverage against accuracy.
+        and a curve of coverage against accuracy. Under ``intervals`` these figures again with their bootstrap
+        intervals over people (the fits as they are), or the reason why there is none.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -93,14 +96,17 @@ def cross_validate(
         decided[test] = rule(angles[test], deviations[test])
     right, sure = always == truth, decided != ABSTAIN
     order = np.argsort(-confidence, kind="stable")
+    draw = Resampling(np.unique(people, return_inverse=True)[1], by_subject=True)
+    surest = {share: order[: max(1, len(order) * share // 10)] for share in range(1, 11)}
     curve = [
-        {"coverage": share / 10, "accuracy": float(right[order[: max(1, len(order) * share // 10)]].mean())}
-        for share in range(1, 11)
+        {"coverage": share / 10, "accuracy": float(right[rows].mean()), "interval": _share(right[rows], draw.of(rows))}
+        for share, rows in surest.items()
     ]
     place = (confidence * 10).astype(int).clip(0, 9)
-    error = sum(
-        (place == i).mean() * abs(right[place == i].mean() - confidence[place == i].mean()) for i in np.unique(place)
-    )
+    excess = (right - confidence)[:, None] * (place[:, None] == np.arange(10))
+    error = np.abs(excess.sum(0)).sum() / len(truth)
+    drawn = draw.sums(np.column_stack((excess, np.ones(len(truth)))))
+    errors = None if drawn is None else ratio(np.abs(drawn[:, :-1]).sum(1), drawn[:, -1])
     return {
         "faces": len(truth),
         "people": len(set(people)),
@@ -110,7 +116,22 @@ def cross_validate(
         "accuracy_with_abstaining": float(right[sure].mean()) if sure.any() else None,
         "calibration_error": float(error),
         "coverage_accuracy": curve,
+        "intervals": {
+            "confidence": CONFIDENCE,
+            "unit": "person",
+            "accuracy": _share(right, draw),
+            "coverage_with_abstaining": _share(sure, draw),
+            "accuracy_with_abstaining": _share(right[sure], draw.of(sure)),
+            "calibration_error": noise_figure(float(error), len(truth), errors),
+        },
     }
+
+
+def _share(held: Bool[np.ndarray, " faces"], draw: Resampling) -> Figure:
+    """The share of faces of which something holds, with its interval over people."""
+    drawn = draw.sums(np.column_stack((held, np.ones(len(held)))))
+    shares = None if drawn is None else ratio(drawn[:, 0], drawn[:, 1])
+    return figure(float(held.mean()) if len(held) else float("nan"), len(held), shares, reason="no face is decided")
 
 
 def usable(angles: Angles, truth: Labels, people: Sequence[str]) -> np.ndarray:
@@ -137,24 +158,48 @@ def run(
     Raises:
         UserError: no tables, or too few people or directions.
     """
-    refuse_unwritable(out, f"--out {out}")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; expected a file's name, such as {out / 'ours.json'}")
     pairs = [(shard.path, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
     rows = gather(pairs)
     people = [str(subject) for subject in rows.subjects]
     good = usable(rows.predicted, rows.true_direction, people)
+    refuse_unwritable(out, f"--out {out}")
     angles, deviations, truth = rows.predicted[good], rows.deviations[good], rows.true_direction[good]
     people = [person for person, row in zip(people, good, strict=True) if row]
     figures = cross_validate(angles, deviations, truth, people, target)
     rule = fit(angles, deviations, truth, target)
     rule.save(out, figures)
-    print(f"{out}: {figures['faces']:,} faces of {figures['people']} people; on people not used to fit:")
-    print(f"  always deciding   accuracy {figures['accuracy']:.3f}")
+    print("\n".join(told(out, rule, figures)))
+
+
+def told(out: Path, rule: Thresholds, figures: dict[str, Any]) -> list[str]:
+    """What `hpe calibrate` prints: the figures with their intervals, the rule, and the command that uses it."""
+    with_intervals = figures["intervals"]
+    reason = with_intervals["accuracy"].get("interval_reason")
+    unit = f"none: {reason}" if reason else f"{CONFIDENCE:.0%}, people drawn with replacement"
+    lines = [
+        f"{out}: {figures['faces']:,} faces of {figures['people']} people; on people not used to fit "
+        f"(intervals: {unit}):",
+        f"  always deciding   accuracy {_number(with_intervals['accuracy'])}",
+    ]
     if figures["accuracy_with_abstaining"] is not None:
-        print(
-            f"  with abstaining   accuracy {figures['accuracy_with_abstaining']:.3f} of the "
+        lines.append(
+            f"  with abstaining   accuracy {_number(with_intervals['accuracy_with_abstaining'])} of the "
             f"{figures['coverage_with_abstaining']:.1%} decided"
         )
-    for place in figures["coverage_accuracy"]:
-        print(f"  the surest {place['coverage']:4.0%}  accuracy {place['accuracy']:.3f}")
-    print(f"  calibration error {figures['calibration_error']:.3f}")
-    print(f"  {rule}")
+    lines += [
+        f"  the surest {place['coverage']:4.0%}  accuracy {_number(place['interval'])}"
+        for place in figures["coverage_accuracy"]
+    ]
+    return [
+        *lines,
+        f"  calibration error {_number(with_intervals['calibration_error'])}",
+        f"  {rule}",
+        f"next: hpe pose SHARDS --estimator ESTIMATOR --rule {out}",
+        "  tables of the rule before stand in its way: remove them, or give the new ones another --name",
+    ]
+
+
+def _number(one: Figure) -> str:
+    return f"{one['value']:.3f}" + ("" if one.get("low") is None else f" [{one['low']:.3f}, {one['high']:.3f}]")

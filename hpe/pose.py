@@ -21,7 +21,6 @@ from hpe.estimators.estimator import Estimator, Precision
 from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.faces import Framing, open_shard, read_faces
-from hpe.files import refuse_unwritable
 from hpe.labels import DIRECTIONS
 from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
@@ -234,8 +233,6 @@ def run(
         find_shards(sources, split), network, directions,
         out=out, on_mismatch=on_mismatch, precision=precision, flips=flips, batch=size,
     )  # fmt: skip
-    for table in {task.table.parent: task.table for task in tasks}.values():
-        refuse_unwritable(table, f"--out {out}" if out else f"{table.parent}")
     if check:
         refuse_without_truth(tasks)
     if on_mismatch != "force" and (few := refuse_a_lie(estimator, network, tasks)) and ranks.main:

@@ -26,6 +26,7 @@ from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.estimators.estimator import Estimator, Poses
 from hpe.estimators.load import sha256_of
 from hpe.faces import Framing, OpenShard, ahead, open_shard, read_faces
+from hpe.files import refuse_unwritable
 from hpe.labels import LARGEST_DEGREES
 from hpe.pose_table import Identity, ShardPoses, differences, write_table
 from hpe.progress import Bar, progress
@@ -118,12 +119,12 @@ def pose_pass(
         ranks: this process among those of the job.
 
     Raises:
-        UserError: a table that was made from something else stands in the way.
+        UserError: a table that was made from something else stands in the way, or a folder cannot be written to.
     """
     done = _finished(tasks)
     todo = [task for task in tasks if task.table not in done]
-    for folder in {task.table.parent for task in todo}:
-        folder.mkdir(parents=True, exist_ok=True)
+    for table in {task.table.parent: task.table for task in todo}.values():
+        refuse_unwritable(table, f"{table.parent} (--out)")  # makes the folder, which nothing refuses any more
     if ranks.main:
         _clear_leftovers(todo)
     known = [task.shard.samples for task in tasks]

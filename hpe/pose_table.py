@@ -84,7 +84,7 @@ def differences(path: Path, identity: Identity) -> list[str] | None:
     """
     try:
         found = pq.read_schema(path).metadata or {}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (pa.ArrowException, OSError) as error:
         return [f"it cannot be read ({str(error)[:80]})"]
@@ -94,8 +94,38 @@ def differences(path: Path, identity: Identity) -> list[str] | None:
             continue  # written before it was told
         had = found.get(name.encode(), b"(absent)").decode("utf-8", "replace")
         if had != expected:
-            different.append(f"{name.removeprefix(_PREFIX)} is {_short(had)}, expected {_short(expected)}")
+            different += _told(name.removeprefix(_PREFIX), had, expected)
     return different
+
+
+def _told(name: str, had: str, expected: str) -> list[str]:
+    """What differs between two values: of JSON objects only the entries that differ, at any depth."""
+    one, other = _object(had), _object(expected)
+    if one is None or other is None:
+        shown = _short(had), _short(expected)
+        if shown[0] == shown[1]:
+            alike = next(
+                (i for i, (a, b) in enumerate(zip(had, expected, strict=False)) if a != b), len(min(had, expected))
+            )
+            shown = f"…{_short(had[alike:])}", f"…{_short(expected[alike:])}"
+        return [f"{name} is {shown[0]}, expected {shown[1]}"]
+    return [
+        told
+        for key in dict.fromkeys([*one, *other])
+        if (was := one.get(key, "(absent)")) != (now := other.get(key, "(absent)"))
+        for told in _told(f"{name}.{key}", was, now)
+    ]
+
+
+def _object(text: str) -> dict[str, str] | None:
+    """The entries of a JSON object as text; None: it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
 def _short(text: str) -> str:

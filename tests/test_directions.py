@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpe.calibrate import cross_validate, fit, usable
+from hpe.calibrate import cross_validate, fit, told, usable
 from hpe.directions import (
     ABSTAIN,
     OURS,
@@ -132,6 +132,33 @@ def test_calibration_finds_the_thresholds_that_made_the_labels() -> None:
     assert figures["accuracy"] < 0.93 < figures["accuracy_with_abstaining"]
     assert 0.3 < figures["coverage_with_abstaining"] < 1
     assert figures["calibration_error"] < 0.06
+
+
+def test_the_intervals_of_a_fit_are_over_people_and_end_with_the_next_command(tmp_path: Path) -> None:
+    angles, deviations, truth, people = _people()
+    hard = np.array([int(person) < 3 for person in people])  # three people whose directions are as good as drawn
+    truth = np.where(hard, np.random.default_rng(5).permutation(truth), truth)
+    figures = cross_validate(angles, deviations, truth, people, 0.95)
+    one = figures["intervals"]["accuracy"]
+    assert one["value"] == figures["accuracy"]
+    low, high = one["low"], one["high"]
+    of_rows = 2 * 1.96 * np.sqrt(one["value"] * (1 - one["value"]) / len(truth))
+    assert low < one["value"] < high
+    assert high - low > 2 * of_rows  # people differ: faces of one person are no independent draws
+    error = figures["intervals"]["calibration_error"]
+    assert 0 <= error["low"] <= error["value"] == figures["calibration_error"] <= error["high"]
+    text = "\n".join(told(tmp_path / "ours.json", OURS, figures))
+    assert f"accuracy {one['value']:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert f"next: hpe pose SHARDS --estimator ESTIMATOR --rule {tmp_path / 'ours.json'}" in text
+
+
+def test_five_people_give_no_interval_and_the_reason(tmp_path: Path) -> None:
+    angles, deviations, truth, _ = _people(100)
+    figures = cross_validate(angles, deviations, truth, [str(i % 5) for i in range(100)], 0.95)
+    assert figures["intervals"]["accuracy"]["low"] is None
+    text = told(tmp_path / "ours.json", OURS, figures)
+    assert "intervals: none: fewer than 6 people" in text[0]
+    assert not any("[" in line for line in text)
 
 
 def test_calibration_needs_people_and_all_directions() -> None:

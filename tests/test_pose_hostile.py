@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpe import calibrate
+from hpe import calibrate, pose
+from hpe.directions import OURS, direction_rules
 from hpe.errors import EXIT_INCOMPLETE, UserError
 from hpe.estimators.load import Compute, load_estimator
 from hpe.estimators.onnx import load_onnx
@@ -118,6 +120,54 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pat
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(UserError, match="is a folder"):
         calibrate.run(["none"], poses=None, estimator="x", split=None, target=0.9, out=tmp_path)
+
+
+def test_what_the_trial_refuses_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_shards(tmp_path / "s", (5,) * 8)
+    swapped = estimator(lambda images: (Mean()(images)[0][:, [1, 0, 2]],))
+    monkeypatch.setattr(pose, "load_estimator", lambda *_, **__: swapped)
+    given: dict[str, Any] = {
+        **dict.fromkeys(("weights", "crop", "out", "split", "batch", "threads", "direction_network", "rule", "name")),
+        **{"estimator": Path("e.yaml"), "flips": "none", "precision": "fp32", "compiled": False, "device": "cpu"},
+    }
+    with pytest.raises(UserError, match="contradicts"):
+        pose.run([str(folder)], **given, on_mismatch="refuse", check=False)
+    assert not (folder / "pose").exists()
+    (folder / "pose").write_text("in the way")
+    with pytest.raises(UserError, match=r"\(--out\): cannot be made"):
+        pose.run([str(folder)], **given, on_mismatch="force", check=False)
+
+
+def test_of_two_rules_only_what_differs_is_told(tmp_path: Path) -> None:
+    network = estimator(Mean())
+    tasks = tasks_for(make_shards(tmp_path, (3,)), network)
+    do(tasks, network)
+    rules = direction_rules(replace(OURS, down=OURS.down + 1), (lambda angles, _: angles[:, 0], "cc")).definitions
+    other = [replace(task, identity=replace(task.identity, rules=rules)) for task in tasks]
+    with pytest.raises(UserError) as refused:
+        do(other, network)
+    told = str(refused.value).splitlines()[0].removeprefix(f"{tasks[0].table}: ")
+    assert sorted(told.split("; ")) == [
+        "rules.ours.down is 20.0, expected 21.0",
+        "rules.thesis_network is (absent), expected sha256:cc",
+    ]
+    long = [replace(task, identity=replace(task.identity, estimator="x" * 80)) for task in tasks]
+    tasks[0].table.unlink()
+    do(long, network)
+    longer = [replace(task, identity=replace(task.identity, estimator="x" * 40 + "y" + "x" * 39)) for task in tasks]
+    with pytest.raises(UserError, match=r"is …x{40}, expected …yx{39}\n"):
+        do(longer, network)
+
+
+def test_a_fit_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    network = estimator(Mean())
+    folder = make_shards(tmp_path / "s", (3,))
+    do(tasks_for(folder, network), network)
+    with pytest.raises(UserError, match="expected at least 5 people"):
+        calibrate.run(
+            [str(folder)], poses=None, estimator="mean", split=None, target=0.9, out=tmp_path / "new" / "ours.json"
+        )
+    assert not (tmp_path / "new").exists()
 
 
 def test_outputs_of_another_kind_are_named(tmp_path: Path) -> None:
