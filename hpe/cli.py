@@ -229,7 +229,7 @@ def calibrate(
 ) -> None:
     """Fit our direction rule, with its option to abstain, and judge it on people not used to fit it.
 
-    Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`
+    Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`, then `hpe pose … --rule ours.json`
     """
     from hpe.calibrate import run
 
