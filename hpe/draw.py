@@ -6,7 +6,7 @@ the face), and where they end is told by :func:`hpe.geometry.axes_in_picture` al
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ _MOST_PIXELS: Final = 4096
 """Longest side of the enlarged layer: large faces in large photos are painted less than four times larger."""
 _AXIS_SHARE: Final = 0.5
 """Length of an axis in sides of the face box, as Hopenet draws it."""
+_PHOTO_SIDES: Final = (800, 2400)
 _WIDEST: Final = 3
 """Widest picture of a card, in its heights: JPEG holds 65,535 pixels a side, a reader's screen fewer."""
 _PANEL: Final = (18, 20, 24, 205)
@@ -157,6 +158,30 @@ def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = w
     return drawn
 
 
+def photo(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
+    """:func:`annotate` at a size that letters can be read in and a screen can show: the longer side 800 … 2400 pixels.
+
+    Args:
+        image: RGB; not altered.
+        readings: boxes in its pixels.
+        marker: see :func:`annotate`.
+    """
+    scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+    return annotate(image, [_scaled(reading, scale) for reading in readings], marker)
+
+
+def _scaled(reading: Reading, scale: float) -> Reading:
+    x0, y0, x1, y1 = (side * scale for side in reading.box)
+    return replace(reading, box=(x0, y0, x1, y1))
+
+
+def angles_note(angles: Angles) -> str:
+    """A note of yaw, pitch and roll."""
+    return "  ".join(f"{n} {round(a):+d}°" for n, a in zip("ypr", angles, strict=True))
+
+
 def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
     """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops.
 
@@ -165,8 +190,7 @@ def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Mar
     scale = min(height / image.height, _WIDEST * height / image.width)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    x0, y0, x1, y1 = (value * scale for value in reading.box)
-    placed = Reading((x0, y0, x1, y1), reading.angles, reading.direction, reading.emotion_p, reading.note)
+    placed = _scaled(reading, scale)
     picture = marker(picture, placed)
     letters = height / 17
     width, _ = _panel_size(placed, letters)

@@ -34,7 +34,7 @@ from PIL import Image
 
 from hpe.crops import CropRule
 from hpe.detect import DETECTORS, WAYS_TO_INSTALL
-from hpe.draw import Marker, Reading, annotate, card, with_axes, with_cube
+from hpe.draw import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.faces import ahead, one_thread
 from hpe.files import aside, make_folder
@@ -56,7 +56,6 @@ SKIPPED: Final = "skipped.jsonl"
 _USUAL_CROP: Final = "square-1.3@detector"
 _NAMED: Final = 20
 _CARD_SIDES: Final = (256, 512)
-_PHOTO_SIDES: Final = (800, 2400)
 _QUALITY: Final = 92
 
 
@@ -277,7 +276,7 @@ def _reading(one: Found, answers: Answers, place: int) -> Reading:
         angles,
         None if direction is None or direction < 0 else direction,
         None if shares is None or not np.isfinite(shares).all() else [float(share) for share in shares],
-        "" if angles is None else "  ".join(f"{n} {round(a):+d}°" for n, a in zip("ypr", angles, strict=True)),
+        "" if angles is None else angles_note(angles),
     )
 
 
@@ -338,10 +337,7 @@ class Drawing:
             height = int(np.clip(one.height, *_CARD_SIDES))
             drawn = card(image, marks[0], height=height, marker=self._marker)
         else:
-            scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
-            size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-            image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-            drawn = annotate(image, [_scaled(mark, scale) for mark in marks], self._marker)
+            drawn = photo(image, marks, self._marker)
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as part:
             drawn.save(part, "JPEG", quality=_QUALITY)
@@ -358,8 +354,3 @@ def _numbered(place: str, count: int) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _scaled(mark: Reading, scale: float) -> Reading:
-    x0, y0, x1, y1 = (side * scale for side in mark.box)
-    return Reading((x0, y0, x1, y1), mark.angles, mark.direction, mark.emotion_p, mark.note)

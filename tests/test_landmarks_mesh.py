@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.landmarks.align import rotations_of
-from hpe.landmarks.draw import draw_sheet
+from hpe.landmarks.draw import _lines, draw_pictures, sheet
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace, as_pose_estimator
 from hpe.landmarks.extract import extract, pictures_of
 from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, environment, install, interpreter, merged
@@ -137,7 +137,8 @@ def test_extraction_lists_failures_resumes_and_keeps_its_bytes(fake, tmp_path):
         _save(pictures, name, shade)
     (pictures / "d.jpg").write_bytes(b"no picture")
     done = extract(pictures, out, python=fake, views="plain", workers=2)
-    assert (done["images"], done["images_with_a_face"], done["images_without_a_face"]) == (4, 2, 2)
+    assert (done["images"], done["images_with_a_face"]) == (4, 2)
+    assert (done["images_without_a_face"], done["images_unreadable"]) == (1, 1)
     assert done["failed"]["b"] == "no face"
     assert done["failed"]["d"].startswith("not a picture")
     part = out / "faces-000000.parquet"
@@ -206,12 +207,73 @@ def test_axes_change_the_pictures_of_faces_only(fake, model, tmp_path):
     pictures, sheet = tmp_path / "pictures", tmp_path / "sheet.png"
     _save(pictures, "a", 10)
     _save(pictures, "b", 0)
-    assert draw_sheet(model, pictures, sheet, python=fake) == (1, 2)
-    drawn = np.asarray(Image.open(sheet))
-    assert (drawn[:200, 30:200] != 10).any()
-    assert (drawn[30:200, 230:440] == 0).all()
+    drawn = draw_pictures(model, pictures, sheet, python=fake)
+    assert (drawn.read, drawn.with_a_face, drawn.unread) == (2, 1, [])
+    pixels = np.asarray(Image.open(sheet))
+    assert (pixels[:400, 60:400] != 10).any()
+    assert (pixels[60:400, 460:880] == 0).all()
     with pytest.raises(UserError, match=r"\.png"):
-        draw_sheet(model, pictures, tmp_path / "sheet.gif", python=fake)
+        draw_pictures(model, pictures, tmp_path / "sheet.gif", python=fake)
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(2, 2, 1), (5, 5, 1), (7, 4, 2), (13, 5, 3)])
+def test_a_sheet_has_no_empty_column_and_at_most_one_row_that_is_not_full(count, columns, rows):
+    red = Image.new("RGB", (30, 30), "red")
+    page = np.asarray(sheet([(red, ["name"])] * count))
+    side = page.shape[1] // columns
+    assert page.shape[:2] == (rows * (side + 16), columns * side)
+    middles = page[side // 2 :: side + 16, side // 2 :: side]
+    assert ((middles == (255, 0, 0)).all(2)).sum() == count
+
+
+def test_one_picture_is_drawn_at_a_size_to_look_at_with_axes_and_figures_of_every_face(fake, model, tmp_path):
+    _save(tmp_path / "pictures", "group", 30)  # three faces of the stand-in
+    sides, changed = {}, {}
+    for which in ("largest", "all"):
+        out = tmp_path / f"{which}.png"
+        drawn = draw_pictures(model, tmp_path / "pictures/group.png", out, which=which, python=fake)
+        assert (drawn.read, drawn.with_a_face) == (1, 1)
+        pixels = np.asarray(Image.open(out))
+        sides[which], changed[which] = pixels.shape, (pixels != 30).any(2).mean()
+    assert set(sides.values()) == {(800, 800, 3)}
+    assert changed["all"] > 1.5 * changed["largest"] > 0
+    told = _lines("group", [_posed(200.0, 5.0), _posed(0.0, -30.0)])
+    assert told == ["group: 2 faces, left to right", "-30 +0 +0", "+5 +0 +0"]
+    assert len(_lines("crowd", [_posed(200.0 * k, 5.0) for k in range(30)])) == 7
+
+
+def test_drawing_names_what_it_cannot_read_and_ends_with_1(fake, model, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "sheet.png"
+    _save(pictures, "a", 10)
+    (pictures / "bro\nken.jpg").write_bytes(b"no picture")
+    arguments = ["landmarks", "draw", str(model), str(pictures), str(out), "--python", str(fake)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "1 of 2 pictures have a face" in done.stdout
+    assert "landmarks: bro\nken: " in done.stderr
+    (pictures / "bro\nken.jpg").unlink()
+    _save(pictures, "b", 0)
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    out.unlink()
+    (tmp_path / "alone.jpg").write_bytes(b"no picture")
+    alone = CliRunner().invoke(app, [*arguments[:3], str(tmp_path / "alone.jpg"), *arguments[4:]])
+    assert alone.exit_code == 1
+    assert not out.exists()
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_drawn(fake, model, tmp_path):
+    _save(tmp_path, "x", 10)
+    shards, image = tmp_path / "shards", (tmp_path / "x.png").read_bytes()
+    shards.mkdir()
+    infos = [
+        write_shard(shards / f"test-{row:06d}.tar", "test", [Sample(f"k{row}", image, "png", Record())])
+        for row in range(2)
+    ]
+    Manifest("d", "v", "l", True, "none", {}, tuple(infos)).save(shards)
+    (shards / "test-000000.tar").write_bytes(b"\xff" * 5000)
+    drawn = draw_pictures(model, shards, tmp_path / "sheet.png", python=fake)
+    assert (drawn.read, drawn.with_a_face, len(drawn.unread)) == (1, 1, 1)
+    assert "test-000000.tar" in drawn.unread[0]
 
 
 def test_the_commands_tell_what_they_did(fake, tmp_path):
@@ -220,9 +282,15 @@ def test_the_commands_tell_what_they_did(fake, tmp_path):
     _save(pictures, "b", 0)
     arguments = ["landmarks", "extract", str(pictures), str(out), "--python", str(fake), "--views", "plain"]
     done = CliRunner().invoke(app, [*arguments, "--workers", "1"])
-    assert done.exit_code == 1
+    assert done.exit_code == 0, done.output
     assert "1 of 2 pictures have a face" in done.stdout
+    assert "1 have none" in done.stdout
     assert json.loads((out / "extract.json").read_text())["failed"] == {"b": "no face"}
+    (pictures / "c.jpg").write_bytes(b"no picture")
+    damaged = CliRunner().invoke(app, [*arguments, "--workers", "1"])
+    assert damaged.exit_code == 1
+    assert "1 of 3 pictures have a face" in damaged.stdout
+    assert "landmarks: c: not a picture" in damaged.stderr
     refused = CliRunner().invoke(app, ["landmarks", "compare", str(out), str(tmp_path / "compared")])
     assert isinstance(refused.exception, UserError)
 

@@ -1,8 +1,10 @@
 """``hpe landmarks …``: the mesh's environment, extraction, the comparison, drawn axes."""
 
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_NAMED: Final = 20
 _Python = Annotated[
     Path | None, typer.Option(help="Interpreter with the mesh, in place of the one of `hpe landmarks install`.")
 ]
@@ -47,24 +50,27 @@ def extract(
     """Find 468 points a face in pictures or shards; killed and started again, it goes on.
 
     HPE_FACE_MESH_MODEL names another .tflite of the mesh, in place of the package's.
-    Exit code 1 where pictures had no face or were none, or shards were damaged (listed in extract.json).
+    Pictures without a face are listed in extract.json and are no fault; exit code 1 where pictures or shards
+    cannot be read (they are named).
 
     Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
     """
     from hpe.landmarks import mesh
-    from hpe.landmarks.extract import extract
+    from hpe.landmarks.extract import NO_FACE, SUMMARY, extract
 
     which = _which(faces)
     done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
     rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
+    if done["images_without_a_face"]:
+        print(f"{done['images_without_a_face']:,} have none: see {out / SUMMARY}")
+    unread = [f"{key}: {status}" for key, status in done["failed"].items() if status != NO_FACE]
+    _say(unread, f"{out / SUMMARY} names all")
     for told in done["skipped_shards"].values():
         print(f"skipped: {told}")
-    if done["failed"]:
-        print(f"{done['images_without_a_face']:,} have none: see {out / 'extract.json'}")
     if done["skipped_shards"]:
         print(f"shards skipped: {len(done['skipped_shards']):,}; mend them, and the same command does what is missing")
-    if done["failed"] or done["skipped_shards"]:
+    if unread or done["skipped_shards"]:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
@@ -139,7 +145,7 @@ def compare(
 def draw(
     model: Annotated[Path, typer.Argument(help="Folder that `hpe landmarks compare` wrote.")],
     source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures or of shards, or a video.")],
-    out: Annotated[Path, typer.Argument(help="The sheet: a .png or .jpg; of a video: an .mp4 or .avi.")],
+    out: Annotated[Path, typer.Argument(help="A .png or .jpg: one picture, or a sheet; of a video: .mp4 or .avi.")],
     count: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet, evenly over the source.")] = 36,
     faces: _Faces = "largest",
     steady: Annotated[
@@ -148,13 +154,15 @@ def draw(
     workers: _Workers = None,
     python: _Python = None,
 ) -> None:
-    """Draw the axes on pictures, as one sheet, or on every frame of a video, smoothed as rotations.
+    """Draw the axes on a picture, on a sheet of several, or on every frame of a video, smoothed as rotations.
+
+    Exit code 1 where pictures or shards cannot be read (they are named).
 
     Examples: `hpe landmarks draw runs/landmarks photos axes.png --count 24`,
     `hpe landmarks draw runs/landmarks talk.mp4 axes.mp4 --faces all`
     """
     which = _which(faces)
-    from hpe.landmarks.draw import draw_sheet
+    from hpe.landmarks.draw import draw_pictures
     from hpe.landmarks.video import VIDEOS, draw_video
 
     if source.suffix.lower() in VIDEOS:
@@ -163,8 +171,20 @@ def draw(
         )  # fmt: skip
         print(f"{out}: {found:,} of {shown:,} frames have a face")
     else:
-        found, shown = draw_sheet(model, source, out, count=count, which=which, python=python)
-        print(f"{out}: {found:,} of {shown:,} pictures have a face")
+        drawn = draw_pictures(model, source, out, count=count, which=which, python=python)
+        written = f"{out}: " if drawn.read else ""
+        print(f"{written}{drawn.with_a_face:,} of {drawn.read + len(drawn.unread):,} pictures have a face")
+        _say(drawn.unread)
+        if drawn.unread:
+            raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _say(unread: Sequence[str], where: str = "") -> None:
+    """Name what could not be read, the first of many."""
+    for told in unread[:_NAMED]:
+        print(f"landmarks: {told}", file=sys.stderr)
+    if len(unread) > _NAMED:
+        print(f"landmarks: and {len(unread) - _NAMED:,} more{where and '; '}{where}", file=sys.stderr)
 
 
 def _which(faces: str):

@@ -1,74 +1,145 @@
-"""Axes on the faces of pictures, as a sheet to look at."""
+"""Axes on the faces of pictures: one picture at a size to look at, or several as a sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageDraw, ImageOps
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hpe import draw
+from hpe.directions import OURS
 from hpe.errors import UserError
 from hpe.files import aside, make_folder
-from hpe.images import DecodeError, Picture, decode_rgb
+from hpe.images import DecodeError, decode_rgb
+from hpe.images import Picture as Pixels
+from hpe.landmarks.disk import writing
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
-from hpe.landmarks.extract import pictures_of
+from hpe.landmarks.extract import DamagedError, Picture, pictures_of
 from hpe.landmarks.mesh import Which
 
 SHEETS: Final = (".png", ".jpg")
-_TILE: Final = 224
+_SHEET_WIDTH: Final = 1344
+_LARGEST_TILE: Final = 448
+_MOST_COLUMNS: Final = 6
+_MOST_LINES: Final = 6
+"""Of a tile's faces; a group of thirty would hide the sheet behind its figures."""
+_LINE: Final = 16
+_LETTERS: Final = 12
+_QUALITY: Final = 92
 
 
-def with_axes(picture: Picture, faces: Sequence[PosedFace]) -> Image.Image:
+@dataclass
+class Drawn:
+    """What became of the pictures: how many could be read, how many of them have a face, and which could not."""
+
+    read: int = 0
+    with_a_face: int = 0
+    unread: list[str] = field(default_factory=list)
+
+
+def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
     """An RGB picture with each face's axes, as :func:`hpe.draw.with_axes` paints them."""
     image = Image.fromarray(picture)
     for face in faces:
-        yaw, pitch, roll = (float(angle) for angle in face.angles)
-        image = draw.with_axes(image, draw.Reading(face.box, (yaw, pitch, roll)))
+        image = draw.with_axes(image, draw.Reading(face.box, _angles(face)))
     return image
 
 
-def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 6) -> Image.Image:
-    """Pictures with a caption each, in rows."""
-    rows = -(-len(tiles) // columns)
-    height = _TILE + 16
-    page = Image.new("RGB", (columns * _TILE, rows * height), "white")
-    pen = ImageDraw.Draw(page)
-    for at, (picture, caption) in enumerate(tiles):
-        x, y = at % columns * _TILE, at // columns * height
-        page.paste(ImageOps.pad(picture, (_TILE, _TILE), color="white"), (x, y))
-        pen.text((x + 3, y + _TILE + 2), caption, fill="black")
+def photo(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
+    """One RGB picture with each face's axes, angles and direction by our thresholds, as ``hpe predict`` draws it."""
+    return draw.photo(Image.fromarray(picture), [_reading(face) for face in faces])
+
+
+def _angles(face: PosedFace) -> draw.Angles | None:
+    yaw, pitch, roll = (float(angle) for angle in face.angles)
+    return (yaw, pitch, roll) if np.isfinite(face.angles).all() else None
+
+
+def _reading(face: PosedFace) -> draw.Reading:
+    angles, one = _angles(face), face.angles[None].astype(np.float32)
+    direction = int(OURS(one, np.full_like(one, np.nan))[0])
+    note = "" if angles is None else draw.angles_note(angles)
+    return draw.Reading(face.box, angles, None if direction < 0 else direction, None, note)
+
+
+def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
+    """Pictures with lines of text below each, in rows as even as can be."""
+    rows = -(-len(tiles) // _MOST_COLUMNS)
+    columns = -(-len(tiles) // rows)
+    side = min(_LARGEST_TILE, _SHEET_WIDTH // columns)
+    height = side + _LINE * max(len(lines) for _, lines in tiles)
+    page = Image.new("RGB", (columns * side, rows * height), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(_LETTERS)
+    for at, (picture, lines) in enumerate(tiles):
+        x, y = at % columns * side, at // columns * height
+        page.paste(ImageOps.pad(picture, (side, side), color="white"), (x, y))
+        for row, line in enumerate(lines):
+            text = " ".join(line.encode("utf-8", "replace").decode().split())  # names of files may be any bytes
+            while pen.textlength(text, font) > side - 6:
+                text = f"{text.removesuffix('…')[:-1]}…"
+            pen.text((x + 3, y + side + _LINE * row + 1), text, fill="black", font=font)
     return page
 
 
-def draw_sheet(
+def _lines(name: str, faces: Sequence[PosedFace]) -> list[str]:
+    """A picture's name and yaw, pitch, roll: behind it of one face, below it of several, from left to right."""
+    told = [
+        " ".join(f"{angle:+.0f}" for angle in np.round(face.angles) + 0.0)  # + 0.0: no "-0"
+        for face in sorted(faces, key=lambda face: face.box[0] + face.box[2])
+    ]
+    if len(told) < 2:
+        return [f"{name}: {told[0] if told else 'no face'}"]
+    more = [f"… and {len(told) - _MOST_LINES + 1} more"] if len(told) > _MOST_LINES else []
+    return [f"{name}: {len(told)} faces, left to right", *told[: _MOST_LINES - len(more)], *more]
+
+
+def draw_pictures(
     model: Path, source: Path, out: Path, *, count: int = 36, which: Which = "largest", python: Path | None = None
-) -> tuple[int, int]:
-    """Draw up to ``count`` pictures, evenly over the source; how many have a face, how many there are.
+) -> Drawn:
+    """Draw up to ``count`` pictures, evenly over the source: one by itself, several as a sheet.
+
+    Where none can be read, nothing is written.
 
     Raises:
-        UserError: no model, no mesh, no pictures, or OUT is no picture's name.
+        UserError: no model, no mesh, no pictures, or OUT is no picture's name or cannot be written.
     """
     if out.suffix.lower() not in SHEETS:
         raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
-    pictures = list(chain.from_iterable(part.read() for part in pictures_of(source)))
+    drawn = Drawn()
+    pictures = list(_pictures(source, drawn))
     make_folder(out.parent, str(out.parent))
-    tiles: list[tuple[Image.Image, str]] = []
-    found = 0
+    tiles: list[tuple[Image.Image, Sequence[str]]] = []
+    shown = min(count, len(pictures))
     with closing(LandmarkEstimator(model, python=python, which=which)) as estimator:
-        shown = min(count, len(pictures))
         for picture in (pictures[row * len(pictures) // shown] for row in range(shown)):
             name = Path(picture.key).name
             try:
                 pixels = decode_rgb(picture.read())
             except (DecodeError, OSError) as error:
-                tiles.append((Image.new("RGB", (64, 64)), f"{name}: {error}"[:36]))
+                drawn.unread.append(f"{picture.key}: {error}")
+                tiles.append((Image.new("RGB", (64, 64)), [f"{name}: {error}"]))
                 continue
             faces = estimator.faces(pixels)
-            found += bool(faces)
-            angles = " ".join(f"{angle:+.0f}" for angle in faces[0].angles) if faces else "no face"
-            tiles.append((with_axes(pixels, faces), f"{name}  {angles}"))
-    with aside(out) as part:
-        sheet(tiles).save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
-    return found, len(tiles)
+            drawn.read += 1
+            drawn.with_a_face += bool(faces)
+            if shown == 1:
+                tiles.append((photo(pixels, faces), []))
+            else:
+                tiles.append((with_axes(pixels, faces), _lines(name, faces)))
+    if drawn.read:
+        with writing(out), aside(out) as part:
+            page = tiles[0][0] if shown == 1 else sheet(tiles)
+            page.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=_QUALITY)
+    return drawn
+
+
+def _pictures(source: Path, drawn: Drawn) -> Iterator[Picture]:
+    """The pictures of all parts; shards that cannot be read are noted."""
+    for part in pictures_of(source):
+        try:
+            yield from part.read()
+        except DamagedError as error:
+            drawn.unread.append(str(error))

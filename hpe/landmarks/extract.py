@@ -35,6 +35,8 @@ from hpe.shards import MANIFEST, Manifest, read_samples
 
 FORMAT: Final = "hpe-landmarks/1"
 SUMMARY: Final = "extract.json"
+NO_FACE: Final = "no face"
+"""The status of a picture in which the mesh finds none: a finding, no damage."""
 _PART: Final = 256
 _DIGEST: Final = b"hpe.pictures"
 _SCHEMA: Final = pa.schema(
@@ -255,7 +257,7 @@ def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
     except (DecodeError, OSError) as error:
         return [{**known, "status": f"not a picture: {error}"}]
     if not faces:
-        return [{**known, "status": "no face"}]
+        return [{**known, "status": NO_FACE}]
     return [
         {**known, "status": "ok", "face": row, "views": face.views, "spread": face.spread,
          "points": face.points.astype("float32").ravel()}
@@ -264,7 +266,7 @@ def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
 
 
 def _counts(tables: Sequence[Path]) -> dict[str, Any]:
-    with_face = faces = without = 0
+    with_face = faces = 0
     failed: dict[str, str] = {}
     for path in tables:
         table = pq.read_table(path, columns=["key", "status", "face"])
@@ -273,12 +275,13 @@ def _counts(tables: Sequence[Path]) -> dict[str, Any]:
                 faces += 1
                 with_face += row["face"] == 0
             else:
-                without += 1
                 failed[row["key"]] = row["status"]
+    without = sum(status == NO_FACE for status in failed.values())
     return {
-        "images": with_face + without,
+        "images": with_face + len(failed),
         "images_with_a_face": with_face,
         "faces": faces,
         "images_without_a_face": without,
+        "images_unreadable": len(failed) - without,
         "failed": failed,
     }
