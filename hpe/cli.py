@@ -267,13 +267,14 @@ def train(
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.epochs=5`
     """
     from hpe.config import RunConfig, load
-    from hpe.ranks import launched
+    from hpe.ranks import launched, refuse_processes
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
     if new and not launched():
         from hpe.job import set_aside
 
+        refuse_processes(processes or 1)  # or the earlier run would be aside for nothing
         set_aside(Path(loaded.run))
     _relaunch(processes)
     from hpe import train as module

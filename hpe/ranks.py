@@ -123,8 +123,11 @@ def cuda() -> bool:
     """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
     import torch
 
-    wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes")
-    return wanted and torch.cuda.is_available()
+    return not _cpu_wanted() and torch.cuda.is_available()
+
+
+def _cpu_wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
 def cores() -> int:
@@ -189,22 +192,16 @@ def launched() -> bool:
     return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
-def relaunch(processes: int, arguments: list[str]) -> None:
-    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
-
-    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
-    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+def refuse_processes(processes: int) -> None:
+    """See that this machine is one for so many processes.
 
     Raises:
-        UserError: more processes than GPUs, or fewer than one.
-        SystemExit: with the exit code of the first rank that failed, else 0.
+        UserError: more processes than GPUs, or, where there are none, than cores (``ACCELERATE_USE_CPU`` says that
+            they are meant for the CPU, however many); or fewer than one.
     """
     if processes < 1:
         raise UserError(f"--processes {processes}: expected 1 or more")
-    if processes == 1:
-        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
-    gpu = cuda()
-    if gpu:
+    if cuda():
         import torch
 
         if processes > torch.cuda.device_count():
@@ -212,7 +209,31 @@ def relaunch(processes: int, arguments: list[str]) -> None:
                 f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs; use at most that, "
                 "or ACCELERATE_USE_CPU=true for CPU processes"
             )
-    else:
+    elif processes > (most := max(_ALWAYS_TRIED, cores())) and not _cpu_wanted():
+        raise UserError(
+            f"--processes {processes}: torch sees no GPU here (`hpe doctor` says what it sees), and there are "
+            f"{cores()} CPU cores, where each process takes memory of its own; use --processes {most} or fewer, or "
+            "ACCELERATE_USE_CPU=true to do it all the same"
+        )
+
+
+def relaunch(processes: int, arguments: list[str]) -> None:
+    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
+
+    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
+    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+
+    Raises:
+        UserError: see :func:`refuse_processes`.
+        SystemExit: with the exit code of the first rank that failed, else 0.
+    """
+    refuse_processes(processes)
+    if processes == 1:
+        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
+    if not cuda():
+        if not _cpu_wanted():
+            told = f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores"
+            print(told, file=sys.stderr, flush=True)
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # A pre-emption signal must reach the ranks, which save and leave.
@@ -220,7 +241,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    import torch.distributed.run  # its loggers are set up on import, so before they are hushed
+    import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -237,13 +258,20 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         code = failure.exitcode
         if code < 0 or code not in _SPOKEN:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            print(f"hpe: rank {rank} {how}; the other ranks were ended", file=sys.stderr, flush=True)
+            why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
+            print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
         sys.exit(code if code > 0 else 1)
     except SignalException:  # the ranks were told, and had time to save
         sys.exit(EXIT_AGAIN)
     sys.exit(0)
 
 
+_OUT_OF_MEMORY: Final = (
+    ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
+    "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"
+)
+_ALWAYS_TRIED: Final = 2
+"""Processes that a CPU of a single core may run too: enough to see that a command works on several."""
 _SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
 """Exit codes after which the rank itself has printed why."""
 

@@ -42,6 +42,32 @@ def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relaunch(1, ["train", "x.yaml"]) is None
 
 
+def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", started.append)
+    monkeypatch.setattr("hpe.ranks.cores", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # remembered as absent: what the code sets is taken away again
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    with pytest.raises(
+        UserError, match=r"--processes 8: torch sees no GPU .* 4 CPU cores.* use --processes 4 or fewer"
+    ):
+        relaunch(8, ["train", "x.yaml"])
+    assert not started
+    with pytest.raises(SystemExit) as end:
+        relaunch(4, ["train", "x.yaml"])
+    assert (end.value.code, len(started)) == (0, 1)
+    assert "no GPU here: 4 processes on 4 CPU cores" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        relaunch(8, ["train", "x.yaml"])  # ACCELERATE_USE_CPU is set
+    assert (len(started), capsys.readouterr().err) == (2, "")
+
+
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *arguments]
@@ -90,6 +116,8 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
         _, told = job.communicate(timeout=60)
     assert job.returncode == 1
     assert "rank 1 was killed by SIGKILL" in told
+    assert "memory runs out" in told
+    assert "data.workers" in told
     assert "Traceback" not in told
     seen = runs.State.load(runs.find_checkpoint(run, "last")).samples_seen
     shorter = made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump()
