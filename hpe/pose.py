@@ -22,7 +22,7 @@ from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.faces import Framing, open_shard, read_faces
 from hpe.labels import DIRECTIONS
-from hpe.pose_pass import Flips, ShardFile, Task, pose_pass
+from hpe.pose_pass import NO_FACE, Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
 from hpe.ranks import Ranks, from_parent, named_device
 from hpe.records import Record
@@ -257,16 +257,21 @@ def told(tasks: Sequence[Task]) -> list[str]:
         if task.table.is_file():
             rows = pq.read_table(task.table, columns=["direction_ours", "problem"])
             found = counts.setdefault(task.table.parent, Counter())
-            found["unreadable"] += rows.num_rows - rows["problem"].null_count
+            problems = [problem for problem in rows["problem"].to_pylist() if problem is not None]
+            faceless = problems.count(NO_FACE)
+            found["faceless"] += faceless
+            found["unreadable"] += len(problems) - faceless
             for code in rows["direction_ours"].to_pylist():
                 found["unsaid" if code is None else DIRECTIONS[code]] += 1
     lines = []
     for folder, found in counts.items():
         looks = ", ".join(f"{name} {found[name]:,}" for name in DIRECTIONS)
-        unsaid = found["unsaid"] - found["unreadable"]
+        unread, faceless = found["unreadable"], found["faceless"]
         lines.append(
-            f"{folder}: {sum(found.values()) - found['unreadable']:,} faces: {looks}; without a direction, as the rule "
-            f"abstains, {unsaid:,}; unreadable {found['unreadable']:,}"
+            f"{folder}: {sum(found.values()) - unread - faceless:,} faces: {looks}; without a direction, as the rule "
+            f"abstains, {found['unsaid'] - unread - faceless:,}; "
+            + (f"without a face {faceless:,}; " if faceless else "")
+            + f"unreadable {unread:,}"
         )
     return lines
 

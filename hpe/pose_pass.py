@@ -168,7 +168,10 @@ def _clear_leftovers(todo: Sequence[Task]) -> None:
 
 
 def _say_unread(tasks: Sequence[Task]) -> int:
-    """How many faces have no angles; tells it with the commonest reason."""
+    """How many pictures could not be read; tells how many faces have no angles, with the commonest reason.
+
+    That a mesh finds no face in a picture is a finding, not a damage.
+    """
     reasons = Counter[str]()
     for task in tasks:
         if task.table.is_file():
@@ -180,7 +183,7 @@ def _say_unread(tasks: Sequence[Task]) -> int:
             f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (the tables' column problem)",
             file=sys.stderr,
         )
-    return reasons.total()
+    return reasons.total() - reasons[NO_FACE]
 
 
 def _finished(tasks: Sequence[Task]) -> set[Path]:
