@@ -37,6 +37,19 @@ Cell = tuple[int, int]
 """Direction, emotion."""
 
 
+class MadeOtherwiseError(UserError):
+    """The folder of the subset holds another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the user calls the options, for messages: those of the command line, or keys of a config."""
+
+    per_cell: str = "--per-cell"
+    directions: str = "--directions"
+    emotions: str = "--emotions"
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a chosen sample lies: shard and row in it."""
@@ -57,6 +70,7 @@ def balance(
     emotions: Sequence[int] | None = None,
     seed: int = 0,
     samples_per_shard: int = 1000,
+    told: Told = Told(),
 ) -> Manifest:
     """Write the subset's shards and pose tables to ``out``, and return its manifest.
 
@@ -70,13 +84,15 @@ def balance(
         rule: None: the only one that the tables have, or else ``ours``.
         directions: that are to be balanced; samples of others are left out. None: all five.
         emotions: the same; None: those that the shards have.
+        told: what messages call these options.
 
     Raises:
+        MadeOtherwiseError: ``out`` holds another subset.
         UserError: a cell that is too small (each is named, with what would work), tables that do not fit,
             ``out`` that holds something else or cannot be written, a full disk.
     """
     manifest = Manifest.load(folder)
-    wanted = _wanted(per_cell, manifest.splits)
+    wanted = _wanted(per_cell, manifest.splits, told)
     if samples_per_shard < 1:
         raise UserError(f"--samples-per-shard {samples_per_shard}: expected 1 or more")
     tables = _Tables(manifest, poses, rule)
@@ -100,7 +116,7 @@ def balance(
     cells = _cells(folder, manifest, tables, wanted)
     if emotions is None:
         emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
-    chosen = _choose(cells, wanted, [(d, e) for d in directions for e in emotions], seed)
+    chosen = _choose(cells, wanted, [(d, e) for d in directions for e in emotions], seed, told)
     try:
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
@@ -126,19 +142,21 @@ def labels_of(option: str, text: str | None, names: Sequence[str]) -> list[int] 
     return sorted({names.index(word) for word in words})
 
 
-def _wanted(text: str, found: Sequence[str]) -> dict[str, int]:
+def _wanted(text: str, found: Sequence[str], told: Told) -> dict[str, int]:
     numbers = text.split("/")
     sensible = all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers)
     if not sensible or len(numbers) not in (1, 3) or not any(map(int, numbers)):
-        raise UserError(f"--per-cell {text[:40]!r}: expected a number, or three for train/val/test such as 80/40/20")
+        raise UserError(
+            f"{told.per_cell} {text[:40]!r}: expected a number, or three for train/val/test such as 80/40/20"
+        )
     if len(numbers) == 1:
         return dict.fromkeys(found, int(text))
     wanted = {name: int(number) for name, number in zip(splits.SPLITS, numbers, strict=True) if int(number)}
     if absent := [name for name in wanted if name not in found]:
         zeros = "/".join(number if name in found else "0" for name, number in zip(splits.SPLITS, numbers, strict=True))
         raise UserError(
-            f"--per-cell {text}: these shards have no {' and no '.join(absent)} (they have {', '.join(found)}); "
-            f"use --per-cell {zeros}, or pack with --val-share and --test-share"
+            f"{told.per_cell} {text}: these shards have no {' and no '.join(absent)} (they have {', '.join(found)}); "
+            f"use {told.per_cell} {zeros}, or pack with --val-share and --test-share"
         )
     return wanted
 
@@ -147,6 +165,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
     """Whether ``out`` holds this subset already; nothing is written or removed.
 
     Raises:
+        MadeOtherwiseError: it holds another subset.
         UserError: it holds something else.
     """
     try:
@@ -155,7 +174,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         if (out / MANIFEST).is_file():
             if Manifest.load(out).options == options:
                 return True
-            raise UserError(
+            raise MadeOtherwiseError(
                 f"{out}: was made with other options, or from other shards; use another folder or delete it"
             )
         if not out.is_dir():
@@ -312,7 +331,11 @@ def _record(data: memoryview, index: ShardIndex, row: int) -> Record:
 
 
 def _choose(
-    cells: Mapping[str, Mapping[Cell, list[_Place]]], wanted: Mapping[str, int], grid: Sequence[Cell], seed: int
+    cells: Mapping[str, Mapping[Cell, list[_Place]]],
+    wanted: Mapping[str, int],
+    grid: Sequence[Cell],
+    seed: int,
+    told: Told,
 ) -> dict[str, list[_Place]]:
     """Per split the chosen samples, in random order.
 
@@ -332,19 +355,19 @@ def _choose(
         fits = {name: min(number, smallest[name]) for name, number in wanted.items()}
         largest = "/".join(str(fits.get(name, 0)) for name in splits.SPLITS)
         way_out = (
-            f"--per-cell {largest} works"
+            f"{told.per_cell} {largest} works"
             if all(fits.values())
-            else "a cell without a sample cannot be balanced: leave its label out with --directions or --emotions, or "
-            "use another direction rule, or more data"
+            else "a cell without a sample cannot be balanced: leave its label out with "
+            f"{told.directions} or {told.emotions}, or use another direction rule, or more data"
         )
         short.sort(key=lambda cell: cell[2] / cell[3])
-        told = [
+        lines = [
             f"  {name}, {DIRECTIONS[direction]} × {EMOTIONS[emotion]}: {count:,} of {number:,}"
             for name, (direction, emotion), count, number in short[:_MOST_NAMED]
         ]
         if len(short) > _MOST_NAMED:
-            told.append(f"  and {len(short) - _MOST_NAMED:,} more")
-        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(told) + f"\n{way_out}")
+            lines.append(f"  and {len(short) - _MOST_NAMED:,} more")
+        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(lines) + f"\n{way_out}")
 
     def rank(place: _Place) -> tuple[int, str]:
         return splits.order(seed, place.key), place.key

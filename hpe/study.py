@@ -155,7 +155,7 @@ def _check(config: StudyConfig) -> None:
 
 @contextmanager
 def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
-    """Hold the study's folder for this process.
+    """Hold the study's folder for this process; what is refused before the first run leaves nothing there.
 
     Raises:
         UserError: something else is there, another process works here, or the config has changed.
@@ -171,18 +171,34 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
         if strangers and not (folder / STAMP).is_file():
             raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
         with _lock(folder):
-            if (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
-                if (folder / RUNS).exists():
-                    raise UserError(
-                        f"{folder}: this study was started with another config; give another study:, or --new to set "
-                        "it aside\n" + "\n".join(f"  {line}" for line in changed)
-                    )
-                for unused in ("sets", "pose"):  # made by a config that did not come as far as a run
-                    shutil.rmtree(folder / unused, ignore_errors=True)
+            if not _begun(folder):  # sets and tables may be of another config, or of shards that were packed again
+                _clear(folder)
+            elif (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
+                raise UserError(
+                    f"{folder}: this study was started with another config; give another study:, or --new to set "
+                    "it aside\n" + "\n".join(f"  {line}" for line in changed)
+                )
             write_text(folder / STAMP, config.dump())
-            yield
+            try:
+                yield
+            except UserError:
+                if not _begun(folder):
+                    _clear(folder)
+                    if not {path.name for path in folder.iterdir()} - {STAMP, _LOCK}:
+                        shutil.rmtree(folder, ignore_errors=True)
+                raise
     except OSError as error:
         raise UserError(f"study: cannot write to {folder} ({error}); choose another folder") from error
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / RUNS).exists() or (folder / LOGS).exists()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a study makes before its first run."""
+    for made in ("sets", "pose"):
+        shutil.rmtree(folder / made, ignore_errors=True)
 
 
 def _lock(folder: Path) -> AbstractContextManager[None]:

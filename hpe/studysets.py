@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from hpe.balance import balance
+from hpe.balance import MadeOtherwiseError, Told, balance
 from hpe.directions import ABSTAIN, OURS, direction_rules, pointing04_direction_of_name
 from hpe.errors import UserError
 from hpe.files import aside
@@ -240,7 +240,13 @@ def balanced_sets(study: StudyConfig, given: Sources) -> dict[str, BalancedSet]:
                     per_cell=wanted.per_cell, rule=given.rules[name], seed=study.balance_seed,
                     directions=_chosen(wanted.directions, DIRECTIONS),
                     emotions=None if wanted.emotions is None else _chosen(wanted.emotions, EMOTIONS),
+                    told=Told(f"sets.{name}.per_cell:", f"sets.{name}.directions", f"sets.{name}.emotions"),
                 )  # fmt: skip
+        except MadeOtherwiseError:
+            problems.append(
+                f"sets.{name}: {folder} was made from other shards or pose tables, and this study's runs learned from "
+                "it; --new sets the study aside and starts over, or give another study:"
+            )
         except UserError as error:
             problems.append(f"sets.{name} (per_cell {wanted.per_cell}, rule {given.rules[name]}): {error}")
         made[name] = BalancedSet(folder, folder / "pose" / given.pose.name, given.rules[name])

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,17 @@ replicates: 100
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Squares of every direction and emotion, turned by 45°: 4 a cell in train, 1 in val, 1 in test."""
-    folder = tmp_path_factory.mktemp("shards") / "squares"
-    folder.mkdir()
+    return squares(tmp_path_factory.mktemp("shards") / "squares")
+
+
+def squares(folder: Path, *, start: int = 0, emotions: Sequence[int] = range(8)) -> Path:
+    folder.mkdir(exist_ok=True)
     infos = []
-    for split, count, start in (("train", 160, 0), ("val", 40, 10_000), ("test", 40, 20_000)):
+    for split, count, first in (("train", 160, 0), ("val", 40, 10_000), ("test", 40, 20_000)):
         samples = []
-        for one in made.samples(count, start=start):
+        for one in made.samples(count, start=start + first):
+            if one.record.emotion not in emotions:
+                continue
             yaw, pitch = one.record.yaw, one.record.pitch
             assert yaw is not None
             assert pitch is not None
@@ -421,8 +426,34 @@ def test_cells_that_are_too_small_are_named_before_anything_is_trained(tmp_path:
     assert "sets.baseline" in told
     assert "train, forward × neutral: 4 of 5" in told
     assert "sets.proposed" in told
-    assert "--per-cell 4/1/1 works" in told
-    assert not (tmp_path / "s" / "runs").exists()
+    assert "sets.proposed.per_cell: 4/1/1 works" in told
+    assert "--" not in told  # no option of another command
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_cell_without_faces_is_told_with_the_key_that_leaves_it_out(tmp_path: Path, shards: Path) -> None:
+    only = "sets.baseline={rule: ours, per_cell: 1/1/1, emotions: [neutral, contempt]}"
+    with pytest.raises(UserError, match=r"leave its label out with sets\.baseline\.directions or sets\.baseline\.emo"):
+        study(config(tmp_path / "s", squares(tmp_path / "few", emotions=range(7)), only), jobs=1, new=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_shards_packed_again_make_the_sets_anew_until_a_run_has_learned_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = squares(tmp_path / "few")
+    monkeypatch.setattr(study_module, "run_jobs", lambda *a: ([], True))
+    found = config(tmp_path / "s", packed)
+    assert study(found, jobs=1, new=False) == 75
+    before = Manifest.load(tmp_path / "s" / "sets" / "baseline")
+    squares(packed, start=50_000)
+    assert study(found, jobs=1, new=False) == 75
+    assert Manifest.load(tmp_path / "s" / "sets" / "baseline") != before
+    (tmp_path / "s" / "runs").mkdir()
+    squares(packed)
+    with pytest.raises(UserError, match=r"made from other shards.*--new sets the study aside"):
+        study(found, jobs=1, new=False)
+    assert (tmp_path / "s" / "sets" / "baseline").is_dir()
 
 
 def test_a_config_that_was_refused_can_be_mended_in_place(
