@@ -171,10 +171,10 @@ def _strength(counts: ndarray, replicates: int, seed: int) -> dict[str, Any]:
         "degrees_of_freedom": freedom,
         "p": float(stats.chi2.sf(chi, freedom)),
         "log10_p": float(stats.chi2.logsf(chi, freedom) / np.log(10)),
-        "cells_expected_below_5": int((expected < 5).sum()),
+        "cells_expected_below_5": int((expected < statistics.LEAST_EXPECTED).sum()),
         "cramers_v": float(np.sqrt(chi / (n * smaller))),
         "cramers_v_corrected": {"value": corrected, "n": n, "low": low, "high": high},
-        "strength": _word(corrected * smaller**0.5),
+        "strength": _strength_words(low * smaller**0.5, high * smaller**0.5),
         "mutual_information_bits": information,
         "mutual_information_bits_of_chance": float(information_permuted.mean()),
         "entropy_of_columns_bits": entropy,
@@ -196,11 +196,16 @@ def _word(w: float) -> str:
     return next(word for word, bound in _WORDS if w < bound)
 
 
+def _strength_words(low: float, high: float) -> str:
+    """What an interval of w leaves possible: one of Cohen's words, or the first and the last of several."""
+    return " to ".join(dict.fromkeys((_word(low), _word(high))))
+
+
 def _residuals(counts: ndarray) -> dict[str, Any]:
-    """Adjusted standardised residuals, with p-values after Holm and after Benjamini and Hochberg."""
-    residuals = statistics.adjusted_residuals(counts)
-    tested = np.isfinite(residuals)
-    p = 2 * stats.norm.sf(np.abs(residuals[tested]))
+    """Adjusted standardised residuals, with exact p-values after Holm and after Benjamini and Hochberg."""
+    residuals, exact = statistics.adjusted_residuals(counts), statistics.exact_cell_p(counts)
+    tested = np.isfinite(exact)
+    p = exact[tested]
 
     def grid(values: ndarray) -> list[list[float | None]]:
         whole = np.full(counts.shape, np.nan)
@@ -227,7 +232,7 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
             cells.append((values[i][j], f"{crossed.row_names[i]} {crossed.column_names[j]} {values[i][j]:+.1f}"))
     cells.sort(key=lambda cell: -abs(cell[0]))
     told = [
-        f"The association is {found['strength']}: Cramér's V {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f}, "
+        f"{_headline(found)}: Cramér's V {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f}, "
         f"bias-corrected), χ² = {found['chi_square']:.1f} with {found['degrees_of_freedom']} degrees of freedom, "
         f"p = {p}, n = {found['n']:,}.",
         f"Shuffled labels give V {permutation['cramers_v_mean']:.3f} on average and "
@@ -237,16 +242,28 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         f"({found['mutual_information_bits']:.3f} of {found['entropy_of_columns_bits']:.3f} bits; shuffled labels "
         f"{found['mutual_information_bits_of_chance']:.3f} on average); the best guess of the column is right in "
         f"{found['best_guess_given_row']:.1%} instead of {found['best_guess_without']:.1%}.",
-        f"{len(cells)} of {residuals['tests']} cells differ from independence after Holm's correction at "
-        f"{SIGNIFICANT}"
+        f"{len(cells)} of {residuals['tests']} cells differ from independence by Fisher's exact test after Holm's "
+        f"correction at {SIGNIFICANT}"
         + (f"; the furthest, in standard errors: {', '.join(t for _, t in cells[:6])}." if cells else "."),
     ]
     if found["cells_expected_below_5"]:
         told.append(
-            f"{found['cells_expected_below_5']} cells are expected to hold fewer than 5: trust the permutation's p, "
-            "not that of χ²."
+            f"{found['cells_expected_below_5']} cells are expected to hold fewer than "
+            f"{statistics.LEAST_EXPECTED}: trust the permutation's p, not that of χ²; single rows in such cells can "
+            "make V large."
         )
     return told
+
+
+def _headline(found: Mapping[str, Any]) -> str:
+    """No more than the interval bears."""
+    strength, n = found["strength"], found["n"]
+    if found["cramers_v_corrected"]["low"] > 0 or " to " not in strength:
+        return f"The association is {strength}"
+    most = strength.rpartition(" ")[2]
+    if found["permutation"]["p"] < SIGNIFICANT:
+        return f"How strong the association is cannot be told from {n:,} rows, anything from nearly none to {most}"
+    return f"The association cannot be told from none with {n:,} rows, and could be {most}"
 
 
 def accuracy_by_row(

@@ -11,7 +11,7 @@ from hpe.figures.columns import guesses
 from hpe.figures.markdown import cell, percent, table
 from hpe.files import aside, make_folder, write_json, write_text
 from hpe.labels import EMOTIONS
-from hpe.statistics import cross_table
+from hpe.statistics import LEAST_EXPECTED, cross_table, expected_counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,7 +83,7 @@ def to_markdown(made: Mapping[str, Any]) -> str:
             (name, *(_residual(v, p) for v, p in zip(values, adjusted, strict=True)))
             for name, values, adjusted in zip(rows, residuals["value"], residuals["p_holm"], strict=True)
         ]
-        title = "Adjusted residuals in standard errors (* below 0.05 after Holm's correction)"
+        title = "Adjusted residuals in standard errors (* exact p below 0.05 after Holm's correction)"
         parts += [f"## {title}", table(["", *columns], shown)]
     if "emotion_given_direction" in made:
         parts += ["## Emotion accuracy given direction", *_given(made["emotion_given_direction"])]
@@ -110,13 +110,17 @@ def _residual(value: float | None, p: float | None) -> str:
 
 
 def _heat_map(made: Mapping[str, Any], path: Path) -> None:
-    """Residuals as colours, counts as numbers."""
+    """Residuals as colours, counts as numbers; white where a residual may stand for a sample or two."""
     from matplotlib.figure import Figure
 
     counts = np.array(made["counts"])
-    residuals = made["association"].get("residuals", {}).get("value")
-    values = np.zeros(counts.shape) if residuals is None else np.array(residuals, float)
-    bound = max(3.0, float(np.nanmax(np.abs(values))))
+    values = np.zeros(counts.shape)
+    if "residuals" in made["association"]:
+        residuals = made["association"]["residuals"]
+        told = expected_counts(counts) >= LEAST_EXPECTED
+        told |= np.nan_to_num(np.array(residuals["p_holm"], float), nan=1.0) < SIGNIFICANT
+        values = np.where(told, np.nan_to_num(np.array(residuals["value"], float)), 0.0)
+    bound = max(3.0, float(np.abs(values).max()))
     rows, columns = counts.shape
     figure = Figure(figsize=(1.6 + 0.95 * columns, 1.3 + 0.55 * rows), dpi=160, layout="constrained")
     axes = figure.add_subplot()
@@ -127,7 +131,7 @@ def _heat_map(made: Mapping[str, Any], path: Path) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     for i, j in np.ndindex(counts.shape):
-        dark = abs(np.nan_to_num(values[i, j])) > 0.55 * bound
+        dark = abs(values[i, j]) > 0.55 * bound
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color="white" if dark else "#222", size=9)
     figure.colorbar(image, label="adjusted residual, standard errors", shrink=0.9)
     figure.savefig(path, format="png")

@@ -15,6 +15,7 @@ from scipy import stats
 
 CONFIDENCE: Final = 0.95
 REPLICATES: Final = 1000
+LEAST_EXPECTED: Final = 5
 _DRAWS_AT_ONCE: Final = 1 << 22
 """Random numbers held at a time while resampling: 32 MiB."""
 
@@ -113,6 +114,22 @@ def adjusted_residuals(table: Float[ndarray, "r c"]) -> Float[ndarray, "r c"]:
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = expected * (1 - table.sum(1, keepdims=True) / total) * (1 - table.sum(0, keepdims=True) / total)
         return np.where(variance > 0, (table - expected) / np.sqrt(variance), np.nan)
+
+
+def exact_cell_p(table: Int[ndarray, "r c"]) -> Float[ndarray, "r c"]:
+    """Fisher's exact two-sided p of each cell against the rest of its row and column.
+
+    A normal approximation of residuals errs where few samples are expected: there one can lie six standard errors
+    out (Cochran, 1954). NaN in rows and columns that hold nothing or everything.
+    """
+    found = np.full(table.shape, np.nan)
+    total, rows, columns = int(table.sum()), table.sum(1).tolist(), table.sum(0).tolist()
+    for i, j in np.ndindex(table.shape):
+        row, column, held = rows[i], columns[j], int(table[i, j])
+        if 0 < row < total and 0 < column < total:
+            two = [[held, row - held], [column - held, total - row - column + held]]
+            found[i, j] = stats.fisher_exact(two).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    return found
 
 
 def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats as _stats
 
 from hpe import statistics
-from hpe.association import accuracy_by_row, associate, cross, read_table
+from hpe.association import Crossed, accuracy_by_row, associate, cross, read_table
 from hpe.association_page import write_association
 from hpe.errors import UserError
 from hpe.labels import DIRECTIONS, EMOTIONS
@@ -63,7 +63,8 @@ def test_the_thesis_table_3_1_is_reproduced_exactly_and_its_strength_is_told(sha
     assert found["chi_square"] == pytest.approx(stats.chi2_contingency(crosstab).statistic)
     assert found["cramers_v"] == pytest.approx(stats.contingency.association(crosstab, method="cramer"))
     assert found["cramers_v_corrected"]["low"] < 0.103 < found["cramers_v_corrected"]["high"]
-    assert "small" in made["sentences"][0]
+    assert "The association is small: Cramér's V 0.103" in made["sentences"][0]
+    assert found["residuals"]["tests"] == 40
     assert (tmp_path / "association.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "association.json").read_text())["n"] == 32_622
     assert "| forward | 1823 | 1661 |" in (tmp_path / "association.md").read_text()
@@ -160,6 +161,53 @@ def test_independent_labels_are_told_to_be_negligible() -> None:
     assert found["permutation"]["p"] > 0.01
     assert found["cramers_v_corrected"]["low"] < 0.02
     assert "negligible" in made["sentences"][0]
+
+
+FEW = np.array([[19, 22, 5, 9, 1, 0, 3, 0], [0, 1, 0, 0, 0, 0, 0, 1], [0, 2, 2, 0, 0, 0, 1, 0], [0] * 8,
+                [4, 1, 2, 0, 1, 0, 0, 0]])  # fmt: skip
+"""74 faces of FER+, one of them with contempt."""
+
+
+def test_the_word_for_the_strength_is_no_more_than_the_interval_bears(tmp_path: Path) -> None:
+    rows, columns = (np.repeat(part, FEW.ravel()) for part in np.indices(FEW.shape).reshape(2, -1))
+    pq.write_table(labelled(rows, columns), tmp_path / "t.parquet")
+    made = write_association(
+        tmp_path / "t.parquet", tmp_path, rows="direction", columns="emotion", replicates=1000, seed=0
+    )
+    assert made["association"]["cramers_v_corrected"]["low"] == 0
+    assert made["association"]["strength"] == "negligible to large"
+    assert "How strong the association is cannot be told from 74 rows" in made["sentences"][0]
+    assert not any("contempt" in sentence for sentence in made["sentences"])
+    assert "is large" not in (tmp_path / "association.md").read_text()
+    chance = np.array([[3, 4, 2], [4, 3, 3], [2, 4, 3]])
+    told = associate(Crossed(("a", "b", "c"), ("x", "y", "z"), chance, 0), replicates=300)["sentences"]
+    assert "The association cannot be told from none with 28 rows" in told[0]
+    between = np.array([[100, 60], [60, 100]])  # w is 0.25, its interval about 0.14 to 0.36
+    made = associate(Crossed(("a", "b"), ("x", "y"), between, 0), replicates=300)
+    assert "The association is small to medium:" in made["sentences"][0]
+
+
+def test_p_of_a_cell_is_exact() -> None:
+    """By adding up the hypergeometric distribution, and by shuffling."""
+    found = statistics.exact_cell_p(FEW)
+    assert np.isnan(found[3]).all()
+    assert np.isnan(found[:, 5]).all()
+    n, left, contempt = FEW.sum(), FEW[1].sum(), FEW[:, 7].sum()
+    assert found[1, 7] == pytest.approx(left * contempt / n)  # the chance that the only one is among the two
+    forward, happy = FEW[0].sum(), FEW[:, 1].sum()
+    shares = stats.hypergeom.pmf(np.arange(n), n, forward, happy)
+    assert found[0, 1] == pytest.approx(shares[shares <= shares[FEW[0, 1]] * (1 + 1e-9)].sum())
+    shuffled = statistics.permuted_tables(FEW, 4000, 1)[:, 0, 1]
+    rarer = np.isin(shuffled, np.flatnonzero(shares <= shares[FEW[0, 1]] * (1 + 1e-9)))
+    assert rarer.mean() == pytest.approx(found[0, 1], abs=0.03)
+
+
+def test_of_few_faces_without_association_hardly_ever_a_cell_is_called_different() -> None:
+    wrong = 0
+    for drawn in statistics.permuted_tables(FEW, 300, seed=5):
+        found = associate(Crossed(DIRECTIONS, EMOTIONS, drawn, 0), replicates=20)["association"]["residuals"]
+        wrong += any(p is not None and p < 0.05 for row in found["p_holm"] for p in row)
+    assert wrong / 300 < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
 
 
 def test_labels_that_decide_each_other_have_v_1() -> None:
