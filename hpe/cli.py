@@ -26,8 +26,9 @@ app = typer.Typer(
 Processes = Annotated[
     int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
 ]
-Mirror = Annotated[
-    bool, typer.Option("--mirror", help="Mean over each picture and its mirror image; takes twice as long.")
+Flips = Annotated[bool, typer.Option("--flips", help="Average each face with its mirror image; takes twice as long.")]
+Centre = Annotated[
+    float, typer.Option(min=0.5, max=1.0, help="Look at the centre crop of this share of the side, as timm's crop_pct.")
 ]
 
 app.add_typer(landmarks)
@@ -177,7 +178,7 @@ def pose(
     force: Annotated[
         bool, typer.Option("--force", help="Take the pictures as they are, and skip the estimator's trial.")
     ] = False,
-    flips: Annotated[bool, typer.Option("--flips", help="Average each face with its mirror image.")] = False,
+    flips: Flips = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (torch networks).")] = "fp32",
     compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile (torch networks).")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -288,13 +289,14 @@ def evaluate(
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="Split, where SHARDS is a folder.")] = "test",
     pose: Annotated[Path | None, typer.Option(help="Pose tables, for angles and directions.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split (with -mirror).")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split (with -views).")] = None,
     which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a batch over all processes.")] = 256,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Reader processes a rank; default: as in training.")
     ] = None,
-    mirror: Mirror = False,
+    flips: Flips = False,
+    centre: Centre = 1.0,
     processes: Processes = None,
 ) -> None:
     """Evaluate a run on shards: every sample once, figures with intervals, predictions as a table.
@@ -303,13 +305,17 @@ def evaluate(
     """
     _relaunch(processes)
     from hpe import evaluate as module
+    from hpe.models.estimates import Views
     from hpe.stream import ShardSet
 
     folder = Path(shards).is_dir()
     one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
     plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
-    called = name or ((split if folder and split else plain.strip("_.")) or "evaluate") + ("-mirror" if mirror else "")
-    raise typer.Exit(module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, mirror=mirror))
+    views = Views(flips, centre)
+    usual = (split if folder and split else plain.strip("_.")) or "evaluate"
+    called = name or (f"{usual}-views" if str(views) else usual)
+    code = module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, views=views)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -338,7 +344,8 @@ def predict(
         str | None, typer.Option(help="Crop of detected faces; default: that of the network's training shards.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of folders of shards.")] = None,
-    mirror: Mirror = False,
+    flips: Flips = False,
+    centre: Centre = 1.0,
 ) -> None:
     """Read head pose, direction and emotion of every face in pictures or shards: a row a face.
 
@@ -347,10 +354,11 @@ def predict(
     Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
     """
     from hpe import predict as module
+    from hpe.models.estimates import Views
 
     code = module.predict(
         network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
-        weights=weights, crop=crop, split=split, mirror=mirror,
+        weights=weights, crop=crop, split=split, views=Views(flips, centre),
     )  # fmt: skip
     raise typer.Exit(code)
 

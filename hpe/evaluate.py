@@ -25,7 +25,7 @@ from hpe.images import encode_jpeg
 from hpe.job import reading
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.log import Damages
-from hpe.models.estimates import Estimates, estimate
+from hpe.models.estimates import PLAIN, Estimates, Views, estimate
 from hpe.models.multitask import MultiTask
 from hpe.progress import Bar, progress
 from hpe.provenance import about_package, about_shards
@@ -50,7 +50,7 @@ def evaluate(
     which: str = "best",
     batch: int = 256,
     workers: int | None = None,
-    mirror: bool = False,
+    views: Views = PLAIN,
     precision: str = "auto",
     replicates: int = 1000,
 ) -> int:
@@ -66,7 +66,7 @@ def evaluate(
         which: checkpoint: ``best``, ``last`` or a step's folder name.
         batch: samples of a batch over all ranks.
         workers: reader processes a rank; None: as in training.
-        mirror: judge the mean of what the network says of each picture and of its mirror image.
+        views: how each picture is looked at.
         precision: as ``train.precision``.
         replicates: bootstrap draws of the intervals.
 
@@ -98,15 +98,15 @@ def evaluate(
             f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(config.model.heads.on)}); "
             "for predictions without figures use hpe predict"
         )
-    if mirror and network.takes_angles:
-        raise UserError(f"{run}: --mirror is for networks of pictures; this run reads angles")
+    if views != PLAIN and network.takes_angles:
+        raise UserError(f"{run}: --flips and --centre are for networks of pictures; this run reads angles")
     folder = run / FOLDER
     with (
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
     ):
         batches = (loaded.batch for loaded in loader)
-        mine = _predict(network.to(here.device), batches, here, bar, ranks.world, mirror=mirror)
+        mine = _predict(network.to(here.device), batches, here, bar, ranks.world, views)
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
@@ -125,7 +125,7 @@ def evaluate(
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
             about = {"weights": str(weights)} | _estimated(data, sets)
-            about |= {"views": "picture and mirror image, mean"} if mirror else {}
+            about |= {"views": str(views)} if views != PLAIN else {}
             print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
         except UserError as error:
             problem = str(error)
@@ -149,7 +149,7 @@ def _say(name: str, text: str) -> None:
 
 @torch.inference_mode()
 def _predict(
-    network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int, *, mirror: bool
+    network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int, views: Views
 ) -> "pa.Table":
     """Predictions and truth of this rank's samples."""
     import pyarrow as pa
@@ -159,7 +159,7 @@ def _predict(
     for batch in batches:
         batch = batch.to(here.device)
         with here.autocast():
-            estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), mirror=mirror)
+            estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), views)
         found.append(rows_of(batch, estimates))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})

@@ -102,6 +102,21 @@ def mirror_angles(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"
     return angles * angles.new_tensor((-1.0, 1.0, -1.0))
 
 
+def mean_rotation(angles: Float[Tensor, "*batch 3"], others: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Angles of the rotation nearest to two (chordal mean; Markley et al., "Averaging Quaternions", 2007).
+
+    Near a profile the three angles of one head may be far from those of its neighbour: their means are of no head.
+    NaN where an angle is not finite.
+    """
+    summed = rotation_from_euler(angles.float()) + rotation_from_euler(others.float())
+    finite = summed.isfinite().all(-1).all(-1)[..., None, None]
+    left, _, right = torch.linalg.svd(torch.where(finite, summed, torch.eye(3, device=summed.device)))
+    sign = torch.ones_like(summed[..., 0])
+    sign[..., 2] = torch.linalg.det(left @ right)
+    nearest = euler_from_rotation(left @ torch.diag_embed(sign) @ right)
+    return torch.where(finite[..., 0], nearest, torch.full_like(nearest, torch.nan))
+
+
 def project(
     points: Float[Tensor, "*batch points 3"], rotation: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch points 3"]:

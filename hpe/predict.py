@@ -43,6 +43,7 @@ from hpe.inputs import Input, PictureFile, ShardFile, Skipped, find_inputs, item
 from hpe.landmark_finder import Meshed
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
+from hpe.models.estimates import PLAIN, Views
 from hpe.predictions import BOX, Row, format_of, open_table, readings
 from hpe.predictor import Answerer, Answers, Predictor, open_predictor
 from hpe.progress import Bar, progress
@@ -73,7 +74,7 @@ def predict(
     weights: Path | None = None,
     crop: str | None = None,
     split: str | None = None,
-    mirror: bool = False,
+    views: Views = PLAIN,
 ) -> int:
     """Read every face of the inputs.
 
@@ -91,7 +92,7 @@ def predict(
         weights: an estimator's weights, in place of its YAML's.
         crop: rule for detected faces, in place of that of the network's training shards.
         split: only this split of folders that ``hpe pack`` wrote.
-        mirror: the mean over each face and its mirror image, of a run's network.
+        views: how each face is looked at, by a run's network.
 
     Returns:
         The exit code: 1 when an input could not be read (it is named).
@@ -104,8 +105,10 @@ def predict(
     choices = DETECTORS if landmarks is None else WHICH
     if faces != GIVEN and faces not in choices:
         raise UserError(f"--faces {faces}: expected {GIVEN}, {' or '.join(choices)} (with this network)")
-    if landmarks is not None and (weights or crop or mirror):
-        raise UserError(f"{network}: --weights, --crop and --mirror are not for landmark models; leave them out")
+    if landmarks is not None and (weights or crop or views != PLAIN):
+        raise UserError(
+            f"{network}: --weights, --crop, --flips and --centre are not for landmark models; leave them out"
+        )
     if crop is not None and faces == GIVEN:
         raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
     if out is not None:
@@ -126,7 +129,7 @@ def predict(
             meshed = stack.enter_context(closing(Meshed(landmarks, of_several, keep_pictures=keep)))  # pyright: ignore[reportArgumentType]
             finder, answerer = meshed, meshed
         else:
-            answerer = predictor = open_predictor(network, where, which=which, weights=weights, mirror=mirror)
+            answerer = predictor = open_predictor(network, where, which=which, weights=weights, views=views)
             if faces == GIVEN:
                 for told in (*whole_photos(found, predictor), *other_crops(found, predictor)):
                     print(f"predict: {told}", file=sys.stderr, flush=True)

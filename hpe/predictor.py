@@ -18,7 +18,7 @@ from hpe.errors import UserError
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.images import Picture, crop_resize, decode_rgb, to_grey
-from hpe.models.estimates import estimate
+from hpe.models.estimates import PLAIN, Views, estimate
 from hpe.models.multitask import MultiTask
 from hpe.ranks import precision_of
 from hpe.runs import CONFIG, crop_rules, load_run
@@ -93,11 +93,16 @@ class Predictor(Answerer, Protocol):
 
 
 def open_predictor(
-    path: Path, device: torch.device, *, which: str = "best", weights: Path | None = None, mirror: bool = False
+    path: Path,
+    device: torch.device,
+    *,
+    which: str = "best",
+    weights: Path | None = None,
+    views: Views = PLAIN,
 ) -> "RunPredictor | PosePredictor":
     """The network that a path names: a run folder, or what :func:`hpe.estimators.load.load_estimator` takes.
 
-    With ``mirror`` a run answers with the mean over each face and its mirror image.
+    ``views`` are for runs: how they look at each face.
 
     Raises:
         UserError: it is neither, or does not hold what it says.
@@ -105,9 +110,9 @@ def open_predictor(
     if (path / CONFIG).is_file():
         if weights is not None:
             raise UserError(f"--weights {weights}: a run has its own weights; choose among them with --which")
-        return RunPredictor(path, device, which, mirror=mirror)
-    if mirror:
-        raise UserError(f"{path}: --mirror is for run folders of hpe train")
+        return RunPredictor(path, device, which, views)
+    if views != PLAIN:
+        raise UserError(f"{path}: --flips and --centre are for run folders of hpe train")
     if path.is_dir():
         raise UserError(f"{path}: no {CONFIG} here; expected a run folder that `hpe train` wrote, or an estimator")
     return PosePredictor(load_estimator(path, Compute(device), weights=weights))
@@ -116,14 +121,14 @@ def open_predictor(
 class RunPredictor:
     """A run's network, in the precision that ``hpe evaluate`` uses."""
 
-    def __init__(self, run: Path, device: torch.device, which: str, *, mirror: bool = False) -> None:
+    def __init__(self, run: Path, device: torch.device, which: str, views: Views) -> None:
         network, config, _ = load_run(run, which)
         if network.takes_angles:
             raise UserError(f"{run}: this run reads angles (backbone angles), not pictures; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
         self.heads = config.model.heads.on
         self.crops = crop_rules(run)
-        self._grey, self._device, self._mirror = config.data.grey, device, mirror
+        self._grey, self._device, self._views = config.data.grey, device, views
         self._network: MultiTask = network.to(device)
 
     def whole(self, data: bytes) -> Face:
@@ -143,7 +148,7 @@ class RunPredictor:
         images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self._device)
         half = self._device.type == "cuda" and precision_of("auto") == "bf16"
         with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-            found = estimate(self._network, normalised(images), mirror=self._mirror)
+            found = estimate(self._network, normalised(images), self._views)
         angles = None if found.angles is None else _numpy(found.angles)
         deviations = None if found.deviations is None else _numpy(found.deviations)
         if angles is not None and deviations is None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from hpe.errors import UserError
 from hpe.evaluate import evaluate
 from hpe.geometry import euler_from_rotation, geodesic_degrees, rotation_from_euler
 from hpe.models.backbones import build_backbone
-from hpe.models.estimates import Estimates, estimate
+from hpe.models.estimates import Estimates, Views, estimate
 from hpe.models.multitask import MultiTask
 from hpe.stream import ShardSet
 from tests.test_evaluate import pack, said, untrained
@@ -34,8 +35,8 @@ def network(request: pytest.FixtureRequest) -> MultiTask:
 @torch.inference_mode()
 def test_with_the_mirror_image_a_flipped_picture_gets_flipped_estimates(network: MultiTask) -> None:
     pictures = torch.randn(6, 3, 32, 32)
-    upright = estimate(network, pictures, mirror=True)
-    flipped = estimate(network, pictures.flip(-1), mirror=True)
+    upright = estimate(network, pictures, Views(flips=True))
+    flipped = estimate(network, pictures.flip(-1), Views(flips=True))
     for mine, other in ((upright.angles, flipped.angles), (upright.direction_p, flipped.direction_p)):
         assert mine is not None
         assert other is not None
@@ -63,6 +64,25 @@ def test_one_view_is_what_the_network_says(network: MultiTask) -> None:
     assert (found.deviations is None) == (outputs["pose"].ndim == 2)
 
 
+def test_the_centre_is_what_pillow_cuts_and_resizes(network: MultiTask) -> None:
+    seen: list[torch.Tensor] = []
+    network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    y, x = np.mgrid[:32, :32] / 31
+    smooth = np.stack((x, y, x * y)).astype(np.float32)
+    estimate(network, torch.from_numpy(smooth)[None], Views(centre=0.75))
+    for channel, cut in zip(smooth, seen[0][0].numpy(), strict=True):
+        theirs = Image.fromarray(channel).resize((32, 32), Image.Resampling.BILINEAR, box=(4, 4, 28, 28))
+        np.testing.assert_allclose(cut, np.asarray(theirs), atol=2e-3)
+
+
+def test_a_network_without_numbers_has_no_mean_rotation() -> None:
+    broken = Estimates(angles=torch.tensor([[float("nan"), 0.0, 0.0], [10.0, 0.0, 0.0]]))
+    mean = broken.mean(broken).angles
+    assert mean is not None
+    assert mean[0].isnan().all()
+    torch.testing.assert_close(mean[1], torch.tensor([10.0, 0.0, 0.0]))
+
+
 @torch.inference_mode()
 def test_rotations_meet_halfway_also_near_a_profile() -> None:
     """Two estimates 8° from a profile on either side: their mean is nearer to both than they are to each other."""
@@ -88,7 +108,7 @@ def test_bins_meet_angle_by_angle_beyond_a_profile() -> None:
 def test_evaluate_and_predict_judge_both_views_where_asked(tmp_path: Path) -> None:
     run, shards = untrained(tmp_path / "run"), pack(tmp_path / "shards", said(), (6,))
     shares = {}
-    for name, options in (("plain", []), ("both", ["--mirror"])):
+    for name, options in (("plain", []), ("both", ["--flips", "--centre", "0.9"])):
         done = CliRunner().invoke(app, ["evaluate", str(run), str(shards), "--name", name, "--workers", "0", *options])
         assert done.exit_code == 0, done.output
         shares[name] = pq.read_table(run / "evaluate" / f"{name}.parquet")["emotion_p"].to_pylist()
@@ -108,5 +128,5 @@ def test_what_has_no_mirror_image_is_refused(tmp_path: Path) -> None:
     angles = tmp_path / "angles"
     untrained(angles, "model.backbone=angles", "model.heads={direction: {}}")
     shards = pack(tmp_path / "shards", said(), (6,))
-    with pytest.raises(UserError, match="--mirror is for networks of pictures"):
-        evaluate(angles, [ShardSet(str(shards), "test")], name="test", workers=0, mirror=True)
+    with pytest.raises(UserError, match="--flips and --centre are for networks of pictures"):
+        evaluate(angles, [ShardSet(str(shards), "test")], name="test", workers=0, views=Views(centre=0.9))

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.estimators.spec import InputSpec, OutputSpec, read_output
-from hpe.geometry import mirror_angles
+from hpe.geometry import mean_rotation, mirror_angles
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
@@ -69,7 +69,8 @@ class Estimator:
         images = images.to(self.device, non_blocking=True)
         one, other = self.predict(images), self.predict(images.flip(-1))
         mirrored = mirror_angles(other.angles)
-        mean = (one.angles + mirrored) / 2
+        by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins tell deviations, those of 6D none
+        mean = torch.where(by_rotation, mean_rotation(one.angles, mirrored), (one.angles + mirrored) / 2)
         spread = ((one.angles - mirrored) / 2).square()
         variance = (one.deviations.square() + other.deviations.square()) / 2 + spread
         return Poses(mean, variance.sqrt())

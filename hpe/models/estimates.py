@@ -1,12 +1,14 @@
-"""What a network says of faces in the units of their labels, from its raw outputs; of the mirror image, too."""
+"""What a network says of faces, in the units of their labels, from one view of each picture or several."""
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hpe.geometry import euler_from_rotation, mirror_angles, rotation_from_euler
+from hpe.geometry import mean_rotation, mirror_angles
 from hpe.labels import MIRRORED_DIRECTION
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 
@@ -62,22 +64,47 @@ class Estimates:
             mine, its = getattr(self, name), getattr(other, name)
             if mine is not None and its is not None:
                 turned = name == "angles" and self.deviations is None
-                halfway[name] = _mean_rotation(mine, its) if turned else (mine + its) / 2
+                halfway[name] = mean_rotation(mine, its) if turned else (mine + its) / 2
         return Estimates(**halfway)
 
 
-def _mean_rotation(angles: Float[Tensor, "batch 3"], others: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3"]:
-    """The rotation nearest to two (Markley et al., "Averaging Quaternions", 2007), as yaw, pitch, roll."""
-    summed = (rotation_from_euler(angles) + rotation_from_euler(others)).float()
-    left, _, right = torch.linalg.svd(summed)
-    sign = torch.ones_like(angles)
-    sign[:, 2] = torch.linalg.det(left @ right)
-    return euler_from_rotation(left @ torch.diag_embed(sign) @ right)
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How a picture is looked at where it is judged.
+
+    Attributes:
+        flips: also at its mirror image, and the mean of both counts.
+        centre: at its centre crop of this share of the side (timm's ``crop_pct``). Pictures of random crops show
+            larger faces than whole ones: what was learned from those is judged best so, too (Touvron et al.,
+            "Fixing the train-test resolution discrepancy", 2019).
+    """
+
+    flips: bool = False
+    centre: float = 1.0
+
+    def __str__(self) -> str:
+        told = [f"centre crop of {self.centre:g} of the side"] * (self.centre < 1) + [
+            "mean with the mirror image"
+        ] * self.flips
+        return ", ".join(told)
 
 
-def estimate(network: MultiTask, inputs: Tensor, *, mirror: bool = False) -> Estimates:
-    """A network's estimates; with ``mirror`` the mean of those for the pictures and for their mirror images."""
+PLAIN: Final = Views()
+
+
+def estimate(network: MultiTask, inputs: Tensor, views: Views = PLAIN) -> Estimates:
+    """A network's estimates for prepared pictures (or angles, which have no views)."""
+    if views.centre < 1:
+        inputs = _centred(inputs, views.centre)
     found = Estimates.of(network(inputs))
-    if mirror:
+    if views.flips:
         found = found.mean(Estimates.of(network(inputs.flip(-1))).mirrored())
     return found
+
+
+def _centred(images: Float[Tensor, "batch 3 side side"], share: float) -> Float[Tensor, "batch 3 side side"]:
+    """The middle of square pictures, bilinearly brought back to their size; channels-last."""
+    square = torch.diag(torch.tensor((share, share, 1.0), device=images.device))[:2].expand(len(images), 2, 3)
+    grid = F.affine_grid(square, list(images.shape), align_corners=False)
+    middle = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return middle.contiguous(memory_format=torch.channels_last)
