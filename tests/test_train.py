@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,7 +191,7 @@ def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_fir
         seen.append((self.training, inputs.shape[-1]))
         return original(self, inputs)
 
-    def worse_and_worse(self: HeadMetrics) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    def worse_and_worse(self: HeadMetrics) -> tuple[dict[str, float], Mapping[str, torch.Tensor]]:
         figures, confusions = told(self)
         return figures | {"emotion/accuracy": 1 / len(seen)}, confusions
 
