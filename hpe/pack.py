@@ -113,6 +113,8 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
                 print(shown(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)"))
                 return Manifest.load(out)
             return Packing(source, out, options, stated, workers).run()
+    except BrokenPipeError:  # `hpe pack … | head`: the shards are whole
+        raise
     except OSError as error:
         if error.errno in _FULL:
             made = len(list((out / JOURNAL).glob("*.tar.json")))

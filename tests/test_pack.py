@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -625,3 +627,16 @@ def test_options_of_few_values_are_listed_with_them():
     listed = CliRunner().invoke(app, ["pack", "list"]).output
     assert "ties=first|none" in listed
     assert "angles=degrees|radians" in listed
+
+
+def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hpe", "pack", "synthetic", str(tmp_path / "out"), "--size", "32"]
+    options = ["--option", "count=8", "--option", "people=4", "--option", "size=32", "--workers", "1"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        told = job.stderr.read()
+    assert "Traceback" not in told
+    assert "cannot be written" not in told
+    assert (tmp_path / "out" / "manifest.json").is_file()
