@@ -55,8 +55,6 @@ class Claims:
     def finish(self, item: int, problem: str | None = None) -> None:
         """Report an item as done, or as damaged with a problem that rank 0 shows."""
         self.store.set(f"done/{item}", problem or "")
-        if self.store.add(f"times/{item}", 1) == 1:  # a rank taken for dead may have come back
-            self.store.add("done", 1)
 
     def count(self, amount: int = 0) -> int:
         """Add to the job's count of images and return it, over all ranks."""
@@ -69,7 +67,8 @@ class Claims:
         """
         beats: dict[int, tuple[int, float]] = {}
         dead: set[int] = set()
-        while self.store.add("done", 0) < self.total and not self.stopped.is_set():
+        items = [f"done/{item}" for item in range(self.total)]
+        while items and not self.store.check(items) and not self.stopped.is_set():
             for rank in range(1, self.ranks.world):
                 beat, now = self.store.add(f"beat/{rank}", 0), time.monotonic()
                 if beats.get(rank, (-1, 0.0))[0] != beat:
@@ -81,9 +80,13 @@ class Claims:
             time.sleep(_POLL_SECONDS)
 
     def _left_by(self, rank: int) -> Iterator[int]:
-        for item in range(self.total):
-            owned = self.store.check([f"owner/{item}"]) and int(self.store.get(f"owner/{item}")) == rank
-            if owned and not self.store.check([f"done/{item}"]):
+        """What a dead rank had taken and not finished, and what nobody says to have taken: it may have died before.
+
+        An item that is done twice, because its rank lives after all, is done alike.
+        """
+        for item in range(min(self.store.add("next", 0), self.total)):
+            others = self.store.check([f"owner/{item}"]) and int(self.store.get(f"owner/{item}")) != rank
+            if not others and not self.store.check([f"done/{item}"]):
                 yield item
 
     def problems(self) -> dict[int, str]:
