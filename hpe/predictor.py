@@ -1,7 +1,7 @@
 """A network that answers what a face shows: a run of ``hpe train``, or a head-pose estimator."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -149,22 +149,15 @@ class RunPredictor:
         half = self._device.type == "cuda" and precision_of("auto") == "bf16"
         with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
             found = estimate(self._network, normalised(images), self._views)
-        angles = None if found.angles is None else _numpy(found.angles)
-        deviations = None if found.deviations is None else _numpy(found.deviations)
-        if angles is not None and deviations is None:
-            deviations = np.full_like(angles, np.nan)
-        directions = None if found.direction_p is None else _numpy(found.direction_p)
-        direction = None if directions is None else _chosen(directions)
-        if direction is None and angles is not None and deviations is not None:
-            direction = OURS(angles, deviations)
-        return Answers(
-            None if found.emotion_p is None else _numpy(found.emotion_p),
-            directions,
-            direction,
-            angles,
-            deviations,
-            None if found.affect is None else _numpy(found.affect),
-        )
+        said = {one.name: _numpy(told) for one in fields(found) if (told := getattr(found, one.name)) is not None}
+        if "angles" in said:
+            said.setdefault("deviations", np.full_like(said["angles"], np.nan))
+        direction = None
+        if "direction_p" in said:
+            direction = _chosen(said["direction_p"])
+        elif "angles" in said:
+            direction = OURS(said["angles"], said["deviations"])
+        return Answers(direction=direction, **said)
 
 
 class PosePredictor:
