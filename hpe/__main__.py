@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import time
+from typing import NoReturn
 
 from hpe.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
 
@@ -71,12 +72,20 @@ def _leave(message: str) -> None:
     sys.exit(EXIT_USAGE)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
-    try:
-        from hpe.ranks import from_parent
+    from hpe.ranks import from_parent, leave
 
-        from_parent()  # before the seconds of imports in which a launcher may be killed
+    from_parent()  # before the seconds of imports in which a launcher may be killed
+    try:
+        _run()
+    except SystemExit as end:
+        leave(end.code)
+    leave(0)
+
+
+def _run() -> None:
+    try:
         from hpe.cli import app
 
         app()

@@ -34,7 +34,7 @@ try:
     value = torch.tensor([float(rank + 1)], device=device)
     dist.all_reduce(value)
     assert value.item() == 3.0, f"1 + 2 gave {value.item()}"
-    dist.destroy_process_group()
+    os._exit(0)  # neither destroys the group nor takes Python apart: see hpe.ranks.leave
 except Exception as error:
     sys.exit("reason: " + " ".join(str(error).split()))
 """

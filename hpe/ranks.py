@@ -5,6 +5,7 @@ Accelerate's launcher), under ``accelerate launch -m hpe train``, ``torchrun -m 
 train`` with one task a GPU. All of them end up as the variables RANK, WORLD_SIZE, LOCAL_RANK.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from hpe.errors import EXIT_AGAIN, UserError
 
@@ -185,6 +186,25 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def leave(code: int | str | None) -> NoReturn:
+    """End this process as ``sys.exit`` does; a member of a process group does so without taking Python apart.
+
+    A thread of gloo may let go of the last collective's tensor a moment after its result is there. Met by a Python
+    that is being taken apart it aborts the process (exit code -6 of a job that is done), and destroying the group
+    first can wait for that thread for ever, which waits for Python (pytorch/pytorch, pull request 179291).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        sys.exit(code)
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()  # as multiprocessing ends its processes
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1 if isinstance(code, str) else code or 0)
 
 
 def launched() -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hpe import runs
+from hpe.ranks import leave
 from hpe.train import train
 from tests import made
 
@@ -25,4 +26,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     runs.build_backbone = plain_backbone
     folder, run, *overrides = sys.argv[1:]
-    sys.exit(train(made.config(Path(folder), Path(run), *overrides)))
+    leave(train(made.config(Path(folder), Path(run), *overrides)))

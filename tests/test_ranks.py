@@ -218,3 +218,28 @@ def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
         "main()\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
+@pytest.mark.parametrize(("grouped", "code", "seen"), [(True, "75", 75), (True, "None", 0), (False, "75", 75)])
+def test_a_member_of_a_group_leaves_without_taking_python_apart(
+    tmp_path: Path, grouped: bool, code: str, seen: int
+) -> None:
+    script = f"""
+import atexit, os
+import torch.distributed as dist
+from hpe.ranks import leave
+
+class Last:
+    def __del__(self, write=os.write):
+        write(2, b"apart")
+
+last = Last()
+atexit.register(print, "at exit")
+if {grouped}:
+    dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
+print("said", end=" ")
+leave({code})
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (seen, "said at exit\n")
+    assert ("apart" in done.stderr) is not grouped

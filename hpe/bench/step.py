@@ -30,7 +30,7 @@ from hpe.learner import Learner
 from hpe.log import Log
 from hpe.losses import geodesic_loss, hopenet_loss
 from hpe.models.multitask import Outputs
-from hpe.ranks import Ranks, Signals, cuda
+from hpe.ranks import Ranks, Signals, cuda, leave
 from hpe.runs import State, find_checkpoint
 from hpe.stream import Damage, Loaded, Loader
 
@@ -336,4 +336,4 @@ def _reduce(rank: int, ranks: int, meet: str, size: int, answer: Connection) -> 
         taken.append(time.perf_counter() - start)
     if rank == 0:
         answer.send(statistics.median(taken[_WARM_UP:]))
-    dist.destroy_process_group()
+    leave(0)
