@@ -117,6 +117,18 @@ def mean_rotation(angles: Float[Tensor, "*batch 3"], others: Float[Tensor, "*bat
     return torch.where(finite[..., 0], nearest, torch.full_like(nearest, torch.nan))
 
 
+def mixed_deviations(
+    angles: Float[Tensor, "*batch 3"],
+    deviations: Float[Tensor, "*batch 3"],
+    others: Float[Tensor, "*batch 3"],
+    their_deviations: Float[Tensor, "*batch 3"],
+) -> Float[Tensor, "*batch 3"]:
+    """Standard deviations of two readings of one head mixed evenly: the means of their variances and of what they
+    differ by (law of total variance)."""
+    spread = ((angles - others) / 2).square()
+    return ((deviations.square() + their_deviations.square()) / 2 + spread).sqrt()
+
+
 def project(
     points: Float[Tensor, "*batch points 3"], rotation: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch points 3"]:

@@ -132,3 +132,11 @@ def test_projection_is_that_of_aflw2000s_points(shared: Path) -> None:
     right = spread(rotation.swapaxes(1, 2))
     assert right < 0.1
     assert spread(rotation) > 3 * right
+
+
+def test_two_readings_mixed_spread_like_draws_of_both() -> None:
+    one, other = (10.0, 2.0), (13.0, 5.0)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([rng.normal(mean, deviation, 200_000) for mean, deviation in (one, other)])
+    told = geometry.mixed_deviations(*(torch.full((1, 3), value) for value in (*one, *other)))
+    np.testing.assert_allclose(told, drawn.std(), rtol=0.01)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.estimators.spec import InputSpec, OutputSpec, read_output
-from hpe.geometry import mean_rotation, mirror_angles
+from hpe.geometry import mean_rotation, mirror_angles, mixed_deviations
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
@@ -71,9 +71,7 @@ class Estimator:
         mirrored = mirror_angles(other.angles)
         by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins tell deviations, those of 6D none
         mean = torch.where(by_rotation, mean_rotation(one.angles, mirrored), (one.angles + mirrored) / 2)
-        spread = ((one.angles - mirrored) / 2).square()
-        variance = (one.deviations.square() + other.deviations.square()) / 2 + spread
-        return Poses(mean, variance.sqrt())
+        return Poses(mean, mixed_deviations(one.angles, one.deviations, mirrored, other.deviations))
 
     def normalise(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """``(value / 255 - mean) / std`` in the network's order of colours and memory layout."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hpe.geometry import mean_rotation, mirror_angles
+from hpe.geometry import mean_rotation, mirror_angles, mixed_deviations
 from hpe.labels import MIRRORED_DIRECTION
 from hpe.models.multitask import MultiTask, Outputs, angles_of, bins_deviation
 
@@ -57,14 +57,18 @@ class Estimates:
 
         Angles that are read one by one, from bins, meet one by one; those of a rotation (which tell no
         deviations) meet as rotations, for near a profile the three of one head may be far from the three of its
-        neighbour.
+        neighbour. Where the two differ, deviations grow.
         """
         halfway = {}
         for name in (field.name for field in fields(self)):
             mine, its = getattr(self, name), getattr(other, name)
             if mine is not None and its is not None:
-                turned = name == "angles" and self.deviations is None
-                halfway[name] = mean_rotation(mine, its) if turned else (mine + its) / 2
+                halfway[name] = (mine + its) / 2
+        if self.angles is not None and other.angles is not None:
+            if self.deviations is None or other.deviations is None:
+                halfway["angles"] = mean_rotation(self.angles, other.angles)
+            else:
+                halfway["deviations"] = mixed_deviations(self.angles, self.deviations, other.angles, other.deviations)
         return Estimates(**halfway)
 
 
