@@ -1,5 +1,6 @@
 """What a training job stands on: its folder, its streams, its network, each checked before the first step."""
 
+import copy
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
@@ -152,6 +153,8 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             for name in freeze(network, config.model.freeze)
         ]
         problems += _sizes_refused(network, config)
+        if config.train.batch != "auto" and not problems:
+            problems += _pieces_refused(network, config, config.train.batch // ranks.world)
     if problems or network is None:
         raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
     if network.takes_angles:
@@ -232,6 +235,22 @@ def _sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
             problems.append(f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why})")
     network.train()
     return problems
+
+
+@torch.no_grad()
+def _pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
+    """What speaks against learning from a rank's share of a batch in pieces, where some are of a single picture."""
+    piece = share // -(-share // (config.train.micro_batch or share))
+    if piece > 1 or network.takes_angles:
+        return []
+    size = config.train.small_size or config.data.size
+    try:
+        copy.deepcopy(network).train()(torch.zeros(1, 3, size, size))
+    except ValueError as error:  # a batch norm of one value
+        name = "train.batch" if config.train.micro_batch is None else "train.micro_batch"
+        told = f"{config.model.backbone} cannot learn from one picture of {size} pixels at a time"
+        return [f"{name}: {told} ({str(error).partition(':')[0].lower()}); give every rank two or more"]
+    return []
 
 
 def _lack(stream: Stream, head: str, split: str) -> str:

@@ -231,6 +231,10 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
         "train.small_size: the backbone angles reads no pictures",
     ),
     (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not take pictures of 16 pixels"),
+    (
+        ("model.backbone=resnet18", "data.size=32", "train.micro_batch=1"),
+        "train.micro_batch: resnet18 cannot learn from one picture of 32 pixels at a time",
+    ),
     (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
