@@ -96,7 +96,7 @@ def pack(
     if source == "list" and not paths:
         print(list_readers())
         return
-    pack_source(
+    manifest = pack_source(
         source, paths or [], option or [], workers,
         Options(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
@@ -104,9 +104,13 @@ def pack(
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])
+    if "train" in manifest.splits:
+        then = f"hpe train CONFIG --set data.train.0.shards={out} --set data.val.0.shards={out}"
+    else:
+        then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
         f"\nWritten to {out}; look at {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR for angles, "
-        f"or hpe train CONFIG --set data.train.0.shards={out} --set data.val.0.shards={out}"
+        f"or {then}"
     )
 
 

@@ -640,3 +640,17 @@ def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) 
     assert "Traceback" not in told
     assert "cannot be written" not in told
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("split", "told"), [("train", "hpe train CONFIG"), ("test", "hpe evaluate RUN")])
+def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path, split: str, told: str) -> None:
+    faces = tmp_path / "photos" / "happy"
+    faces.mkdir(parents=True)
+    for i in range(4):
+        (faces / f"{i}.jpg").write_bytes(encoded(picture(i)))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / f"{split}.txt").write_text("".join(f"happy/{i}.jpg\n" for i in range(4)))
+    options = ["--splits", str(tmp_path / "lists"), "--size", "32", "--workers", "1"]
+    done = CliRunner().invoke(app, ["pack", "folders", str(tmp_path / "photos"), str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    assert told in done.output.replace("\n", " ").rpartition("Next:")[2]
