@@ -67,10 +67,10 @@ def pack(
     grey: Annotated[bool, typer.Option("--grey/--colour", help="One channel, as in the thesis, or three.")] = False,
     quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 95,
     splits: Annotated[
-        Path | None, typer.Option(help="Folder of train.txt, val.txt, test.txt: one key or path a line.")
-    ] = None,
-    val_share: Annotated[float, typer.Option(help="Share for val, where the dataset names none.")] = 0.1,
-    test_share: Annotated[float, typer.Option(help="Share for test, where the dataset names no splits.")] = 0.1,
+        str, typer.Option(help="own, drawn (anew), or a folder of train.txt, val.txt, test.txt: a key or path a line.")
+    ] = "own",
+    val_share: Annotated[float | None, typer.Option(help="Share for val, where it is drawn; default: 0.1.")] = None,
+    test_share: Annotated[float | None, typer.Option(help="Share for test, where it is drawn; default: 0.1.")] = None,
     drop_duplicates: Annotated[
         str, typer.Option(help="none (copies are only reported), exact, or near (a second reading of all pictures).")
     ] = "none",
@@ -100,7 +100,8 @@ def pack(
         source, paths or [], option or [], workers,
         Options(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
-            val_share=val_share, test_share=test_share, lists=splits, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
+            splits=splits if splits in ("own", "drawn") else Path(splits),  # pyright: ignore[reportArgumentType]
+            val_share=val_share, test_share=test_share, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])

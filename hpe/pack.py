@@ -101,13 +101,14 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
         SystemExit: stopped by a signal (75); the same command goes on.
     """
     options.check()
+    options.check_shares(source.name, source.splits)
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise UserError(f"--workers {workers}: expected 1 or more")
     try:
         stated = _stated(source, options, label)
-        if options.lists is not None:
-            splits.Lists(options.lists)
+        if isinstance(options.splits, Path):
+            splits.Lists(options.splits)
         with _opened(out, stated):
             if (out / MANIFEST).is_file():
                 print(shown(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)"))
@@ -133,7 +134,8 @@ def _stated(source: Source, options: Options, label: str) -> dict[str, Any]:
     if crop != "keep":
         crop = str(CropRule.parse(crop))
     stated = asdict(options) | {"crop": crop, "source": source.name, "variant": source.variant, "raw": label}
-    stated["lists"] = None if options.lists is None else _digest_of_lists(options.lists)
+    if isinstance(options.splits, Path):
+        stated["splits"] = f"lists {_digest_of_lists(options.splits)}"
     if crop == "keep":
         for name in ("size", "grey", "quality"):
             del stated[name]

@@ -35,6 +35,7 @@ _FEWEST_SAMPLES: Final = 128
 """A small split is cut into shards of no fewer, so that several processes have something to do."""
 _RANK: Final = {"test": 0, "val": 1, "train": 2}
 _LARGEST_SIDE: Final = 4096
+_DRAWN_SHARE: Final = 0.1
 _FEW_STRANGERS: Final = 20
 _SHARE_OF_STRANGERS: Final = 0.2
 
@@ -49,8 +50,9 @@ class Options:
         size: side of the stored pictures in pixels.
         grey: store one channel.
         quality: of the JPEGs, 1..100.
-        val_share, test_share: of the samples, where the dataset leaves the splits open.
-        lists: folder of ``train.txt``, ``val.txt``, ``test.txt``, instead of any other split.
+        splits: the dataset's ``own``, or all ``drawn`` anew whatever it names, or a folder of ``train.txt``,
+            ``val.txt``, ``test.txt``.
+        val_share, test_share: of the samples, of splits that are drawn (a tenth when None).
         detector: mtcnn or hog, for crop rules that start from the detector's box.
         drop: leave out copies: none, those of the same bytes, or near ones too.
     """
@@ -61,9 +63,9 @@ class Options:
     quality: int = 95
     samples_per_shard: int = 1000
     seed: int = 0
-    val_share: float = 0.1
-    test_share: float = 0.1
-    lists: Path | None = None
+    splits: Path | Literal["own", "drawn"] = "own"
+    val_share: float | None = None
+    test_share: float | None = None
     detector: str = "mtcnn"
     drop: Drop = "none"
 
@@ -79,15 +81,41 @@ class Options:
             raise UserError(f"--size {self.size}: expected 8 to {_LARGEST_SIDE} pixels")
         if self.samples_per_shard < 1:
             raise UserError(f"--samples-per-shard {self.samples_per_shard}: expected 1 or more")
-        if not (self.val_share >= 0 and self.test_share >= 0 and self.val_share + self.test_share < 1):
+        val, test = self.shares
+        if not (val >= 0 and test >= 0 and val + test < 1):
             raise UserError(
-                f"--val-share {self.val_share:g}, --test-share {self.test_share:g}: expected two shares of 0 "
+                f"--val-share {val:g}, --test-share {test:g}: expected two shares of 0 "
                 "or more that leave something to train on, such as 0.1 and 0.1"
             )
         if self.drop not in get_args(Drop):
             raise UserError(f"--drop-duplicates {self.drop!r}: expected {', '.join(get_args(Drop))}")
         if self.crop == "keep" and self.grey:
             raise UserError("--grey with --crop keep: original bytes stay as they are; use --crop none, or no --grey")
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The shares of val and test that are drawn, where they are."""
+        return (
+            _DRAWN_SHARE if self.val_share is None else self.val_share,
+            _DRAWN_SHARE if self.test_share is None else self.test_share,
+        )
+
+    def check_shares(self, dataset: str, named: Sequence[str]) -> None:
+        """Refuse a share of a split that is not drawn.
+
+        Raises:
+            UserError: it was asked for, and the dataset or the lists say which samples those are.
+        """
+        if self.splits == "drawn" or (self.splits == "own" and not named):
+            return
+        for split, share in (("val", self.val_share), ("test", self.test_share)):
+            if share and isinstance(self.splits, Path):
+                raise UserError(f"--{split}-share: the lists in {self.splits} say who is in {split}; leave it out")
+            if share and (split in named or split == "test"):
+                raise UserError(
+                    f"--{split}-share: {dataset} names its own splits ({', '.join(named)}); leave it out, or draw all "
+                    "anew with --splits drawn"
+                )
 
 
 class _Spool:
@@ -138,7 +166,7 @@ class Packing:
         self.source, self.out, self.options = source, out, options
         self.stated, self._processes = stated, workers
         self.keep = stated["crop"] == "keep"
-        self.notes = list(source.notes)
+        self.notes = [*source.notes, *(source.splits_notes if options.splits == "own" else ())]
 
     def run(self) -> Manifest:
         from hpe.shardjob import Recipe
@@ -227,27 +255,21 @@ class Packing:
 
     def _split(self, rows: _Rows) -> list[str | None]:
         options = self.options
-        if options.lists is not None:
-            lists = splits.Lists(options.lists)
+        if isinstance(options.splits, Path):
+            lists = splits.Lists(options.splits)
             found: list[str | None] = lists.assign(rows.rows)
-            self.how = f"splits: by the lists in {options.lists.name}/"
+            self.how = f"splits: by the lists in {options.splits.name}/"
         else:
-            found = [
-                *splits.draw(
-                    rows.rows,
-                    seed=options.seed,
-                    val_share=options.val_share,
-                    test_share=options.test_share,
-                    official=self.source.splits,
-                )
-            ]
-            official = ", ".join(self.source.splits)
+            own = self.source.splits if options.splits == "own" else ()
+            val, test = options.shares
+            found = [*splits.draw(rows.rows, seed=options.seed, val_share=val, test_share=test, official=own)]
+            official = ", ".join(own)
             if not official:
                 grouped = any(row.subject is not None for row in rows.rows)
                 labelled = any(row.emotion is not None for row in rows.rows)
                 how = [f"drawn with seed {options.seed}", *["by subject"] * grouped]
                 self.how = "splits: " + ", ".join([*how, *["stratified by emotion"] * labelled])
-            elif set(found) <= set(self.source.splits):
+            elif set(found) <= set(own):
                 self.how = f"splits: the dataset's own ({official})"
             else:
                 self.how = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"

@@ -40,16 +40,16 @@ def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float,
     none of the splits that are asked for stays empty; of ten or more, each gets at least two.
 
     Args:
-        official: the splits that the dataset names. () draws all three; with train and test, val is cut from
+        official: the splits of the dataset that count. () draws all three; with train and test, val is cut from
             train; with val or all three, nothing is drawn.
     """
-    if official and ("val" in official or not val_share):
-        return [row.split or "train" for row in rows]
-    if official:
-        test_share = 0.0
-    free = [i for i, row in enumerate(rows) if not official or row.split == "train"]
-    drawn = _draw([rows[i] for i in free], seed, val_share, test_share)
+    if not official:
+        return _draw(rows, seed, val_share, test_share)
     split = [row.split or "train" for row in rows]
+    if "val" in official or not val_share:
+        return split
+    free = [i for i, row in enumerate(rows) if row.split == "train"]
+    drawn = _draw([rows[i] for i in free], seed, val_share, 0.0)
     for i, name in zip(free, drawn, strict=True):
         split[i] = name
     return split

@@ -428,7 +428,7 @@ def test_the_stored_split_is_the_shards_and_nobody_is_in_two(tmp_path):
 def test_lists_are_followed_and_the_rest_is_quarantined(tmp_path):
     (tmp_path / "train.txt").write_text("k0000\nraw/1.jpg\n")
     (tmp_path / "test.txt").write_text("2.jpg\n")
-    packed(tmp_path / "out", [row(i) for i in range(5)], replace(SMALL, lists=tmp_path))
+    packed(tmp_path / "out", [row(i) for i in range(5)], replace(SMALL, splits=tmp_path))
     assert {key: sample.record.split for key, sample in samples(tmp_path / "out").items()} == {
         "k0000": "train", "k0001": "train", "k0002": "test",
     }  # fmt: skip
@@ -562,7 +562,7 @@ def test_the_readers_are_listed_with_their_options():
 
 def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_path):
     out, rows = tmp_path / "out", [row(i) for i in range(12)]
-    for options in (replace(SMALL, lists=tmp_path / "nosuch"), replace(SMALL, crop="square-1.0@box")):
+    for options in (replace(SMALL, splits=tmp_path / "nosuch"), replace(SMALL, crop="square-1.0@box")):
         with pytest.raises(UserError, match=r"no lists there|none of 12 rows of made says a box"):
             packed(out, rows, options)
         assert not out.exists()

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hpe.cli import app
+from hpe.errors import UserError
 from hpe.shards import Manifest, read_samples
 from hpe.verify import verify
 
@@ -208,3 +209,23 @@ def test_the_thesis_folders_joined_with_its_tables(tmp_path: Path) -> None:
     records = [sample.record for path in out.glob("train*.tar") for sample in read_samples(path)]
     (turned,) = (record for record in records if record.source == "Neutral/00.jpg")
     assert (turned.yaw, turned.pitch, turned.roll, turned.direction) == (40.0, 1.5, 2.0, 1)
+
+
+def test_splits_drawn_anew_leave_the_official_ones_and_a_share_of_those_is_refused(tmp_path: Path) -> None:
+    for number in range(12):
+        folder = "train_set" if number < 8 else "val_set"
+        picture(tmp_path / "raw" / folder / "images" / f"{number}.jpg", number)
+        notes = tmp_path / "raw" / folder / "annotations"
+        notes.mkdir(exist_ok=True)
+        np.save(notes / f"{number}_exp.npy", np.array(str(number % 2)))
+    options = ("--val-share", "0.25", "--test-share", "0.25")
+    refused = CliRunner().invoke(app, ["pack", "affectnet-2021", str(tmp_path / "raw"), str(tmp_path / "x"), *options])
+    assert isinstance(refused.exception, UserError)
+    assert "--test-share: affectnet-2021 names its own splits (train, test)" in str(refused.exception)
+    assert "--splits drawn" in str(refused.exception)
+    assert not (tmp_path / "x").exists()
+    manifest, _, told = packed("affectnet-2021", tmp_path / "raw", tmp_path / "out", "--splits", "drawn", *options)
+    assert {split: sum(s.samples for s in manifest.shards if s.split == split) for split in manifest.splits} == {
+        "train": 6, "val": 4, "test": 2,
+    }  # fmt: skip
+    assert "official validation set is the split" not in told + (tmp_path / "out" / "summary.md").read_text()

@@ -135,7 +135,7 @@ def open_2017(folder: Path) -> Source:
         default_crop="square-1.2@box",
         splits=tuple(dict.fromkeys(_TABLES[t.name] for t in tables)),
         rows=rows,
-        notes=(OFFICIAL_VALIDATION,),
+        splits_notes=(OFFICIAL_VALIDATION,),
     )
 
 
@@ -258,7 +258,7 @@ def open_2021(folder: Path) -> Source:
         default_crop="none",
         splits=tuple(_SETS[s.name] for s in found),
         rows=rows,
-        notes=(OFFICIAL_VALIDATION,),
+        splits_notes=(OFFICIAL_VALIDATION,),
     )
 
 

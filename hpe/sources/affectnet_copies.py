@@ -82,7 +82,7 @@ def open_yolo(folder: Path) -> Source:
         default_crop="none",
         splits=tuple(dict.fromkeys(SPLIT_WORDS[p.name.lower()] for p in parts)),
         rows=rows,
-        notes=("the copy's own splits, not AffectNet's",),
+        splits_notes=("the copy's own splits, not AffectNet's",),
     )
 
 

@@ -124,6 +124,7 @@ class Source:
             a file for each picture, rows are :class:`Unread`.
         total: how many rows there will be, where that is known at once.
         notes: decisions that a reader of the manifest must know.
+        splits_notes: those that hold where its own splits count.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Source:
     rows: Callable[[], Iterator[Raw | Reject | Unread]] = field(repr=False)
     total: int | None = None
     notes: tuple[str, ...] = ()
+    splits_notes: tuple[str, ...] = ()
 
     def read(self) -> Iterator[Raw | Reject]:
         """Every row, lazily, in a fixed order, labels read; keys are unique."""

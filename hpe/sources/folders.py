@@ -128,7 +128,7 @@ def open_affectnet_folders(folder: Path) -> Source:
         default_crop="none",
         splits=splits_of(classes),
         rows=rows,
-        notes=notes,
+        splits_notes=notes,
     )
 
 
