@@ -157,6 +157,12 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             problems += _pieces_refused(network, config, config.train.batch // ranks.world)
     if problems or network is None:
         raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
+    if ranks.main and streams["train"].reading.labels.needs_pose:
+        for split in ("train", "val"):
+            for number, one in enumerate(getattr(config.data, split)):
+                if one.pose is None:
+                    told = "no pose tables are named (pose:), its angles and directions are those of its records"
+                    print(f"{run}: data.{split}.{number}: {told}", file=sys.stderr, flush=True)
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}

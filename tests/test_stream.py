@@ -599,6 +599,26 @@ def test_angles_and_directions_are_joined_from_pose_tables(made: Made, tmp_path:
     assert record.angles[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
+def test_a_dataset_without_pose_tables_keeps_its_own_angles_beside_one_that_has_them(
+    made: Made, tmp_path: Path
+) -> None:
+    pose_tables(made, tmp_path / "pose")
+    sets = ShardSet(str(made.folder), pose=str(tmp_path / "pose")), ShardSet(str(made.folder))
+    labels = LabelSource("pose", "ours")
+    yaws = [made_of.tolist() for made_of in _first_yaws(stream(*sets, labels=labels), len(made.keys), 7)]
+    assert yaws == [[11.0, 12.0, 13.0, 14.0, 15.0, 16.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+    with pytest.raises(UserError, match="pose tables are asked for, but no folder of them is named"):
+        stream(sets[1], labels=labels)
+
+
+def _first_yaws(both: Stream, samples: int, rows: int) -> list[torch.Tensor]:
+    """Of each of two datasets of so many samples: the yaws of the first rows that have them."""
+    batches = [loaded.batch for loaded in both.once(batch=rows)]
+    angles = torch.cat([batch.angles for batch in batches])
+    mask = torch.cat([batch.angles_mask for batch in batches])
+    return [angles[start : start + rows, 0][mask[start : start + rows]] for start in (0, samples)]
+
+
 def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_path: Path) -> None:
     labels = LabelSource("pose")
 

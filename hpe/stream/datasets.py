@@ -76,11 +76,10 @@ class Stream:
 
     def _problems(self) -> list[str]:
         problems = []
+        if self.reading.labels.needs_pose and not any(shard.pose for shards in self.sets for shard in shards):
+            names = ", ".join(shard.url for shard in self.sets[0][:2]) + (" …" if len(self.sets[0]) > 2 else "")
+            problems.append(f"{names}: pose tables are asked for, but no folder of them is named")
         for shards in self.sets:
-            # A folder of tables is named for all shards of a dataset.
-            if self.reading.labels.needs_pose and all(shard.pose is None for shard in shards):
-                names = ", ".join(shard.url for shard in shards[:2]) + (" …" if len(shards) > 2 else "")
-                problems.append(f"{names}: pose tables are asked for, but no folder of them is named")
             for shard in shards:
                 if not shard.remote and not Path(shard.url).is_file():
                     problems.append(f"{shard.url}: there is no such file; expected a regular file")

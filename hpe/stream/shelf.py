@@ -39,6 +39,8 @@ _NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
 class LabelSource:
     """Where labels come from that a record and a pose table may both hold.
 
+    A dataset that names no pose tables keeps what its records say: measured angles go with estimated ones.
+
     Attributes:
         angles: ``record`` or ``pose``.
         direction: ``record``, or a direction rule of the pose tables, such as ``ours``.
@@ -121,9 +123,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
     """
     state = os.fstat(file)
     said: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
-    if labels.needs_pose:
-        if shard.pose is None:
-            raise UserError(f"{shard.name}: pose tables are asked for, but no folder of them is named")
+    if labels.needs_pose and shard.pose is not None:
         try:
             pose = shard.pose.stat()
         except OSError as error:
@@ -190,9 +190,8 @@ def label_row(record: bytes) -> list[float]:
 
 
 def _joined(table: ShardTable, shard: Shard, labels: LabelSource) -> ShardTable:
-    if not labels.needs_pose:
+    if not labels.needs_pose or shard.pose is None:
         return table
-    assert shard.pose is not None
     angles, direction = read_labels(shard.pose, table.keys, rule=labels.rule)
     if labels.angles == "pose":
         table.labels[:, _ANGLES] = angles
