@@ -28,7 +28,7 @@ OURS: Final = "ours"
 _WORK: Final = ".balance"
 """Folder of a job that is not finished: what lies beside it was written by `hpe balance`."""
 _WRITTEN: Final = re.compile(
-    r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+\.part)?"
+    r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
 )
 _MOST_DIGITS: Final = 9
 _MOST_NAMED: Final = 6

@@ -294,7 +294,9 @@ def evaluate(
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="Split, where SHARDS is a folder.")] = "test",
     pose: Annotated[Path | None, typer.Option(help="Pose tables, for angles and directions.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the result; default: the split (with -views).")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the result; default: the split (with -flips, -centre0.9).")
+    ] = None,
     which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a batch over all processes.")] = 256,
     workers: Annotated[
@@ -318,7 +320,7 @@ def evaluate(
     plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
     views = Views(flips, centre)
     usual = (split if folder and split else plain.strip("_.")) or "evaluate"
-    called = name or (f"{usual}-views" if str(views) else usual)
+    called = name or f"{usual}{'-flips' * flips}{f'-centre{centre:g}' if centre < 1 else ''}"
     code = module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, views=views)
     raise typer.Exit(code)
 

@@ -235,7 +235,10 @@ FREE: Final = (
     "train.checkpoint_steps",
     "train.micro_batch",
 )
-"""Settings that may change between two starts of one run: they do not change what is learned."""
+"""Settings that may change between two starts of one run: they do not change what is learned.
+
+A micro-batch does change what batch norms and dropout see, but must follow the memory of the machine that goes on.
+"""
 
 
 def differences(before: Section, after: Section) -> list[str]:

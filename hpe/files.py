@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -63,9 +64,8 @@ def refuse_unwritable(path: Path, told: str) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{told}: {path} is a folder; expected a file's name")
-        with aside(path.with_name(f"{path.name}.trial")) as part:
-            part.touch()
-        path.with_name(f"{path.name}.trial").unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-"):
+            pass
     except OSError as error:
         raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
 
@@ -93,7 +93,8 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Containers on several nodes often have the same process numbers.
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         yield part
         part.replace(path)

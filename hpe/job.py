@@ -21,7 +21,7 @@ from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
 from hpe.metrics import FIGURES
 from hpe.models.multitask import MultiTask
-from hpe.optim import freeze
+from hpe.optim import freeze, frozen_norms
 from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
@@ -69,7 +69,7 @@ class Job:
     @property
     def total_samples(self) -> int:
         """Samples that the run sees in all: its epochs, rounded up to whole batches, of which there is one or more."""
-        return -(-max(1, round(self.config.train.epochs * self.epoch_samples)) // self.batch) * self.batch
+        return _steps(self.config, self.epoch_samples) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
         """This rank's training batches from a position on."""
@@ -173,6 +173,8 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         if ranks.main:
             print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
         config = _with_batch(config, found)
+    if problem := _all_small(config, streams["train"].samples):
+        raise UserError(problem)
     with _folder(run, config, ranks) as resume:
         damage = Damages(f"{run}: rank {ranks.rank}")
         yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], resume, damage)
@@ -247,16 +249,38 @@ def _sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
 def _pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
     """What speaks against learning from a rank's share of a batch in pieces, where some are of a single picture."""
     piece = share // -(-share // (config.train.micro_batch or share))
-    if piece > 1 or network.takes_angles:
+    if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
         return []
     size = config.train.small_size or config.data.size
+    trial = copy.deepcopy(network).train()
+    for norm in frozen_norms(trial):
+        norm.eval()
     try:
-        copy.deepcopy(network).train()(torch.zeros(1, 3, size, size))
+        trial(torch.zeros(1, 3, size, size))
     except ValueError as error:  # a batch norm of one value
         name = "train.batch" if config.train.micro_batch is None else "train.micro_batch"
         told = f"{config.model.backbone} cannot learn from one picture of {size} pixels at a time"
         return [f"{name}: {told} ({str(error).partition(':')[0].lower()}); give every rank two or more"]
     return []
+
+
+def _steps(config: RunConfig, samples: int) -> int:
+    """Steps of a run on so many samples: one or more."""
+    assert isinstance(config.train.batch, int)  # `auto` was found before
+    return -(-max(1, round(config.train.epochs * samples)) // config.train.batch)
+
+
+def _all_small(config: RunConfig, samples: int) -> str | None:
+    """What speaks against small pictures first: with few steps even the last may learn from them."""
+    settings = config.train
+    assert isinstance(settings.batch, int)
+    steps = _steps(config, samples)
+    if settings.small_size and (steps - 1) * settings.batch < settings.small_epochs * samples:
+        return (
+            f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs are all {steps:,} steps; "
+            f"none is left for pictures of {config.data.size} pixels: lower it, or train.batch"
+        )
+    return None
 
 
 def _lack(stream: Stream, head: str, split: str) -> str:

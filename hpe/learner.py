@@ -111,11 +111,11 @@ class Learner:
         for norm in self.frozen_norms:
             norm.eval()
         batch = loaded.batch.to(self.accelerator.device)
-        counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]
+        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
+        counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # of the poses as turned
         asked = torch.tensor(float(stop), device=self.accelerator.device)
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked.double()]), "sum")
         assert isinstance(shared, Tensor)
-        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
         inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state.samples_seen))
         sums = self._backward(inputs, batch, shared[:-1].clamp(min=1))
         if settings.clip or logged:

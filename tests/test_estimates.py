@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.special
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -17,7 +18,7 @@ from hpe.evaluate import evaluate
 from hpe.geometry import euler_from_rotation, geodesic_degrees, rotation_from_euler
 from hpe.models.backbones import build_backbone
 from hpe.models.estimates import Estimates, Views, estimate
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import MultiTask, bins_deviation, bins_mean
 from hpe.stream import ShardSet
 from tests.test_evaluate import pack, said, untrained
 
@@ -52,6 +53,36 @@ def test_with_the_mirror_image_a_flipped_picture_gets_flipped_estimates(network:
     torch.testing.assert_close(upright.affect, flipped.affect)
     if upright.deviations is not None:
         torch.testing.assert_close(upright.deviations, flipped.deviations)
+
+
+@torch.inference_mode()
+def test_mixed_precision_is_the_networks_alone(network: MultiTask) -> None:
+    seen: list[torch.Tensor] = []
+    network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pictures = torch.randn(6, 3, 32, 32)
+    views = Views(flips=True, centre=0.75)
+    exact = estimate(network, pictures, views)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = estimate(network, pictures, views)
+        outputs, mirrored = network(seen[0]), network(seen[0].flip(-1))
+    torch.testing.assert_close(seen[2], seen[0], rtol=0, atol=0)  # the centre crop
+    expected = Estimates.of(outputs).mean(Estimates.of(mirrored).mirrored())
+    for name in ("emotion_p", "angles", "deviations", "affect"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+    assert exact.angles is not None
+    assert found.angles is not None
+    assert not torch.equal(found.angles, exact.angles), "the network itself was not in bfloat16"
+
+
+def test_the_mean_of_bins_is_exact_in_mixed_precision() -> None:
+    logits = torch.randn(50, 66) * 3
+    shares = scipy.special.softmax(logits.double().numpy(), -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, deviation = bins_mean(logits), bins_deviation(logits)
+    bins = np.arange(66) * 3.0 - 99
+    expected = shares @ bins
+    np.testing.assert_allclose(mean, expected, atol=1e-3)
+    np.testing.assert_allclose(deviation, np.sqrt((shares * (bins - expected[:, None]) ** 2).sum(-1)), atol=1e-3)
 
 
 @torch.inference_mode()

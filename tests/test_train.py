@@ -235,9 +235,16 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
         ("model.backbone=resnet18", "data.size=32", "train.micro_batch=1"),
         "train.micro_batch: resnet18 cannot learn from one picture of 32 pixels at a time",
     ),
+    (("train.small_epochs=0.95", "train.small_size=16", "train.epochs=1"), "none is left for pictures of"),
     (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
+
+
+def test_frozen_batch_norms_learn_from_one_picture_at_a_time(folder: Path, tmp_path: Path) -> None:
+    frozen = "model.freeze=[conv1, bn1, layer1, layer2, layer3, layer4]"
+    one = ("model.backbone=resnet18", "data.size=32", "train.micro_batch=1", "train.epochs=0.1")
+    assert train(made.config(folder, tmp_path / "run", frozen, *one)) == 0
 
 
 @pytest.mark.parametrize(("changes", "told"), REFUSED)

@@ -118,14 +118,15 @@ def bins_mean(logits: Float[Tensor, "*batch 66"], offset: float = 0.0) -> Float[
     Hopenet reads its bins at their lower edges and was trained so; centres would shift it by 1.5°.
     """
     index = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
-    return logits.float().softmax(-1) @ index * BIN_DEGREES + LOWEST_DEGREES + offset
+    # Not `@`, which autocast rounds to bfloat16: steps of half a degree.
+    return (logits.float().softmax(-1) * index).sum(-1) * BIN_DEGREES + LOWEST_DEGREES + offset
 
 
 def bins_deviation(logits: Float[Tensor, "*batch 66"]) -> Float[Tensor, "*batch"]:
     """Standard deviation in degrees of the distribution over bins: the uncertainty of an angle."""
     share = logits.float().softmax(-1)
     index = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
-    mean = share @ index
+    mean = (share * index).sum(-1)
     return ((share * (index - mean[..., None]).square()).sum(-1)).clamp(min=0).sqrt() * BIN_DEGREES
 
 
