@@ -4,6 +4,7 @@ A run is a function of (config, seed, samples seen): the order of samples, augme
 rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
 """
 
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -107,7 +108,9 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
     log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
-    if value is not None and (larger or better(job.selection, value, state.best)):  # small pictures' best is forgotten
+    if value is not None and better(job.selection, value, None if larger else state.best):  # forgets small pictures'
         state = replace(state, best=value, best_samples=state.samples_seen)
+    if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
+        job.say(f"WARNING: the network gives no finite numbers for some validation samples: {', '.join(broken)}")
     job.say_figures(state, figures)
     return state
