@@ -64,12 +64,21 @@ def explained(error: OSError | UnicodeEncodeError) -> str | None:
 
 def _leave(message: str) -> None:
     """Tell a user's mistake once, and end."""
-    if os.environ.get("RANK", "0") == "0":
-        told = f"hpe: {message}".encode("utf-8", "backslashreplace").decode("utf-8")
-        print(told, file=sys.stderr, flush=True)
-    else:  # the launcher ends all ranks with the first that leaves: let that be the one that speaks
-        time.sleep(_PATIENCE_SECONDS)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        _let_others_speak()
+        message = f"rank {rank}: {message}"
+    told = f"hpe: {message}".encode("utf-8", "backslashreplace").decode("utf-8")
+    print(told, file=sys.stderr, flush=True)
     sys.exit(EXIT_USAGE)
+
+
+def _let_others_speak() -> None:
+    """Wait to be ended: the launcher does so to all ranks when the first leaves, which is to be the one that knows why.
+
+    Who is still there afterwards has seen what no other rank has.
+    """
+    time.sleep(_PATIENCE_SECONDS)
 
 
 def main() -> NoReturn:
@@ -104,6 +113,7 @@ def _run() -> None:
             sys.exit(EXIT_INCOMPLETE)
         if not lost_rank(error):
             raise
+        _let_others_speak()  # or its exit code, and this line, may pass for the cause
         print(f"hpe: rank {os.environ.get('RANK')} lost another rank and leaves", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)
     except KeyboardInterrupt:  # while modules load; later typer makes an exit of it

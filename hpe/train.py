@@ -5,12 +5,11 @@ rate and epochs all follow from one counter, so a run killed on eight GPUs goes 
 """
 
 import math
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
 from hpe.config import RunConfig
-from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError, UserError
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.job import Job, open_job
 from hpe.learner import Learner
 from hpe.log import Log
@@ -50,10 +49,6 @@ def _train(config: RunConfig, ranks: Ranks) -> int:
             return loop(job, learner, state, log, shown, stack.enter_context(signals()))
         except NotFiniteError as error:
             raise NotFiniteError(f"{job.run}: {error}; the last good checkpoint is {job.last() or 'none'}") from error
-        except UserError as error:  # of this rank alone, which is not the one that tells mistakes
-            if not ranks.main:
-                print(f"{job.run}: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
-            raise
         finally:
             job.damage.close()
 

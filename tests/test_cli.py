@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 import hpe
 from hpe import __main__ as entry
 from hpe import cli
+from hpe.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "datasets", "matplotlib")
@@ -158,6 +159,25 @@ def test_trouble_with_files_that_nobody_foresaw_is_one_message(
     code, told = ends(monkeypatch, capsys, OSError(number, os.strerror(number), "some/\udcffplace"))
     assert code == 2
     assert re.fullmatch(rf"hpe: 'some/\\+udcffplace': {os.strerror(number).lower()}; .+\n", told)
+
+
+def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", "3")
+    assert ends(monkeypatch, capsys, UserError("a.tar, face: no picture")) == (
+        2,
+        "hpe: rank 3: a.tar, face: no picture\n",
+    )
+    assert len(waited) == 1
+    lost = RuntimeError(
+        "Connection closed by peer"
+    )  # of the rank that is to tell: its launcher ends this one meanwhile
+    assert ends(monkeypatch, capsys, lost) == (1, "hpe: rank 3 lost another rank and leaves\n")
+    assert len(waited) == 2
 
 
 def test_a_name_that_cannot_be_printed_is_one_message(

@@ -193,6 +193,26 @@ def test_a_mistake_is_told_once_by_all_ranks_together(folder: Path, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: Path) -> None:
+    shards = made.shards(tmp_path / "shards")
+    tar = shards / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"sample10005")  # batches of 8 on two ranks: the sixth face is the second rank's
+    at = data.index(b"\xff\xd8\xff", at)
+    data[at : at + 64] = bytes(64)
+    tar.write_bytes(data)
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(shards, tmp_path / "run", "data.damaged=fail").dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert done.stderr.count("hpe: rank 1: val-000000.tar, sample10005") == 1
+    assert "lost another rank" not in done.stderr
+
+
 def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
