@@ -258,7 +258,7 @@ def _relaunch(processes: int | None, *done: str) -> None:
     """
     from hpe import ranks
 
-    if processes is not None and not ranks.launched():
+    if processes is not None:
         ranks.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hpe import runs
 from hpe.errors import EXIT_USAGE, UserError
-from hpe.ranks import Ranks, relaunch
+from hpe.ranks import Ranks, launched, relaunch
 from tests import made
 
 ROOT = Path(__file__).parents[1]
@@ -213,13 +213,54 @@ def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: 
     assert "lost another rank" not in done.stderr
 
 
-def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+@pytest.fixture
+def _third_task_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
         monkeypatch.delenv(name)
     for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    told = "SLURM_NTASKS is 4, without MASTER_ADDR; start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+    with pytest.raises(UserError, match=told):
+        Ranks.from_environment()
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
+        Ranks.from_environment()
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; .* unset SLURM_NTASKS"):
+        relaunch(2, ["train", "x.yaml"])
+    monkeypatch.delenv("SLURM_PROCID")  # the shell of salloc
+    assert not launched()
+    assert Ranks.from_environment().world == 1
+    monkeypatch.setenv("RANK", "1")
+    assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
+
+
+def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
+    tasks = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "evaluate", str(tmp_path), str(tmp_path)],
+        env=ENVIRONMENT | tasks, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
+    assert done.stderr.startswith("hpe: SLURM_NTASKS is 2, without MASTER_ADDR and MASTER_PORT; start with srun")
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])

@@ -82,12 +82,13 @@ def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-@pytest.mark.parametrize("launcher", ["RANK", "SLURM_NTASKS"])
+@pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_NTASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
 def test_new_under_a_launcher_is_refused_with_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
 ) -> None:
     run = begun(tmp_path)
-    monkeypatch.setenv(launcher, "2")
+    for name in launcher:
+        monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match=r"--new: .*run has learned; rename that folder first, or give another run:"):
         cli.train(tmp_path / "run.yaml", new=True)
     assert run.is_dir()
