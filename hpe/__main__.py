@@ -13,6 +13,9 @@ _WAYS_OUT = {
     errno.ENOENT: "check the path, and that nothing else moves or removes it meanwhile",
     errno.EACCES: "it needs other rights, or give a place that you may read and write",
     errno.EPERM: "it needs other rights, or give a place that you may read and write",
+    errno.EEXIST: "something else lies there: move it away, or give another place",
+    errno.ENOTDIR: "a file lies where a folder is to be: move it away, or give another place",
+    errno.EISDIR: "a folder lies where a file is to be: move it away, or give another place",
     errno.EROFS: "give a place that can be written",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its links lead round in a circle: name the place itself",
@@ -20,6 +23,11 @@ _WAYS_OUT = {
     errno.ENOSPC: "free some room or give a place on another disk, then run the same command again",
     errno.EDQUOT: "free some room or give a place on another disk, then run the same command again",
 }
+
+_LESS_MEMORY = (
+    "hpe train: lower train.micro_batch, the pieces of a rank's share of a batch (in a run that has begun, too), "
+    "or start a new run with a smaller train.batch, or train.batch=auto; evaluate, predict and pose: lower --batch"
+)
 
 # OpenMP threads that wait by spinning fight the readers, and other jobs, for cores: on a busy machine of four
 # cores a training step took ten times as long. A short spin costs an idle machine nothing that was measurable.
@@ -46,6 +54,11 @@ def lost_rank(error: RuntimeError) -> bool:
 def lost_reader(error: RuntimeError) -> bool:
     """Whether torch's DataLoader says that one of its processes is gone."""
     return "DataLoader worker" in str(error)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a GPU's memory is full."""
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
 
 
 def explained(error: OSError | UnicodeEncodeError) -> str | None:
@@ -110,6 +123,11 @@ def _run() -> None:
                 "If memory ran out, use fewer data.workers; the same command goes on",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+            sys.exit(EXIT_INCOMPLETE)
+        if out_of_memory(error):
+            told = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")  # and then of allocators
+            rank = os.environ.get("RANK", "0")
+            print(f"hpe: rank {rank}: {told}. {_LESS_MEMORY}", file=sys.stderr, flush=True)
             sys.exit(EXIT_INCOMPLETE)
         if not lost_rank(error):
             raise

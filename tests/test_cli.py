@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.core import TyperCommand, TyperGroup
 
@@ -151,7 +152,9 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], er
     return end.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["ENOENT", "EACCES", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EROFS"])
+@pytest.mark.parametrize(
+    "kind", ["ENOENT", "EACCES", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EROFS", "EEXIST", "ENOTDIR", "EISDIR"]
+)
 def test_trouble_with_files_that_nobody_foresaw_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -178,6 +181,30 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
     )  # of the rank that is to tell: its launcher ends this one meanwhile
     assert ends(monkeypatch, capsys, lost) == (1, "hpe: rank 3 lost another rank and leaves\n")
     assert len(waited) == 2
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.52 GiB is free."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError(f"{FULL} Of the allocated memory 70 GiB is allocated by PyTorch."), FULL),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors"),
+            "CUDA error: out of memory CUDA kernel errors.",
+        ),
+    ],
+)
+def test_a_full_gpu_is_one_message_with_the_settings_that_need_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, said: str
+) -> None:
+    code, told = ends(monkeypatch, capsys, error)
+    assert (code, told.count("\n")) == (1, 1)
+    assert told.startswith(f"hpe: rank 0: {said} hpe train: ")
+    assert all(setting in told for setting in ("train.micro_batch", "train.batch=auto", "--batch"))
 
 
 def test_a_name_that_cannot_be_printed_is_one_message(
