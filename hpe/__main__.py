@@ -103,6 +103,9 @@ def main() -> NoReturn:
         _run()
     except SystemExit as end:
         leave(end.code)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # as Python would, and then leave as every rank does
+        leave(1)
     leave(0)
 
 

@@ -218,13 +218,13 @@ def test_a_name_that_cannot_be_printed_is_one_message(
     assert "rename" in told
 
 
-def test_what_may_be_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setattr(cli, "app", fails)
-    with pytest.raises(OSError, match="Bad file"):
-        entry.main()
+def test_what_may_be_our_own_fault_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = ends(monkeypatch, capsys, OSError(errno.EBADF, "Bad file descriptor"))
+    assert code == 1
+    assert told.startswith("Traceback")
+    assert told.endswith("OSError: [Errno 9] Bad file descriptor\n")
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), SystemExit(130)])

@@ -281,9 +281,15 @@ def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
-@pytest.mark.parametrize(("grouped", "code", "seen"), [(True, "75", 75), (True, "None", 0), (False, "75", 75)])
+FAILS = "from hpe import __main__, cli; cli.app = lambda: 1 / 0; __main__.main()"
+
+
+@pytest.mark.parametrize(
+    ("grouped", "end", "seen"),
+    [(True, "leave(75)", 75), (True, "leave(None)", 0), (True, FAILS, 1), (False, "leave(75)", 75), (False, FAILS, 1)],
+)
 def test_a_member_of_a_group_leaves_without_taking_python_apart(
-    tmp_path: Path, grouped: bool, code: str, seen: int
+    tmp_path: Path, grouped: bool, end: str, seen: int
 ) -> None:
     script = f"""
 import atexit, os
@@ -299,8 +305,9 @@ atexit.register(print, "at exit")
 if {grouped}:
     dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
 print("said", end=" ")
-leave({code})
+{end}
 """
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (seen, "said at exit\n")
     assert ("apart" in done.stderr) is not grouped
+    assert done.stderr.count("ZeroDivisionError: division by zero\n") == (end == FAILS)
