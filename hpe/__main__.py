@@ -13,6 +13,9 @@ _WAYS_OUT = {
     errno.ENOENT: "check the path, and that nothing else moves or removes it meanwhile",
     errno.EACCES: "it needs other rights, or give a place that you may read and write",
     errno.EPERM: "it needs other rights, or give a place that you may read and write",
+    errno.EEXIST: "something else lies there: move it away, or give another place",
+    errno.ENOTDIR: "a file lies where a folder is to be: move it away, or give another place",
+    errno.EISDIR: "a folder lies where a file is to be: move it away, or give another place",
     errno.EROFS: "give a place that can be written",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its links lead round in a circle: name the place itself",
@@ -20,6 +23,11 @@ _WAYS_OUT = {
     errno.ENOSPC: "free some room or give a place on another disk, then run the same command again",
     errno.EDQUOT: "free some room or give a place on another disk, then run the same command again",
 }
+
+_LESS_MEMORY = (
+    "hpe train: lower train.micro_batch, the pieces of a rank's share of a batch (in a run that has begun, too), "
+    "or start a new run with a smaller train.batch, or train.batch=auto; evaluate, predict and pose: lower --batch"
+)
 
 # OpenMP threads that wait by spinning fight the readers, and other jobs, for cores: on a busy machine of four
 # cores a training step took ten times as long. A short spin costs an idle machine nothing that was measurable.
@@ -48,6 +56,11 @@ def lost_reader(error: RuntimeError) -> bool:
     return "DataLoader worker" in str(error)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a GPU's memory is full."""
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
+
+
 def explained(error: OSError | UnicodeEncodeError) -> str | None:
     """The message of a mistake with paths or disks that no command has foreseen; None where it may be our own."""
     if isinstance(error, UnicodeEncodeError):
@@ -64,12 +77,21 @@ def explained(error: OSError | UnicodeEncodeError) -> str | None:
 
 def _leave(message: str) -> None:
     """Tell a user's mistake once, and end."""
-    if os.environ.get("RANK", "0") == "0":
-        told = f"hpe: {message}".encode("utf-8", "backslashreplace").decode("utf-8")
-        print(told, file=sys.stderr, flush=True)
-    else:  # the launcher ends all ranks with the first that leaves: let that be the one that speaks
-        time.sleep(_PATIENCE_SECONDS)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        _let_others_speak()
+        message = f"rank {rank}: {message}"
+    told = f"hpe: {message}".encode("utf-8", "backslashreplace").decode("utf-8")
+    print(told, file=sys.stderr, flush=True)
     sys.exit(EXIT_USAGE)
+
+
+def _let_others_speak() -> None:
+    """Wait to be ended: the launcher does so to all ranks when the first leaves, which is to be the one that knows why.
+
+    Who is still there afterwards has seen what no other rank has.
+    """
+    time.sleep(_PATIENCE_SECONDS)
 
 
 def main() -> NoReturn:
@@ -81,6 +103,9 @@ def main() -> NoReturn:
         _run()
     except SystemExit as end:
         leave(end.code)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # as Python would, and then leave as every rank does
+        leave(1)
     leave(0)
 
 
@@ -102,8 +127,14 @@ def _run() -> None:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             sys.exit(EXIT_INCOMPLETE)
+        if out_of_memory(error):
+            told = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")  # and then of allocators
+            rank = os.environ.get("RANK", "0")
+            print(f"hpe: rank {rank}: {told}. {_LESS_MEMORY}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_INCOMPLETE)
         if not lost_rank(error):
             raise
+        _let_others_speak()  # or its exit code, and this line, may pass for the cause
         print(f"hpe: rank {os.environ.get('RANK')} lost another rank and leaves", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)
     except KeyboardInterrupt:  # while modules load; later typer makes an exit of it

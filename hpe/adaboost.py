@@ -155,10 +155,7 @@ def _read(stream: "Stream", features: Callable[["Batch"], np.ndarray]) -> tuple[
     values: list[np.ndarray] = []
     with stream.once(batch=_BATCH) as loader:
         for loaded in loader:
-            tables.append(rows_of(loaded.batch, Estimates()))
-            values.append(features(loaded.batch))
-        lost = {one.key for one in loader.damage} | {""}
+            tables.append(rows_of(loaded.batch, Estimates()).filter(loaded.readable))
+            values.append(features(loaded.batch)[loaded.readable])
         damaged = loader.damaged
-    table = pa.concat_tables(tables)
-    kept = np.array([key not in lost for key in table["key"].to_pylist()])
-    return table.filter(kept.tolist()), np.concatenate(values)[kept], damaged
+    return pa.concat_tables(tables), np.concatenate(values), damaged

@@ -122,6 +122,8 @@ def balance(
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
             return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
+    except BrokenPipeError:  # `hpe balance … | head`: the shards are whole
+        raise
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); mend it, or use another folder"

@@ -15,7 +15,6 @@ from typing import Final
 
 import torch.distributed as dist
 
-from hpe.errors import UserError
 from hpe.ranks import Ranks
 
 BEAT_SECONDS: Final = 2.0
@@ -110,11 +109,7 @@ class Claims:
 
 @contextmanager
 def claims(ranks: Ranks, total: int) -> Iterator[Claims]:
-    """The claims of a job that this process belongs to, as its launcher says.
-
-    Raises:
-        UserError: several ranks, and no address to meet at.
-    """
+    """The claims of a job that this process belongs to, as its launcher says."""
     mine = Claims(_store(ranks), ranks, total)
     mine.beating.start()
     try:
@@ -128,12 +123,6 @@ def claims(ranks: Ranks, total: int) -> Iterator[Claims]:
 def _store(ranks: Ranks) -> "dist.Store":
     if ranks.world == 1:
         return dist.HashStore()
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {ranks.world} but {' and '.join(missing)} are not set; start with accelerate launch, "
-            "torchrun, or set them to the first node's address and a free port"
-        )
     rendezvous = dist.rendezvous(f"env://?rank={ranks.rank}&world_size={ranks.world}", timeout=_MEET)
     store, _, _ = next(rendezvous)
     # A launcher that restarts its ranks may keep the store: each start counts from nothing.

@@ -249,12 +249,17 @@ Set = Annotated[
 Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", show_default=False)]
 
 
-def _relaunch(processes: int | None) -> None:
-    """Start this very command on N processes; returns in those processes, and where no N is asked for."""
+def _relaunch(processes: int | None, *done: str) -> None:
+    """Start this very command on N processes; returns in those processes, and where no N is asked for.
+
+    Args:
+        processes: N.
+        done: options that this process has done for all of them.
+    """
     from hpe import ranks
 
-    if processes is not None and not ranks.launched():
-        ranks.relaunch(processes, sys.argv[1:])
+    if processes is not None:
+        ranks.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
 @app.command()
@@ -273,16 +278,22 @@ def train(
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.epochs=5`
     """
     from hpe.config import RunConfig, load
+    from hpe.errors import UserError
     from hpe.ranks import launched, refuse_processes
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
-    if new and not launched():
+    if new:
+        if launched():
+            raise UserError(
+                f"--new: a launcher may start its ranks again, which would set aside what {loaded.run} has learned; "
+                "rename that folder first, or give another run:"
+            )
         from hpe.job import set_aside
 
         refuse_processes(processes or 1)  # or the earlier run would be aside for nothing
         set_aside(Path(loaded.run))
-    _relaunch(processes)
+    _relaunch(processes, "--new")
     from hpe import train as module
 
     raise typer.Exit(module.train(loaded))

@@ -31,7 +31,7 @@ from hpe.progress import Bar, progress
 from hpe.provenance import about_package, about_shards
 from hpe.ranks import Ranks, accelerator, agree, precision_of
 from hpe.runs import load_run
-from hpe.stream import ShardSet, Stream
+from hpe.stream import Loaded, ShardSet, Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,13 +105,10 @@ def evaluate(
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
     ):
-        batches = (loaded.batch for loaded in loader)
-        mine = _predict(network.to(here.device), batches, here, bar, ranks.world, views)
+        mine = _predict(network.to(here.device), loader, here, bar, ranks.world, views)
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
-    lost = {one.key for one in loader.damage} | {""}
-    mine = mine.filter([key not in lost for key in mine["key"].to_pylist()])
     total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
     assert isinstance(total, Tensor)
     damaged = int(total)
@@ -149,18 +146,18 @@ def _say(name: str, text: str) -> None:
 
 @torch.inference_mode()
 def _predict(
-    network: MultiTask, batches: Iterable[Batch], here: "Accelerator", bar: Bar, ranks: int, views: Views
+    network: MultiTask, loader: Iterable[Loaded], here: "Accelerator", bar: Bar, ranks: int, views: Views
 ) -> "pa.Table":
-    """Predictions and truth of this rank's samples."""
+    """Predictions and truth of this rank's samples, as far as they can be read."""
     import pyarrow as pa
 
     network.eval()
     found: list[pa.Table] = []
-    for batch in batches:
-        batch = batch.to(here.device)
+    for loaded in loader:
+        batch = loaded.batch.to(here.device)
         with here.autocast():
             estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), views)
-        found.append(rows_of(batch, estimates))
+        found.append(rows_of(batch, estimates).filter(loaded.readable))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 

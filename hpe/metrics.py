@@ -3,6 +3,7 @@
 Gathering padded batches counts the padding; sums of what each rank has seen do not.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Final
@@ -47,7 +48,7 @@ class Reliability(Metric):
     def update(self, probabilities: Float[Tensor, "batch classes"], truth: Int64[Tensor, " batch"]) -> None:
         """Add a batch of labelled samples."""
         confidence, choice = probabilities.max(1)
-        place = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        place = (confidence * self.bins).long().clamp(0, self.bins - 1)  # of a NaN it may be any number
         for state, values in (
             (self.confidence, confidence),
             (self.correct, choice == truth),
@@ -80,11 +81,9 @@ class HeadMetrics(nn.Module):
         self.heads = heads
         for head in heads:
             self.sums[f"{head} labels"] = SumMetric()
-        if "pose" in heads:
-            for name in (*ANGLES, "geodesic", "maev"):
-                self.sums[name] = SumMetric()
-        if "affect" in heads:
-            self.sums["affect squares"] = SumMetric()
+        names = [*ANGLES, "geodesic", "maev"] * ("pose" in heads) + ["affect squares"] * ("affect" in heads)
+        for name in names:  # a NaN that is left out of its sum would count as no error at all
+            self.sums[name] = SumMetric(nan_strategy="disable")
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Add a batch; samples without a head's label do not count for it."""
@@ -121,6 +120,7 @@ class HeadMetrics(nn.Module):
     def figures(self) -> tuple[dict[str, float], Mapping[str, Int64[Tensor, "classes classes"]]]:
         """Figures, and confusion matrices (rows are truth) by head. A head without labels has none.
 
+        Where an output of a labelled sample is no finite number, its head's figures are none either.
         With several ranks this is a collective call.
         """
         with warnings.catch_warnings():
@@ -139,7 +139,10 @@ class HeadMetrics(nn.Module):
                 computed = {name: m.compute() for name, m in self.classes[head].items()} if labels else {}  # pyright: ignore[reportCallIssue]
                 if labels:
                     confusions[head] = computed.pop("confusion").cpu()
-                figures |= {f"{head}/{name}": float(value) for name, value in computed.items()}
+                found = {f"{head}/{name}": float(value) for name, value in computed.items()}
+                if labels and not math.isfinite(found[f"{head}/ece"]):  # a class can be chosen among NaNs too
+                    found = dict.fromkeys(found, math.nan)
+                figures |= found
             elif head == "pose" and labels:
                 figures |= {f"pose/{name}_mae": sums[name] / labels for name in ANGLES}
                 figures["pose/mae"] = sum(sums[name] for name in ANGLES) / labels / len(ANGLES)
@@ -150,7 +153,7 @@ class HeadMetrics(nn.Module):
 
 
 def better(name: str, value: float, than: float | None) -> bool:
-    """Whether a figure beats another one of the same name."""
-    if than is None:
-        return True
+    """Whether a figure beats another one of the same name; one that is not finite beats none, and any finite one it."""
+    if than is None or not (math.isfinite(value) and math.isfinite(than)):
+        return math.isfinite(value)
     return value < than if name.rsplit("/", 1)[-1].endswith(LOWER_IS_BETTER) else value > than

@@ -40,16 +40,27 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The ranks that the launcher has set; alone when there is none.
+        """The ranks that the launcher has set, which can find each other; alone when there is none.
 
         Inside ``srun`` with several tasks Slurm's numbers are used (``MASTER_ADDR`` and ``MASTER_PORT`` come
         from the batch script).
 
         Raises:
-            UserError: the variables contradict each other.
+            UserError: the variables contradict each other, or do not say where the ranks meet.
         """
+        found = cls._numbered()
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if found.world > 1 and missing:
+            by, way = "WORLD_SIZE", "start with accelerate launch or torchrun, or set them: the first node, a free port"
+            if _slurm_tasks() > 1:
+                by, way = "SLURM_NTASKS", "start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+            raise UserError(f"{by} is {found.world}, without {' and '.join(missing)}; {way}")
+        return found
+
+    @classmethod
+    def _numbered(cls) -> Self:
         env = os.environ
-        if "RANK" not in env and int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        if "RANK" not in env and _slurm_tasks() > 1:
             for name, slurm in _SLURM.items():
                 env.setdefault(name, env.get(slurm, "1"))
         try:
@@ -153,7 +164,7 @@ def device() -> "torch.device":
 
     if not cuda():
         return torch.device("cpu")
-    return torch.device("cuda", Ranks.from_environment().local_rank % torch.cuda.device_count())
+    return torch.device("cuda", Ranks._numbered().local_rank % torch.cuda.device_count())
 
 
 def named_device(name: str) -> "torch.device":
@@ -209,7 +220,12 @@ def leave(code: int | str | None) -> NoReturn:
 
 def launched() -> bool:
     """True inside a rank that some launcher has started."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return "RANK" in os.environ or _slurm_tasks() > 1
+
+
+def _slurm_tasks() -> int:
+    """How many tasks of Slurm this one is among; 1 outside of them, as in the shell of ``salloc``."""
+    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in os.environ else 1
 
 
 def refuse_processes(processes: int) -> None:
@@ -240,13 +256,22 @@ def refuse_processes(processes: int) -> None:
 def relaunch(processes: int, arguments: list[str]) -> None:
     """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
 
+    Returns in those processes, and where one is asked for.
+
     The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
     ``ACCELERATE_USE_CPU``, which gives gloo processes.
 
     Raises:
-        UserError: see :func:`refuse_processes`.
+        UserError: see :func:`refuse_processes`; or Slurm has started several tasks already.
         SystemExit: with the exit code of the first rank that failed, else 0.
     """
+    if "RANK" in os.environ:
+        return
+    if launched():
+        raise UserError(
+            f"--processes {processes}: Slurm has started {_slurm_tasks()} tasks here; start with srun as "
+            "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
+        )
     refuse_processes(processes)
     if processes == 1:
         return  # Accelerate starts a single process without RANK: it would start another, and so on without end

@@ -16,7 +16,7 @@ import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -161,16 +161,17 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
         UserError: something else is there, another process works here, or the config has changed.
     """
     folder = config.folder
-    try:
-        if new and (folder / STAMP).is_file():
-            with _lock(folder):
-                aside = rename_aside(folder)
-            _say(f"the earlier study is now {aside}")
-        folder.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
-        if strangers and not (folder / STAMP).is_file():
-            raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
-        with _lock(folder):
+    with ExitStack() as stack:
+        try:
+            if new and (folder / STAMP).is_file():
+                with _lock(folder):
+                    aside = rename_aside(folder)
+                _say(f"the earlier study is now {aside}")
+            folder.mkdir(parents=True, exist_ok=True)
+            strangers = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
+            if strangers and not (folder / STAMP).is_file():
+                raise UserError(f"{folder}: not a study, but it holds {', '.join(strangers[:5])}; give another study:")
+            stack.enter_context(_lock(folder))
             if not _begun(folder):  # sets and tables may be of another config, or of shards that were packed again
                 _clear(folder)
             elif (folder / STAMP).is_file() and (changed := changes(load_study(folder), config)):
@@ -179,16 +180,16 @@ def _held(config: StudyConfig, *, new: bool) -> Iterator[None]:
                     "it aside\n" + "\n".join(f"  {line}" for line in changed)
                 )
             write_text(folder / STAMP, config.dump())
-            try:
-                yield
-            except UserError:
-                if not _begun(folder):
-                    _clear(folder)
-                    if not {path.name for path in folder.iterdir()} - {STAMP, _LOCK}:
-                        shutil.rmtree(folder, ignore_errors=True)
-                raise
-    except OSError as error:
-        raise UserError(f"study: cannot write to {folder} ({error}); choose another folder") from error
+        except OSError as error:
+            raise UserError(f"study: cannot write to {folder} ({error}); choose another folder") from error
+        try:
+            yield
+        except UserError:
+            if not _begun(folder):
+                _clear(folder)
+                if not {path.name for path in folder.iterdir()} - {STAMP, _LOCK}:
+                    shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _begun(folder: Path) -> bool:

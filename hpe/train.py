@@ -4,12 +4,12 @@ A run is a function of (config, seed, samples seen): the order of samples, augme
 rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
 """
 
-import sys
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 
 from hpe.config import RunConfig
-from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError, UserError
+from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.job import Job, open_job
 from hpe.learner import Learner
 from hpe.log import Log
@@ -49,10 +49,6 @@ def _train(config: RunConfig, ranks: Ranks) -> int:
             return loop(job, learner, state, log, shown, stack.enter_context(signals()))
         except NotFiniteError as error:
             raise NotFiniteError(f"{job.run}: {error}; the last good checkpoint is {job.last() or 'none'}") from error
-        except UserError as error:  # of this rank alone, which is not the one that tells mistakes
-            if not ranks.main:
-                print(f"{job.run}: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
-            raise
         finally:
             job.damage.close()
 
@@ -107,7 +103,9 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
     log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
-    if value is not None and (larger or better(job.selection, value, state.best)):  # small pictures' best is forgotten
+    if value is not None and better(job.selection, value, None if larger else state.best):  # forgets small pictures'
         state = replace(state, best=value, best_samples=state.samples_seen)
+    if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
+        job.say(f"WARNING: the network gives no finite numbers for some validation samples: {', '.join(broken)}")
     job.say_figures(state, figures)
     return state

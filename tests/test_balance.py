@@ -250,6 +250,16 @@ def test_what_cannot_be_written_is_one_message(made, tmp_path):
             balance(made[0], made[1], out, per_cell="2/1/0")
 
 
+def test_nobody_reading_the_summary_is_no_mistake_of_the_subset(made, tmp_path, monkeypatch):
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        balance(made[0], made[1], tmp_path / "out", per_cell="2/1/0")
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize(
     "record", [{"emotion": 99}, {"emotion": 1, "box": None}, {"yaw": 10**400}, {"box": [None] * 4}]
 )

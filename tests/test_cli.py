@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import hpe
 from hpe import __main__ as entry
 from hpe import cli
+from hpe.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "datasets", "matplotlib")
@@ -150,7 +152,9 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], er
     return end.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["ENOENT", "EACCES", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EROFS"])
+@pytest.mark.parametrize(
+    "kind", ["ENOENT", "EACCES", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EROFS", "EEXIST", "ENOTDIR", "EISDIR"]
+)
 def test_trouble_with_files_that_nobody_foresaw_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -158,6 +162,49 @@ def test_trouble_with_files_that_nobody_foresaw_is_one_message(
     code, told = ends(monkeypatch, capsys, OSError(number, os.strerror(number), "some/\udcffplace"))
     assert code == 2
     assert re.fullmatch(rf"hpe: 'some/\\+udcffplace': {os.strerror(number).lower()}; .+\n", told)
+
+
+def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", "3")
+    assert ends(monkeypatch, capsys, UserError("a.tar, face: no picture")) == (
+        2,
+        "hpe: rank 3: a.tar, face: no picture\n",
+    )
+    assert len(waited) == 1
+    lost = RuntimeError(
+        "Connection closed by peer"
+    )  # of the rank that is to tell: its launcher ends this one meanwhile
+    assert ends(monkeypatch, capsys, lost) == (1, "hpe: rank 3 lost another rank and leaves\n")
+    assert len(waited) == 2
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.52 GiB is free."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError(f"{FULL} Of the allocated memory 70 GiB is allocated by PyTorch."), FULL),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors"),
+            "CUDA error: out of memory CUDA kernel errors.",
+        ),
+    ],
+)
+def test_a_full_gpu_is_one_message_with_the_settings_that_need_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, said: str
+) -> None:
+    code, told = ends(monkeypatch, capsys, error)
+    assert (code, told.count("\n")) == (1, 1)
+    assert told.startswith(f"hpe: rank 0: {said} hpe train: ")
+    assert all(setting in told for setting in ("train.micro_batch", "train.batch=auto", "--batch"))
 
 
 def test_a_name_that_cannot_be_printed_is_one_message(
@@ -171,13 +218,13 @@ def test_a_name_that_cannot_be_printed_is_one_message(
     assert "rename" in told
 
 
-def test_what_may_be_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setattr(cli, "app", fails)
-    with pytest.raises(OSError, match="Bad file"):
-        entry.main()
+def test_what_may_be_our_own_fault_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = ends(monkeypatch, capsys, OSError(errno.EBADF, "Bad file descriptor"))
+    assert code == 1
+    assert told.startswith("Traceback")
+    assert told.endswith("OSError: [Errno 9] Bad file descriptor\n")
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), SystemExit(130)])

@@ -21,13 +21,14 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hpe import evaluate as evaluation
+from hpe.adaboost import _read, hog_of
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.evaluate import evaluate
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.runs import State, build_network, load_run, save_checkpoint
 from hpe.shards import Manifest, Sample, write_shard
-from hpe.stream import ShardSet
+from hpe.stream import Reading, ShardSet, Stream
 from tests import made
 from tests.test_stream import pose_table
 
@@ -355,6 +356,28 @@ def test_a_damaged_picture_is_named_and_counted_and_the_rest_is_judged(
     assert table.num_rows == figures["rows"] == 11
     assert figures["about"]["unreadable"] == 1
     assert "11 samples, 1 more could not be read" in (run / "evaluate" / "damaged.md").read_text()
+
+
+@pytest.mark.parametrize(("broken", "kept"), [(5, True), (12, False)], ids=["pictures", "a shard"])
+def test_more_broken_pictures_than_are_named_leave_no_predictions(
+    run: Path, tmp_path: Path, broken: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpe.stream.loader._NAMED_DAMAGE", 1)
+    folder = pack(tmp_path / "broken", said(), (12, 6))
+    tar = folder / "test-000000.tar"
+    data = bytearray(tar.read_bytes())
+    for _ in range(broken):
+        at = data.index(b"\xff\xd8\xff")
+        data[at : at + 64] = bytes(64)
+    tar.write_bytes(data if kept else b"no tar")
+    one = ShardSet(str(folder), "test")
+    assert evaluate(run, [one], name="broken", batch=4, workers=0, precision="fp32", replicates=50) == 1
+    table, figures = result(run, "broken")
+    assert table.num_rows == 18 - broken
+    assert figures["about"]["unreadable"] == broken
+    rows, features, lost = _read(Stream([one], Reading(made.SIDE, "grey")), hog_of)
+    assert rows["key"].to_pylist() == table["key"].to_pylist()
+    assert (len(features), lost) == (18 - broken, broken)
 
 
 def test_a_network_that_gives_no_numbers_and_tables_that_are_not_named_are_told(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hpe import runs
 from hpe.errors import EXIT_USAGE, UserError
-from hpe.ranks import Ranks, relaunch
+from hpe.ranks import Ranks, launched, relaunch
 from tests import made
 
 ROOT = Path(__file__).parents[1]
@@ -193,13 +193,74 @@ def test_a_mistake_is_told_once_by_all_ranks_together(folder: Path, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
-def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+@pytest.mark.slow
+def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: Path) -> None:
+    shards = made.shards(tmp_path / "shards")
+    tar = shards / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"sample10005")  # batches of 8 on two ranks: the sixth face is the second rank's
+    at = data.index(b"\xff\xd8\xff", at)
+    data[at : at + 64] = bytes(64)
+    tar.write_bytes(data)
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(shards, tmp_path / "run", "data.damaged=fail").dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert done.stderr.count("hpe: rank 1: val-000000.tar, sample10005") == 1
+    assert "lost another rank" not in done.stderr
+
+
+@pytest.fixture
+def _third_task_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
         monkeypatch.delenv(name)
     for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    told = "SLURM_NTASKS is 4, without MASTER_ADDR; start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+    with pytest.raises(UserError, match=told):
+        Ranks.from_environment()
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
+        Ranks.from_environment()
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; .* unset SLURM_NTASKS"):
+        relaunch(2, ["train", "x.yaml"])
+    monkeypatch.delenv("SLURM_PROCID")  # the shell of salloc
+    assert not launched()
+    assert Ranks.from_environment().world == 1
+    monkeypatch.setenv("RANK", "1")
+    assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
+
+
+def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
+    tasks = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "evaluate", str(tmp_path), str(tmp_path)],
+        env=ENVIRONMENT | tasks, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
+    assert done.stderr.startswith("hpe: SLURM_NTASKS is 2, without MASTER_ADDR and MASTER_PORT; start with srun")
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])
@@ -220,9 +281,15 @@ def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
-@pytest.mark.parametrize(("grouped", "code", "seen"), [(True, "75", 75), (True, "None", 0), (False, "75", 75)])
+FAILS = "from hpe import __main__, cli; cli.app = lambda: 1 / 0; __main__.main()"
+
+
+@pytest.mark.parametrize(
+    ("grouped", "end", "seen"),
+    [(True, "leave(75)", 75), (True, "leave(None)", 0), (True, FAILS, 1), (False, "leave(75)", 75), (False, FAILS, 1)],
+)
 def test_a_member_of_a_group_leaves_without_taking_python_apart(
-    tmp_path: Path, grouped: bool, code: str, seen: int
+    tmp_path: Path, grouped: bool, end: str, seen: int
 ) -> None:
     script = f"""
 import atexit, os
@@ -238,8 +305,9 @@ atexit.register(print, "at exit")
 if {grouped}:
     dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
 print("said", end=" ")
-leave({code})
+{end}
 """
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (seen, "said at exit\n")
     assert ("apart" in done.stderr) is not grouped
+    assert done.stderr.count("ZeroDivisionError: division by zero\n") == (end == FAILS)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
+from hpe import cli
 from hpe.errors import UserError
 from hpe.files import locked
 from hpe.job import LOCK, set_aside
@@ -63,11 +65,45 @@ def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> Non
         gc.enable()
 
 
-def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def begun(folder: Path) -> Path:
+    """A run that has begun, and its config beside it."""
+    run = folder / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(made.config(tmp_path, run).dump(), encoding="utf-8")
+    for path in (run / "config.yaml", folder / "run.yaml"):
+        path.write_text(made.config(folder, run).dump(), encoding="utf-8")
+    return run
+
+
+def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
+    run = begun(tmp_path)
     with locked(run / LOCK, "held"), pytest.raises(UserError, match="another process is training"):
         set_aside(run)
     assert set_aside(run) == tmp_path / "run.1"
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_NTASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
+def test_new_under_a_launcher_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
+) -> None:
+    run = begun(tmp_path)
+    for name in launcher:
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match=r"--new: .*run has learned; rename that folder first, or give another run:"):
+        cli.train(tmp_path / "run.yaml", new=True)
+    assert run.is_dir()
+
+
+def test_new_on_several_processes_is_done_once_before_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path)
+    started: list[list[str]] = []
+    monkeypatch.setattr("sys.argv", ["hpe", "train", "run.yaml", "--new", "-p", "2"])
+    monkeypatch.setattr("hpe.ranks.relaunch", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr("hpe.train.train", lambda _: 0)
+    with pytest.raises(typer.Exit):
+        cli.train(tmp_path / "run.yaml", new=True, processes=2)
+    assert started == [["train", "run.yaml", "-p", "2"]]
+    assert (tmp_path / "run.1").is_dir()
     assert not run.exists()

@@ -1,5 +1,6 @@
 """A study: from shards to the thesis' tables; what is finished is not done again, what cannot work is said first."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -484,6 +485,25 @@ def test_what_cannot_work_is_told_at_once(tmp_path: Path, shards: Path) -> None:
     assert "networks.b: alexnet cannot take pictures of 32 pixels" in told
     assert "networks.c.weights: no.pth: no such file" in told
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EMFILE, "Too many open files")])
+def test_what_goes_wrong_in_a_study_is_not_laid_to_its_folder(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(study_module, "sources", fails)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 -- which one it is is asked next
+        study(config(tmp_path / "s", shards), jobs=1, new=False)
+    assert caught.value is error
+
+
+def test_a_study_that_cannot_be_written_is_one_message(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"study: cannot write to .*file/s .*choose another folder"):
+        study(config(tmp_path / "file" / "s", shards), jobs=1, new=False)
 
 
 def test_a_strange_folder_is_left_alone(tmp_path: Path, shards: Path) -> None:

@@ -1,10 +1,11 @@
 """``hpe train``: the laws of a run, on coloured squares."""
 
 import json
+import math
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 
 from hpe import learner as learner_module
 from hpe import runs
+from hpe.batch import Batch
 from hpe.config import RunConfig
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
-from hpe.metrics import HeadMetrics
+from hpe.metrics import HeadMetrics, better
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.runs import State
 from hpe.shards import Manifest, Sample, write_shard
@@ -375,6 +377,61 @@ def test_weights_that_are_no_numbers_are_never_saved(
     monkeypatch.setattr(learner_module.Learner, "step", step)
     with pytest.raises(NotFiniteError, match=r"no finite numbers after step 4 .* checkpoint is .*step-00000002"):
         train(made.config(folder, tmp_path / "run", "train.checkpoint_steps=2"))
+
+
+@pytest.mark.parametrize("head", ["emotion", "direction", "pose", "affect"])
+def test_one_output_that_is_no_number_leaves_its_head_without_figures_and_the_others_with_theirs(head: str) -> None:
+    heads, rows = ("emotion", "direction", "pose", "affect"), 4
+    every, classes = torch.ones(rows, dtype=torch.bool), torch.arange(rows)
+    batch = Batch(
+        keys=tuple("abcd"), images=torch.zeros(rows, 3, 1, 1, dtype=torch.uint8), emotion=classes, emotion_mask=every,
+        emotion_target=torch.eye(8)[classes], direction=classes, direction_mask=every, angles=torch.zeros(rows, 3),
+        angles_mask=every, affect=torch.zeros(rows, 2), affect_mask=every,
+    )  # fmt: skip
+    outputs = {"emotion": torch.eye(8)[:rows], "direction": torch.eye(5)[:rows], "affect": torch.zeros(rows, 2)}
+    outputs["pose"] = torch.tensor([[1.0, 0, 0, 0, 1, 0]] * rows)
+    outputs[head][0] = math.nan
+    metrics = HeadMetrics(heads)
+    metrics.update(outputs, batch)
+    figures, _ = metrics.figures()
+    broken = {name for name, value in figures.items() if not math.isfinite(value)}
+    assert broken == {name for name in figures if name.startswith(head) and not name.endswith("/labels")}
+    assert figures.keys() >= {"emotion/ece", "direction/accuracy", "pose/mae", "affect/rmse"}
+
+
+@pytest.mark.parametrize("name", ["pose/mae", "emotion/accuracy"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_no_number_is_worse_than_any(name: str, broken: float) -> None:
+    assert better(name, 0.5, broken)
+    assert not any(better(name, broken, than) for than in (None, 0.5, broken))
+
+
+@pytest.mark.parametrize("select", ["emotion/accuracy", "pose/mae"])
+def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], select: str
+) -> None:
+    original, judged = learner_module.Learner.validate, []
+
+    def validate(
+        self: learner_module.Learner, batches: Iterable[Batch], metrics: HeadMetrics, samples_seen: int
+    ) -> list[tuple[Batch, Outputs]]:
+        judged.append(samples_seen)
+        broken = MultiTask.forward
+
+        def forward(self: MultiTask, inputs: torch.Tensor) -> Outputs:
+            return {head: values * math.nan for head, values in broken(self, inputs).items()}
+
+        with monkeypatch.context() as here:
+            if len(judged) != 2:
+                here.setattr(MultiTask, "forward", forward)
+            return original(self, batches, metrics, samples_seen)
+
+    monkeypatch.setattr(learner_module.Learner, "validate", validate)
+    assert train(made.config(folder, tmp_path / "run", "train.epochs=3", f"train.select={select}")) == 0
+    assert State.load(runs.find_checkpoint(tmp_path / "run", "best")).samples_seen == judged[1]
+    told = [line for line in capsys.readouterr().err.splitlines() if "no finite numbers" in line]
+    assert len(told) == 2
+    assert all(select in line for line in told)
 
 
 def test_a_fraction_of_a_sample_is_one_step(folder: Path, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ class Loaded:
     samples_seen: int
     damage: tuple[Damage, ...] = ()
 
+    @property
+    def readable(self) -> list[bool]:
+        """By row: whether it is a sample, and not the black place of one that could not be read."""
+        lost = {one.key for one in self.damage}
+        return [key not in lost for key in self.batch.keys]
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
