@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from hpe import runs
 from hpe.errors import EXIT_AGAIN, EXIT_USAGE
@@ -72,7 +72,9 @@ def said(folder: Path, name: str) -> list[str]:
 def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_path: Path) -> None:
     with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
         assert job.wait(60) == 0
-    assert said(tmp_path, "srun") == ["12 first 20711 --kill-on-bad-exit=1 hpe train my config.yaml --set train.epochs=3"]
+    assert said(tmp_path, "srun") == [
+        "12 first 20711 --kill-on-bad-exit=1 hpe train my config.yaml --set train.epochs=3"
+    ]
     assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
 
 
@@ -139,6 +141,7 @@ def test_what_slurm_is_asked_for_fits_together() -> None:
 )
 def test_accelerate_reads_the_launch_configs_as_they_are_meant(name: str, machines: int, processes: int) -> None:
     config = load_config_from_file(str(ROOT / "launch" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
     assert (config.num_machines, config.num_processes) == (machines, processes)
     assert str(config.mixed_precision) == "no"  # the run's own config decides
     assert config.distributed_type == ("NO" if processes == 1 else "MULTI_GPU")
@@ -248,7 +251,7 @@ def test_compose_builds_this_repositorys_dockerfile_and_keeps_its_folders() -> N
     train, board = compose["services"]["train"], compose["services"]["tensorboard"]
     context = (COMPOSE.parent / train["build"]["context"]).resolve()
     assert (context / train["build"]["dockerfile"]).samefile(DOCKERFILE)
-    volumes = re.findall(r'^VOLUME (\[.*\])$', DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    volumes = re.findall(r"^VOLUME (\[.*\])$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     kept = set(yaml.safe_load(volumes[0]))
     assert {volume.split(":/")[-1].removesuffix(":ro") for volume in train["volumes"]} == {v.lstrip("/") for v in kept}
     named = {volume.split(":")[0] for service in (train, board) for volume in service["volumes"]}
