@@ -26,17 +26,18 @@ export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 # srun in the background, so that this shell sees signals and hands them on.
 srun --kill-on-bad-exit=1 hpe train "$@" &
 ranks=$!
-trap 'kill -USR1 "$ranks" 2>/dev/null' USR1
-trap 'kill -TERM "$ranks" 2>/dev/null' TERM
-status=128
-while kill -0 "$ranks" 2>/dev/null; do
+trap 'signalled=yes; kill -USR1 "$ranks" 2>/dev/null' USR1
+trap 'signalled=yes; kill -TERM "$ranks" 2>/dev/null' TERM
+# A signal ends `wait` early, with a code of its own; another `wait` tells srun's, even where srun has just ended.
+while
+  signalled=
   wait "$ranks"
   status=$?
-done
+  [ -n "$signalled" ]
+do :; done
 
 if [ "$status" -eq 75 ]; then
   echo "hpe: saved; requeued as $SLURM_JOB_ID"
-  scontrol requeue "$SLURM_JOB_ID"
-  exit 0
+  scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit "$status"

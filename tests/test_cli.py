@@ -72,22 +72,6 @@ def test_the_configs_of_the_examples_come_with_hpe() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_the_commands_of_readme_and_configs_parse() -> None:
-    known = dict(EVERY)
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
-    lines = [line for page in pages for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines()]
-    shown = [match[1] for line in lines if (match := re.match(r"(?:# +)?(hpe [a-z].*?)(?:\s{2,}# .*)?$", line))]
-    assert len(shown) > 20
-    for line in shown:
-        words = shlex.split(line)[1:]
-        path = tuple(words[:2]) if tuple(words[:2]) in known else (words[0],)
-        assert path in known, line
-        try:
-            known[path].make_context(path[-1], words[len(path) :])
-        except Exception as error:
-            raise AssertionError(f"{line}: {error}") from error
-
-
 def test_the_version_is_the_packages() -> None:
     done = hpe_command("--version")
     assert (done.returncode, done.stdout) == (0, f"hpe {hpe.__version__}\n")

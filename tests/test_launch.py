@@ -1,0 +1,271 @@
+"""The ways to start a job: launch/slurm.sh, launch/*.yaml, torchrun, and a signal that only the launcher gets."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+from hpe import runs
+from hpe.errors import EXIT_AGAIN, EXIT_USAGE
+from tests import made
+from tests.test_cli import EVERY
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SRUN = """#!/bin/sh
+echo "$OMP_NUM_THREADS $MASTER_ADDR $MASTER_PORT $*" > srun.called
+case $1:$SRUN_ENDS in
+  *:"") ;;
+  *) exit $SRUN_ENDS ;;
+esac
+"""
+# As ranks that leave at once; sigwait, because a shell's or Python's own handlers may miss the first signal.
+RANKS = f"""#!{sys.executable} -IS
+import os, signal
+
+awaited = [signal.SIGUSR1, signal.SIGTERM]
+signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+file = os.open("srun.signal", os.O_WRONLY | os.O_CREAT)
+open("srun.called", "w").write("waits")
+os.write(file, b"%d" % signal.sigwait(awaited))
+os._exit({EXIT_AGAIN})
+"""
+SCONTROL = """#!/bin/sh
+echo "$*" >> scontrol.called
+case $1 in
+  show) printf 'first\\nsecond\\n' ;;
+  requeue) exit ${REQUEUE_ENDS:-0} ;;
+esac
+"""
+
+
+def slurm(folder: Path, *arguments: str, srun: str = SRUN, **variables: str) -> subprocess.Popen[str]:
+    """The batch script as Slurm starts it, with stand-ins for Slurm's programs; files lie in ``folder``."""
+    for name, text in (("srun", srun), ("scontrol", SCONTROL)):
+        program = folder / name
+        program.write_text(text)
+        program.chmod(0o700)
+    environment = os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "40711",
+        "SLURM_JOB_NODELIST": "first,second",
+        "SLURM_CPUS_PER_TASK": "12",
+    }
+    return subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "slurm.sh"), *arguments],
+        cwd=folder, env=environment | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def said(folder: Path, name: str) -> list[str]:
+    path = folder / f"{name}.called"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_path: Path) -> None:
+    with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
+        assert job.wait(60) == 0
+    assert said(tmp_path, "srun") == [
+        "12 first 20711 --kill-on-bad-exit=1 hpe train my config.yaml --set train.epochs=3"
+    ]
+    assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
+
+
+def test_slurm_puts_a_job_back_into_the_queue_that_was_saved(tmp_path: Path) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(EXIT_AGAIN)) as job:
+        told, _ = job.communicate(timeout=60)
+    assert job.returncode == 0
+    assert said(tmp_path, "scontrol")[1:] == ["requeue 40711"]
+    assert "saved; requeued as 40711" in told
+
+
+def test_a_job_that_slurm_does_not_take_back_is_no_success(tmp_path: Path) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(EXIT_AGAIN), REQUEUE_ENDS="1") as job:
+        assert job.wait(60) == EXIT_AGAIN
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130, 137])
+def test_slurm_sees_every_other_exit_code_of_the_ranks(tmp_path: Path, code: int) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code)) as job:
+        assert job.wait(60) == code
+    assert said(tmp_path, "scontrol")[1:] == []
+
+
+def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path) -> None:
+    with slurm(tmp_path) as job:
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == EXIT_USAGE
+    assert "usage: sbatch" in told
+    assert said(tmp_path, "srun") == said(tmp_path, "scontrol") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_slurms_script_reaches_srun_whose_code_counts(tmp_path: Path, number: signal.Signals) -> None:
+    """Ten times: srun's code must not be lost where it ends at once, between the script's looks at it."""
+    for turn in range(10):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        with slurm(folder, "run.yaml", srun=RANKS) as job:
+            await_file(folder / "srun.called", job)
+            job.send_signal(number)
+            assert job.wait(60) == 0
+        assert (folder / "srun.signal").read_text() == str(int(number))
+        assert said(folder, "scontrol")[1:] == ["requeue 40711"]
+
+
+def await_file(path: Path, job: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    assert path.exists(), f"{path} did not come"
+    time.sleep(0.05)  # the script sets its traps right after it has started srun
+
+
+def test_what_slurm_is_asked_for_fits_together() -> None:
+    text = (ROOT / "launch" / "slurm.sh").read_text(encoding="utf-8")
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.MULTILINE))
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"]  # one process a GPU
+    assert asked["signal"] == "USR1@600"  # to the steps and not to the script alone (B:), ten minutes before
+    assert "\n#SBATCH --requeue\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "processes"), [("cpu2", 1, 2), ("gpu1", 1, 1), ("node8", 1, 8), ("nodes", 2, 16)]
+)
+def test_accelerate_reads_the_launch_configs_as_they_are_meant(name: str, machines: int, processes: int) -> None:
+    config = load_config_from_file(str(ROOT / "launch" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    assert str(config.mixed_precision) == "no"  # the run's own config decides
+    assert config.distributed_type == ("NO" if processes == 1 else "MULTI_GPU")
+
+
+def test_every_launch_config_is_tested() -> None:
+    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes"}
+
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN} | {
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONPATH": str(ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+}
+ENVIRONMENT.pop("ACCELERATE_USE_CPU", None)
+PROGRAMS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(16, 8), val=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "accelerate launch --config_file launch/cpu2.yaml --main_process_port 0",  # as in README, but on a free port
+        "torchrun --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0",
+    ],
+    ids=lambda launcher: launcher.split()[0],
+)
+def test_a_launcher_starts_two_ranks_on_a_cpu_that_write_a_checkpoint(
+    folder: Path, tmp_path: Path, launcher: str
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    file.write_text(made.config(folder, run).dump())
+    program, *options = launcher.split()
+    done = subprocess.run(
+        [PROGRAMS / program, *options, "-m", "hpe", "train", str(file)],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = runs.State.load(runs.find_checkpoint(run, "last"))
+    assert (state.samples_seen, state.ranks) == (24, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGUSR1)], ids=["SIGTERM-SIGUSR1"])
+def test_a_signal_to_the_launcher_alone_saves_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    file.write_text(made.config(folder, run, "train.epochs=4000", "train.checkpoint_steps=3").dump())
+    command = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
+    seen = 0
+    for number in numbers:
+        with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and job.poll() is None and samples_seen(run) <= seen:
+                time.sleep(0.1)
+            written = samples_seen(run)
+            os.kill(job.pid, number)
+            _, told = job.communicate(timeout=60)
+        assert job.returncode == EXIT_AGAIN, told
+        assert samples_seen(run) >= written > seen
+        assert "Traceback" not in told
+        assert "saved" in told
+        seen = samples_seen(run)
+
+
+def samples_seen(run: Path) -> int:
+    return runs.State.load(runs.find_checkpoint(run, "last")).samples_seen if runs.checkpoints(run) else 0
+
+
+COMPOSE = ROOT / "docker" / "compose.yaml"
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+
+
+def parses(words: list[str]) -> None:
+    """See that hpe's own parser takes these words behind ``hpe``."""
+    name, *arguments = words
+    dict(EVERY)[name,].make_context(name, arguments)
+
+
+def test_the_containers_commands_are_commands_of_hpe() -> None:
+    text = COMPOSE.read_text(encoding="utf-8")
+    services = yaml.safe_load(text)["services"]
+    train = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in services["train"]["command"]]
+    assert (ROOT / train[1]).is_file()
+    parses(train)
+    shown = re.findall(r"^# .*docker compose -f docker/compose\.yaml run train (.+)$", text, re.MULTILINE)
+    assert shown
+    for line in shown:
+        parses(shlex.split(line))
+    docker = DOCKERFILE.read_text(encoding="utf-8")
+    (health,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", docker, re.MULTILINE)
+    program, *words = yaml.safe_load(health)
+    assert program == "hpe"
+    parses(words)
+    assert 'ENTRYPOINT ["hpe"]' in docker
+
+
+def test_compose_builds_this_repositorys_dockerfile_and_keeps_its_folders() -> None:
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    train, board = compose["services"]["train"], compose["services"]["tensorboard"]
+    context = (COMPOSE.parent / train["build"]["context"]).resolve()
+    assert (context / train["build"]["dockerfile"]).samefile(DOCKERFILE)
+    volumes = re.findall(r"^VOLUME (\[.*\])$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    kept = set(yaml.safe_load(volumes[0]))
+    assert {volume.split(":/")[-1].removesuffix(":ro") for volume in train["volumes"]} == {v.lstrip("/") for v in kept}
+    named = {volume.split(":")[0] for service in (train, board) for volume in service["volumes"]}
+    assert {name for name in named if name.isalpha()} == set(compose["volumes"])
+    assert train["image"] == board["image"]
+
+
+def test_what_the_dockerfile_copies_is_there_and_enough_to_install() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    copied = [words for line in re.findall(r"^COPY --chown=\S+ (.+)$", text, re.MULTILINE) if (words := line.split())]
+    assert len(copied) == text.count("COPY")
+    sources = [source for *sources, _ in copied for source in sources]
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    before = text[: text.index("RUN make install")]
+    for needed in ("pyproject.toml", "Makefile", "README.md", "LICENSE", "hpe/__init__.py"):  # what hatchling reads
+        assert needed in before
