@@ -309,7 +309,6 @@ def test_every_message_in_the_table_of_trouble_is_one_that_hpe_tells() -> None:
     assert not told("… samples do not fit among … ranks")
 
 
-@pytest.mark.xfail(reason="README says `shards/…: no such …`", strict=False)
 def test_what_train_tells_of_absent_shards_is_in_the_table_of_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
