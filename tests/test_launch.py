@@ -235,7 +235,9 @@ def test_the_containers_commands_are_commands_of_hpe() -> None:
     train = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in services["train"]["command"]]
     assert (ROOT / train[1]).is_file()
     parses(train)
-    shown = re.findall(r"^# .*docker compose -f docker/compose\.yaml run train (.+)$", text, re.MULTILINE)
+    shown = re.findall(
+        r"^# .*docker compose -f docker/compose\.yaml run train (.+)$", re.sub(r"\\\n# +", "", text), re.MULTILINE
+    )
     assert shown
     for line in shown:
         parses(shlex.split(line))
