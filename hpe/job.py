@@ -1,7 +1,5 @@
 """What a training job stands on: its folder, its streams, its network, each checked before the first step."""
 
-import copy
-import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,10 +17,10 @@ from hpe.errors import UserError
 from hpe.files import locked, rename_aside, write_text
 from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
-from hpe.metrics import FIGURES
 from hpe.models.multitask import MultiTask
-from hpe.optim import freeze, frozen_norms
+from hpe.optim import freeze
 from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
+from hpe.refusals import all_small, impossible, pieces_refused, sizes_refused, steps_of, unlabelled
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOCK: Final = ".lock"
-_ROWS: Final = 1024
 _LEAST_STEPS: Final = 20
 """Of an epoch, where the batch is found: a network learns by steps."""
 
@@ -68,8 +65,8 @@ class Job:
 
     @property
     def total_samples(self) -> int:
-        """Samples that the run sees in all: its epochs, rounded up to whole batches, of which there is one or more."""
-        return _steps(self.config, self.epoch_samples) * self.batch
+        """Samples that the run sees in all: whole batches."""
+        return steps_of(self.config.train.epochs, self.epoch_samples, self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
         """This rank's training batches from a position on."""
@@ -131,7 +128,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     """
     run = Path(config.run)
     config = _with_batch_of(run, config)
-    problems = _impossible(config, ranks)
+    problems = impossible(config, ranks)
     streams: dict[str, Stream] = {}
     for split in ("train", "val"):
         with _collect(problems):
@@ -139,9 +136,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     counts = {split: stream.label_counts() for split, stream in streams.items()}
     for split, count in counts.items():
         problems += [
-            f"model.heads.{head}: {_lack(streams[split], head, split)}; {_LABEL_SOURCE[head]}"
-            for head in config.model.heads.on
-            if not _labels(count, head)
+            unlabelled(streams[split], head, split) for head in config.model.heads.on if not _labels(count, head)
         ]
     network = None
     with _collect(problems):
@@ -152,17 +147,15 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             + ", ".join(name for name, _ in network.backbone.named_children())
             for name in freeze(network, config.model.freeze)
         ]
-        problems += _sizes_refused(network, config)
+        problems += sizes_refused(network, config)
         if config.train.batch != "auto" and not problems:
-            problems += _pieces_refused(network, config, config.train.batch // ranks.world)
+            problems += pieces_refused(network, config, config.train.batch // ranks.world)
     if problems or network is None:
         raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
     if ranks.main and streams["train"].reading.labels.needs_pose:
-        for split in ("train", "val"):
-            for number, one in enumerate(getattr(config.data, split)):
-                if one.pose is None:
-                    told = "no pose tables are named (pose:), its angles and directions are those of its records"
-                    print(f"{run}: data.{split}.{number}: {told}", file=sys.stderr, flush=True)
+        for name in _without_tables(config.data):
+            told = "no pose tables are named (pose:), its angles and directions are those of its records"
+            print(f"{run}: {name}: {told}", file=sys.stderr, flush=True)
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
@@ -173,11 +166,21 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         if ranks.main:
             print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
         config = _with_batch(config, found)
-    if problem := _all_small(config, streams["train"].samples):
+    assert isinstance(config.train.batch, int)
+    if problem := all_small(config, streams["train"].samples, config.train.batch):
         raise UserError(problem)
     with _folder(run, config, ranks) as resume:
         damage = Damages(f"{run}: rank {ranks.rank}")
         yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], resume, damage)
+
+
+def _without_tables(data: DataConfig) -> list[str]:
+    return [
+        f"data.{split}.{number}"
+        for split, sets in (("train", data.train), ("val", data.val))
+        for number, one in enumerate(sets)
+        if one.pose is None
+    ]
 
 
 def _with_batch(config: RunConfig, batch: int | str) -> RunConfig:
@@ -217,111 +220,6 @@ def _found_batch(
     lowest = here.gather(torch.tensor([found], device=here.device))
     assert isinstance(lowest, torch.Tensor)
     return int(lowest.min()) * ranks.world
-
-
-_LABEL_SOURCE: Final = {
-    "emotion": "pack shards with emotions, or switch this head off",
-    "direction": "name pose tables (pose:) and a rule of theirs (data.direction: ours), or switch this head off",
-    "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
-    "affect": "use shards with valence and arousal, or switch this head off",
-}
-
-
-@torch.no_grad()
-def _sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
-    """The sizes of pictures that the backbone cannot take: some are made for one, some need more pixels."""
-    if network.takes_angles:
-        return []
-    problems = []
-    network.eval()
-    for name, size in (("data.size", config.data.size), ("train.small_size", config.train.small_size)):
-        try:
-            if size is not None:
-                network(torch.zeros(1, 3, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            why = str(error).partition("\n")[0][:160]
-            problems.append(f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why})")
-    network.train()
-    return problems
-
-
-@torch.no_grad()
-def _pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
-    """What speaks against learning from a rank's share of a batch in pieces, where some are of a single picture."""
-    piece = share // -(-share // (config.train.micro_batch or share))
-    if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
-        return []
-    size = config.train.small_size or config.data.size
-    trial = copy.deepcopy(network).train()
-    for norm in frozen_norms(trial):
-        norm.eval()
-    try:
-        trial(torch.zeros(1, 3, size, size))
-    except ValueError as error:  # a batch norm of one value
-        name = "train.batch" if config.train.micro_batch is None else "train.micro_batch"
-        told = f"{config.model.backbone} cannot learn from one picture of {size} pixels at a time"
-        return [f"{name}: {told} ({str(error).partition(':')[0].lower()}); give every rank two or more"]
-    return []
-
-
-def _steps(config: RunConfig, samples: int) -> int:
-    """Steps of a run on so many samples: one or more."""
-    assert isinstance(config.train.batch, int)  # `auto` was found before
-    return -(-max(1, round(config.train.epochs * samples)) // config.train.batch)
-
-
-def _all_small(config: RunConfig, samples: int) -> str | None:
-    """What speaks against small pictures first: with few steps even the last may learn from them."""
-    settings = config.train
-    assert isinstance(settings.batch, int)
-    steps = _steps(config, samples)
-    if settings.small_size and (steps - 1) * settings.batch < settings.small_epochs * samples:
-        return (
-            f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs are all {steps:,} steps; "
-            f"none is left for pictures of {config.data.size} pixels: lower it, or train.batch"
-        )
-    return None
-
-
-def _lack(stream: Stream, head: str, split: str) -> str:
-    """What a head's label is short of: for poses, the angles that some of the first records could have had."""
-    if head == "pose" and not stream.reading.labels.needs_pose:
-        records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
-        missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]
-        if 0 < len(missing) < 3:
-            way = " (hpe pack pointing04 --option roll=upright takes it as 0)" if missing == ["roll"] else ""
-            lack = " and no ".join(missing) + way
-            return f"it needs yaw, pitch and roll, and the samples of data.{split} have no {lack}"
-    return f"no sample of data.{split} has its label"
-
-
-def _impossible(config: RunConfig, ranks: Ranks) -> list[str]:
-    """What cannot work on this machine or with itself, whatever the data."""
-    settings, problems = config.train, []
-    if settings.batch == "auto":
-        if settings.micro_batch:
-            problems.append("train.batch: auto finds what fits in one piece; leave train.micro_batch out")
-    elif settings.batch % ranks.world:
-        lower = settings.batch // ranks.world * ranks.world
-        ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
-        problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
-    if settings.precision == "fp16" and not cuda():
-        problems.append("train.precision: fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
-    heads = config.model.heads
-    known = [name for head in heads.on for name in FIGURES[head]]
-    if settings.select not in ("auto", *known):
-        problems.append(
-            f"train.select: {settings.select!r} is no figure of these heads; use auto or {', '.join(known)}"
-        )
-    if not any(getattr(heads, head).weight for head in heads.on):
-        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
-    if config.model.backbone == "angles" and settings.small_size:
-        problems.append(
-            "train.small_size: the backbone angles reads no pictures; leave small_size and small_epochs out"
-        )
-    if config.model.backbone == "angles" and heads.pose:
-        problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
-    return problems
 
 
 @contextmanager
@@ -399,7 +297,7 @@ def _head_loss(config: RunConfig, head: str, counts: Counts) -> HeadLoss:
 
 
 def _fit_scale(network: MultiTask, stream: Stream) -> None:
-    with stream.once(batch=_ROWS) as loader:
+    with stream.once(batch=1024) as loader:
         angles = [loaded.batch.angles[loaded.batch.angles_mask] for loaded in loader]
     network.backbone.fit_scale(torch.cat(angles))  # pyright: ignore[reportCallIssue]
 

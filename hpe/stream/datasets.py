@@ -76,9 +76,6 @@ class Stream:
 
     def _problems(self) -> list[str]:
         problems = []
-        if self.reading.labels.needs_pose and not any(shard.pose for shards in self.sets for shard in shards):
-            names = ", ".join(shard.url for shard in self.sets[0][:2]) + (" …" if len(self.sets[0]) > 2 else "")
-            problems.append(f"{names}: pose tables are asked for, but no folder of them is named")
         for shards in self.sets:
             for shard in shards:
                 if not shard.remote and not Path(shard.url).is_file():
