@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +21,12 @@ from hpe.batch import Batch
 from hpe.config import RunConfig
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, NotFiniteError, UserError
+from hpe.job import open_job
 from hpe.metrics import HeadMetrics, better
 from hpe.models.multitask import MultiTask, Outputs
+from hpe.ranks import Ranks
 from hpe.runs import State
-from hpe.shards import Manifest, Sample, write_shard
+from hpe.shards import Manifest, Sample, read_samples, write_shard
 from hpe.stream import Loaded
 from hpe.train import train
 from tests import made
@@ -469,3 +473,30 @@ def test_a_damaged_sample_is_counted_and_the_run_goes_on(tmp_path: Path, capsys:
     assert "could not read train-000001.tar" in capsys.readouterr().err
     with pytest.raises(UserError, match="train-000001"):
         train(made.config(folder, tmp_path / "strict", "data.damaged=fail"))
+
+
+def test_a_network_learns_from_estimated_angles_and_is_validated_on_measured_ones(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = tmp_path / "pose"
+    tables.mkdir()
+    for info in Manifest.load(folder).shards:
+        if info.split == "train":
+            keys = [sample.key for sample in read_samples(folder / info.name)]
+            angles = {name: pa.array([20.0] * len(keys), pa.float32()) for name in ("yaw", "pitch", "roll")}
+            said = {"hpe.shard": info.name, "hpe.shard_sha256": info.sha256}
+            table = pa.table({"key": keys} | angles).replace_schema_metadata(said)
+            pq.write_table(table, tables / f"{Path(info.name).stem}.parquet")
+    config = made.config(
+        folder, tmp_path / "run", "data.angles=pose", f"data.train.0.pose={tables}", "train.epochs=0.2"
+    )
+    with open_job(config, Ranks(0, 1, 0, 1)) as job:
+        with job.batches(0) as loader:
+            batch = next(loader).batch
+        with job.validation() as loader:
+            measured = next(loader).batch
+    assert (batch.angles == 20).all()
+    assert batch.angles_mask.all()
+    assert measured.angles_mask.any()
+    assert not (measured.angles[measured.angles_mask] == 20).any()
+    assert "data.val.0: no pose tables are named (pose:)" in capsys.readouterr().err
