@@ -44,7 +44,7 @@ class _Axes:
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers that cover a range: steps of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        low, high = low - max(0.5, abs(low) / 2), high + max(0.5, abs(high) / 2)
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= rough * 0.999)

@@ -105,7 +105,7 @@ def pack(
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])
-    if "train" in manifest.splits:
+    if {"train", "val"} <= {*manifest.splits}:
         then = f"hpe train CONFIG --set data.train.0.shards={out} --set data.val.0.shards={out}"
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
@@ -275,7 +275,7 @@ def train(
     Exit codes: 0 done, 1 done but some samples could not be read, 2 a mistake in the config, 75 stopped by
     a signal with everything saved (run it again).
 
-    Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.epochs=5`
+    Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
     from hpe.config import RunConfig, load
     from hpe.errors import UserError

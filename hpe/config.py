@@ -207,13 +207,16 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _small_before_large(self) -> Self:
         small, epochs = self.train.small_size, self.train.small_epochs
-        if (small is None) != (epochs == 0):
-            raise ValueError("train.small_size needs train.small_epochs above 0, and those need a train.small_size")
-        if small is not None and small >= self.data.size:
+        if not epochs:
+            return self
+        if small is None:
+            raise ValueError(f"train.small_epochs: {epochs:g} epochs of small pictures need a train.small_size")
+        if small >= self.data.size:
             raise ValueError(f"train.small_size: {small} is not below data.size, {self.data.size}")
         if epochs >= self.train.epochs:
             raise ValueError(
-                f"train.small_epochs: {epochs:g} leave none of train.epochs, {self.train.epochs:g}, to data.size"
+                f"train.small_epochs: {epochs:g} epochs of small pictures leave none of train.epochs, "
+                f"{self.train.epochs:g}, to those of data.size; lower it too (0: none are small)"
             )
         return self
 

@@ -27,6 +27,7 @@ _SLURM: Final = {
     "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
 }  # fmt: skip
 _PR_SET_PDEATHSIG: Final = 1
+_PORTS: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class Ranks:
             if _slurm_tasks() > 1:
                 by, way = "SLURM_NTASKS", "start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
             raise UserError(f"{by} is {found.world}, without {' and '.join(missing)}; {way}")
+        port = os.environ.get("MASTER_PORT", "29500")
+        if not (port.isdecimal() and int(port) < _PORTS):
+            raise UserError(f"MASTER_PORT is {port!r}: expected a port's number, such as 29500")
         return found
 
     @classmethod
@@ -225,7 +229,10 @@ def launched() -> bool:
 
 def _slurm_tasks() -> int:
     """How many tasks of Slurm this one is among; 1 outside of them, as in the shell of ``salloc``."""
-    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    if not tasks.isdecimal():
+        raise UserError(f"SLURM_NTASKS is {tasks!r}: expected a whole number; start with srun, or unset it")
+    return int(tasks)
 
 
 def refuse_processes(processes: int) -> None:

@@ -75,7 +75,8 @@ def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[st
     piece = share // -(-share // (config.train.micro_batch or share))
     if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
         return []
-    size = config.train.small_size or config.data.size
+    small = config.train.small_size if config.train.small_epochs else None
+    size = small or config.data.size
     trial = copy.deepcopy(network).train()
     for norm in frozen_norms(trial):
         norm.eval()

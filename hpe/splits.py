@@ -109,7 +109,7 @@ class Lists:
             expected = ", ".join(f"{name}.txt" for name in SPLITS)
             raise UserError(f"--splits {folder}: no lists there; expected {expected}, one sample a line")
         for path in paths:
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
                 name = line.strip().replace("\\", "/").removeprefix("./")
                 if name and self._split.setdefault(name, path.stem) != path.stem:
                     raise UserError(

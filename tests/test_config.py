@@ -49,11 +49,11 @@ def test_every_mistake_comes_at_once_with_line_and_column() -> None:
         (("learning_rate: 1e-3", "learning_rate: -1"), "greater than 0"),
         (("learning_rate: 1e-3", "learning_rate: .nan"), "learning_rate"),
         (("train: [{shards: a, split: train}]", "train: []"), "data.train"),
-        (("learning_rate: 1e-3", "small_epochs: 2"), "train.small_size needs train.small_epochs above 0"),
+        (("learning_rate: 1e-3", "small_epochs: 2"), "2 epochs of small pictures need a train.small_size"),
         (("learning_rate: 1e-3", "small_epochs: 2\n  small_size: 224"), "224 is not below data.size, 224"),
         (
             ("learning_rate: 1e-3", "small_epochs: 10\n  small_size: 112"),
-            "10 leave none of train.epochs, 10, to data.size",
+            "10 epochs of small pictures leave none of train.epochs, 10, to those of data.size",
         ),
         (("train:\n  learning", "train: &a\n  learning"), None),
     ],

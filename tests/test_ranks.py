@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -311,3 +312,35 @@ print("said", end=" ")
     assert (done.returncode, done.stdout) == (seen, "said at exit\n")
     assert ("apart" in done.stderr) is not grouped
     assert done.stderr.count("ZeroDivisionError: division by zero\n") == (end == FAILS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS is 'x': expected a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+    ],
+)
+def test_a_launchers_variables_that_are_no_numbers_are_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        Ranks.from_environment()
+
+
+def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(folder, tmp_path / "run").dump())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        meeting = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = subprocess.run(
+            [sys.executable, "-m", "hpe", "train", str(file)],
+            env=ENVIRONMENT | meeting, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert f"127.0.0.1:{port}: the ranks cannot meet there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Splits: nobody in two of them, every emotion in each, and the same whatever the order of the rows."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,9 @@ def test_fifteen_people_are_at_least_two_in_each_split(seed):
     held = Counter(name for _, name in people)
     assert held["test"] == 2
     assert held["val"] == 2
+
+
+def test_a_list_with_a_byte_order_mark_keeps_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfhappy/0.jpg\r\nhappy/1.jpg\r\n")
+    rows = [Row(f"k{i}", None, 1, None, f"happy/{i}.jpg") for i in range(2)]
+    assert Lists(tmp_path).assign(rows) == ["train", "train"]

@@ -90,16 +90,16 @@ def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, rea
 
 
 def noise_figure(value: float, n: int, replicates: Float[ndarray, " r"] | None) -> Figure:
-    """A figure that noise only ever makes larger, such as the calibration error, with its basic interval.
+    """A figure from 0 to 1 that noise only ever makes larger, such as the calibration error, with its basic interval.
 
     Draws are as much too large against the value as the value is against the truth, so the interval is
-    mirrored at the value, and cut at 0 (Davison and Hinkley, "Bootstrap Methods", 1997, section 5.2).
+    mirrored at the value, and cut at 0 and 1 (Davison and Hinkley, "Bootstrap Methods", 1997, section 5.2).
     """
     made = figure(value, n, replicates, reason="no sample")
     if replicates is None or made.get("low") is None:
         return made
     low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return made | {"low": float(max(2 * value - high, 0.0)), "high": float(max(2 * value - low, value))}
+    return made | {"low": float(max(2 * value - high, 0.0)), "high": float(min(max(2 * value - low, value), 1.0))}
 
 
 def too_few(units: int) -> bool:
