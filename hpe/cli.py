@@ -105,8 +105,9 @@ def pack(
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])
-    if {"train", "val"} <= {*manifest.splits}:
-        then = f"hpe train CONFIG --set data.train.0.shards={out} --set data.val.0.shards={out}"
+    if "train" in manifest.splits:
+        sets = (f" --set data.{split}.0.shards={out}" for split in ("train", "val") if split in manifest.splits)
+        then = f"hpe train CONFIG{''.join(sets)}"
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(

@@ -653,4 +653,6 @@ def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path
     options = ["--splits", str(tmp_path / "lists"), "--size", "32", "--workers", "1"]
     done = CliRunner().invoke(app, ["pack", "folders", str(tmp_path / "photos"), str(tmp_path / "out"), *options])
     assert done.exit_code == 0, done.output
-    assert told in done.output.replace("\n", " ").rpartition("Next:")[2]
+    step = done.output.replace("\n", " ").rpartition("Next:")[2]
+    assert told in step
+    assert "data.val" not in step
