@@ -132,14 +132,14 @@ def _run() -> None:
             rank = os.environ.get("RANK", "0")
             print(f"hpe: rank {rank}: {told}. {_LESS_MEMORY}", file=sys.stderr, flush=True)
             sys.exit(EXIT_INCOMPLETE)
-        if type(error).__name__ == "DistNetworkError" and not lost_rank(error):
+        if not lost_rank(error):
+            if type(error).__name__ != "DistNetworkError":
+                raise
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             told = str(error).partition(". ")[0].partition("\n")[0]
             _leave(
                 f"MASTER_ADDR:MASTER_PORT is {where}: the ranks cannot meet there ({told}); give a port that is free"
             )
-        if not lost_rank(error):
-            raise
         _let_others_speak()  # or its exit code, and this line, may pass for the cause
         print(f"hpe: rank {os.environ.get('RANK')} lost another rank and leaves", file=sys.stderr, flush=True)
         sys.exit(EXIT_INCOMPLETE)

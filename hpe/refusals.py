@@ -14,7 +14,7 @@ from hpe.metrics import FIGURES
 from hpe.models.multitask import MultiTask
 from hpe.optim import frozen_norms
 from hpe.ranks import Ranks, cuda
-from hpe.stream import Stream
+from hpe.stream import LabelSource, Stream
 
 _ROWS: Final = 1024
 
@@ -31,8 +31,8 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
     if settings.precision == "fp16" and not cuda():
         problems.append("train.precision: fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
-    needs_pose = config.data.angles == "pose" or config.data.direction != "record"
-    if needs_pose and not any(one.pose for one in config.data.train):
+    labels = LabelSource(config.data.angles, config.data.direction)
+    if labels.needs_pose and not any(one.pose for one in config.data.train):
         problems.append("data.train: pose tables are asked for (data.angles, data.direction), but no pose: names any")
     heads = config.model.heads
     known = [name for head in heads.on for name in FIGURES[head]]
