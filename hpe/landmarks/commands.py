@@ -12,7 +12,7 @@ from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
     name="landmarks",
-    help="Head pose from face points: mesh, features, ten regressors compared, the best one used.",
+    help="Head pose from face points: mesh, ten regressors compared, the best one used; looks, from head and eyes.",
     no_args_is_help=True,
 )
 
@@ -46,6 +46,12 @@ def extract(
     faces: _Faces = "largest",
     workers: _Workers = None,
     python: _Python = None,
+    eyes: Annotated[
+        bool, typer.Option("--eyes", help="Irises and the eyes' pictures, too, for `hpe landmarks look`.")
+    ] = False,
+    insist: Annotated[
+        bool, typer.Option("--insist", help="Every picture shows a face: doubt less, look again turned and enlarged.")
+    ] = False,
 ) -> None:
     """Find 468 points a face in pictures or shards; killed and started again, it goes on.
 
@@ -59,7 +65,10 @@ def extract(
     from hpe.landmarks.extract import NO_FACE, SUMMARY, extract
 
     which = _which(faces)
-    done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
+    done = extract(
+        source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers,
+        eyes=eyes, insist=insist,
+    )  # fmt: skip
     rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
     if done["images_without_a_face"]:
@@ -139,6 +148,24 @@ def compare(
         write_text(out / "compare.md", text + "\n")
         plot_comparison(summary, out / "compare.png")
     print(text)
+
+
+@app.command()
+def look(
+    points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract SHARDS --eyes`.")],
+    out: Annotated[Path, typer.Argument(help="Folder of look.md, look.json and look.parquet (every face's answer).")],
+    pose: Annotated[Path | None, typer.Option(help="Pose tables of the same shards, read beside.")] = None,
+) -> None:
+    """Tell where people look from head and eyes, and judge it by leaving each person out in turn.
+
+    For sets whose records name person, yaw, pitch and direction, such as Pointing'04. Pictures in which the mesh
+    found no face are judged by the angles of --pose alone; without it they count as wrong.
+
+    Example: `hpe landmarks look data/points runs/look --pose shards/pointing04/pose/lwpose66`
+    """
+    from hpe.landmarks.look import look, markdown
+
+    print(markdown(look(points, out, pose)))
 
 
 @app.command()

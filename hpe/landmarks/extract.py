@@ -28,12 +28,11 @@ from hpe.images import DecodeError, decode_rgb
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
 from hpe.landmarks.table import SUFFIXES
-from hpe.landmarks.topology import MESH468
 from hpe.progress import progress
 from hpe.records import Record
 from hpe.shards import MANIFEST, Manifest, read_samples
 
-FORMAT: Final = "hpe-landmarks/1"
+FORMAT: Final = "hpe-landmarks/2"
 SUMMARY: Final = "extract.json"
 NO_FACE: Final = "no face"
 """The status of a picture in which the mesh finds none: a finding, no damage."""
@@ -42,7 +41,8 @@ _DIGEST: Final = b"hpe.pictures"
 _SCHEMA: Final = pa.schema(
     [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
      ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()), ("roll", pa.float32()),
-     ("points", pa.list_(pa.float32(), MESH468.count * 3))]
+     ("direction", pa.int8()), ("subject", pa.string()), ("points", pa.list_(pa.float32())),
+     ("eyes", pa.list_(pa.uint8()))]
 )  # fmt: skip
 
 
@@ -152,7 +152,15 @@ def _record_beside(file: Path) -> Record:
 
 
 def extract(
-    source: Path, out: Path, *, python: Path, views: str = "many", which: Which = "largest", workers: int | None = None
+    source: Path,
+    out: Path,
+    *,
+    python: Path,
+    views: str = "many",
+    which: Which = "largest",
+    workers: int | None = None,
+    eyes: bool = False,
+    insist: bool = False,
 ) -> dict[str, Any]:
     """Find the faces of every picture and write them.
 
@@ -163,6 +171,8 @@ def extract(
         views: ``plain``, ``mirror`` or ``many``.
         which: which of several faces.
         workers: processes; all cores by default.
+        eyes: irises (478 points) and the eyes' pictures, too.
+        insist: every picture is known to show a face: see :class:`hpe.landmarks.mesh.FaceMesh`.
 
     Returns:
         The summary that ``extract.json`` holds.
@@ -173,14 +183,15 @@ def extract(
     parts = pictures_of(source)
     model = named_model()
     mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
+    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which,
+                "eyes": eyes, "insist": insist}  # fmt: skip
     _check_settings(out, settings)
     count = workers or os.cpu_count() or 1
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     begun, done = time.monotonic(), 0
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        mesh = stack.enter_context(closing(MeshPool(python, views, which))) if todo else None
+        mesh = stack.enter_context(closing(MeshPool(python, views, which, eyes=eyes, insist=insist))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
         if not (out / SUMMARY).is_file():
@@ -209,7 +220,7 @@ def _table(out: Path, name: str) -> Path:
     return out / f"faces-{name}.parquet"
 
 
-def _check_settings(out: Path, settings: dict[str, str]) -> None:
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / SUMMARY
     if not path.is_file():
         return
@@ -251,7 +262,8 @@ def _write_part(
 
 def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
     record = picture.record
-    known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll}
+    known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
+             "direction": record.direction, "subject": record.subject}  # fmt: skip
     try:
         faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read()))
     except (DecodeError, OSError) as error:
@@ -260,7 +272,7 @@ def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
         return [{**known, "status": NO_FACE}]
     return [
         {**known, "status": "ok", "face": row, "views": face.views, "spread": face.spread,
-         "points": face.points.astype("float32").ravel()}
+         "points": face.points.astype("float32").ravel(), "eyes": None if face.eyes is None else face.eyes.ravel()}
         for row, face in enumerate(faces)
     ]  # fmt: skip
 

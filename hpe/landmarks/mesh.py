@@ -10,7 +10,8 @@ import queue
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Final, Literal
@@ -21,7 +22,8 @@ from jaxtyping import Float
 from hpe.crops import Box
 from hpe.errors import UserError
 from hpe.images import Picture
-from hpe.landmarks.topology import MESH468
+from hpe.landmarks.eyes import Eyes, eyes_of
+from hpe.landmarks.topology import MESH468, MESH478, topology_of
 
 VERSION: Final = "mediapipe 0.10.21"
 PACKAGES: Final = (
@@ -101,14 +103,17 @@ class MeshFace:
     """One face.
 
     Attributes:
-        points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views.
+        points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views. 468, or 478
+            with both irises.
         views: how many views found it.
         spread: root mean square of the views' difference from their mean, in sizes of the face.
+        eyes: see :func:`hpe.landmarks.eyes.eyes_of`, where they were asked for.
     """
 
-    points: Float[np.ndarray, "468 3"]
+    points: Float[np.ndarray, "points 3"]
     views: int
     spread: float
+    eyes: Eyes | None = None
 
     @property
     def box(self) -> Box:
@@ -125,15 +130,29 @@ class FaceMesh:
         views: 1, 2 or 7, of a face (``VIEWS``).
         which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
         model: a .tflite file in place of the package's ``face_landmark.tflite``.
+        eyes: with the irises (478 points) and the eyes' pictures.
+        insist: a face is known to be there: doubtful ones are taken, and what is not found is looked for again,
+            turned and enlarged.
 
     Raises:
         UserError: the interpreter does not run.
     """
 
-    def __init__(self, python: Path, views: int, which: Which = "largest", model: Path | None = None) -> None:
-        self._views = views
+    def __init__(
+        self,
+        python: Path,
+        views: int,
+        which: Which = "largest",
+        model: Path | None = None,
+        *,
+        eyes: bool = False,
+        insist: bool = False,
+    ) -> None:
+        self._views, self._eyes = views, eyes
         self._which: Which = which
-        self._command = (str(python), "-u", str(_WORKER), *([str(model)] if model else []))
+        self._points = (MESH478 if eyes else MESH468).count
+        how = (str(self._points), "insist" if insist else "once")
+        self._command = (str(python), "-u", str(_WORKER), *how, *([str(model)] if model else []))
         # The parent's, as a worker that crashes leaves its own behind.
         self._links = TemporaryDirectory(prefix="hpe-mesh-", ignore_cleanup_errors=True) if model else None
         command = (*self._command, self._links.name) if self._links else self._command
@@ -180,7 +199,8 @@ class FaceMesh:
                 f"`{' '.join(self._command)} < /dev/null` to see why, or `hpe landmarks install` again "
                 "(and see that the file of HPE_FACE_MESH_MODEL, if it is set, is whole)"
             ) from error
-        return chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
+        wanted = chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
+        return [replace(face, eyes=eyes_of(picture, face.points)) for face in wanted] if self._eyes else wanted
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         assert self._process.stdin is not None
@@ -195,8 +215,8 @@ class FaceMesh:
 
     def _mesh(self, step: int) -> MeshFace:
         views = self._read(1)[0]
-        raw = np.frombuffer(self._read(views * MESH468.count * 12), np.float32)
-        return merged(raw.reshape(views, MESH468.count, 3).astype(float) * step)
+        raw = np.frombuffer(self._read(views * self._points * 12), np.float32)
+        return merged(raw.reshape(views, self._points, 3).astype(float) * step)
 
 
 class MeshPool:
@@ -206,16 +226,29 @@ class MeshPool:
         python, which: as of :class:`FaceMesh`.
         views: ``plain``, ``mirror`` or ``many``.
         model: as of :class:`FaceMesh`; by default what ``HPE_FACE_MESH_MODEL`` names, if anything.
+        eyes, insist: as of :class:`FaceMesh`.
 
     Raises:
-        UserError: no such views, or the mesh does not run: the first worker starts here, and is tried.
+        UserError: no such views, or the mesh does not run: the first worker starts here, and is tried; or another
+            model and eyes, which are of the package's own model.
     """
 
-    def __init__(self, python: Path, views: str, which: Which = "largest", model: Path | None = None) -> None:
+    def __init__(
+        self,
+        python: Path,
+        views: str,
+        which: Which = "largest",
+        model: Path | None = None,
+        *,
+        eyes: bool = False,
+        insist: bool = False,
+    ) -> None:
         if views not in VIEWS:
             raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
-        self._python, self._views, self._model = python, views, model or named_model()
-        self._which: Which = which
+        model = model or named_model()
+        if eyes and model:
+            raise UserError(f"{model}: a mesh of {MESH468.count} points, without eyes; unset HPE_FACE_MESH_MODEL")
+        self._start = partial(FaceMesh, python, VIEWS[views], which, model, eyes=eyes, insist=insist)
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
         self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
 
@@ -224,7 +257,7 @@ class MeshPool:
         try:
             mesh = self._idle.get_nowait()
         except queue.Empty:
-            mesh = FaceMesh(self._python, VIEWS[self._views], self._which, self._model)
+            mesh = self._start()
         try:
             found = mesh.find(picture)
         except UserError:
@@ -240,7 +273,7 @@ class MeshPool:
                 self._idle.get_nowait().close()
 
 
-def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
+def merged(views: Float[np.ndarray, "views points 3"]) -> MeshFace:
     """One face from its views (the second mirrored, in the mirror's order; NaN where a view found none).
 
     z, which MediaPipe gives away from the viewer and from an origin of its own in each view, is turned and
@@ -248,7 +281,7 @@ def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
     """
     views = views.copy()
     if len(views) > 1:
-        views[1] = views[1, MESH468.mirror]
+        views[1] = views[1, topology_of(views.shape[1]).mirror]
     seen = views[np.isfinite(views).all((1, 2))] * (1.0, 1.0, -1.0)
     seen[..., 2] -= seen[..., 2].mean(1, keepdims=True)
     points = seen.mean(0)

@@ -2,15 +2,20 @@
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8, UInt8
 
 from hpe.errors import UserError
+from hpe.landmarks.eyes import HEIGHT, WIDTH
 from hpe.landmarks.topology import Topology, topology_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
@@ -29,11 +34,17 @@ class Faces:
         keys: one a face.
         points: picture axes (x right, y down, z towards the viewer), pixels.
         angles: yaw, pitch, roll in degrees; NaN where unknown.
+        directions: 0..4, or -1 where unknown.
+        subjects: the person of each; None where unknown.
+        eyes: see :func:`hpe.landmarks.eyes.eyes_of`; None where they were not asked for.
     """
 
     keys: tuple[str, ...]
     points: Float[np.ndarray, "faces points 3"]
     angles: Float[np.ndarray, "faces 3"]
+    directions: Int8[np.ndarray, " faces"] | None = None
+    subjects: tuple[str | None, ...] | None = None
+    eyes: UInt8[np.ndarray, "faces 2 height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,8 +56,15 @@ class Faces:
 
     def take(self, rows: Bool[np.ndarray, " faces"]) -> Self:
         """The faces of a mask."""
-        keys = tuple(key for key, kept in zip(self.keys, np.asarray(rows).tolist(), strict=True) if kept)
-        return type(self)(keys, self.points[rows], self.angles[rows])
+        mask = np.asarray(rows).tolist()
+        return type(self)(
+            tuple(compress(self.keys, mask)),
+            self.points[rows],
+            self.angles[rows],
+            None if self.directions is None else self.directions[rows],
+            None if self.subjects is None else tuple(compress(self.subjects, mask)),
+            None if self.eyes is None else self.eyes[rows],
+        )
 
 
 def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces, dict[str, int]]:
@@ -87,7 +105,7 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
     topology_of(faces.points.shape[1])
     if labels is None:
         return faces
-    return Faces(faces.keys, faces.points, angles_of_mats(labels, faces.keys))
+    return replace(faces, angles=angles_of_mats(labels, faces.keys))
 
 
 def _read_npz(path: Path) -> Faces:
@@ -101,6 +119,26 @@ def _read_npz(path: Path) -> Faces:
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
     return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """What is known of every face and of every picture without one, but the points; ``part`` is the shard's name.
+
+    Raises:
+        UserError: not a table of ``hpe landmarks extract``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ["key", "status", "yaw", "pitch", "roll", "direction", "subject"]
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("faces-*.parquet")):
+        try:
+            found = pq.read_table(path, columns=names).to_pylist()
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a table of `hpe landmarks extract`: {error}") from error
+        rows += [{**row, "part": path.stem.removeprefix("faces-")} for row in found]
+    return rows
 
 
 def _read_parquet(folder: Path) -> Faces:
@@ -122,11 +160,27 @@ def _read_parquet(folder: Path) -> Faces:
         flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
+        known = set(table.column_names)  # tables of format 1 have neither persons nor eyes
+        directions = table["direction"].fill_null(-1).to_numpy().astype(np.int8) if "direction" in known else None
+        subjects = tuple(table["subject"].to_pylist()) if "subject" in known else None
+        eyes = _eyes(table["eyes"]) if "eyes" in known else None
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: not a table of `hpe landmarks extract`: {error}") from error
-    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles)
+    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, directions, subjects, eyes)
+
+
+def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"] | None:
+    """The eyes of every face, or None where a face has none.
+
+    Raises:
+        ValueError: of another size.
+    """
+    if column.null_count:
+        return None
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.uint8).reshape(len(column), 2, HEIGHT, WIDTH)
 
 
 def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:

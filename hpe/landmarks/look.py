@@ -1,0 +1,402 @@
+"""``hpe landmarks look``: where people look, from head and eyes, judged on people that were not learned from.
+
+Pointing'04's people were asked to look at marks: some turned their heads to a mark, others turned them half way and
+did the rest with their eyes. Its angles and directions are the marks', so a regressor must see both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int8, UInt8
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.decomposition import PCA
+from sklearn.kernel_ridge import KernelRidge
+
+from hpe.directions import ABSTAIN
+from hpe.errors import UserError
+from hpe.figures.markdown import table
+from hpe.files import aside, make_folder, write_json, write_text
+from hpe.labels import Direction
+from hpe.landmarks.align import fitted_rotations, heads_of
+from hpe.landmarks.disk import writing
+from hpe.landmarks.eyes import HEIGHT, WIDTH, contrasted, eye_columns, mirrored_eyes
+from hpe.landmarks.features import AlignedFeatures, Angles, Columns, Points
+from hpe.landmarks.table import read_faces, read_rows
+from hpe.landmarks.topology import MESH468, MESH478
+from hpe.progress import progress
+from hpe.statistics import resampled_sums
+from hpe.tables import read_labels
+
+EyePictures = UInt8[np.ndarray, "faces 2 height width"]
+LEAST_PEOPLE: Final = 5
+SUMMARY: Final = "look.json"
+_MIRROR: Final = (-1.0, 1.0, -1.0)
+"""Signs of yaw, pitch, roll of a mirrored face."""
+_BANDWIDTH_DEGREES: Final = 6.0
+"""Of looks around a mark, as one person's two looks at the same mark differ."""
+_REPLICATES: Final = 1000
+_ALPHA: Final = 0.05
+_MESH: Final = MESH468.count
+_WEIGHTS: Final = (1.0, 0.5, 0.5, 1.0, 0.8, 0.8)
+"""Of rotation, eyes seen from the head and in the picture, an estimator's angles, pixels, gradients."""
+_EACH: Final = 4
+"""Groups whose columns are scaled one by one; the others are components, of which the first are to be the loudest."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is seen of faces.
+
+    Attributes:
+        points: meshes of 478 points, pixels.
+        eyes: see :func:`hpe.landmarks.eyes.eyes_of`.
+        estimated: yaw, pitch, roll of another estimator, degrees; no columns where there is none.
+    """
+
+    points: Points
+    eyes: EyePictures
+    estimated: Float[np.ndarray, "faces angles"]
+
+    def take(self, rows: Bool[np.ndarray, " faces"]) -> Self:
+        """The faces of a mask."""
+        return type(self)(self.points[rows], self.eyes[rows], self.estimated[rows])
+
+    def with_mirrored(self) -> Self:
+        """The faces, then their mirror images."""
+        return type(self)(
+            np.concatenate((self.points, MESH478.mirrored(self.points))),
+            np.concatenate((self.eyes, mirrored_eyes(self.eyes))),
+            _and_mirrored(self.estimated),
+        )
+
+
+class LookFeatures(BaseEstimator):
+    """The head's fitted rotation, where iris and lids are (seen from the head and in the picture), another
+    estimator's angles, pixels of the eyes and their gradients.
+
+    Each group of columns has a total variance of its weight's square over the training faces.
+
+    Args:
+        components: principal components of the pixels, and of the gradients.
+    """
+
+    def __init__(self, components: int = 80) -> None:
+        self.components = components
+
+    def fit(self, looks: Looks, angles: Angles) -> Self:
+        """Learn the mean head, the components and the scales of these faces."""
+        self.head_ = AlignedFeatures(1).fit(looks.points[:, :_MESH], angles).shape_
+        pixels, slopes = contrasted(looks.eyes).reshape(len(angles), -1), _gradients(looks.eyes)
+        count = min(self.components, *pixels.shape)
+        self.pixels_, self.slopes_ = (
+            PCA(count, random_state=0, svd_solver="covariance_eigh").fit(columns) for columns in (pixels, slopes)
+        )
+        groups = self._groups(looks)
+        self.means_ = [group.mean(0) for group in groups]
+        self.scales_ = [_scale(group, row < _EACH, _WEIGHTS[row]) for row, group in enumerate(groups)]
+        return self
+
+    def columns(self, looks: Looks) -> Columns:
+        """What a kernel compares."""
+        groups = zip(self._groups(looks), self.means_, self.scales_, strict=True)
+        return np.concatenate([(group - mean) * scale for group, mean, scale in groups], 1)
+
+    def _groups(self, looks: Looks) -> list[Columns]:
+        fitted = fitted_rotations(self.head_, heads_of(looks.points[:, :_MESH]))
+        seen = heads_of(looks.points)
+        pixels = contrasted(looks.eyes).reshape(len(looks.eyes), -1)
+        return [
+            fitted.reshape(-1, 9), eye_columns(seen @ fitted.transpose(0, 2, 1)), eye_columns(seen), looks.estimated,
+            self.pixels_.transform(pixels), self.slopes_.transform(_gradients(looks.eyes)),
+        ]  # fmt: skip
+
+
+def _scale(columns: Columns, each: bool, weight: float) -> Float[np.ndarray, " columns"]:
+    """Factors that give the columns together a variance of the weight's square."""
+    deviation = columns.std(0)
+    if each:
+        least = 1e-3 * deviation.max(initial=0.0) + 1e-12
+        return weight / (np.maximum(deviation, least) * np.sqrt(max(columns.shape[1], 1)))
+    return np.full(columns.shape[1], weight / max(float(np.linalg.norm(deviation)), 1e-12))
+
+
+def _gradients(eyes: EyePictures) -> Columns:
+    """Histograms of oriented gradients (Dalal and Triggs, 2005) of both eyes, of pictures twice as large."""
+    size = (2 * WIDTH, 2 * HEIGHT)
+    described = cv2.HOGDescriptor(size, (16, 16), (8, 8), (8, 8), 9)
+    pixels = contrasted(eyes).reshape(len(eyes), 2, HEIGHT, WIDTH)
+    grey = np.clip(pixels * 40 + 128, 0, 255).astype(np.uint8)
+    rows = [[described.compute(cv2.resize(eye, size)) for eye in face] for face in grey]
+    return np.asarray(rows, float).reshape(len(eyes), -1)
+
+
+class LookRegressor(RegressorMixin, BaseEstimator):
+    """Yaw and pitch of a look by kernel ridge regression, the mean of a face's and its mirror image's.
+
+    Args:
+        components: as of :class:`LookFeatures`.
+        alpha, gamma: as of scikit-learn's ``KernelRidge`` with a Gaussian kernel.
+    """
+
+    def __init__(self, components: int = 80, alpha: float = _ALPHA, gamma: float = 0.2) -> None:
+        self.components = components
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def fit(self, looks: Looks, angles: Angles) -> Self:
+        """Learn from faces and their mirror images."""
+        both, turned = looks.with_mirrored(), _and_mirrored(angles)
+        self.features_ = LookFeatures(self.components).fit(both, turned)
+        self.ridge_ = _ridge(self.alpha, self.gamma).fit(self.features_.columns(both), turned[:, :2])
+        return self
+
+    def predict(self, looks: Looks) -> Float[np.ndarray, "faces 2"]:
+        """Yaw and pitch in degrees."""
+        straight, mirrored = np.split(self.ridge_.predict(self.features_.columns(looks.with_mirrored())), 2)
+        return (straight + mirrored * _MIRROR[:2]) / 2
+
+
+def _ridge(alpha: float, gamma: float) -> KernelRidge:
+    return KernelRidge(kernel="rbf", gamma=gamma).set_params(alpha=alpha)
+
+
+def _and_mirrored(angles: Float[np.ndarray, "faces angles"]) -> Float[np.ndarray, "both angles"]:
+    return np.concatenate((angles, angles * _MIRROR[: angles.shape[1]]))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Which direction marks at known angles have, and so angles near them.
+
+    Attributes:
+        angles: yaw and pitch of each mark, degrees.
+        directions: of each.
+        counts: faces that looked at it.
+    """
+
+    angles: Float[np.ndarray, "marks 2"]
+    directions: Int8[np.ndarray, " marks"]
+    counts: Float[np.ndarray, " marks"]
+
+    @classmethod
+    def of(cls, angles: Float[np.ndarray, "faces 2"], directions: Int8[np.ndarray, " faces"]) -> Self:
+        """The marks of labelled faces."""
+        rows, counts = np.unique(np.c_[angles, directions], axis=0, return_counts=True)
+        return cls(rows[:, :2], rows[:, 2].astype(np.int8), counts.astype(float))
+
+    def directions_of(self, angles: Float[np.ndarray, "faces 2"]) -> Int8[np.ndarray, " faces"]:
+        """The likeliest direction of angles whose errors are normal, the same for yaw and pitch."""
+        gaps = np.square(angles[:, None] - self.angles).sum(2)
+        gaps -= gaps.min(1, keepdims=True)  # far from every mark, the nearest decides
+        likely = np.exp(-gaps / (2 * _BANDWIDTH_DEGREES**2)) * self.counts
+        return np.stack([likely[:, self.directions == k].sum(1) for k in range(5)], 1).argmax(1).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Faces of people who looked at marks.
+
+    Attributes:
+        keys, people: of each face.
+        angles: of the mark, yaw, pitch, roll, degrees (roll 0 where it is not said).
+        directions: of the mark.
+        found: whether the mesh found the face.
+        looks: of those found.
+        estimated: another estimator's angles of all, degrees, NaN where it has none; no columns without one.
+    """
+
+    keys: Sequence[str]
+    people: Sequence[str]
+    angles: Angles
+    directions: Int8[np.ndarray, " faces"]
+    found: Bool[np.ndarray, " faces"]
+    looks: Looks
+    estimated: Float[np.ndarray, "faces angles"]
+
+
+def read_marked(points: Path, pose: Path | None = None) -> Marked:
+    """The faces of an extraction with eyes, found or not, and what a pose table says of them.
+
+    Args:
+        points: folder of ``hpe landmarks extract SHARDS --eyes``.
+        pose: folder of pose tables of the same shards.
+
+    Raises:
+        UserError: no eyes, no people, no marks, several faces of one picture, or too few people.
+    """
+    faces = read_faces(points)
+    if faces.eyes is None or faces.topology is not MESH478:
+        raise UserError(f"{points}: points without eyes; expected those of `hpe landmarks extract SHARDS OUT --eyes`")
+    rows = read_rows(points)
+    keys = [row["key"] for row in rows]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{points}: several faces of one picture; extract with --faces largest")
+    known = [all(row[name] is not None for name in ("yaw", "pitch", "direction", "subject")) for row in rows]
+    if not all(known):
+        raise UserError(
+            f"{points}: {keys[known.index(False)]} has no yaw, pitch, direction or person; expected shards such as of "
+            "`hpe pack pointing04`, whose records say all four"
+        )
+    people = [row["subject"] for row in rows]
+    if len(set(people)) < LEAST_PEOPLE:
+        raise UserError(f"{points}: {len(set(people))} people; expected {LEAST_PEOPLE} or more, each left out in turn")
+    estimated = np.empty((len(rows), 0)) if pose is None else _estimated(pose, points, rows)
+    found = np.array([row["status"] == "ok" for row in rows])
+    told = np.asarray(np.isfinite(estimated).all(1))
+    if not told.any():
+        raise UserError(f"{pose}: no angles of any of these faces; expected `hpe pose` to have found some")
+    looks = Looks(faces.points, faces.eyes, estimated[found]).take(told[found])
+    found &= told
+    angles = np.array([[row["yaw"], row["pitch"], row["roll"] or 0.0] for row in rows], float)
+    directions = np.array([row["direction"] for row in rows], np.int8)
+    return Marked(keys, people, angles, directions, found, looks, estimated)
+
+
+def _estimated(pose: Path, points: Path, rows: Sequence[dict[str, Any]]) -> Float[np.ndarray, "faces 3"]:
+    angles = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        path = pose / f"{part}.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; expected a pose table of each shard that {points} was extracted from")
+        angles.append(read_labels(path, [row["key"] for row in rows if row["part"] == part], rule=None)[0])
+    return np.concatenate(angles).astype(float)
+
+
+def look(points: Path, out: Path, pose: Path | None = None) -> dict[str, Any]:
+    """Leave each person out in turn, learn from the others, and judge on what was left out.
+
+    Faces that the mesh did not find are judged by the estimator's angles alone, or, without any, count as wrong.
+
+    Args:
+        points, pose: as of :func:`read_marked`.
+        out: folder of ``look.json``, ``look.md`` and ``look.parquet`` (each face's answer).
+
+    Returns:
+        What ``look.json`` holds.
+
+    Raises:
+        UserError: as of :func:`read_marked`, or OUT cannot be written to.
+    """
+    marked = read_marked(points, pose)
+    people = np.array(marked.people)
+    predicted = np.full((len(people), 2), np.nan)
+    directions = np.full(len(people), ABSTAIN, np.int8)
+    names = sorted(set(marked.people))
+    with progress("landmarks look", len(names), unit="people") as bar:
+        for name in names:
+            asked = people == name
+            predicted[asked] = _left_out(marked, asked)
+            told = asked & np.asarray(np.isfinite(predicted).all(1))
+            marks = Marks.of(marked.angles[~asked, :2], marked.directions[~asked])
+            directions[told] = marks.directions_of(predicted[told])
+            bar.note(name)
+            bar.advance()
+    summary = _figures(marked, people, predicted, directions)
+    with writing(out):
+        make_folder(out, str(out))
+        _write_answers(out / "look.parquet", marked, predicted, directions)
+        write_text(out / "look.md", markdown(summary) + "\n")
+        write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _left_out(marked: Marked, asked: Bool[np.ndarray, " faces"]) -> Float[np.ndarray, "asked 2"]:
+    """Yaw and pitch of the faces asked for, from all others; NaN where there is nothing to tell from."""
+    predicted = np.full((len(asked), 2), np.nan)
+    learned = marked.found & ~asked
+    regressor = LookRegressor().fit(marked.looks.take(learned[marked.found]), marked.angles[learned])
+    predicted[asked & marked.found] = regressor.predict(marked.looks.take(asked[marked.found]))
+    known = np.asarray(np.isfinite(marked.estimated).all(1))
+    unseen = asked & ~marked.found & known
+    if marked.estimated.shape[1] and unseen.any():
+        told = ~asked & known
+        scale = marked.estimated[told].std(0) + 1e-12
+        ridge = _ridge(_ALPHA, 1 / 3)
+        ridge.fit(_and_mirrored(marked.estimated[told]) / scale, _and_mirrored(marked.angles[told, :2]))
+        predicted[unseen] = ridge.predict(marked.estimated[unseen] / scale)
+    return predicted[asked]
+
+
+def _figures(
+    marked: Marked, people: np.ndarray, predicted: Float[np.ndarray, "faces 2"], directions: Int8[np.ndarray, " faces"]
+) -> dict[str, Any]:
+    right = directions == marked.directions
+    errors = np.abs(predicted - marked.angles[:, :2])
+    told = np.asarray(np.isfinite(errors).all(1))
+    names = sorted(set(people.tolist()))
+    units = np.array([
+        [right[mine].sum(), mine.sum(), *np.nan_to_num(errors[mine]).sum(0), told[mine].sum(),
+         right[mine & marked.found].sum(), (mine & marked.found).sum()]
+        for mine in (people == name for name in names)
+    ], float)  # fmt: skip
+    drawn = np.concatenate((units.sum(0, keepdims=True), resampled_sums(units, _REPLICATES, 0)))
+
+    def figure(over: int, under: int) -> dict[str, float]:
+        values = drawn[:, over] / np.maximum(drawn[:, under], 1.0)
+        low, high = np.quantile(values[1:], (0.025, 0.975)).tolist()
+        return {"value": float(values[0]), "low": low, "high": high}
+
+    return {
+        "format": "hpe-look/1",
+        "faces": len(people),
+        "faces_found": int(marked.found.sum()),
+        "faces_by_angles_alone": int((told & ~marked.found).sum()),
+        "faces_without_answer": int((~told).sum()),
+        "beside": "an estimator's angles" if marked.estimated.shape[1] else None,
+        "accuracy": figure(0, 1),
+        "accuracy_found": figure(5, 6),
+        "mae_yaw": figure(2, 4),
+        "mae_pitch": figure(3, 4),
+        "recall": {d.name.lower(): _share(right[marked.directions == d]) for d in Direction},
+        "people": {name: _share(right[people == name]) for name in names},
+    }
+
+
+def _share(right: Bool[np.ndarray, " faces"]) -> dict[str, float]:
+    return {"faces": len(right), "accuracy": float(right.mean()) if len(right) else float("nan")}
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The figures to read."""
+
+    def shown(name: str, digits: int, unit: str = "") -> str:
+        figure = summary[name]
+        return f"{figure['value']:.{digits}f}{unit} ({figure['low']:.{digits}f}–{figure['high']:.{digits}f})"
+
+    figures = (
+        ("direction, all faces", summary["faces"], shown("accuracy", 3)),
+        ("direction, faces with a mesh", summary["faces_found"], shown("accuracy_found", 3)),
+        ("yaw, MAE", summary["faces"] - summary["faces_without_answer"], shown("mae_yaw", 2, "°")),
+        ("pitch, MAE", summary["faces"] - summary["faces_without_answer"], shown("mae_pitch", 2, "°")),
+    )
+    missed = summary["faces"] - summary["faces_found"]
+    note = (
+        f"Each of {len(summary['people'])} people was left out in turn. Intervals: 95 %, bootstrap over people. "
+        f"Mesh not found: {missed:,}; of these {summary['faces_by_angles_alone']:,} by the estimator's angles alone, "
+        f"{summary['faces_without_answer']:,} without an answer, which counts as wrong."
+    )
+    parts = [("direction", "recall"), ("person", "people")]
+    return "\n\n".join((
+        table(("figure", "faces", "value (95 %)"), figures), note,
+        *(table((name, "faces", "accuracy"), [(key, row["faces"], f"{row['accuracy']:.3f}")
+                                              for key, row in summary[part].items()]) for name, part in parts),
+    ))  # fmt: skip
+
+
+def _write_answers(
+    path: Path, marked: Marked, predicted: Float[np.ndarray, "faces 2"], directions: Int8[np.ndarray, " faces"]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "key": list(marked.keys), "person": list(marked.people), "mesh": marked.found,
+        "yaw": marked.angles[:, 0], "pitch": marked.angles[:, 1], "direction": marked.directions,
+        "predicted_yaw": predicted[:, 0], "predicted_pitch": predicted[:, 1], "predicted_direction": directions,
+    }  # fmt: skip
+    with aside(path) as part:
+        pq.write_table(pa.table(columns), part, compression="zstd")
