@@ -28,7 +28,7 @@ from hpe.landmarks.report import markdown, plot_comparison
 from hpe.landmarks.scores import scores
 from hpe.landmarks.seed import seed_row
 from hpe.landmarks.table import Faces, read_faces, read_mat_faces, usable
-from hpe.landmarks.topology import MESH468, POINTS68, topology_of
+from hpe.landmarks.topology import MESH468, MESH478, POINTS68, topology_of
 
 RNG = np.random.default_rng(7)
 
@@ -96,7 +96,7 @@ def test_depth_is_lifted_from_x_and_y_of_a_rigid_head():
     np.testing.assert_allclose(angles_of(fitted_rotations(shape, lifted(shape, flat))), angles, atol=1e-8)
 
 
-@pytest.mark.parametrize("topology", [MESH468, POINTS68], ids=lambda topology: topology.name)
+@pytest.mark.parametrize("topology", [MESH468, MESH478, POINTS68], ids=lambda topology: topology.name)
 def test_mirroring_twice_changes_nothing(topology):
     assert (topology.mirror[topology.mirror] == np.arange(topology.count)).all()
     left_eye, right_eye, left_mouth, right_mouth = topology.six[2:]

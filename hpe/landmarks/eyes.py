@@ -40,7 +40,7 @@ def eyes_of(picture: Picture, points: Float[np.ndarray, "points 3"]) -> Eyes:
         turn = np.array(((across[0], across[1]), (-across[1], across[0]))) / max(float(np.hypot(*across)), 1e-6)
         there = turn * (WIDTH / (_REACH * width))
         centre = (flat[left] + flat[right]) / 2
-        moved = np.array((WIDTH, HEIGHT)) / 2 - there @ centre
+        moved = np.array((WIDTH - 1, HEIGHT - 1)) / 2 - there @ centre
         seen = cv2.warpAffine(
             picture, np.c_[there, moved], (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )

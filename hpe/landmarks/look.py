@@ -92,9 +92,10 @@ class LookFeatures(BaseEstimator):
         self.head_ = AlignedFeatures(1).fit(looks.points[:, :_MESH], angles).shape_
         pixels, slopes = contrasted(looks.eyes).reshape(len(angles), -1), _gradients(looks.eyes)
         count = min(self.components, *pixels.shape)
-        self.pixels_, self.slopes_ = (
-            PCA(count, random_state=0, svd_solver="covariance_eigh").fit(columns) for columns in (pixels, slopes)
-        )
+        with np.errstate(invalid="ignore"):  # eyes that are all alike have no variance to divide by
+            self.pixels_, self.slopes_ = (
+                PCA(count, random_state=0, svd_solver="covariance_eigh").fit(columns) for columns in (pixels, slopes)
+            )
         groups = self._groups(looks)
         self.means_ = [group.mean(0) for group in groups]
         self.scales_ = [_scale(group, row < _EACH, _WEIGHTS[row]) for row, group in enumerate(groups)]
