@@ -20,7 +20,8 @@ from hpe.directions import pointing04_direction
 from hpe.errors import UserError
 from hpe.landmarks.extract import extract
 from hpe.landmarks.eyes import HEIGHT, WIDTH, contrasted, eye_columns, eyes_of, mirrored_eyes
-from hpe.landmarks.look import LookRegressor, Looks, Marks, look, read_marked
+from hpe.landmarks.look import look, read_marked
+from hpe.landmarks.look_regress import LookRegressor, Looks, Marks
 from hpe.landmarks.mesh import MeshPool, environment
 from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH478
