@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from hpe import geometry
 from hpe.errors import UserError
 from hpe.landmarks.align import angles_of, fitted_rotations, heads_of, lifted, rotations_of
-from hpe.landmarks.compare import compare
+from hpe.landmarks.compare import _people, _split, compare
 from hpe.landmarks.features import AlignedFeatures, SeedFeatures
 from hpe.landmarks.model import MODEL, LandmarkModel
 from hpe.landmarks.pnp import GENERIC_SIX, solve_pnp
@@ -375,3 +376,18 @@ def test_own_68_points_of_real_faces_give_their_angles_within_one_degree(shared)
     train, test = rows[:700], rows[700:1200]
     fitted = regressor("aligned", "ridge", {"alpha": 1.0}).fit(faces.points[train], faces.angles[train])
     assert np.abs(fitted.predict(faces.points[test]) - faces.angles[test]).mean() < 1.0
+
+
+def test_no_outer_fold_parts_a_person():
+    people = np.repeat(np.arange(7), 30)
+    for fold in range(5):
+        train, test = _split(len(people), people, 5, fold)
+        assert not set(people[train]) & set(people[test])
+        assert len(train) + len(test) == len(people)
+    faces = _faces(120)
+    assert _people(faces) is None
+    assert _people(replace(faces, subjects=tuple(map(str, range(120))))) is None
+    known = replace(faces, subjects=tuple(str(row % 3) for row in range(120)))
+    assert np.unique(_people(known)).size == 3
+    with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; --folds 3"):
+        compare(known, Path("/nowhere"), folds=5)

@@ -1,5 +1,6 @@
 """``hpe landmarks compare``: every regressor on every kind of features by nested cross-validation.
 
+Where the faces' people (or photos, of several views) are known, no outer fold parts those of one.
 Settings are tuned on inner folds of the training part, then the fitted regressor meets the outer fold once.
 ``OUT/folds/<features>-<model>-<fold>.json`` is written as each is done; the same command finishes what misses.
 """
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
 from hpe.errors import UserError
@@ -135,6 +136,7 @@ def compare(
         "points": faces.topology.name,
         "faces_given": given,
         "faces": len(faces),
+        "people": None if (people := _people(faces)) is None else len(np.unique(people)),
         "dropped": dropped,
         "rows": [asdict(row) for row in (*rows, *geometry)],
         "seed": seed,
@@ -153,6 +155,10 @@ def _check(faces: Faces, models: Sequence[str], features: Sequence[str], folds: 
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
     if folds < 2:
         raise UserError(f"{folds} folds: expected 2 or more")
+    people = _people(faces)
+    if people is not None and (count := len(np.unique(people))) < folds:
+        way = f"--folds {count} would do" if count > 1 else "give faces of more people"
+        raise UserError(f"people: {count}; expected one or more for each of {folds} outer folds; {way}")
     if len(faces) < (least := max(LEAST_FACES, LEAST_FACES_A_FOLD * folds)):
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
         found = f"{len(faces)} usable faces ({lost})"
@@ -189,6 +195,8 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _settle(out: Path, faces: Faces, folds: int) -> None:
     path, now = out / "folds" / "settings.json", {"data_sha256": _digest(faces), "folds": folds}
+    if (people := _people(faces)) is not None:
+        now["people"] = len(np.unique(people))
     if path.is_file() and read_object(path) != now:
         raise UserError(f"{out}: holds the comparison of other faces or folds; give another folder")
     write_json(path, now)
@@ -216,9 +224,15 @@ def _run(
 ) -> None:
     todo = [task for task in tasks if not _file(out, task).is_file()]
     seeds = [name for name in names if not _seed_file(out, name).is_file()]
+    people = _people(faces)
     with aside(out / "folds" / _FACES) as part, part.open("wb") as stream:
         np.savez(
-            stream, points=faces.points, angles=faces.angles, all_points=everyone.points, all_angles=everyone.angles
+            stream,
+            points=faces.points,
+            angles=faces.angles,
+            all_points=everyone.points,
+            all_angles=everyone.angles,
+            people=np.empty(0, int) if people is None else people,
         )
     total = len(tasks) + len(names)
     with (
@@ -243,7 +257,8 @@ def _job(job: "_Task | str", *, out: Path, folds: int) -> str:
         if isinstance(job, str):
             write_json(_seed_file(out, job), seed_row(job, arrays["all_points"], arrays["all_angles"]))
             return f"seed {job}"
-        write_json(_file(out, job), _fold(job, arrays["points"], arrays["angles"], out, folds))
+        people = arrays["people"] if arrays["people"].size else None
+        write_json(_file(out, job), _fold(job, arrays["points"], arrays["angles"], people, out, folds))
         return job.name
 
 
@@ -255,13 +270,25 @@ def _seed_file(out: Path, name: str) -> Path:
     return out / "folds" / f"seed-{name}.json"
 
 
-def _split(count: int, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
+def _people(faces: Faces) -> np.ndarray | None:
+    """The number of each face's person, or None where one is unknown or all are different."""
+    if faces.subjects is None or None in faces.subjects:
+        return None
+    names, people = np.unique(np.asarray(faces.subjects, str), return_inverse=True)
+    return people if len(names) < len(faces) else None
+
+
+def _split(count: int, people: np.ndarray | None, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training part and of the outer fold."""
-    return list(KFold(folds, shuffle=True, random_state=0).split(np.empty(count)))[fold]
+    if people is None:
+        return list(KFold(folds, shuffle=True, random_state=0).split(np.empty(count)))[fold]
+    return list(GroupKFold(folds, shuffle=True, random_state=0).split(np.empty(count), groups=people))[fold]
 
 
-def _fold(task: _Task, points: Points, angles: Angles, out: Path, folds: int) -> dict[str, Any]:
-    train, test = _split(len(points), folds, task.fold)
+def _fold(
+    task: _Task, points: Points, angles: Angles, people: np.ndarray | None, out: Path, folds: int
+) -> dict[str, Any]:
+    train, test = _split(len(points), people, folds, task.fold)
     begun, cpu = time.perf_counter(), time.process_time()
     settings = _settings(task, points[train], angles[train], out)
     tuned_at = time.perf_counter()
@@ -290,7 +317,7 @@ def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
     predicted = np.empty((len(faces), 3))
     read = []
     for fold in range(folds):
-        _, test = _split(len(faces), folds, fold)
+        _, test = _split(len(faces), _people(faces), folds, fold)
         read.append(json.loads(_file(out, _Task(features, model, fold, 0.0)).read_text(encoding="utf-8")))
         predicted[test] = read[-1]["predicted"]
     return Row(
@@ -314,7 +341,7 @@ def _geometry(faces: Faces, folds: int, picture_width: float) -> list[Row]:
     rows = [Row("six", "solve-pnp, generic face", scores(pnp[good], faces.angles[good]), predict_milliseconds=each)]
     predicted = np.empty((len(faces), 3))
     for fold in range(folds):
-        train, test = _split(len(faces), folds, fold)
+        train, test = _split(len(faces), _people(faces), folds, fold)
         aligned = AlignedFeatures(1).fit(faces.points[train], faces.angles[train])
         predicted[test] = angles_of(aligned.fitted(faces.points[test]))
     return [*rows, Row("all", "mean head, best rotation", scores(predicted, faces.angles))]

@@ -33,10 +33,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
         for row in summary["seed"]
     ]  # fmt: skip
     dropped = "; ".join(f"{count:,}: {reason}" for reason, count in summary["dropped"].items()) or "none"
+    parted = "" if summary.get("people") is None else f" by person ({summary['people']:,})"
     return "\n\n".join(
         (
             f"{summary['faces']:,} of {summary['faces_given']:,} faces ({summary['points']}); dropped: {dropped}. "
-            f"{summary['folds']} outer folds, settings tuned on inner folds of each training part; degrees. "
+            f"{summary['folds']} outer folds{parted}, settings tuned on inner folds of each training part; degrees. "
             f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.",
             table(head, lines),
             f"Chosen: {summary['chosen']['why']}",
