@@ -254,16 +254,70 @@ def test_what_cannot_be_judged_is_refused_with_the_way_out(marked, tmp_path):
         look(tmp_path / "blind", tmp_path / "out")
     plain = [Sample(f"f{k}", _png(tmp_path, k), "png", Record(yaw=1.0, pitch=2.0)) for k in range(1, 5)]
     extract(_packed(tmp_path / "plain", plain), tmp_path / "unknown", python=python, views="plain", eyes=True)
-    with pytest.raises(UserError, match="no yaw, pitch, direction or person"):
+    with pytest.raises(UserError, match=r"f\d: direction, subject not known"):
         look(tmp_path / "unknown", tmp_path / "out")
     record = Record(yaw=1.0, pitch=2.0, direction=0, subject="one")
     few = [Sample(f"f{k}", _png(tmp_path, k), "png", record) for k in range(1, 5)]
     extract(_packed(tmp_path / "few", few), tmp_path / "alone", python=python, views="plain", eyes=True)
     with pytest.raises(UserError, match="1 people; expected 5"):
         look(tmp_path / "alone", tmp_path / "out")
-    with pytest.raises(UserError, match="expected a folder"):
+    with pytest.raises(UserError, match="no such folder"):
         look(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _edited(points: Path, part: str, edit) -> Path:
+    table = points / f"faces-{part}.parquet"
+    rows = pq.read_table(table)
+    pq.write_table(pa.Table.from_pylist([edit(dict(row)) for row in rows.to_pylist()], rows.schema), table)
+    return points
+
+
+def _without_mesh(row: dict) -> dict:
+    if row["subject"] == "p00":
+        row.update(status="no face", points=None, eyes=None)
+    return row
+
+
+def test_a_person_whose_face_is_never_found_counts_as_wrong(marked, tmp_path):
+    shards, python = marked
+    extract(shards, tmp_path / "points", python=python, views="plain", eyes=True)
+    summary = look(_edited(tmp_path / "points", "train-000000", _without_mesh), tmp_path / "out")
+    assert summary["people"]["p00"]["accuracy"] == 0
+    assert summary["faces_without_answer"] > 30
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"yaw": float("nan")}, "are none"),
+        ({"direction": 9}, "are none"),
+        ({"points": [0.0] * 1434}, "are no face"),
+        ({"points": [float("nan")] * 1434}, "are no face"),
+        ({"eyes": [0] * 700}, "another size"),
+        ({"eyes": None}, "of some faces only"),
+    ],
+)
+def test_damaged_tables_are_named_with_the_way_out(marked, tmp_path, change, told):
+    shards, python = marked
+    extract(shards, tmp_path / "points", python=python, views="plain", eyes=True)
+
+    def damaged(row):
+        return {**row, **change} if row["key"] == "face004" else row
+
+    with pytest.raises(UserError, match=told) as caught:
+        look(_edited(tmp_path / "points", "train-000000", damaged), tmp_path / "out")
+    assert "extract again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_extraction_that_misses_a_part_is_refused(marked, tmp_path):
+    shards, python = marked
+    extract(shards, tmp_path / "points", python=python, views="plain", eyes=True)
+    (tmp_path / "points" / "faces-test-000000.parquet").unlink()
+    with pytest.raises(UserError, match="75 of 150 pictures"):
+        look(tmp_path / "points", tmp_path / "out")
 
 
 def _png(folder: Path, number: int) -> bytes:

@@ -161,7 +161,7 @@ def look(
     For sets whose records name person, yaw, pitch and direction, such as Pointing'04. Pictures in which the mesh
     found no face are judged by the angles of --pose alone; without it they count as wrong.
 
-    Example: `hpe landmarks look data/points runs/look --pose shards/pointing04/pose/lwpose66`
+    Example: `hpe landmarks look data/looks runs/look --pose shards/wide/pose/lwpose66`
     """
     from hpe.landmarks.look import look, markdown
 

@@ -4,6 +4,7 @@ Pointing'04's people were asked to look at marks: some turned their heads to a m
 did the rest with their eyes. Its angles and directions are the marks', so a regressor must see both.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from hpe.errors import UserError
 from hpe.figures.markdown import table
 from hpe.files import aside, make_folder, write_json, write_text
 from hpe.labels import Direction
-from hpe.landmarks.disk import writing
+from hpe.landmarks.disk import read_object, writing
+from hpe.landmarks.extract import SUMMARY as EXTRACTED
 from hpe.landmarks.features import Angles
 from hpe.landmarks.look_regress import LookRegressor, Looks, Marks, by_angles
 from hpe.landmarks.table import read_faces, read_rows
@@ -63,8 +65,11 @@ def read_marked(points: Path, pose: Path | None = None) -> Marked:
         pose: folder of pose tables of the same shards.
 
     Raises:
-        UserError: no eyes, no people, no marks, several faces of one picture, or too few people.
+        UserError: no eyes, no people, no marks, several faces of one picture, too few people or too many faces,
+            an extraction that is not finished, or damaged tables.
     """
+    if not points.is_dir():
+        raise UserError(f"{points}: no such folder; expected one of `hpe landmarks extract SHARDS OUT --eyes`")
     faces = read_faces(points)
     if faces.eyes is None or faces.topology is not MESH478:
         raise UserError(f"{points}: points without eyes; expected those of `hpe landmarks extract SHARDS OUT --eyes`")
@@ -72,12 +77,13 @@ def read_marked(points: Path, pose: Path | None = None) -> Marked:
     keys = [row["key"] for row in rows]
     if len(set(keys)) < len(keys):
         raise UserError(f"{points}: several faces of one picture; extract with --faces largest")
-    known = [all(row[name] is not None for name in ("yaw", "pitch", "direction", "subject")) for row in rows]
-    if not all(known):
-        raise UserError(
-            f"{points}: {keys[known.index(False)]} has no yaw, pitch, direction or person; expected shards such as of "
-            "`hpe pack pointing04`, whose records say all four"
-        )
+    if (wanted := read_object(points / EXTRACTED).get("images")) != len(rows):
+        raise UserError(f"{points}: {len(rows):,} of {wanted or 'unknown'} pictures; extract again, which finishes it")
+    _check(points, rows)
+    extent = np.ptp(faces.points[..., :2], axis=1).min(1)
+    if not (good := np.isfinite(extent) & np.isfinite(faces.points).all((1, 2)) & (extent > 0)).all():
+        key = faces.keys[int(np.argmin(good))]
+        raise UserError(f"{points}: damaged: points of {key} are no face; remove the table and extract again")
     people = [row["subject"] for row in rows]
     if len(set(people)) < LEAST_PEOPLE:
         raise UserError(f"{points}: {len(set(people))} people; expected {LEAST_PEOPLE} or more, each left out in turn")
@@ -97,12 +103,27 @@ def read_marked(points: Path, pose: Path | None = None) -> Marked:
     return Marked(keys, people, angles, directions, found, looks, estimated)
 
 
+def _check(points: Path, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        absent = [name for name in ("yaw", "pitch", "direction", "subject") if row[name] is None]
+        if absent:
+            raise UserError(
+                f"{points}: {row['key']}: {', '.join(absent)} not known; expected shards such as of "
+                "`hpe pack pointing04`, whose records say yaw, pitch, direction and subject (the person)"
+            )
+        if not (math.isfinite(row["yaw"] + row["pitch"] + (row["roll"] or 0.0)) and row["direction"] in set(Direction)):
+            raise UserError(f"{points}: damaged: angles or direction of {row['key']} are none; extract again")
+
+
 def _estimated(pose: Path, points: Path, rows: Sequence[dict[str, Any]]) -> Float[np.ndarray, "faces 3"]:
     angles = []
     for part in dict.fromkeys(row["part"] for row in rows):
         path = pose / f"{part}.parquet"
         if not path.is_file():
-            raise UserError(f"{path}: not found; expected a pose table of each shard that {points} was extracted from")
+            raise UserError(
+                f"{path}: not found; expected the folder of `hpe pose`, such as SHARDS/pose/NAME, with a table of each "
+                f"shard that {points} was extracted from"
+            )
         angles.append(read_labels(path, [row["key"] for row in rows if row["part"] == part], rule=None)[0])
     return np.concatenate(angles).astype(float)
 
@@ -123,6 +144,8 @@ def look(points: Path, out: Path, pose: Path | None = None) -> dict[str, Any]:
         UserError: as of :func:`read_marked`, or OUT cannot be written to.
     """
     marked = read_marked(points, pose)
+    with writing(out):
+        make_folder(out, str(out))
     people = np.array(marked.people)
     predicted = np.full((len(people), 2), np.nan)
     directions = np.full(len(people), ABSTAIN, np.int8)
@@ -138,7 +161,6 @@ def look(points: Path, out: Path, pose: Path | None = None) -> dict[str, Any]:
             bar.advance()
     summary = _figures(marked, people, predicted, directions)
     with writing(out):
-        make_folder(out, str(out))
         _write_answers(out / "look.parquet", marked, predicted, directions)
         write_text(out / "look.md", markdown(summary) + "\n")
         write_json(out / SUMMARY, summary)
@@ -150,7 +172,8 @@ def _left_out(marked: Marked, asked: Bool[np.ndarray, " faces"]) -> Float[np.nda
     predicted = np.full((len(asked), 2), np.nan)
     learned = marked.found & ~asked
     regressor = LookRegressor().fit(marked.looks.take(learned[marked.found]), marked.angles[learned])
-    predicted[asked & marked.found] = regressor.predict(marked.looks.take(asked[marked.found]))
+    if (seen := asked & marked.found).any():
+        predicted[seen] = regressor.predict(marked.looks.take(asked[marked.found]))
     known = np.asarray(np.isfinite(marked.estimated).all(1))
     unseen = asked & ~marked.found & known
     if marked.estimated.shape[1] and unseen.any():

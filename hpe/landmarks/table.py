@@ -136,7 +136,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         try:
             found = pq.read_table(path, columns=names).to_pylist()
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a table of `hpe landmarks extract`: {error}") from error
+            raise _damaged(path, error) from error
         rows += [{**row, "part": path.stem.removeprefix("faces-")} for row in found]
     return rows
 
@@ -167,8 +167,13 @@ def _read_parquet(folder: Path) -> Faces:
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: not a table of `hpe landmarks extract`: {error}") from error
+        raise _damaged(folder, error) from error
     return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, directions, subjects, eyes)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    told = (str(error).splitlines() or [repr(error)])[0]
+    return UserError(f"{path}: not a table of `hpe landmarks extract` ({told}); remove it and extract again")
 
 
 def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"] | None:
@@ -177,8 +182,13 @@ def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"
     Raises:
         ValueError: of another size.
     """
-    if column.null_count:
+    import pyarrow.compute as pc
+
+    if column.null_count == len(column):
         return None
+    lengths = pc.call_function("list_value_length", [column]).to_numpy()
+    if (lengths != 2 * HEIGHT * WIDTH).any():  # NaN of a face without eyes, too
+        raise ValueError("eyes of another size, or of some faces only")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.uint8).reshape(len(column), 2, HEIGHT, WIDTH)
 
