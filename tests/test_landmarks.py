@@ -388,6 +388,8 @@ def test_no_outer_fold_parts_a_person():
     assert _people(faces) is None
     assert _people(replace(faces, subjects=tuple(map(str, range(120))))) is None
     known = replace(faces, subjects=tuple(str(row % 3) for row in range(120)))
-    assert np.unique(_people(known)).size == 3
+    people = _people(known)
+    assert people is not None
+    assert np.unique(people).size == 3
     with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; --folds 3"):
         compare(known, Path("/nowhere"), folds=5)

@@ -3,6 +3,7 @@
 import json
 import stat
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +179,7 @@ def _packed(shards: Path, samples: list[Sample]) -> Path:
     return shards
 
 
-def _poses(shards: Path, told: dict[str, list[float]]) -> Path:
+def _poses(shards: Path, told: Mapping[str, Sequence[float]]) -> Path:
     folder = shards / "pose" / "other"
     folder.mkdir(parents=True)
     for shard in sorted(shards.glob("*.tar")):
@@ -197,7 +198,9 @@ def test_every_person_is_left_out_and_every_face_counts(marked, tmp_path):
     shards, python = marked
     points, out = tmp_path / "points", tmp_path / "out"
     extract(shards, points, python=python, views="plain", workers=2, eyes=True, insist=True)
-    assert read_faces(points).eyes.shape[1:] == (2, HEIGHT, WIDTH)
+    eyes = read_faces(points).eyes
+    assert eyes is not None
+    assert eyes.shape[1:] == (2, HEIGHT, WIDTH)
     done = CliRunner().invoke(app, ["landmarks", "look", str(points), str(out)])
     assert done.exit_code == 0, done.output
     assert "direction, all faces" in done.stdout
