@@ -2,6 +2,9 @@
 
 import os
 import random
+import stat
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,3 +31,29 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes an interpreter that runs the given source, whatever script of the face mesh it is asked for."""
+
+    def made(source: str) -> Path:
+        number = len(list(tmp_path.glob("worker*.py")))
+        worker, python = tmp_path / f"worker{number}.py", tmp_path / f"python{number}"
+        worker.write_text(source)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{worker}" "$@"\n')
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
+        return python
+
+    return made
+
+
+@pytest.fixture
+def mesh_python() -> Path:
+    """The real face mesh's interpreter, or a skip."""
+    from hpe.landmarks.mesh import environment
+
+    python = Path(os.environ.get("HPE_FACE_MESH_PYTHON") or environment() / "bin" / "python")
+    if not python.is_file():
+        pytest.skip(f"no face mesh at {python}: `hpe landmarks install` makes it")
+    return python

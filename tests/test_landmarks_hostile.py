@@ -2,8 +2,6 @@
 
 import errno
 import json
-import stat
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -41,18 +39,10 @@ while len(header := sys.stdin.buffer.read(6)) == 6:
 """
 
 
-def _interpreter(folder: Path, worker: str) -> Path:
-    (folder / "worker.py").write_text(worker)
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "worker.py"}" "$@"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    return python
-
-
 @pytest.fixture
-def fake(tmp_path):
+def fake(stand_in):
     """An interpreter whose mesh sees a face in every picture that is not black."""
-    return _interpreter(tmp_path, WORKER)
+    return stand_in(WORKER)
 
 
 def _save(folder: Path, name: str, shade: int = 9) -> None:
@@ -127,24 +117,24 @@ def test_damaged_shards_are_named_and_skipped_and_done_when_mended(fake, tmp_pat
     assert _rows(out) == Counter(["k0", "k1", "k2", "k3"])
 
 
-def test_a_mesh_that_does_not_start_is_one_message_and_nothing_is_written(tmp_path):
+def test_a_mesh_that_does_not_start_is_one_message_and_nothing_is_written(stand_in, tmp_path):
     _save(tmp_path / "pictures", "a.png")
     python = tmp_path / "python"
     python.write_text("no program")
     with pytest.raises(UserError, match="cannot be run"):
         _extract(tmp_path / "pictures", tmp_path / "out", python)
     with pytest.raises(UserError, match="ended with code 3"):
-        _extract(tmp_path / "pictures", tmp_path / "out", _interpreter(tmp_path, "raise SystemExit(3)"))
+        _extract(tmp_path / "pictures", tmp_path / "out", stand_in("raise SystemExit(3)"))
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_links_goes_when_the_worker_crashes(tmp_path, monkeypatch):
+def test_the_folder_of_links_goes_when_the_worker_crashes(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = tmp_path / "own.tflite"
     model.write_bytes(b"\0\0\0\0TFL3")
     worker = "import os, sys; open(sys.argv[-1] + '/link', 'w'); os.kill(os.getpid(), 11)"
     with pytest.raises(UserError, match="code -11"):
-        MeshPool(_interpreter(tmp_path, worker), "plain", model=model)
+        MeshPool(stand_in(worker), "plain", model=model)
     assert not list(tmp_path.glob("hpe-mesh-*"))
 
 

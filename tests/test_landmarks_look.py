@@ -1,7 +1,7 @@
 """Looks from head and eyes: the eyes' pictures, the features, the marks, and the command with a person left out."""
 
 import json
-import stat
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -23,7 +23,7 @@ from hpe.landmarks.extract import extract
 from hpe.landmarks.eyes import HEIGHT, WIDTH, contrasted, eye_columns, eyes_of, mirrored_eyes
 from hpe.landmarks.look import look, read_marked
 from hpe.landmarks.look_regress import LookRegressor, Looks, Marks
-from hpe.landmarks.mesh import MeshPool, environment
+from hpe.landmarks.mesh import MeshPool
 from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH478
 from hpe.records import Record
@@ -148,14 +148,11 @@ while len(header := sys.stdin.buffer.read(6)) == 6:
 
 
 @pytest.fixture
-def marked(tmp_path):
+def marked(tmp_path, stand_in):
     """Shards of five people, of whom every nineteenth face is not found, and the interpreter that finds the others."""
     looks, angles, names = _people(5, 30)
     np.save(tmp_path / "meshes.npy", looks.points)
-    (tmp_path / "worker.py").write_text(FAKE.format(meshes=str(tmp_path / "meshes.npy")))
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path / "worker.py"}"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    python = stand_in(FAKE.format(meshes=str(tmp_path / "meshes.npy")))
     samples = []
     for row, name in enumerate(names):
         picture = np.full((16, 16, 3), 90, np.uint8)
@@ -250,9 +247,11 @@ def test_a_person_left_out_is_not_learned_from(marked, tmp_path, monkeypatch):
         assert not own & {tuple(row) for row in angles}
 
 
-def test_what_cannot_be_judged_is_refused_with_the_way_out(marked, tmp_path):
+def test_what_cannot_be_judged_is_refused_with_the_way_out(marked, stand_in, tmp_path):
     shards, python = marked
-    extract(shards, tmp_path / "blind", python=_blind(tmp_path), views="plain")
+    np.save(tmp_path / "meshes468.npy", np.load(tmp_path / "meshes.npy")[:, :468])
+    blind = stand_in(FAKE.format(meshes=str(tmp_path / "meshes468.npy")))
+    extract(shards, tmp_path / "blind", python=blind, views="plain")
     with pytest.raises(UserError, match="--eyes"):
         look(tmp_path / "blind", tmp_path / "out")
     plain = [Sample(f"f{k}", _png(tmp_path, k), "png", Record(yaw=1.0, pitch=2.0)) for k in range(1, 5)]
@@ -330,16 +329,6 @@ def _png(folder: Path, number: int) -> bytes:
     return (folder / "y.png").read_bytes()
 
 
-def _blind(folder: Path) -> Path:
-    """An interpreter whose mesh has 468 points."""
-    np.save(folder / "meshes468.npy", np.load(folder / "meshes.npy")[:, :468])
-    (folder / "worker468.py").write_text(FAKE.format(meshes=str(folder / "meshes468.npy")))
-    python = folder / "python468"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "worker468.py"}"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    return python
-
-
 def test_another_mesh_has_no_eyes(tmp_path, monkeypatch):
     model = tmp_path / "own.tflite"
     model.write_bytes(b"\0\0\0\0TFL3")
@@ -348,18 +337,19 @@ def test_another_mesh_has_no_eyes(tmp_path, monkeypatch):
         MeshPool(Path(sys.executable), "plain", eyes=True)
 
 
-@pytest.mark.real
-def test_the_real_mesh_finds_irises_and_insists_on_profiles(shared):
-    python = environment() / "bin" / "python"
-    if not python.is_file():
-        pytest.skip(f"no face mesh at {python}: `hpe landmarks install` makes it")
+def test_predict_is_there_without_the_extra_of_landmarks():
+    without = "import sys; sys.modules.update(dict.fromkeys(('cv2', 'skops', 'xgboost'))); import hpe.predict"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
+
+@pytest.mark.real
+def test_the_real_mesh_finds_irises_and_insists_on_profiles(shared, mesh_python):
     def picture(name: str) -> np.ndarray:
         with Image.open(shared / "data/pointing04/Person01" / name) as opened:
             return np.asarray(opened.convert("RGB"))
 
     front = sorted((shared / "data/pointing04/Person01").glob("*+0+0.jpg"))[0].name
-    with closing(MeshPool(python, "mirror", eyes=True, insist=True)) as mesh:
+    with closing(MeshPool(mesh_python, "mirror", eyes=True, insist=True)) as mesh:
         (face,) = mesh.find(picture(front))
         assert face.points.shape == (478, 3)
         assert face.eyes is not None
@@ -371,6 +361,6 @@ def test_the_real_mesh_finds_irises_and_insists_on_profiles(shared):
     profiles = [path.name for path in sorted((shared / "data/pointing04/Person01").glob("*[+-]90.jpg"))]
     found = []
     for insist in (False, True):
-        with closing(MeshPool(python, "plain", insist=insist)) as mesh:
+        with closing(MeshPool(mesh_python, "plain", insist=insist)) as mesh:
             found.append(sum(bool(mesh.find(picture(name))) for name in profiles))
     assert found[1] > found[0]

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import stat
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from hpe.landmarks.align import rotations_of
 from hpe.landmarks.draw import _lines, draw_pictures, sheet
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace, as_pose_estimator
 from hpe.landmarks.extract import extract, pictures_of
-from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, environment, install, interpreter, merged
+from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, install, interpreter, merged
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
 from hpe.landmarks.table import read_faces
@@ -54,15 +51,10 @@ MESH = RNG.uniform(10, 40, (468, 3))
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(tmp_path, stand_in):
     """An interpreter whose mesh is a stand-in that counts faces by the shade of the first pixel."""
     np.save(tmp_path / "mesh.npy", MESH)
-    worker = tmp_path / "worker.py"
-    worker.write_text(FAKE.format(mesh=str(tmp_path / "mesh.npy")))
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{worker}"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    return python
+    return stand_in(FAKE.format(mesh=str(tmp_path / "mesh.npy")))
 
 
 def _picture(shade: int, size: int = 64) -> np.ndarray:
@@ -433,15 +425,6 @@ def test_a_mesh_model_that_is_none_is_refused(fake, tmp_path, monkeypatch):
             (tmp_path / "own.tflite").write_bytes(data)
         with pytest.raises(UserError, match="HPE_FACE_MESH_MODEL"):
             MeshPool(fake, "plain")
-
-
-@pytest.fixture
-def mesh_python():
-    """The real mesh's interpreter, or a skip."""
-    python = Path(os.environ.get("HPE_FACE_MESH_PYTHON") or environment() / "bin" / "python")
-    if not python.is_file():
-        pytest.skip(f"no face mesh at {python}: `hpe landmarks install` makes it")
-    return python
 
 
 @pytest.mark.real

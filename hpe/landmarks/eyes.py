@@ -2,7 +2,6 @@
 
 from typing import Final
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -31,6 +30,8 @@ def eyes_of(picture: Picture, points: Float[np.ndarray, "points 3"]) -> Eyes:
         picture: RGB, any size.
         points: a mesh in pixels of the picture.
     """
+    import cv2
+
     flat = points[:, :2]
     radius = float(np.sqrt(np.square(flat - flat.mean(0)).sum(1).mean()))
     found = np.zeros((2, HEIGHT, WIDTH), np.uint8)

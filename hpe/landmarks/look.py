@@ -25,14 +25,13 @@ from hpe.landmarks.look_regress import LookRegressor, Looks, Marks, by_angles
 from hpe.landmarks.table import read_faces, read_rows
 from hpe.landmarks.topology import MESH478
 from hpe.progress import progress
-from hpe.statistics import resampled_sums
+from hpe.statistics import CONFIDENCE, REPLICATES, resampled_sums
 from hpe.tables import read_labels
 
 LEAST_PEOPLE: Final = 5
 MOST_FACES: Final = 12_000
 """The kernel of so many faces and their mirror images takes 5 GB."""
 SUMMARY: Final = "look.json"
-_REPLICATES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -194,11 +193,11 @@ def _figures(
          right[mine & marked.found].sum(), (mine & marked.found).sum()]
         for mine in (people == name for name in names)
     ], float)  # fmt: skip
-    drawn = np.concatenate((units.sum(0, keepdims=True), resampled_sums(units, _REPLICATES, 0)))
+    drawn = np.concatenate((units.sum(0, keepdims=True), resampled_sums(units, REPLICATES, 0)))
 
     def figure(over: int, under: int) -> dict[str, float]:
         values = drawn[:, over] / np.maximum(drawn[:, under], 1.0)
-        low, high = np.quantile(values[1:], (0.025, 0.975)).tolist()
+        low, high = np.quantile(values[1:], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)).tolist()
         return {"value": float(values[0]), "low": low, "high": high}
 
     return {

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -108,6 +107,8 @@ def _scale(columns: Columns, each: bool, weight: float) -> Float[np.ndarray, " c
 
 def _gradients(eyes: EyePictures) -> Columns:
     """Histograms of oriented gradients (Dalal and Triggs, 2005) of both eyes, of pictures twice as large."""
+    import cv2
+
     size = (2 * WIDTH, 2 * HEIGHT)
     described = cv2.HOGDescriptor(size, (16, 16), (8, 8), (8, 8), 9)
     pixels = contrasted(eyes).reshape(len(eyes), 2, HEIGHT, WIDTH)

@@ -82,10 +82,10 @@ def main() -> None:
         centre, zoom = (low + high) / 2, VIEW_PIXELS / max(factor * (high - low).max(), 1.0)
         there = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), degrees, zoom)
         there[:, 2] += VIEW_PIXELS / 2 - centre
-        return found_in(cv2.warpAffine(picture, there, (VIEW_PIXELS, VIEW_PIXELS), flags=cv2.INTER_LINEAR), there, zoom)
+        return find_in_view(picture, there, zoom, (VIEW_PIXELS, VIEW_PIXELS))
 
-    def found_in(view, there, zoom):
-        found = find(view, 1)
+    def find_in_view(picture, there, zoom, size):
+        found = find(cv2.warpAffine(picture, there, size, flags=cv2.INTER_LINEAR), 1)
         if not found:
             return None
         back = np.linalg.inv(np.vstack((there, (0, 0, 1))))
@@ -96,7 +96,7 @@ def main() -> None:
         height, width = picture.shape[:2]
         for degrees, zoom in INSISTENT:
             there = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, zoom)
-            face = found_in(cv2.warpAffine(picture, there, (width, height), flags=cv2.INTER_LINEAR), there, zoom)
+            face = find_in_view(picture, there, zoom, (width, height))
             if face is not None:
                 return [face]
         return []

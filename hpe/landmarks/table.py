@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from hpe.errors import UserError
 from hpe.landmarks.eyes import HEIGHT, WIDTH
@@ -34,7 +34,6 @@ class Faces:
         keys: one a face.
         points: picture axes (x right, y down, z towards the viewer), pixels.
         angles: yaw, pitch, roll in degrees; NaN where unknown.
-        directions: 0..4, or -1 where unknown.
         subjects: the person of each; None where unknown.
         eyes: see :func:`hpe.landmarks.eyes.eyes_of`; None where they were not asked for.
     """
@@ -42,7 +41,6 @@ class Faces:
     keys: tuple[str, ...]
     points: Float[np.ndarray, "faces points 3"]
     angles: Float[np.ndarray, "faces 3"]
-    directions: Int8[np.ndarray, " faces"] | None = None
     subjects: tuple[str | None, ...] | None = None
     eyes: UInt8[np.ndarray, "faces 2 height width"] | None = None
 
@@ -61,7 +59,6 @@ class Faces:
             tuple(compress(self.keys, mask)),
             self.points[rows],
             self.angles[rows],
-            None if self.directions is None else self.directions[rows],
             None if self.subjects is None else tuple(compress(self.subjects, mask)),
             None if self.eyes is None else self.eyes[rows],
         )
@@ -161,14 +158,13 @@ def _read_parquet(folder: Path) -> Faces:
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
         known = set(table.column_names)  # tables of format 1 have neither persons nor eyes
-        directions = table["direction"].fill_null(-1).to_numpy().astype(np.int8) if "direction" in known else None
         subjects = tuple(table["subject"].to_pylist()) if "subject" in known else None
         eyes = _eyes(table["eyes"]) if "eyes" in known else None
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error
-    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, directions, subjects, eyes)
+    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects, eyes)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -177,10 +173,10 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"] | None:
-    """The eyes of every face, or None where a face has none.
+    """The eyes of every face, or None where no face has any.
 
     Raises:
-        ValueError: of another size.
+        ValueError: of another size, or of some faces only.
     """
     import pyarrow.compute as pc
 

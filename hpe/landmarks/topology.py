@@ -76,7 +76,7 @@ _68_PAIRS: Final = _pairs("""
 """)
 
 _IRIS_PAIRS: Final = _pairs("468 473 469 476 470 475 471 474 472 477")
-"""As nearest neighbours on the mirrored meshes of Pointing'04 too (centre, then four points around)."""
+"""Centre and four points around it of both irises: nearest neighbours on meshes of mirrored Pointing'04 pictures."""
 
 MESH468: Final = Topology("mesh468", 468, (4, 152, 33, 263, 61, 291), 4, (10, 152), _MESH_PAIRS)
 MESH478: Final = Topology("mesh478", 478, MESH468.six, MESH468.origin, MESH468.scale, _MESH_PAIRS + _IRIS_PAIRS)
