@@ -42,7 +42,7 @@ class Loader:
         self._told = 0, 0
         numbers = range(plan.batches) if plan.batches is not None else _Endless()
         self._batches = len(numbers) if isinstance(numbers, range) else None
-        self._loader = DataLoader(
+        self._loader = _Readers(
             batches,
             batch_size=None,
             sampler=numbers,  # pyright: ignore[reportArgumentType] (any iterable of indices)
@@ -134,6 +134,15 @@ def _signals_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Readers(DataLoader):
+    def check_worker_number_rationality(self) -> None:
+        """Do without torch's warning of more readers than cores.
+
+        ``data.workers`` is the user's own number, and right where readers wait for a network or a disk. How long a
+        training has waited for its readers stands in its log.
+        """
 
 
 class _Endless:
