@@ -27,7 +27,7 @@ install: $(STAMP)
 
 # uv resolves and unpacks several times faster than pip; it comes from the same registry.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 13); sys.exit(None if ok else "hpe needs Python 3.11 or 3.12, but $(PYTHON) is %d.%d: run make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 15); sys.exit(None if ok else "hpe needs Python 3.11 to 3.14, but $(PYTHON) is %d.%d: run make PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[$(EXTRAS)]'

@@ -92,9 +92,19 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_shown(shell: str) -> None:
-    done = hpe_command("--show-completion", shell)
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or it is of the shell, if any, above this process
+    done = hpe_command("--show-completion", shell, **named)
     assert done.returncode == 0
-    assert "_HPE_COMPLETE" in done.stdout
+    assert f"_HPE_COMPLETE=complete_{shell}" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_completion_is_shown_for_the_shell_above() -> None:
+    script = Path(sys.executable).with_name("hpe")
+    called = f"{shlex.quote(str(script))} --show-completion; exit $?"  # a bash that ends so stays while hpe runs
+    done = subprocess.run(["bash", "-c", called], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "_HPE_COMPLETE=complete_bash" in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
@@ -256,7 +266,7 @@ def stub_python(folder: Path, version: tuple[int, int]) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
-@pytest.mark.parametrize("version", [(3, 10), (3, 13), (2, 7)])
+@pytest.mark.parametrize("version", [(3, 10), (3, 15), (2, 7)])
 def test_another_python_is_refused_in_one_line_that_says_which_is_needed(
     tmp_path: Path, version: tuple[int, int]
 ) -> None:
@@ -266,12 +276,12 @@ def test_another_python_is_refused_in_one_line_that_says_which_is_needed(
     assert done.returncode == 2
     refusal, *rest = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert rest == []
-    assert "needs Python 3.11 or 3.12" in refusal
+    assert "needs Python 3.11 to 3.14" in refusal
     assert "{}.{}".format(*version) in refusal
     assert not (tmp_path / "venv").exists()
 
 
 def test_the_makefile_and_pip_ask_for_the_same_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["requires-python"] == ">=3.11,<3.13"
-    assert "(3, 11) <= sys.version_info[:2] < (3, 13)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert project["requires-python"] == ">=3.11,<3.15"
+    assert "(3, 11) <= sys.version_info[:2] < (3, 15)" in (ROOT / "Makefile").read_text(encoding="utf-8")
