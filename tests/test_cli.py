@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import typer
 from typer.core import TyperCommand, TyperGroup
 
@@ -170,11 +171,136 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
         "hpe: rank 3: a.tar, face: no picture\n",
     )
     assert len(waited) == 1
-    lost = RuntimeError(
-        "Connection closed by peer"
-    )  # of the rank that is to tell: its launcher ends this one meanwhile
-    assert ends(monkeypatch, capsys, lost) == (1, "hpe: rank 3 lost another rank and leaves\n")
+    lost = RuntimeError(f"[{GLOO}/pair.cc:538] Connection closed by peer [127.0.0.1]:62162")
+    # of the rank that is to tell: its launcher ends this one meanwhile
+    assert ends(monkeypatch, capsys, lost) == (1, f"hpe: rank 3 lost another rank and leaves: {lost}\n")
     assert len(waited) == 2
+
+
+GLOO = "/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
+TROUBLE = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, {}, NCCL version 2.21.5"
+REMOTE = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+SYSTEM = (
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. "
+    "It can be also caused by unexpected exit of a remote peer."
+)
+INVALID = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library."
+INTERNAL = "ncclInternalError: Internal check failed."
+CUDA = "ncclUnhandledCudaError: Call to CUDA function failed."
+
+
+def nccl(trouble: str, explained: str, last: str | None = None) -> RuntimeError:
+    """An error of NCCL as torch words it."""
+    reason = "" if last is None else f"\nLast error:\n{last}\n"
+    return dist.DistBackendError(f"{TROUBLE.format(trouble)}\n{explained}{reason}")
+
+
+# In the words that torch 2.15 gave where one of two processes was killed or never came, and, of NCCL, in those of
+# reports to NCCL's and PyTorch's trackers.
+A_PEER_IS_GONE = [
+    RuntimeError(f"[{GLOO}/pair.cc:545] Read error [127.0.0.1]:62162: Connection reset by peer. This is typically …"),
+    RuntimeError(f"[{GLOO}/pair.cc:561] Connection closed by peer [127.0.0.1]:16782. This is typically caused by …"),
+    RuntimeError(f"[{GLOO}/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete"),
+    dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server crash?"),
+    dist.DistNetworkError("Broken pipe"),
+    dist.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda//0"),
+    dist.DistBackendError(
+        "[1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', "
+        "but store->get('0') got error: Connection reset by peer"
+    ),
+    nccl(
+        "remote process exited or there was a network error",
+        REMOTE,
+        "socketProgressOpt: Call to recv from 172.16.0.2<33759> failed : Connection reset by peer",
+    ),
+    nccl("internal error", INTERNAL, "Net : Connection closed by remote peer user<50260>"),
+]
+OTHER_TROUBLE = [
+    (
+        nccl("invalid usage", INVALID, "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000"),
+        2,
+        "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000; start at most one process per GPU",
+    ),
+    (
+        nccl("internal error", INTERNAL, "Bootstrap : no socket interface found"),
+        2,
+        "Bootstrap : no socket interface found; set NCCL_SOCKET_IFNAME",
+    ),
+    (
+        nccl("unhandled system error", SYSTEM, "Error while creating shared memory segment /dev/shm/nccl-8Yk2hk"),
+        1,
+        "version 2.21.5: Error while creating shared memory segment /dev/shm/nccl-8Yk2hk; `hpe doctor`",
+    ),
+    (nccl("unhandled system error", SYSTEM), 1, "version 2.21.5; `hpe doctor`"),
+    (
+        nccl("unhandled cuda error", CUDA, "Cuda failure 999 'unknown error'"),
+        1,
+        "version 2.21.5: Cuda failure 999 'unknown error'; `hpe doctor`",
+    ),
+    (
+        RuntimeError(f"[enforce fail at {GLOO}/device.cc:84] ifa != nullptr. Unable to find address for: eth77"),
+        2,
+        "Unable to find address for: eth77; set GLOO_SOCKET_IFNAME",
+    ),
+    (
+        dist.DistNetworkError(
+            "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, "
+            "code: -98, name: EADDRINUSE, message: address already in use"
+        ),
+        2,
+        "message: address already in use); give a port that is free",
+    ),
+    (
+        dist.DistNetworkError(
+            "The client socket has timed out after 2000ms while trying to connect to (node0, 29500)."
+        ),
+        2,
+        "MASTER_ADDR:MASTER_PORT is node0:29500: the ranks cannot meet there (The client socket has timed out after "
+        "9ms while trying to connect to (node0, 29500)); start rank 0 there",
+    ),
+    (
+        dist.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."),
+        2,
+        "waiting for clients. 1/2 clients joined; start as many ranks as WORLD_SIZE says",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [*((error, 1, "rank 1 lost another rank and leaves: ") for error in A_PEER_IS_GONE), *OTHER_TROUBLE],
+)
+def test_trouble_among_ranks_is_one_message_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, code: int, told: str
+) -> None:
+    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for name, value in {"RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    ended, line = ends(monkeypatch, capsys, error)
+    assert (ended, line.count("\n")) == (code, 1)
+    assert told in line
+    assert str(error).partition("\n")[0].rstrip(".") in line
+    assert ("lost another rank" in line) == (error in A_PEER_IS_GONE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("gloo, nccl and a broken pipe: timed out waiting, connection closed by peer"),
+        RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one."),
+        dist.DistError("a kind of torch's trouble that hpe does not know"),
+    ],
+)
+def test_an_error_beside_others_that_only_sounds_like_them_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
+) -> None:
+    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setenv("RANK", "1")
+    code, told = ends(monkeypatch, capsys, error)
+    assert code == 1
+    assert told.startswith("Traceback")
+    assert told.endswith(f"{error}\n")
 
 
 FULL = (
