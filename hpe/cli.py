@@ -531,7 +531,16 @@ def bench(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything that the demo writes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the heads and of both trainings.")] = 0,
-    processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="For the joint training.")] = 2,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            *("--processes", "-p"),
+            min=1,
+            metavar="N",
+            help="For the joint training.",
+            show_default="2, or 1 on a machine with one GPU",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Rendered pictures.")] = 5600,
     people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 320,
     new: Annotated[bool, typer.Option("--new", help="Set an earlier demo aside and start over.")] = False,

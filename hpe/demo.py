@@ -20,7 +20,7 @@ from typing import Final
 from hpe import configs
 from hpe.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
 from hpe.files import locked, rename_aside, write_json
-from hpe.ranks import end_with_parent
+from hpe.ranks import end_with_parent, refuse_processes, several
 
 STAMP: Final = "demo.json"
 LOCK: Final = ".lock"
@@ -77,8 +77,13 @@ def _each(flag: str, values: Sequence[str]) -> list[str]:
     return [part for value in values for part in (flag, value)]
 
 
-def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: bool) -> int:
+def demo(out: Path, *, seed: int, processes: int | None, count: int, people: int, new: bool) -> int:
     """Run every stage; what an earlier, interrupted demo has finished is not done again.
+
+    Args:
+        out, seed, count, people: see :func:`stages`.
+        processes: for the joint training; None: two, or one where there is a single GPU.
+        new: set the folder of an earlier demo aside.
 
     Returns:
         The exit code: 0; 75 when a signal stopped a stage, which has saved what it had.
@@ -89,6 +94,9 @@ def demo(out: Path, *, seed: int, processes: int, count: int, people: int, new: 
     """
     settings = {"seed": seed, "count": count, "people": people}
     start = time.monotonic()
+    if processes is None:
+        processes = several()
+    refuse_processes(processes)  # rather than after the minutes of the stages before
     todo = stages(out, seed=seed, processes=processes, count=count, people=people)
     with _claim(out, settings, new=new):
         for number, stage in enumerate(todo, 1):

@@ -260,6 +260,13 @@ def refuse_processes(processes: int) -> None:
         )
 
 
+def several() -> int:
+    """Two processes, or one where this machine has a single GPU: what shows a command's work on several, unrefused."""
+    import torch
+
+    return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
+
+
 def relaunch(processes: int, arguments: list[str]) -> None:
     """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
 

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from hpe import cli, demo
 from hpe.config import RunConfig, load
 from hpe.errors import EXIT_AGAIN, EXIT_OK, UserError
+from hpe.ranks import refuse_processes
 
 SETTINGS = {"seed": 0, "count": 1000, "people": 20}
 
@@ -56,7 +59,7 @@ def chain(monkeypatch: pytest.MonkeyPatch, *scripts: str) -> None:
     monkeypatch.setattr(subprocess, "Popen", python)
 
 
-def run(out: Path, *, new: bool = False, seed: int = 0, processes: int = 2) -> int:
+def run(out: Path, *, new: bool = False, seed: int = 0, processes: int | None = 2) -> int:
     return demo.demo(out, seed=seed, processes=processes, count=1000, people=20, new=new)
 
 
@@ -102,6 +105,44 @@ def test_a_second_demo_goes_on_with_any_number_of_processes(tmp_path: Path, monk
     chain(monkeypatch, writes(out / "multitask" / "evaluate" / "test.json"))
     assert run(out) == run(out, processes=1) == EXIT_OK
     assert json.loads((out / demo.STAMP).read_text()) == SETTINGS
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cpu_wanted: bool = False) -> None:
+    """Let torch see so many GPUs."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(cpu_wanted).lower())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpu_wanted", "expected"), [(0, False, 2), (1, False, 1), (2, False, 2), (8, False, 2), (1, True, 2)]
+)
+def test_the_demo_starts_as_many_processes_as_the_machine_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, cpu_wanted: bool, expected: int
+) -> None:
+    asked: list[int] = []
+    out = tmp_path / "demo"
+    chain(monkeypatch, writes(out / "multitask" / "evaluate" / "test.json"))
+    chained = demo.stages
+    monkeypatch.setattr(
+        demo, "stages", lambda out, *, processes, **more: asked.append(processes) or chained(out, **more)
+    )
+    machine(monkeypatch, gpus=gpus, cpu_wanted=cpu_wanted)
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(out)])
+    assert (done.exit_code, asked) == (EXIT_OK, [expected])
+    refuse_processes(expected)  # as the training does
+    shown = CliRunner().invoke(cli.app, ["demo", "--help"], env={"COLUMNS": "200"}).output
+    assert "2, or 1 on a machine with one GPU" in shown
+
+
+def test_more_processes_than_gpus_are_refused_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=1)
+    chain(monkeypatch, "raise SystemExit('a stage was started')")
+    with pytest.raises(UserError, match="--processes 2: this machine shows 1 GPU"):
+        run(tmp_path / "demo", processes=2)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_demo_with_other_settings_is_refused_and_new_sets_the_first_aside(
