@@ -256,7 +256,7 @@ OTHER_TROUBLE = [
         ),
         2,
         "MASTER_ADDR:MASTER_PORT is node0:29500: the ranks cannot meet there (The client socket has timed out after "
-        "9ms while trying to connect to (node0, 29500)); start rank 0 there",
+        "2000ms while trying to connect to (node0, 29500)); start rank 0 there",
     ),
     (
         dist.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."),
