@@ -13,6 +13,7 @@ from typing import Final
 
 from hpe import __version__
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK
+from hpe.files import resolved
 
 _PACKAGES: Final = (
     "torch", "torchvision", "accelerate", "datasets", "webdataset", "torchmetrics", "typer", "tensorboard",
@@ -103,10 +104,11 @@ def _devices() -> Iterator[Finding]:
 
 def _disk(folder: Path) -> Iterator[Finding]:
     try:
-        there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+        named = resolved(folder)
+        there = next(place for place in (named, *named.parents) if place.is_dir())
         free = shutil.disk_usage(there).free / 2**30
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        reason = (getattr(error, "strerror", None) or "links in a circle").lower()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         yield Finding(
             "disk", "bad", f"cannot look into {folder} ({reason}); give a folder that you may enter and write"
         )

@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import errno
 import fcntl
 import itertools
 import json
@@ -19,6 +20,27 @@ def rename_aside(folder: Path) -> Path:
     """Rename a folder to the first of ``NAME.1``, ``NAME.2`` … that is free; where it is now."""
     free = (p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
     return folder.rename(next(free))
+
+
+def resolved(path: Path) -> Path:
+    """The absolute path without links, whether or not something is there; what ``Path.resolve`` is to be.
+
+    Of links in a circle that raises RuntimeError up to Python 3.12 and says nothing from 3.13 on; of a name that is too
+    long it says nothing from 3.13 on.
+
+    Raises:
+        OSError: links in a circle, or a name that is too long.
+    """
+    try:
+        place = path.resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    try:
+        place.stat()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+    return place
 
 
 def make_folder(path: Path, told: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from hpe import splits
 from hpe.crops import CropRule
 from hpe.errors import EXIT_AGAIN, UserError
-from hpe.files import locked, write_json
+from hpe.files import locked, resolved, write_json
 from hpe.packing import JOURNAL, Options, Packing
 from hpe.shards import MANIFEST, Manifest
 from hpe.sources import open_source, readers, recognise
@@ -74,7 +74,7 @@ def pack_source(
     if name == _RENDERED:
         given.setdefault("size", str(options.size))
     try:
-        if raw and Path(raw).is_dir() and Path(out).resolve().is_relative_to(Path(raw).resolve()):
+        if raw and Path(raw).is_dir() and resolved(Path(out)).is_relative_to(resolved(Path(raw))):
             raise UserError(f"{out}: shards do not go into the raw dataset's own folder; name another one")
         if name == "auto":
             found = recognise(Path(raw))
@@ -82,9 +82,8 @@ def pack_source(
             name = found.name
         source = open_source(name, Path(raw), **given)
     except OSError as error:
-        raise UserError(f"{error.filename or raw}: cannot be read: {error.strerror or error}") from error
-    except RuntimeError as error:  # how pathlib says that a link leads to itself
-        raise UserError(f"{raw} or {out}: {error}; name another folder") from error
+        told = f"{error.filename or raw}: cannot be read: {error.strerror or error}; name another folder"
+        raise UserError(told) from error
     label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
     return pack(source, Path(out), options, label=shown(label), workers=workers)
 

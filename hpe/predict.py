@@ -37,7 +37,7 @@ from hpe.detect import DETECTORS, WAYS_TO_INSTALL
 from hpe.draw import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.faces import ahead, one_thread
-from hpe.files import aside, make_folder
+from hpe.files import aside, make_folder, resolved
 from hpe.finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
 from hpe.inputs import Input, PictureFile, ShardFile, Skipped, find_inputs, items, pictures_in
 from hpe.landmark_finder import Meshed
@@ -158,7 +158,7 @@ def predict(
 def _apart(out: Path, inputs: Sequence[str]) -> None:
     """Refuse to write where pictures are read: the next run would take the drawings for pictures."""
     for text in inputs:
-        if Path(text).is_dir() and out.resolve().is_relative_to(Path(text).resolve()):
+        if Path(text).is_dir() and resolved(out).is_relative_to(resolved(Path(text))):
             raise UserError(f"--out {out}: lies in the input folder {text}; give a folder elsewhere")
 
 
