@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -425,6 +427,11 @@ def test_a_mesh_model_that_is_none_is_refused(fake, tmp_path, monkeypatch):
             (tmp_path / "own.tflite").write_bytes(data)
         with pytest.raises(UserError, match="HPE_FACE_MESH_MODEL"):
             MeshPool(fake, "plain")
+
+
+def test_predict_is_there_without_the_extra_of_landmarks():
+    without = "import sys; sys.modules.update(dict.fromkeys(('cv2', 'skops', 'xgboost'))); import hpe.predict"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
 
 @pytest.mark.real

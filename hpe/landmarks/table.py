@@ -5,17 +5,13 @@ import zlib
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from hpe.errors import UserError
-from hpe.landmarks.eyes import HEIGHT, WIDTH
 from hpe.landmarks.topology import Topology, topology_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
@@ -35,14 +31,12 @@ class Faces:
         points: picture axes (x right, y down, z towards the viewer), pixels.
         angles: yaw, pitch, roll in degrees; NaN where unknown.
         subjects: the person of each; None where unknown.
-        eyes: see :func:`hpe.landmarks.eyes.eyes_of`; None where they were not asked for.
     """
 
     keys: tuple[str, ...]
     points: Float[np.ndarray, "faces points 3"]
     angles: Float[np.ndarray, "faces 3"]
     subjects: tuple[str | None, ...] | None = None
-    eyes: UInt8[np.ndarray, "faces 2 height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,7 +54,6 @@ class Faces:
             self.points[rows],
             self.angles[rows],
             None if self.subjects is None else tuple(compress(self.subjects, mask)),
-            None if self.eyes is None else self.eyes[rows],
         )
 
 
@@ -118,26 +111,6 @@ def _read_npz(path: Path) -> Faces:
     return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """What is known of every face and of every picture without one, but the points; ``part`` is the shard's name.
-
-    Raises:
-        UserError: not a table of ``hpe landmarks extract``.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = ["key", "status", "yaw", "pitch", "roll", "direction", "subject"]
-    rows: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("faces-*.parquet")):
-        try:
-            found = pq.read_table(path, columns=names).to_pylist()
-        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-        rows += [{**row, "part": path.stem.removeprefix("faces-")} for row in found]
-    return rows
-
-
 def _read_parquet(folder: Path) -> Faces:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -157,36 +130,18 @@ def _read_parquet(folder: Path) -> Faces:
         flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
-        known = set(table.column_names)  # tables of format 1 have neither persons nor eyes
-        subjects = tuple(table["subject"].to_pylist()) if "subject" in known else None
-        eyes = _eyes(table["eyes"]) if "eyes" in known else None
+        # Tables of format 1 do not name persons.
+        subjects = tuple(table["subject"].to_pylist()) if "subject" in table.column_names else None
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error
-    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects, eyes)
+    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     told = (str(error).splitlines() or [repr(error)])[0]
     return UserError(f"{path}: not a table of `hpe landmarks extract` ({told}); remove it and extract again")
-
-
-def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"] | None:
-    """The eyes of every face, or None where no face has any.
-
-    Raises:
-        ValueError: of another size, or of some faces only.
-    """
-    import pyarrow.compute as pc
-
-    if column.null_count == len(column):
-        return None
-    lengths = pc.call_function("list_value_length", [column]).to_numpy()
-    if (lengths != 2 * HEIGHT * WIDTH).any():  # NaN of a face without eyes, too
-        raise ValueError("eyes of another size, or of some faces only")
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.uint8).reshape(len(column), 2, HEIGHT, WIDTH)
 
 
 def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:

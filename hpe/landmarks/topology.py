@@ -1,4 +1,4 @@
-"""Sets of face points: MediaPipe's mesh of 468, with both irises 478, and the 68 of 300-W; which point is which."""
+"""Sets of face points, MediaPipe's mesh of 468 and the 68 of 300-W, and which point is which."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,13 +75,9 @@ _68_PAIRS: Final = _pairs("""
 40 47 48 54 49 53 50 52 60 64 61 63 59 55 58 56 67 65
 """)
 
-_IRIS_PAIRS: Final = _pairs("468 473 469 476 470 475 471 474 472 477")
-"""Centre and four points around it of both irises: nearest neighbours on meshes of mirrored Pointing'04 pictures."""
-
 MESH468: Final = Topology("mesh468", 468, (4, 152, 33, 263, 61, 291), 4, (10, 152), _MESH_PAIRS)
-MESH478: Final = Topology("mesh478", 478, MESH468.six, MESH468.origin, MESH468.scale, _MESH_PAIRS + _IRIS_PAIRS)
 POINTS68: Final = Topology("points68", 68, (30, 8, 36, 45, 48, 54), 30, (27, 8), _68_PAIRS)
-TOPOLOGIES: Final = {topology.name: topology for topology in (MESH468, MESH478, POINTS68)}
+TOPOLOGIES: Final = {topology.name: topology for topology in (MESH468, POINTS68)}
 _ALL: Final = {topology.count: topology for topology in TOPOLOGIES.values()}
 
 
