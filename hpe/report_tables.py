@@ -294,7 +294,7 @@ def untested(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str]:
 
 def config_differences(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:
     """The settings in which the runs differ."""
-    flat = [dict(_flat(config)) for _, config in runs]
+    flat = [{path: str(value) for path, value in leaves(config)} for _, config in runs]
     names = sorted({name for one in flat for name in one})
     rows = [
         [word(name), *(word(one.get(name, "–")) for one in flat)]
@@ -304,12 +304,16 @@ def config_differences(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table |
     return Table("config-differences", ["setting", *(run for run, _ in runs)], rows) if rows else None
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of every setting of a config."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{number}")
     else:
-        yield path, str(value)
+        yield path, value
 
 
 def _lower_is_better(title: str) -> bool:
