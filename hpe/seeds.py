@@ -107,7 +107,7 @@ def _column(table: "pa.Table", what: str, count: int) -> tuple[dict[Key, int], n
 
 
 def summary(judged: Judged, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Figure]:
-    """Accuracy and macro F1: mean over seeds, standard deviation (None for one seed), interval, each seed's value."""
+    """Accuracy and macro F1: mean over seeds, deviation (``sd``, None for one seed), interval, values by seed."""
     drawn = _drawn(judged, replicates, seed)
     seen = _confusions(judged)
     made = {}

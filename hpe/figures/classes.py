@@ -121,7 +121,7 @@ def classification(
         "balanced_accuracy": of(balanced_accuracy),
         "macro_f1": of(macro_f1),
         "weighted_f1": of(weighted_f1),
-        "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the commonest class"},
+        "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the most common class"},
         "per_class": named(names, [_one_class(t, c, draw, drawn, index) for index in range(len(names))]),
         "confusion": confusion.tolist(),
     }
