@@ -218,7 +218,7 @@ def test_faces_that_cannot_be_used_are_dropped_and_counted():
     kept, dropped = usable(faces)
     assert kept.keys == ("4", "5")
     assert dropped == {
-        "points that are no numbers": 1, "all points in one place": 1, "no angles": 1, "an angle beyond ±99°": 1,
+        "points that are not finite": 1, "all points in one place": 1, "no angles": 1, "an angle beyond ±99°": 1,
     }  # fmt: skip
     assert len(usable(faces, limit_degrees=math.inf)[0]) == 3
 

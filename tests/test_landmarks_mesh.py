@@ -374,7 +374,7 @@ def test_a_video_has_axes_where_there_are_faces_and_as_many_frames(fake, model, 
     with pytest.raises(UserError, match=r"\.mp4 or \.avi"):
         draw_video(model, source, tmp_path / "out.png", python=fake)
     (tmp_path / "no.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match="no video"):
+    with pytest.raises(UserError, match="cannot read it as a video"):
         draw_video(model, tmp_path / "no.mp4", out, python=fake)
 
 

@@ -29,11 +29,11 @@ PACKAGES: Final = (
     "numpy>=1.26,<3", "protobuf>=4.25.3,<5", "opencv-python-headless>=4.10,<5", "absl-py>=2,<3", "attrs>=24",
     "flatbuffers>=24", "matplotlib>=3.9,<4",
 )  # fmt: skip
-"""What 0.10.21 imports for the mesh, and no jax, sounddevice or sentencepiece, which it also asks for."""
+"""What the mesh imports; 0.10.21 also requires jax, sounddevice and sentencepiece, which the mesh does not use."""
 Which = Literal["largest", "centre", "all"]
 WHICH: Final[tuple[Which, ...]] = ("largest", "centre", "all")
 VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
-"""Views of a picture by name: as it is; and mirrored; and five turned or resized crops around the face."""
+"""Number of views by name: the picture; and its mirror image; and five turned or resized crops around the face."""
 MOST_FACES: Final = 16
 _LARGEST_SIDE: Final = 2048
 _TRIED_PIXELS: Final = 64
@@ -67,7 +67,7 @@ def install(folder: Path) -> Path:
 
 
 def interpreter(given: Path | None = None) -> Path:
-    """The interpreter that has the mesh: the given one, ``HPE_FACE_MESH_PYTHON``, or the installed one.
+    """The interpreter that has the mesh: the given one, that of ``HPE_FACE_MESH_PYTHON``, or the installed one.
 
     Raises:
         UserError: there is none.
@@ -76,8 +76,8 @@ def interpreter(given: Path | None = None) -> Path:
     python = given or (Path(named) if named else environment() / "bin" / "python")
     if not python.is_file():
         raise UserError(
-            f"{python}: no interpreter with {VERSION} there; make it with `hpe landmarks install`, "
-            "or name one with --python or HPE_FACE_MESH_PYTHON"
+            f"{python}: not found; expected a Python interpreter with {VERSION}; run `hpe landmarks install`, "
+            "or name another with --python or HPE_FACE_MESH_PYTHON"
         )
     return python
 
@@ -86,14 +86,16 @@ def named_model() -> Path | None:
     """The model file that ``HPE_FACE_MESH_MODEL`` names; None: the package's own.
 
     Raises:
-        UserError: there is no such file, or it is no TensorFlow Lite model.
+        UserError: there is no such file, or it is not a TensorFlow Lite model.
     """
     name = os.environ.get("HPE_FACE_MESH_MODEL")
     if not name:
         return None
     path = Path(name)
     if not path.is_file() or path.read_bytes()[4:8] != b"TFL3":
-        raise UserError(f"HPE_FACE_MESH_MODEL={name}: no such file, or no .tflite model; expected a mesh of 468 points")
+        raise UserError(
+            f"HPE_FACE_MESH_MODEL={name}: no such file, or not a .tflite model; expected a mesh of 468 points"
+        )
     return path
 
 
@@ -104,7 +106,7 @@ class MeshFace:
     Attributes:
         points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views.
         views: how many views found it.
-        spread: root mean square of the views' difference from their mean, in sizes of the face.
+        spread: root mean square of the views' difference from their mean, as a fraction of the face's size.
     """
 
     points: Float[np.ndarray, "468 3"]
@@ -145,7 +147,7 @@ class FaceMesh:
                 self._links.cleanup()
             raise UserError(
                 f"{python}: cannot be run ({error.strerror}); expected an interpreter with {VERSION}, "
-                "as `hpe landmarks install` makes it"
+                "such as the one of `hpe landmarks install`"
             ) from error
 
     def close(self) -> None:

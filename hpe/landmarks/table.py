@@ -1,4 +1,4 @@
-"""Faces as arrays: points, the angles that are known, and what cannot be used."""
+"""Faces as arrays: points, known angles, and which faces cannot be used."""
 
 import zipfile
 import zlib
@@ -19,7 +19,7 @@ NO_ANGLES: Final = "no angles"
 """A reason to drop a face, see :func:`usable`."""
 Dimensions = Literal["3d", "2d"]
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
-"""Of the picture files that ``hpe landmarks extract`` reads."""
+"""Suffixes of the picture files that ``hpe landmarks extract`` reads."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Faces:
     """Faces with points.
 
     Attributes:
-        keys: one a face.
+        keys: one per face.
         points: picture axes (x right, y down, z towards the viewer), pixels.
-        angles: yaw, pitch, roll in degrees; NaN where unknown.
-        subjects: the person of each; None where unknown.
+        angles: yaw, pitch, roll in degrees; NaN if unknown.
+        subjects: the person of each face; None if unknown.
     """
 
     keys: tuple[str, ...]
@@ -67,7 +67,7 @@ def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces
     known = np.asarray(np.isfinite(faces.angles).all(1))
     inside = (np.abs(np.where(known[:, None], faces.angles, 0.0)) <= limit_degrees).all(1)
     reasons = {
-        "points that are no numbers": ~finite,
+        "points that are not finite": ~finite,
         "all points in one place": finite & (extent <= 0),
         NO_ANGLES: finite & (extent > 0) & ~known,
         f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & known & ~inside,
@@ -81,10 +81,10 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
 
     Args:
         path: the folder or the file; in an ``.npz`` z grows away from the viewer, as MediaPipe gives it.
-        labels: a folder with ``<stem>.mat`` (``Pose_Para``) for the angles, in place of the table's own.
+        labels: a folder with the angles in ``<stem>.mat`` (``Pose_Para``), used instead of the table's own.
 
     Raises:
-        UserError: neither, or not readable as such.
+        UserError: it is neither, or cannot be read.
     """
     if path.is_dir():
         faces = _read_parquet(path)
@@ -105,7 +105,7 @@ def _read_npz(path: Path) -> Faces:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
     if stems.ndim != 1:
-        raise UserError(f"{path}: stems of shape {stems.shape}; expected one name a face")
+        raise UserError(f"{path}: stems of shape {stems.shape}; expected one name per face")
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
     return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
@@ -125,8 +125,8 @@ def _read_parquet(folder: Path) -> Faces:
         if not len(table):
             raise UserError(f"{folder}: no face was found in any picture")
         lengths = pc.call_function("list_value_length", [table["points"]]).to_numpy()
-        if (lengths != lengths[0]).any():  # NaN of a face without points, too
-            raise ValueError("not all faces have as many points")
+        if (lengths != lengths[0]).any():  # also NaN, of a face without points
+            raise ValueError("faces with different numbers of points")
         flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
@@ -140,8 +140,8 @@ def _read_parquet(folder: Path) -> Faces:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    told = (str(error).splitlines() or [repr(error)])[0]
-    return UserError(f"{path}: not a table of `hpe landmarks extract` ({told}); remove it and extract again")
+    reason = (str(error).splitlines() or [repr(error)])[0]
+    return UserError(f"{path}: not a table of `hpe landmarks extract` ({reason}); remove it and extract again")
 
 
 def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:
@@ -155,7 +155,7 @@ def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "fa
     angles = np.full((len(keys), 3), np.nan)
     for row, key in enumerate(keys):
         path = folder / f"{Path(key).name}.mat"
-        if not path.is_file() and Path(key).suffix.lower() in SUFFIXES:  # of pictures with the same stem
+        if not path.is_file() and Path(key).suffix.lower() in SUFFIXES:  # the key of pictures that share a stem
             path = folder / f"{Path(key).stem}.mat"
         if not path.is_file():
             raise UserError(f"{path}: not found; expected a .mat with Pose_Para for every face of the table")
@@ -178,10 +178,10 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
 
     Args:
         folder: the raw dataset.
-        dimensions: ``2d`` forgets z (it is 0), as a detector of 68 points in the picture would give them.
+        dimensions: ``2d`` sets z to 0, as a detector of 68 points in the picture would.
 
     Raises:
-        UserError: no such file, or one that is damaged.
+        UserError: no such file, or a damaged one.
     """
     from hpe.sources.faces3d import mat_arrays
 
@@ -190,7 +190,7 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
         try:
             arrays = mat_arrays(path, ("Pose_Para", "pt3d_68"))
         except ValueError as error:
-            raise UserError(f"{path}: {error}; move it away, or mend it") from error
+            raise UserError(f"{path}: {error}; repair it, or move it out of the folder") from error
         if arrays.get("pt3d_68", np.empty(0)).shape != (3, 68) or "Pose_Para" not in arrays:
             continue
         keys.append(path.stem)
