@@ -1,7 +1,7 @@
-"""How strongly direction and emotion go together in a table, and what that says.
+"""How strongly direction and emotion are associated in a table.
 
-The tables of the thesis (3.1, 4.2, 4.6) with what they lack: intervals, tests corrected for their number, and
-what chance alone would give.
+The tables of the thesis (3.1, 4.2, 4.6), with what they lack: intervals, tests corrected for their number, and
+the results of chance alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _MOST_CLASSES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Crossed:
-    """A cross table with the names of its rows and columns; ``left_out`` rows lack one of the two."""
+    """A cross table with the names of its rows and columns; ``left_out`` rows lack one of the two values."""
 
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
@@ -39,10 +39,10 @@ class Crossed:
 
 
 def read_table(path: Path) -> "pa.Table":
-    """A CSV or Parquet file.
+    """The table of a CSV or Parquet file.
 
     Raises:
-        UserError: missing, damaged, or of another kind.
+        UserError: the file is missing, damaged, or of another kind.
     """
     import pyarrow as pa
     from pyarrow import csv, parquet
@@ -61,11 +61,11 @@ def read_table(path: Path) -> "pa.Table":
 def cross(table: "pa.Table", rows: str = "direction", columns: str = "emotion") -> Crossed:
     """Count two columns against each other.
 
-    ``direction`` and ``emotion`` (any case) may hold our integers or words in any usual spelling; other columns
-    are taken as they are.
+    ``direction`` and ``emotion`` (any case) may contain our integers or words in any usual spelling; the values of
+    other columns are their own classes.
 
     Raises:
-        UserError: a column is missing, or holds a value that is no direction or emotion.
+        UserError: a column is missing, or contains a value that is not a direction or emotion.
     """
     row_names, row, row_known = classes_of(table, rows)
     column_names, column, column_known = classes_of(table, columns)
@@ -93,9 +93,7 @@ def classes_of(table: "pa.Table", name: str) -> tuple[tuple[str, ...], ndarray, 
     for value in {v for v in values if v is not None}:
         label = from_word(value) if isinstance(value, str) else value
         if label is None or label != int(label) or not 0 <= label < len(names):
-            raise UserError(
-                f"column {found[0]}: {value!r} is no {name}; expected 0..{len(names) - 1} or {', '.join(names)}"
-            )
+            raise UserError(f"column {found[0]}: {value!r} found; expected 0..{len(names) - 1} or {', '.join(names)}")
         number[value] = int(label)
     return names, np.array([0 if v is None else number[v] for v in values], int), known
 
@@ -123,17 +121,17 @@ def associate(crossed: Crossed, *, replicates: int = statistics.REPLICATES, seed
         "spread_of_columns": _spread(crossed.column_names, counts.T),
     }
     if min((counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()) < 2:
-        reason = "only one row or one column holds anything, so nothing can be associated"
+        reason = "only one row or one column has samples, so there can be no association"
         return made | {"association": absent(reason, n), "sentences": [f"{reason.capitalize()}."]}
     if not np.isfinite(statistics.corrected_cramers_v(_held(counts))):
-        reason = f"{n} rows are too few to tell how strong an association is"
+        reason = f"{n} rows are too few to measure an association"
         return made | {"association": absent(reason, n), "sentences": [f"{reason}."]}
     made["association"] = _strength(counts, replicates, seed)
     return made | {"sentences": _sentences(crossed, made["association"])}
 
 
 def _held(counts: ndarray) -> ndarray:
-    """Without empty rows and columns."""
+    """The counts without empty rows and columns."""
     return counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
 
 
@@ -197,7 +195,7 @@ def _word(w: float) -> str:
 
 
 def _strength_words(low: float, high: float) -> str:
-    """What an interval of w leaves possible: one of Cohen's words, or the first and the last of several."""
+    """Cohen's words for both ends of an interval of w, or his one word if they agree."""
     return " to ".join(dict.fromkeys((_word(low), _word(high))))
 
 
@@ -231,7 +229,7 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         if adjusted[i][j] is not None and adjusted[i][j] < SIGNIFICANT:
             cells.append((values[i][j], f"{crossed.row_names[i]} {crossed.column_names[j]} {values[i][j]:+.1f}"))
     cells.sort(key=lambda cell: -abs(cell[0]))
-    told = [
+    sentences = [
         f"{_headline(found)}: Cramér's V {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f}, "
         f"bias-corrected), χ² = {found['chi_square']:.1f} with {found['degrees_of_freedom']} degrees of freedom, "
         f"p = {p}, n = {found['n']:,}.",
@@ -247,23 +245,23 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         + (f"; the furthest, in standard errors: {', '.join(t for _, t in cells[:6])}." if cells else "."),
     ]
     if found["cells_expected_below_5"]:
-        told.append(
+        sentences.append(
             f"{found['cells_expected_below_5']} cells are expected to hold fewer than "
-            f"{statistics.LEAST_EXPECTED}: trust the permutation's p, not that of χ²; single rows in such cells can "
-            "make V large."
+            f"{statistics.LEAST_EXPECTED} samples: trust the permutation's p, not that of χ²; single samples in such "
+            "cells can make V large."
         )
-    return told
+    return sentences
 
 
 def _headline(found: Mapping[str, Any]) -> str:
-    """No more than the interval bears."""
+    """The strength, claimed no more firmly than the interval allows."""
     strength, n = found["strength"], found["n"]
     if found["cramers_v_corrected"]["low"] > 0 or " to " not in strength:
         return f"The association is {strength}"
     most = strength.rpartition(" ")[2]
     if found["permutation"]["p"] < SIGNIFICANT:
-        return f"How strong the association is cannot be told from {n:,} rows, anything from nearly none to {most}"
-    return f"The association cannot be told from none with {n:,} rows, and could be {most}"
+        return f"There is an association, but {n:,} rows do not show how strong: anything from nearly none to {most}"
+    return f"With {n:,} rows the association cannot be distinguished from none, and could be {most}"
 
 
 def accuracy_by_row(
@@ -277,15 +275,15 @@ def accuracy_by_row(
 ) -> dict[str, Any]:
     """Whether the share of correct answers depends on the row (Tables 4.2 and 4.6 of the thesis).
 
-    The test permutes the rows' labels among the samples of each column, so that a mixture of easier and harder
-    columns in a row is no effect of the row. Its statistic is Σ (correct − expected)² / (expected + 1) over rows.
+    The test permutes the rows' labels among the samples of each column, so that a row with more samples of easier
+    columns shows no effect. Its statistic is Σ (correct − expected)² / (expected + 1) over rows.
 
     Args:
         counts: samples in each cell.
-        correct: how many of them were right.
+        correct: how many of them were predicted correctly.
 
     Raises:
-        UserError: more correct than there are.
+        UserError: a cell has more correct samples than samples.
     """
     counts, correct = np.asarray(counts, np.int64), np.asarray(correct, np.int64)
     if counts.shape != correct.shape or (correct > counts).any() or (correct < 0).any():

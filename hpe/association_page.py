@@ -21,7 +21,7 @@ def write_association(path: Path, out: Path, *, rows: str, columns: str, replica
     """Read a table and write ``association.json``, ``.md`` and ``.png`` into ``out``.
 
     Raises:
-        UserError: the table or a column is not as expected.
+        UserError: the table cannot be read, or a column is missing or holds other values.
     """
     read = read_table(path)
     crossed = cross(read, rows, columns)
@@ -42,7 +42,7 @@ def write_association(path: Path, out: Path, *, rows: str, columns: str, replica
 
 
 def _correct(read: "pa.Table") -> tuple[np.ndarray, np.ndarray] | None:
-    """Samples and right answers per cell, where the table holds predictions of emotion."""
+    """Samples and correct predictions per cell, if the table contains predictions of emotion."""
     guess = guesses(read, "emotion", len(EMOTIONS))
     if guess is None:
         return None
@@ -60,7 +60,7 @@ def to_markdown(made: Mapping[str, Any]) -> str:
     parts = [
         f"# {cell(made['row'])} × {cell(made['column'])}",
         f"{made['n']:,} rows of {cell(made['table'])}"
-        + (f"; {made['left_out']:,} without one of the two left out." if made["left_out"] else "."),
+        + (f"; {made['left_out']:,} rows that lack one of the two values are left out." if made["left_out"] else "."),
         "\n".join(f"- {sentence}" for sentence in made["sentences"]),
         "## Counts",
         table(
@@ -110,16 +110,16 @@ def _residual(value: float | None, p: float | None) -> str:
 
 
 def _heat_map(made: Mapping[str, Any], path: Path) -> None:
-    """Residuals as colours, counts as numbers; white where a residual may stand for a sample or two."""
+    """Residuals as colours, counts as numbers; white where a sample or two may make the residual."""
     from matplotlib.figure import Figure
 
     counts = np.array(made["counts"])
     values = np.zeros(counts.shape)
     if "residuals" in made["association"]:
         residuals = made["association"]["residuals"]
-        told = expected_counts(counts) >= LEAST_EXPECTED
-        told |= np.nan_to_num(np.array(residuals["p_holm"], float), nan=1.0) < SIGNIFICANT
-        values = np.where(told, np.nan_to_num(np.array(residuals["value"], float)), 0.0)
+        reliable = expected_counts(counts) >= LEAST_EXPECTED
+        reliable |= np.nan_to_num(np.array(residuals["p_holm"], float), nan=1.0) < SIGNIFICANT
+        values = np.where(reliable, np.nan_to_num(np.array(residuals["value"], float)), 0.0)
     bound = max(3.0, float(np.abs(values).max()))
     rows, columns = counts.shape
     figure = Figure(figsize=(1.6 + 0.95 * columns, 1.3 + 0.55 * rows), dpi=160, layout="constrained")

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no font, no file. Colours come from the page's CSS (light and dark)."""
+"""Charts as inline SVG, without script, font or file. Colours come from the page's CSS (light and dark)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ _WIDTH, _HEIGHT = 348, 226
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
 _MOST_POINTS: Final = 300
 SERIES: Final = 6
-"""Colours that the page's CSS holds (``--s0`` …); further series take them in turn."""
+"""Colours in the page's CSS (``--s0`` …); additional series repeat them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: its points, and the ends of an interval at each point where there is one."""
+    """One line: its points, and the ends of the interval at each point if there are intervals."""
 
     name: str
     points: Sequence[Point]
@@ -71,7 +71,7 @@ def degrees(value: float) -> str:
 
 
 def signed(text: str) -> str:
-    """With a real minus sign in front."""
+    """The text with a real minus sign."""
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
@@ -84,7 +84,7 @@ def lines(
     y_text: Callable[[float], str] = short,
     from_zero: bool = False,
 ) -> Markup:
-    """Lines over a common x, with bands where they have intervals.
+    """Lines over a common x, with bands for their intervals.
 
     Args:
         from_zero: whether y starts at 0 (for errors, whose size matters) or near the data.
@@ -95,7 +95,7 @@ def lines(
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
     ends = [end for one in series for pair in one.band or () for end in pair]
-    # A band that one sparse step makes huge must not flatten the lines.
+    # The wide interval of one step with few samples must not flatten the lines.
     top = max(ys) + 0.6 * (max(ys) - min(ys) + 1e-9)
     ys += [min(end, top) for end in ends]
     y_ticks = ticks(0.0 if from_zero else min(ys), max(ys))
@@ -109,7 +109,7 @@ def lines(
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], *, title: str) -> Markup:
-    """Accuracy of each bin of confidence with Wilson's interval; on the diagonal, confidence is deserved."""
+    """Accuracy of each bin of confidence with Wilson's interval; on the diagonal, confidence equals accuracy."""
     axes = _Axes((0.0, 1.0), (0.0, 1.0))
     parts = list(_grid(axes, ticks(0, 1), ticks(0, 1), "confidence", percents, percents))
     (x0, y0), (x1, y1) = axes.at(0, 0), axes.at(1, 1)
@@ -143,7 +143,7 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str) -> Markup:
     parts = list(_grid(axes, span, span, x_label, degrees, degrees))
     (x0, y0), (x1, y1) = axes.at(span[0], span[0]), axes.at(span[-1], span[-1])
     parts.append(f'<line class="even" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}"/>')
-    # One path of dots of no length is a tenth of as many circles.
+    # One path of zero-length strokes takes a tenth of the bytes of as many circles.
     dots = "".join("M{} {}h0".format(*axes.at(x, y)) for x, y in points)
     parts.append(f'<path class="s0 cloud" d="{dots}"/>')
     return _svg(parts, title, height=318)
@@ -159,7 +159,7 @@ def intervals(
     if not rows:
         return Markup("")
     ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None]
-    if len(set(ends)) == 1:  # one value without an interval: as far from 0 as it is
+    if len(set(ends)) == 1:  # one value without an interval: draw it from 0
         ends.append(0.0 if ends[0] else 1.0)
     span = ticks(min(ends), max(ends), 4)
     pitch, left = 28, 128
@@ -185,7 +185,7 @@ def intervals(
 
 
 def _thinned(series: Series) -> Series:
-    """At most a few hundred points: means of neighbours, which keep the course of a noisy loss."""
+    """At most a few hundred points: means of neighbours, which keep the shape of a noisy loss."""
     points = sorted(series.points) if series.band is None else list(series.points)
     if len(points) <= _MOST_POINTS or series.band is not None:
         return Series(series.name, points, series.band, series.colour, series.dots)

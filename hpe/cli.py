@@ -385,11 +385,11 @@ def predict(
 @app.command("runs")
 def list_runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some.", show_default="runs")
+        list[Path] | None, typer.Argument(help="Run folders, or folders that contain some.", show_default="runs")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the list to this file too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the list to this file.")] = None,
 ) -> None:
-    """List runs: how far they are, their figures, and the settings in which they differ.
+    """List runs with their progress, their metrics, and the settings in which they differ.
 
     Example: `hpe runs runs/baseline runs/joint`
     """
@@ -422,20 +422,16 @@ def study(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, folders of studies; several runs give a comparison too.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders and study folders; several runs are also compared.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the page, of several runs that of the comparison; default: report/ in it, or beside them."
-        ),
+        typer.Option(help="Folder of the page, or of the comparison; default: report/ in the run, or beside the runs."),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="To be passed on: without the faces of datasets whose terms forbid that.")
+        bool, typer.Option("--public", help="Leave out the faces of datasets whose terms forbid sharing them.")
     ] = False,
 ) -> None:
-    """Write a run's page and model card, or a study's page, in one file that needs no network.
+    """Write a page and a model card for each run, and a page for each study; a page is one file that works offline.
 
     Example: `hpe report runs/baseline runs/joint --out runs/report`
     """
@@ -447,16 +443,16 @@ def report(
 
 @app.command()
 def association(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet with a row per image.")],
-    rows: Annotated[str, typer.Option(help="Column of the rows.")] = "direction",
-    columns: Annotated[str, typer.Option(help="Column of the columns.")] = "emotion",
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("association"),
-    replicates: Annotated[int, typer.Option(min=20, help="Bootstrap draws, and permutations.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with a row per image.")],
+    rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
+    columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("association"),
+    replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap draws and of permutations.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and permutations.")] = 0,
 ) -> None:
-    """Tell how strongly two columns go together: cross tables, χ², Cramér's V, residuals, permutations.
+    """Measure the association of two columns: cross tables, χ², Cramér's V, residuals, permutations.
 
-    Writes JSON, Markdown and a heat map. A table of predictions also gives emotion accuracy by direction.
+    Writes JSON, Markdown and a heat map, and for a table of predictions also the emotion accuracy by direction.
 
     Example: `hpe association runs/ferplus/evaluate/test.parquet`
     """

@@ -1,8 +1,8 @@
-"""What a network read, drawn on the picture: axes or a cube, direction, bars of emotions.
+"""Predictions drawn on the picture: axes or a cube, the direction, bars of emotions.
 
 Everything is painted four times larger and scaled down, so that lines are smooth. Colours are those of
 ``hpe.labels``; the axes are Hopenet's (red to the picture's right for a frontal face, green down, blue out of
-the face), and where they end is told by :func:`hpe.geometry.axes_in_picture` alone.
+the face), and only :func:`hpe.geometry.axes_in_picture` computes where they end.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from hpe.labels import AXIS_COLOURS, DIRECTION_COLOURS, DIRECTIONS, EMOTION_COLO
 Angles = tuple[float, float, float]
 _FINER: Final = 4
 _MOST_PIXELS: Final = 4096
-"""Longest side of the enlarged layer: large faces in large photos are painted less than four times larger."""
+"""Longest side of the enlarged layer; large faces in large photos are enlarged less than four times."""
 _AXIS_SHARE: Final = 0.5
-"""Length of an axis in sides of the face box, as Hopenet draws it."""
+"""Length of an axis as a fraction of the face box's side, as Hopenet draws it."""
 _PHOTO_SIDES: Final = (800, 2400)
 _WIDEST: Final = 3
-"""Widest picture of a card, in its heights: JPEG holds 65,535 pixels a side, a reader's screen fewer."""
+"""Largest width of a card's picture, as a multiple of its height: JPEG allows 65,535 pixels per side."""
 _PANEL: Final = (18, 20, 24, 205)
 _INK: Final = (255, 255, 255, 255)
 _FAINT: Final = (255, 255, 255, 150)
@@ -36,7 +36,7 @@ _HALO: Final = (0, 0, 0, 110)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read of one face; None is "not read".
+    """The predictions for one face; None: not predicted.
 
     Attributes:
         box: the face in pixels of the picture, x0, y0, x1, y1.
@@ -75,7 +75,7 @@ def axis_ends(angles: Angles, centre: tuple[float, float], length: float) -> Flo
 
 
 def with_axes(image: Image.Image, reading: Reading) -> Image.Image:
-    """The RGB picture with the three axes of a head (unchanged where no angles were read)."""
+    """The RGB picture with the three axes of a head (unchanged without angles)."""
     if reading.angles is None:
         return image
     length = _AXIS_SHARE * reading.side
@@ -159,7 +159,7 @@ def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = w
 
 
 def photo(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
-    """:func:`annotate` at a size that letters can be read in and a screen can show: the longer side 800 … 2400 pixels.
+    """:func:`annotate` at a readable size: the longer side is 800 to 2400 pixels.
 
     Args:
         image: RGB; not altered.
@@ -185,7 +185,7 @@ def angles_note(angles: Angles) -> str:
 def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
     """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops.
 
-    A picture more than three times as wide as high is scaled to that width, and lies lower than ``height``.
+    A picture more than three times as wide as high is scaled to that width, and is lower than ``height``.
     """
     scale = min(height / image.height, _WIDEST * height / image.width)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
@@ -201,7 +201,7 @@ def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Mar
 
 
 def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image.Image:
-    """The picture with a reading's panel, which is added to what is ``taken``."""
+    """The picture with a reading's panel; the panel's box is appended to ``taken``."""
     if reading.emotion_p is None and reading.direction is None and not reading.note:
         return image
     size = float(np.clip(reading.side / 15, 11, 34))
@@ -220,7 +220,7 @@ def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image
 def _panel_corner(
     reading: Reading, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[float, float]:
-    """Where the panel hides least of faces and other panels: right of the face if it can be, left, below, above."""
+    """Where the panel hides least of faces and other panels; preferably right of the face, then left, below, above."""
     (width, height), (x0, y0, x1, y1), gap = panel, reading.box, 0.13 * reading.side
     beside = [(x, y) for y in (y0, y1 - height) for x in (x1 + gap, x0 - gap - width)]
     stacked = [(x, y) for y in (y1 + gap, y0 - gap - height) for x in (x0, x1 - width)]
@@ -282,7 +282,7 @@ def _pointer(
     direction: int,
     colour: tuple[int, int, int, int],
 ) -> None:
-    """A triangle that points as the viewer sees the face turn; a ring for forward."""
+    """A triangle that points where the viewer sees the face turn; a ring for forward."""
     towards = {1: (-1.0, 0.0), 2: (1.0, 0.0), 3: (0.0, -1.0), 4: (0.0, 1.0)}.get(direction)
     x, y = at(middle)
     r = radius * at.scale
@@ -309,13 +309,13 @@ class _Map:
 
 
 def _painted(image: Image.Image, region: Box, paint: Callable[[ImageDraw.ImageDraw, _Map], None]) -> Image.Image:
-    """The RGB picture with a part of it painted on at a larger scale; what lies outside is cut."""
+    """The RGB picture with one region painted on at a larger scale; paint outside the region is cut."""
     x0, y0 = max(int(np.floor(region[0])), 0), max(int(np.floor(region[1])), 0)
     x1, y1 = min(int(np.ceil(region[2])), image.width), min(int(np.ceil(region[3])), image.height)
     if x1 <= x0 or y1 <= y0:
         return image
     scale = max(1, min(_FINER, _MOST_PIXELS // max(x1 - x0, y1 - y0)))
-    # Enlarged without smoothing and averaged back, what is not painted on keeps its bytes.
+    # Enlarged without smoothing and averaged back, pixels that are not painted on keep their exact values.
     large = image.crop((x0, y0, x1, y1)).resize(((x1 - x0) * scale, (y1 - y0) * scale), Image.Resampling.NEAREST)
     paint(ImageDraw.Draw(large, "RGBA"), _Map(x0, y0, scale))
     whole = image.copy()
@@ -339,7 +339,7 @@ def _arrow(
     width: float,
     colour: tuple[int, int, int, int],
 ) -> None:
-    """A line with a head and a dark rim; only a dot where it points at the viewer."""
+    """An arrow with a dark rim; nothing if it points at the viewer, where the dot of the centre is."""
     along = np.subtract(end, start)
     length = float(np.hypot(*along))
     if length < width:

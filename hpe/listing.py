@@ -1,5 +1,6 @@
-"""``hpe runs``: runs side by side, with how far they are, their figures, and the settings in which they differ."""
+"""``hpe runs``: a list of runs with their progress, their metrics, and the settings in which they differ."""
 
+import io
 import json
 import os
 import shutil
@@ -15,32 +16,37 @@ from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.figures import SCHEMA
 from hpe.figures.markdown import headline
 from hpe.files import open_regular
+from hpe.report_tables import leaves
 
 CONFIG: Final = "config.yaml"
 METRICS: Final = "metrics.jsonl"
 CHECKPOINTS: Final = "checkpoints"
 SHOWN: Final = ("emotion/accuracy", "emotion/macro_f1", "direction/accuracy", "direction/macro_f1", "pose/mae",
                 "pose/geodesic", "affect/rmse")  # fmt: skip
-"""Validation figures that the list shows."""
+"""Validation metrics that the list shows."""
 RUNS: Final = Path("runs")
-_PAPER: Final = (120, 40)
-"""Columns and lines where there is no terminal."""
+_UNLIMITED: Final = 1_000_000
+_MOST_COLUMNS: Final = 4
+"""Runs whose settings are shown side by side: with more, 80 characters are too few for their values."""
 _MOST_ROWS: Final = 60
 _MOST_VALUES: Final = 6
 _HEADS: Final = "model.heads."
-_SAME: Final = (*FREE, "run")
+_IGNORED: Final = (*FREE, "run")
+"""Settings that do not make two runs different."""
 
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run as far as the list tells of it.
+    """What the list shows of a run.
 
     Attributes:
-        epoch: where its log ends; ``epochs``: where it is to end.
-        chosen_by: name of the figure that chooses the best checkpoint.
-        best: that figure at it, and the samples seen until it; None before there is one.
-        figures: validation figures at the best checkpoint, or the last ones where none was chosen.
-        evaluations: by name, the headline figures as texts.
+        epoch: where its log ends.
+        epochs: where the training is to end.
+        chosen_by: the metric that chooses the best checkpoint.
+        best: its value at the best checkpoint; None before there is one.
+        best_samples: samples seen until then.
+        figures: validation metrics at the best checkpoint, or the last ones if there is none.
+        evaluations: by name, the headline metrics as texts.
         settings: the config's values by path.
     """
 
@@ -56,13 +62,13 @@ class RunLine:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The run folders that are named, or lie somewhere below what is named, in order of names.
+    """The run folders among some folders and below them, sorted by name.
 
     Raises:
-        UserError: a folder is not there, or there is no run.
+        UserError: a folder does not exist, or there is no run.
     """
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-        raise UserError(f"{', '.join(missing)}: no such folder; expected run folders, or a folder that holds some")
+        raise UserError(f"{', '.join(missing)}: no such folder; expected run folders, or folders that contain some")
     found: dict[Path, None] = {}
     for folder in folders:
         for here, below, files in os.walk(folder):
@@ -77,7 +83,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_line(run: Path) -> RunLine:
-    """What the list tells of a run; a half-written line of its log is passed over.
+    """What the list shows of a run; a half-written line of its log is ignored.
 
     Raises:
         UserError: its config cannot be read.
@@ -90,14 +96,14 @@ def read_line(run: Path) -> RunLine:
     best = state.get("best") if isinstance(state.get("best"), float) else None
     at = state.get("best_samples") if best is not None else None
     epoch, figures = 0.0, {}
-    for said in _lines(run / METRICS):
-        epoch = max(epoch, said["epoch"]) if _finite(said.get("epoch")) else epoch
-        if said.get("split") == "val" and (at is None or said.get("samples") == at or not figures):
-            figures = {name: float(said[name]) for name in SHOWN if _finite(said.get(name))}
+    for line in _lines(run / METRICS):
+        epoch = max(epoch, line["epoch"]) if _finite(line.get("epoch")) else epoch
+        if line.get("split") == "val" and (at is None or line.get("samples") == at or not figures):
+            figures = {name: float(line[name]) for name in SHOWN if _finite(line.get(name))}
     settings = {
-        path: value
-        for path, value in _leaves(config.model_dump(mode="json"))
-        if path not in _SAME and (not path.startswith(_HEADS) or value != "null")
+        path: json.dumps(value)
+        for path, value in leaves(config.model_dump(mode="json"))
+        if path not in _IGNORED and (not path.startswith(_HEADS) or value is not None)
     }
     settings[_HEADS.rstrip(".")] = ", ".join(config.model.heads.on)
     made = {p.stem: _json(p) for p in sorted((run / "evaluate").glob("[!.]*.json"))}
@@ -109,7 +115,7 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
     try:
         return {title: text for title, text, _ in headline(figures)}
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
-        return {}  # not what hpe evaluate wrote: its row holds dashes
+        return {}  # not written by hpe evaluate: its row shows dashes
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -127,32 +133,21 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                said = json.loads(line)
+                values = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(said, dict):
-                yield said
+            if isinstance(values, dict):
+                yield values
 
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-        for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}.{number}")
-    else:
-        yield path, json.dumps(value)
-
-
 def differences(lines: Sequence[RunLine]) -> dict[str, dict[str, list[str]]]:
-    """The settings that differ: by path, which runs have which value (``–``: the setting is not there).
+    """The settings that differ: for each path, which runs have which value (``–``: the setting is absent).
 
-    A head's settings are compared among the runs that have it.
+    A head's settings are compared only among the runs that have the head.
     """
     paths = dict.fromkeys(path for line in lines for path in line.settings)
     found: dict[str, dict[str, list[str]]] = {}
@@ -166,15 +161,14 @@ def differences(lines: Sequence[RunLine]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def to_text(lines: Sequence[RunLine], width: int) -> str:
-    """The list for people: Markdown tables of equal columns, which name each run by its number in the first.
+def to_text(lines: Sequence[RunLine], width: int | None = None) -> str:
+    """The list for people, as tables that name each run by its number in the first one.
 
     Args:
         lines: the runs.
-        width: characters of a line; a table that is wider goes on below itself.
+        width: characters of a terminal's line, at which cells are folded; None: one line per row, for grep and scripts.
     """
-    shown = [name for name in SHOWN if any(name in line.figures for line in lines)]
-    head = ["#", "run", "epochs", "best", "chosen by", *shown]
+    numbered = list(enumerate(lines, 1))
     rows = [
         [
             str(number),
@@ -182,117 +176,102 @@ def to_text(lines: Sequence[RunLine], width: int) -> str:
             f"{line.epoch:.3g} of {line.epochs:.3g}",
             "–" if line.best is None else f"{line.best:.4g}",
             line.chosen_by,
-            *(f"{line.figures[name]:.4g}" if name in line.figures else "–" for name in shown),
         ]
-        for number, line in enumerate(lines, 1)
+        for number, line in numbered
     ]
-    parts = [_table(head, rows, width)]
-    titles = list(dict.fromkeys(t for line in lines for of in line.evaluations.values() for t in of))
-    if titles:
-        evaluated = [
-            [str(number), name, *(of.get(title, "–") for title in titles)]
-            for number, line in enumerate(lines, 1)
-            for name, of in line.evaluations.items()
+    parts = [_table(["#", "run", "epochs", "best", "chosen by"], rows, width)]
+    if shown := [name for name in SHOWN if any(name in line.figures for line in lines)]:
+        rows = [
+            [str(number), *(f"{line.figures[name]:.4g}" if name in line.figures else "–" for name in shown)]
+            for number, line in numbered
         ]
-        parts.append(_table(["#", "evaluated on", *titles], evaluated, width))
+        titles = shown if width is None else [name.replace("/", "\n") for name in shown]
+        parts.append(_table(["#", *titles], rows, width))
+    # Values with intervals are long: a row for each fits every terminal, where a column for each would not.
+    rows = [
+        [evaluation, title, str(number), line.evaluations[evaluation].get(title, "–")]
+        for evaluation in dict.fromkeys(name for line in lines for name in line.evaluations)
+        for title in dict.fromkeys(title for line in lines for title in line.evaluations.get(evaluation, {}))
+        for number, line in numbered
+        if evaluation in line.evaluations
+    ]
+    if rows:
+        parts.append(_table(["evaluated on", "metric", "#", "value"], rows, width))
     if len(lines) > 1:
-        parts.append(_settings(lines, width) or "Their configs do not differ.")
+        parts.append(_settings(lines, width))
     return "\n\n".join(parts)
 
 
-def _settings(lines: Sequence[RunLine], width: int) -> str:
-    """The settings that differ: a column a run where that fits, else a row a value; empty where none differ."""
+def _settings(lines: Sequence[RunLine], width: int | None) -> str:
+    """The settings that differ, of a few runs with a column per run, of many with a row per value."""
     found = differences(lines)
-    numbers = {line.name: number for number, line in enumerate(lines, 1)}
-    head = ["setting", *map(str, numbers.values())]
-    rows = []
-    for path, values in found.items():
-        shorts = _shorts(list(values), width // 3)
-        value_of = {name: short for short, names in zip(shorts, values.values(), strict=True) for name in names}
-        rows.append([path, *(value_of.get(name, "–") for name in numbers)])
-    if found and sum(_widths([head, *rows])) + 3 * len(head) + 1 > width:
-        rows = []
-        for path, values in found.items():
-            shorts = _shorts(list(values), width // 4)
-            told = [[short, [numbers[n] for n in of]] for short, of in zip(shorts, values.values(), strict=True)]
-            if len(told) > _MOST_VALUES:
-                rest = told[_MOST_VALUES - 1 :]
-                told[_MOST_VALUES - 1 :] = [[f"… {len(rest)} more values", sorted(n for _, some in rest for n in some)]]
-            rows += [["" if at else path, *cells] for at, cells in enumerate(told)]
-        left = width - sum(_widths([row[:2] for row in rows])) - 10
-        head, rows = ["setting", "value", "runs (#)"], [[path, value, _ranges(of, left)] for path, value, of in rows]
-    if not rows:
-        return ""
+    if not found:
+        return "Their configs do not differ."
+    number_of = {line.name: number for number, line in enumerate(lines, 1)}
+    if len(lines) <= _MOST_COLUMNS:
+        head = ["setting", *map(str, number_of.values())]
+        rows = [[path, *(line.settings.get(path, "–") for line in lines)] for path in found]
+    else:
+        head = ["setting", "value", "runs (#)"]
+        rows = [row for path, values in found.items() for row in _value_rows(path, values, number_of)]
     if len(rows) <= _MOST_ROWS:
         return _table(head, rows, width)
     cut = sum(1 for row in rows[_MOST_ROWS:] if row[0])
     hint = f"… and {cut} more settings differ: name fewer runs (`hpe runs A B`), or write all of them with --json FILE"
-    return f"{_table(head, rows[:_MOST_ROWS], width)}\n{textwrap.fill(hint, width)}"
+    return f"{_table(head, rows[:_MOST_ROWS], width)}\n{textwrap.fill(hint, width) if width else hint}"
 
 
-def _shorts(values: Sequence[str], longest: int) -> list[str]:
-    """Texts without their middle; where two would look alike, without the start that all share."""
-    start = longest // 3
-    shorts = [v if len(v) <= longest else f"{v[:start]}…{v[start + 1 - longest :]}" for v in values]
-    if len(set(shorts)) == len(values):
-        return shorts
-    same = next((at for at, found in enumerate(zip(*values, strict=False)) if len(set(found)) > 1), 0)
-    return [v if len(v) <= longest else f"…{v[same : same + longest - 2]}…" for v in values]
+def _value_rows(path: str, values: Mapping[str, Sequence[str]], number_of: Mapping[str, int]) -> list[list[str]]:
+    """A row per value of a setting with the runs that have it; the values beyond the first few share one row."""
+    shown = [(value, [number_of[name] for name in names]) for value, names in values.items()]
+    if len(shown) > _MOST_VALUES:
+        rest = shown[_MOST_VALUES - 1 :]
+        shown[_MOST_VALUES - 1 :] = [(f"… {len(rest)} more values", sorted(n for _, some in rest for n in some))]
+    return [["" if at else path, value, _ranges(numbers)] for at, (value, numbers) in enumerate(shown)]
 
 
-def _ranges(numbers: Sequence[int], longest: int) -> str:
-    """Whole numbers in order, as ``1-3, 5``; what is longer is cut and counted."""
+def _ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in order, as ``1-3, 5``."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    told = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
-    text = ", ".join(told)
-    if len(text) <= longest:
-        return text
-    end = f" … ({len(numbers)} runs)"
-    while len(told) > 1 and len(", ".join(told)) + len(end) > longest:
-        told.pop()
-    return ", ".join(told) + end
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
-    """A Markdown table; columns that do not fit into the width follow below, beside the first one again."""
-    plain = [[_plain(text) for text in row] for row in [head, *rows]]
-    widths = _widths(plain)
-    blocks, taken = [[0]], widths[0] + 4
-    for column in range(1, len(head)):
-        if len(blocks[-1]) > 1 and taken + widths[column] + 3 > width:
-            blocks.append([0])
-            taken = widths[0] + 4
-        blocks[-1].append(column)
-        taken += widths[column] + 3
-    plain.insert(1, ["-" * width for width in widths])
-    return "\n\n".join(
-        "\n".join("| " + " | ".join(row[c].ljust(widths[c]) for c in block) + " |" for row in plain) for block in blocks
-    )
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """A Markdown table whose cells are folded to the width, if there is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    table = Table(box=box.MARKDOWN)
+    for title in head:
+        table.add_column(Text(title), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_plain(text)) for text in row))
+    shown = io.StringIO()
+    Console(file=shown, width=width or _UNLIMITED, color_system=None).print(table)
+    return shown.getvalue().strip()
 
 
 def _plain(text: str) -> str:
-    """A text that can neither break a table nor steer a terminal."""
+    """A text that can neither break a table nor control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
 
 
 def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
-    """Print the list of the runs below some folders; write it as JSON too where asked for.
+    """Print the list of the runs below some folders, and write it as JSON if a file is given.
 
     Args:
-        folders: run folders, or folders that hold some; None: ``runs/``, where there may be none yet.
+        folders: run folders, or folders that contain some; None: ``runs/``, which may be missing or empty.
         json_file: where to write the list as JSON.
 
     Returns:
-        The exit code: 1 when a run could not be read (it is named).
+        The exit code: 1 if a run could not be read (it is named).
 
     Raises:
         UserError: no run can be read.
@@ -312,9 +291,9 @@ def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
             problems.append(str(error))
     if not lines:
         raise UserError("\n".join(problems))
-    print(to_text(lines, shutil.get_terminal_size(_PAPER).columns))
+    print(to_text(lines, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     for problem in problems:
-        print(f"runs: passed over: {problem}", file=sys.stderr, flush=True)
+        print(f"runs: skipped: {problem}", file=sys.stderr, flush=True)
     if json_file is not None:
         from dataclasses import asdict
 

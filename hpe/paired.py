@@ -1,4 +1,4 @@
-"""Two networks on the same samples: who reads more of them rightly, and is that more than chance?"""
+"""Two networks on the same samples: which one is right more often, and is the difference more than chance?"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +7,8 @@ from numpy import ndarray
 
 from hpe.errors import UserError
 from hpe.figures import classes
-from hpe.figures.columns import Guesses, guesses, labels, texts, units
-from hpe.figures.values import Resampling, absent, figure
+from hpe.figures.columns import Guesses, Key, guesses, labels, sample_keys, units
+from hpe.figures.values import Resampling, absent, figure, two_sided_p
 from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.statistics import REPLICATES, cross_table, mcnemar_exact
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def paired(
     first: "pa.Table", second: "pa.Table", *, what: str = "emotion", replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, Any]:
-    """Compare two predictions tables on the samples that both hold (joined by shard and key).
+    """Compare two predictions tables on the samples that both contain (joined by shard and key).
 
     Args:
         first, second: predictions tables (see :mod:`hpe.figures.columns`) with ``key``.
@@ -28,7 +28,7 @@ def paired(
     Returns:
         ``n``, accuracies, McNemar's exact test, macro F1 of each and their difference (second − first) with a
         paired bootstrap interval and two-sided p; ``only_in_first``, ``only_in_second`` and
-        ``label_differs`` count what was left out.
+        ``label_differs`` count the samples left out.
 
     Raises:
         UserError: no key in common, or keys that occur twice.
@@ -56,12 +56,11 @@ def paired(
     return left_out | _compared(truth.value[a], (one, a), (two, b), draw, len(names))
 
 
-def _places(table: "pa.Table", which: str) -> dict[tuple[str | None, str | None], int]:
-    keys = texts(table, "key")
+def _places(table: "pa.Table", which: str) -> dict[Key, int]:
+    keys = sample_keys(table)
     if keys is None:
         raise UserError(f"paired comparison: the {which} table has no column key")
-    shards = texts(table, "shard") or [None] * len(keys)
-    places = {pair: row for row, pair in enumerate(zip(shards, keys, strict=True))}
+    places = {key: row for row, key in enumerate(keys)}
     if len(places) < len(keys):
         raise UserError(f"paired comparison: {len(keys) - len(places)} keys of the {which} table occur twice")
     return places
@@ -80,8 +79,7 @@ def _compared(
     if drawn is not None:
         halves = drawn.reshape(len(drawn), 2, count, count)
         difference = classes.macro_f1(halves[:, 1]) - classes.macro_f1(halves[:, 0])
-        tail = min(np.sum(difference <= 0), np.sum(difference >= 0))
-        p = float(min(1.0, 2 * (1 + tail) / (1 + len(difference))))
+        p = two_sided_p(difference)
     return {
         "n": n,
         "accuracy": [float(one.mean()) for one in right],

@@ -1,4 +1,4 @@
-"""``hpe report``: one self-contained page per run, a page that compares several, and a model card."""
+"""``hpe report``: a self-contained page and a model card per run, and a page that compares several runs."""
 
 import base64
 import hashlib
@@ -34,28 +34,31 @@ CARD: Final = "model_card.md"
 _MOST_CURVES: Final = 24
 _SCATTERED: Final = 1500
 _FEWEST_IN_STEP: Final = 5
-"""Samples below which a step of a curve is not drawn: its interval would look sure and be nothing."""
+"""Steps of a curve with fewer samples are not drawn: bootstrap intervals of so few are too narrow."""
 _FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "direction/accuracy", "pose/mae")
-_KIND_TITLES: Final = {"mistake": "Surest mistakes", "hit": "Surest hits", "pose": "Largest errors of pose"}
+_KIND_TITLES: Final = {
+    "mistake": "Most confident mistakes", "hit": "Most confident hits", "pose": "Largest pose errors",
+}  # fmt: skip
 
 
 def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = False) -> list[Path]:
-    """Write each run's page and model card, and for several runs a page that compares them; a study's tables.
+    """Write each run's page and model card, each study's page, and for several runs a page that compares them.
 
     Args:
         folders: run folders, and folders of ``hpe study``.
-        out: folder of the page where one folder is given, else of the comparison; default: ``report`` in the
-            folder, or in the runs' common parent.
-        public: leave out the faces of datasets whose terms forbid passing pictures on.
+        out: folder of the page if one folder is given, else of the comparison; default: ``report`` in the folder, or
+            in the runs' common parent.
+        public: leave out the faces of datasets whose terms forbid sharing pictures.
 
     Returns:
         The pages, the comparison last.
 
     Raises:
-        UserError: a folder is no run, or a file in it is damaged (nothing is written then), or ``out`` cannot be made.
+        UserError: a folder is not a run or a file in it is damaged (nothing is written then), or ``out`` cannot be
+            made.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("hpe report: a run is named twice; name each once")
+        raise UserError("hpe report: a run is named twice; name each run once")
     alone = out if len(folders) == 1 else None
     files: dict[Path, str] = {}
     runs, pages = [], []
@@ -73,7 +76,9 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
     if len(runs) > 1:
         at = out or Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / FOLDER
         if at.resolve() in {page.parent.resolve() for page in pages}:
-            raise UserError(f"--out {at}: one of the runs has its own page there; give the comparison another folder")
+            raise UserError(
+                f"--out {at}: one of the runs has its own page there; choose another folder for the comparison"
+            )
         files[at / PAGE] = comparison_page(runs, [_link(page, at) for page in pages])
     for path, text in files.items():
         make_folder(path.parent, f"--out {out}" if path.parent == out else str(path.parent))
@@ -85,13 +90,13 @@ def _files(run: Run, at: Path) -> dict[Path, str]:
     """The page and the card of a run.
 
     Raises:
-        UserError: its figures are JSON of the right outline, but hold what figures cannot.
+        UserError: its metrics have the right sections, but wrong contents.
     """
     try:
         return {at / PAGE: run_page(run), at / CARD: model_card(run)}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
-        where = f"{run.path}: its figures or its config"
-        raise UserError(f"{where} are damaged ({type(error).__name__}: {error}); evaluate again") from error
+        found = f"{run.path}: metrics or config are damaged ({type(error).__name__}: {error})"
+        raise UserError(f"{found}; run `hpe evaluate` again") from error
 
 
 def _link(page: Path, base: Path) -> str:
@@ -110,7 +115,7 @@ def study_page(folder: Path, at: Path) -> str:
     """
     about, found = read_study(folder)
     limits = about.pop("limits", [])
-    # "4.2", "4.2 joint" and "4.2 thesis" are looked at together.
+    # "4.2", "4.2 joint" and "4.2 thesis" are shown together.
     groups = [list(of) for _, of in groupby(found, key=lambda one: one.number.split()[0])]
     runs = [(run.name, run / FOLDER / PAGE) for run in sorted((folder / "runs").glob("*/"))]
     return _rendered(
@@ -124,7 +129,7 @@ def study_page(folder: Path, at: Path) -> str:
 
 
 def _study_view(one: StudyTable) -> dict[str, Any]:
-    """A table with its accuracies as a chart, or its shaded cells as a heat map."""
+    """A table, with a chart of its accuracies or a heat map of its shaded cells."""
     points = []
     for row in one.table.rows if CHARTED in one.table.head else ():
         cell = row[one.table.head.index(CHARTED)]
@@ -136,7 +141,7 @@ def _study_view(one: StudyTable) -> dict[str, Any]:
 
 
 def run_page(run: Run) -> str:
-    """The page of one run: the same folder gives the same bytes."""
+    """The page of one run; the same folder gives the same bytes."""
     return _rendered(
         "run.html",
         title=run.name,
@@ -147,7 +152,7 @@ def run_page(run: Run) -> str:
 
 
 def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
-    """The page that compares runs, on every evaluation that at least one of them has."""
+    """The page that compares runs on every evaluation that at least one of them has."""
     names = list(dict.fromkeys(one.name for run in runs for one in run.evaluations))
     views = []
     for name in names:
@@ -178,7 +183,7 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
 
 
 def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Paired tests of emotion between every two runs, p-values corrected for their number."""
+    """Paired tests of emotion between every two runs, with p-values corrected for their number."""
     made: list[tuple[str, str, dict[str, Any]]] = []
     for (run, one), (other_run, other) in combinations(found, 2):
         if one.table is None or other.table is None:
@@ -197,7 +202,7 @@ def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict
 
 
 def _curve_charts(runs: Sequence[tuple[str, Curves]]) -> list[tuple[str, Any, list[tuple[str, int]]]]:
-    """Title, chart and legend of each logged figure: splits of one run, or the validation of several."""
+    """Title, chart and legend of each logged metric: the splits of one run, or the validation of several runs."""
     names = {name for _, curves in runs for name in curves if not name.endswith("/labels") and name != "epoch"}
     ordered = sorted(names, key=lambda n: (_FIRST_CURVES.index(n) if n in _FIRST_CURVES else len(_FIRST_CURVES), n))
     charts = []
@@ -303,7 +308,7 @@ def _scatters(one: Evaluation) -> list[tuple[str, Any]]:
 
 
 def _with_code(text: str) -> Markup:
-    """Text with what stands between backticks as code."""
+    """The text with its parts between backticks as code."""
     parts = [escape(part) for part in text.split("`")]
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))
 

@@ -15,24 +15,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
-"""Name of a figure → split → (samples seen, value)."""
+"""Name of a metric → split → (samples seen, value)."""
 _SECTIONS: Final = (
-    "rows",
-    "interval",
-    "emotion",
-    "protocols",
-    "direction",
-    "pose",
-    "valence",
-    "arousal",
-    "cells",
-    "by",
-)
+    "rows", "interval", "emotion", "protocols", "direction", "pose", "valence", "arousal", "cells", "by",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation: its figures, where they come from, and its predictions where they were kept."""
+    """One evaluation: its metrics, their provenance, and its predictions if they were kept."""
 
     name: str
     figures: Mapping[str, Any]
@@ -41,14 +32,14 @@ class Evaluation:
     faces: Mapping[tuple[str | None, str], bytes]
 
     def public(self) -> Self:
-        """Without its faces, unless the terms of all its datasets are known and let them be passed on."""
+        """Without its faces, unless the terms of all its datasets are known and allow sharing them."""
         allowed = self.about.get("publishable") == ["True"]
         return self if allowed else replace(self, faces={})
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder as far as a report needs it; ``unread`` lines of its metrics were damaged."""
+    """What a report needs of a run folder; ``unread`` lines of its log were damaged."""
 
     path: Path
     name: str
@@ -63,7 +54,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: no run folder, or a file in it is damaged.
+        UserError: this is not a run folder, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a run folder that `hpe train` wrote")
@@ -85,7 +76,7 @@ def read_predictions(path: Path) -> "pa.Table":
     """A predictions table.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -93,24 +84,25 @@ def read_predictions(path: Path) -> "pa.Table":
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); evaluate again") from error
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run `hpe evaluate` again") from error
 
 
 def _evaluation(folder: Path, name: str) -> Evaluation:
     predictions = folder / f"{name}.parquet"
     table = read_predictions(predictions) if predictions.is_file() else None
-    said: Any = {}
+    read: Any = {}
     path = folder / f"{name}.json"
     if path.is_file():
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            read = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error}); evaluate again") from error
-    whole = isinstance(said, dict) and said.get("schema") == SCHEMA and all(key in said for key in _SECTIONS)
+            raise UserError(f"{path}: not JSON ({error}); run `hpe evaluate` again") from error
+    whole = isinstance(read, dict) and read.get("schema") == SCHEMA and all(key in read for key in _SECTIONS)
     if not whole and table is None:
-        raise UserError(f"{path}: not the figures that this version of hpe writes; evaluate again")
-    about = said.get("about") if isinstance(said, dict) else None
-    made = said if whole or table is None else figures(table)
+        raise UserError(f"{path}: not the metrics of this version of hpe; run `hpe evaluate` again")
+    about = read.get("about") if isinstance(read, dict) else None
+    # Metrics of another version are computed again from the predictions.
+    made = read if whole or table is None else figures(table)
     about = about if isinstance(about, dict) else {}
     return Evaluation(name, made, about, table, read_faces(folder / f"{name}.faces.parquet"))
 
@@ -123,7 +115,8 @@ def _config(path: Path) -> tuple[str, Mapping[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("YAML aliases (*name) are not used in configs; write the value out")
+            # A few nested aliases can expand to gigabytes.
+            raise ValueError("YAML aliases (*name) are not allowed in configs; write the value out")
         config = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
@@ -131,7 +124,7 @@ def _config(path: Path) -> tuple[str, Mapping[str, Any]]:
 
 
 def _curves(path: Path) -> tuple[Curves, int]:
-    """Values by samples seen; the last line of a point wins; damaged lines are counted."""
+    """Values by samples seen; of several lines for one point the last counts; damaged lines are counted."""
     if not path.is_file():
         return {}, 0
     points: dict[str, dict[str, dict[float, float]]] = {}
@@ -139,12 +132,12 @@ def _curves(path: Path) -> tuple[Curves, int]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                said = json.loads(line)
-                samples, split = float(said["samples"]), str(said["split"])
+                values = json.loads(line)
+                samples, split = float(values["samples"]), str(values["split"])
             except (ValueError, KeyError, TypeError, RecursionError):
                 unread += 1
                 continue
-            for name, value in said.items():
+            for name, value in values.items():
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 if name not in ("step", "samples", "split") and number and math.isfinite(value):
                     points.setdefault(name, {}).setdefault(split, {})[samples] = float(value)

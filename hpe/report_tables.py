@@ -1,4 +1,4 @@
-"""Figures as the tables of a report: cells with a text to read, and a value to sort by and to download."""
+"""Metrics as the tables of a report: cells with a text to read, and a value to sort by and to download."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from hpe.labels import ANGLES
 if TYPE_CHECKING:
     import pyarrow as pa
 
+DASH: Final = "–"
 _SHORT_SHARDS: Final = 3
 _PERMUTATIONS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell: its text, what it sorts by, its interval, a remark under the pointer, and how dark a heat map has it."""
+    """A cell: its text, the value it sorts by, the value's interval, a tooltip, and its shade in a heat map."""
 
     text: str
     value: float | str | None = None
@@ -32,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that the page can sort and save under ``name``.csv."""
+    """A table that the page can sort and save as ``name``.csv."""
 
     name: str
     head: Sequence[str]
@@ -50,10 +51,14 @@ def count(number: int) -> Cell:
 
 
 def shown(figure: Mapping[str, Any], text: Callable[[Any], str]) -> Cell:
-    """A figure with its interval; a dash with the reason where it is absent."""
+    """A metric with its interval, its samples and seeds in the tooltip; if it is absent, a dash with the reason."""
     if figure.get("value") is None:
-        return Cell("–", None, tip=str(figure.get("reason", "not given")))
-    tip = f"{figure['n']:,} samples" + (f"; {figure['interval_reason']}" if "interval_reason" in figure else "")
+        return Cell(DASH, None, tip=str(figure.get("reason", "not given")))
+    tip = f"{figure['n']:,} samples"
+    if "interval_reason" in figure:
+        tip += f"; {figure['interval_reason']}"
+    if per_seed := figure.get("per_seed"):
+        tip += "; by seed " + ", ".join(f"{value:.3f}" for value in per_seed)
     return Cell(text(figure), figure["value"], figure.get("low"), figure.get("high"), tip)
 
 
@@ -87,7 +92,7 @@ def per_class(section: Mapping[str, Any], name: str) -> Table | None:
 
 
 def confusion(section: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Counts and shares of the true class."""
+    """The confusion matrix as counts and as shares of the true class."""
     if "confusion" not in section:
         return None
     rows = []
@@ -122,7 +127,7 @@ def cells(section: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def heat(table: Table) -> dict[str, Any] | None:
-    """The shaded cells of a table, None where there are none."""
+    """The shaded cells of a table, None if there are none."""
     rows = [row for row in table.rows if any(cell.shade is not None for cell in row)]
     if not rows:
         return None
@@ -135,14 +140,14 @@ def heat(table: Table) -> dict[str, Any] | None:
 
 
 def association(table: "pa.Table", section: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Whether direction goes with emotion in the data, and with the accuracy of the run."""
+    """Whether direction and emotion are associated in the data, and direction and the run's accuracy."""
     if not {"direction", "emotion"} <= set(table.column_names):
         return None
     try:
-        told = associate(cross(table), replicates=_PERMUTATIONS)["sentences"]
+        sentences = associate(cross(table), replicates=_PERMUTATIONS)["sentences"]
     except UserError:
         return None
-    made: dict[str, Any] = {"sentences": told, "rows": None}
+    made: dict[str, Any] = {"sentences": sentences, "rows": None}
     if "count" in section:
         given = accuracy_by_row(
             section["count"], section["correct"], section["rows"], section["columns"], replicates=_PERMUTATIONS
@@ -205,20 +210,20 @@ def _group(partition: str, parts: Mapping[str, Any], name: str) -> Table:
     return Table(f"{name}-by-{title}", [title, "n", *(head for head, _ in kept)], rows)
 
 
-def about(said: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Provenance as names and texts; long lists are cut, and say so."""
-    told = []
-    for name, value in said.items():
+def about(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Provenance as names and texts; long lists are cut, with the number of missing items."""
+    texts = []
+    for name, value in facts.items():
         if isinstance(value, list):
             cut = [str(item) for item in value[:_SHORT_SHARDS]]
             more = len(value) - len(cut)
             value = ", ".join(cut) + (f" and {more:,} more" if more else "")
-        told.append((str(name), str(value)))
-    return told
+        texts.append((str(name), str(value)))
+    return texts
 
 
 def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> Table:
-    """A row per run, a column per headline figure; the best value of each column is marked."""
+    """A row per run, a column per headline metric; the best value of each column is marked."""
     found = [(run, {title: (text, one) for title, text, one in headline_figures(made)}) for run, made in runs]
     titles = list(dict.fromkeys(title for _, figures in found for title in figures))
     rows = []
@@ -226,7 +231,7 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> Tabl
         row = [word(run)]
         for title in titles:
             if title not in figures:
-                row.append(Cell("–"))
+                row.append(Cell(DASH))
                 continue
             text, one = figures[title]
             values = [other[title][1]["value"] for _, other in found if title in other]
@@ -241,7 +246,7 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> Tabl
 def interval_rows(
     runs: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[str, Callable[[float], str], list[tuple[str, float, float | None, float | None]]]]:
-    """Per headline figure: title, the text of its ticks, and value and ends per run."""
+    """Per headline metric: title, the text of its ticks, and value and ends per run."""
     texts: dict[Any, Callable[[float], str]] = {
         percent: charts.percents,
         decimal: charts.short,
@@ -260,12 +265,12 @@ def interval_rows(
 
 
 def rounded(text: Callable[[float], str]) -> Callable[[float], str]:
-    """The same text of a value cut to four digits."""
+    """The same text for a value rounded to four digits."""
     return lambda value: text(float(f"{value:.4g}"))
 
 
 def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str) -> Table | None:
-    """Paired tests of emotion between runs on the samples that both hold; None where no pair could be tested."""
+    """Paired tests of emotion between runs on their common samples; None if no pair could be tested."""
     rows = []
     for first, second, one in pairs:
         if "mcnemar_p" not in one:
@@ -280,7 +285,7 @@ def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str)
                 count(one["only_second_right"]),
                 Cell(f"{one['mcnemar_p_holm']:.2g}", one["mcnemar_p_holm"]),
                 shown(one["macro_f1_difference"], decimal),
-                Cell("–") if p is None else Cell(f"{p:.2g}", p),
+                Cell(DASH) if p is None else Cell(f"{p:.2g}", p),
             ]
         )
     head = ["first", "second", "n", "only first right", "only second right", "McNemar p (Holm)"]
@@ -294,22 +299,26 @@ def untested(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str]:
 
 def config_differences(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:
     """The settings in which the runs differ."""
-    flat = [dict(_flat(config)) for _, config in runs]
+    flat = [{path: str(value) for path, value in leaves(config)} for _, config in runs]
     names = sorted({name for one in flat for name in one})
     rows = [
-        [word(name), *(word(one.get(name, "–")) for one in flat)]
+        [word(name), *(word(one.get(name, DASH)) for one in flat)]
         for name in names
-        if len({one.get(name, "–") for one in flat}) > 1
+        if len({one.get(name, DASH) for one in flat}) > 1
     ]
     return Table("config-differences", ["setting", *(run for run, _ in runs)], rows) if rows else None
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of every setting of a config."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{number}")
     else:
-        yield path, str(value)
+        yield path, value
 
 
 def _lower_is_better(title: str) -> bool:

@@ -1,7 +1,7 @@
 """One model trained with several seeds, judged on the same faces: means, deviations, intervals, differences.
 
 Intervals draw faces (or the people on them) and seeds with replacement, so they hold for "this recipe on such
-faces", not for one lucky run. With few seeds the part of the seeds is drawn from few, which no statistics mends.
+faces", not for one lucky run. With few seeds, the variation between seeds is known only roughly.
 """
 
 from collections.abc import Callable, Collection
@@ -14,8 +14,8 @@ from numpy import ndarray
 
 from hpe.errors import UserError
 from hpe.figures import classes
-from hpe.figures.columns import guesses, labels, texts, units
-from hpe.figures.values import Figure, Resampling, figure
+from hpe.figures.columns import Key, guesses, labels, sample_keys, units
+from hpe.figures.values import Figure, Resampling, figure, two_sided_p
 from hpe.labels import DIRECTIONS, EMOTIONS
 from hpe.statistics import REPLICATES, cross_table, mcnemar_exact, wilson_interval
 
@@ -32,16 +32,16 @@ class Judged:
     """Choices of one model's seeds for the same labelled faces.
 
     Attributes:
-        seeds: by the rows of ``choice``.
+        seeds: of the rows of ``choice``.
         keys: shard and key of each face.
         truth, choice: classes.
-        direction: of each face, -1 where there is none.
-        unit: what is drawn together (a person), and whether that is a person.
-        count: of the classes.
+        direction: of each face, -1 if unknown.
+        unit: number of the unit that is drawn with each face, and whether units are people.
+        count: number of classes.
     """
 
     seeds: tuple[int, ...]
-    keys: tuple[tuple[str | None, str | None], ...]
+    keys: tuple[Key, ...]
     truth: Int[ndarray, " faces"]
     choice: Int[ndarray, "seeds faces"]
     direction: Int[ndarray, " faces"]
@@ -63,7 +63,7 @@ class Judged:
 def judge(
     tables: "dict[int, pa.Table]", what: str = "emotion", *, among: Collection[int] | None = None
 ) -> Judged | None:
-    """The faces that every seed has read, None where there is none.
+    """The faces that every seed has predicted, None if there is none.
 
     Args:
         tables: predictions by seed (see :mod:`hpe.figures.columns`).
@@ -71,7 +71,7 @@ def judge(
         among: true classes to keep.
 
     Raises:
-        UserError: a table without keys, or with keys that occur twice.
+        UserError: a key occurs twice in a table.
     """
     count = len(_NAMES[what])
     found = {seed: _column(table, what, count) for seed, table in tables.items()}
@@ -86,31 +86,28 @@ def judge(
         return None
     table, rows = tables[first], np.array([places[key] for key in keys])
     choice = np.stack([guess[[at[key] for key in keys]] for at, _, guess in read.values()])
-    told = labels(table, "direction", len(DIRECTIONS))
+    known = labels(table, "direction", len(DIRECTIONS))
     direction = np.full(len(keys), -1)
-    if told is not None:
-        direction = np.where(told.mask, told.value, -1)[rows]
+    if known is not None:
+        direction = np.where(known.mask, known.value, -1)[rows]
     unit, people = units(table)
     return Judged(tuple(read), keys, truth[rows], choice, direction, (unit[rows], people), count)
 
 
-def _column(
-    table: "pa.Table", what: str, count: int
-) -> tuple[dict[tuple[str | None, str | None], int], ndarray, ndarray] | None:
-    """Place of each face with a label and a choice, and both columns."""
-    truth, guess, keys = labels(table, what, count), guesses(table, what, count), texts(table, "key")
+def _column(table: "pa.Table", what: str, count: int) -> tuple[dict[Key, int], ndarray, ndarray] | None:
+    """Row of each face with a label and a choice, and both columns."""
+    truth, guess, keys = labels(table, what, count), guesses(table, what, count), sample_keys(table)
     if truth is None or guess is None or keys is None:
         return None
-    shards = texts(table, "shard") or [None] * len(keys)
     kept = truth.mask & guess.mask
-    places = {pair: row for row, pair in enumerate(zip(shards, keys, strict=True)) if kept[row]}
+    places = {key: row for row, key in enumerate(keys) if kept[row]}
     if len(places) < kept.sum():
         raise UserError(f"predictions: {kept.sum() - len(places)} keys occur twice; evaluate again")
     return places, truth.value, guess.choice
 
 
 def summary(judged: Judged, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Figure]:
-    """Accuracy and macro F1: mean over seeds, deviation (``sd``, None for one seed), interval, each seed's value."""
+    """Accuracy and macro F1: mean over seeds, deviation (``sd``, None for one seed), interval, values by seed."""
     drawn = _drawn(judged, replicates, seed)
     seen = _confusions(judged)
     made = {}
@@ -141,17 +138,17 @@ def _drawn(
     if sums is None:
         return None
     drawn = sums.reshape(-1, count, k, k)
-    # Two models share the drawn faces but not the drawn seeds: seed 3 of one is no twin of seed 3 of the other.
+    # Two models share the drawn faces but not the drawn seeds: their runs with seed 3 have nothing else in common.
     chosen = np.random.default_rng((seed, 1 + stream)).integers(count, size=(len(drawn), count))
     return drawn[np.arange(len(drawn))[:, None], chosen]
 
 
 def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
-    """Second minus first on the faces that both have read and that have the same label in both.
+    """Second minus first on the faces that both have predicted with the same label.
 
     Returns:
         ``n``; per metric the difference with interval and a two-sided bootstrap ``p``; ``mcnemar``: the exact
-        test of each seed that both have.
+        test for each seed that both have.
 
     Raises:
         UserError: no face in common.
@@ -160,7 +157,7 @@ def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, s
     pairs = [(row, place[key]) for row, key in enumerate(first.keys) if key in place]
     pairs = [(a, b) for a, b in pairs if first.truth[a] == second.truth[b]]
     if not pairs:
-        raise UserError("paired comparison: the two have no face in common; evaluate both on the same shards")
+        raise UserError("paired comparison: the two models have no face in common; evaluate both on the same shards")
     here, there = (np.array(rows) for rows in zip(*pairs, strict=True))
     first, second = first.at(here), second.at(there)
     one, two = (_drawn(judged, replicates, seed, stream) for stream, judged in enumerate((first, second)))
@@ -169,7 +166,7 @@ def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, s
         a, b = metric(_confusions(first)), metric(_confusions(second))
         drawn = None if one is None or two is None else metric(two).mean(1) - metric(one).mean(1)
         found = figure(float(b.mean() - a.mean()), len(pairs), drawn, reason="no sample")
-        found["p"] = None if drawn is None else _two_sided(drawn)
+        found["p"] = None if drawn is None else two_sided_p(drawn)
         made["first"][name], made["second"][name], made["difference"][name] = float(a.mean()), float(b.mean()), found
     made["mcnemar"] = []
     for shared in (s for s in first.seeds if s in second.seeds):
@@ -181,15 +178,10 @@ def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, s
     return made
 
 
-def _two_sided(drawn: ndarray) -> float:
-    tail = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
-    return float(min(1.0, 2 * (1 + tail) / (1 + len(drawn))))
-
-
 def cells(judged: Judged) -> dict[str, Any]:
     """Emotion accuracy of each direction and emotion, seeds averaged.
 
-    The interval is Wilson's with as many trials as faces: seeds read the same faces and add no trials.
+    The interval is Wilson's with as many trials as faces: seeds predict the same faces and add no trials.
 
     Returns:
         ``count`` [5][8] faces, ``correct`` (mean over seeds), ``low`` and ``high`` of the share (None: empty).

@@ -1,4 +1,4 @@
-"""What a study's tables are made of: the table with its number and notes, and the texts of its cells."""
+"""The tables of a study: a table with its number and notes, and the texts of its cells."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,16 @@ import numpy as np
 from hpe.errors import UserError
 from hpe.figures import markdown
 from hpe.figures.values import Figure, share
-from hpe.report_tables import Cell, Table
+from hpe.report_tables import DASH, Cell, Table, shown
 
-DASH: Final = "–"
 JSON_NAME: Final = "study.json"
 CHARTED: Final = "accuracy"
-"""Head of the column that the page draws."""
+"""Head of the column that the page also draws as a chart."""
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A table with its number in the thesis (or a name), its title, and what to know when reading it."""
+    """A table with its number in the thesis (or a name), its title, and notes for the reader."""
 
     number: str
     title: str
@@ -30,7 +29,7 @@ class StudyTable:
 
     @property
     def heading(self) -> str:
-        """Its number, where it has one in the thesis, and its title."""
+        """Its number, if it has one in the thesis, and its title."""
         return f"Table {self.number}: {self.title}" if self.number[0].isdigit() else self.title
 
     def to_json(self) -> dict[str, Any]:
@@ -38,35 +37,35 @@ class StudyTable:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> "StudyTable":
+    def from_json(cls, read: Mapping[str, Any]) -> "StudyTable":
         """The table of its JSON.
 
         Raises:
-            UserError: it is none.
+            UserError: the JSON is not that of a table.
         """
         try:
-            table = said["table"]
+            table = read["table"]
             rows = [[Cell(**cell) for cell in row] for row in table["rows"]]
-            return cls(said["number"], said["title"], Table(table["name"], table["head"], rows), said["notes"])
+            return cls(read["number"], read["title"], Table(table["name"], table["head"], rows), read["notes"])
         except (KeyError, TypeError) as error:
             raise UserError(f"not a table of a study ({error!r}); run `hpe study` again") from error
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder holds a study with tables."""
+    """Whether a folder is a study with tables."""
     return (folder / JSON_NAME).is_file()
 
 
 def read_study(folder: Path) -> tuple[dict[str, Any], list[StudyTable]]:
-    """What a study's tables stand on, and the tables.
+    """What a study's tables were made from, and the tables.
 
     Raises:
-        UserError: they are damaged.
+        UserError: the file is damaged.
     """
     path = folder / JSON_NAME
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return dict(said["about"]), [StudyTable.from_json(one) for one in said["tables"]]
+        read = json.loads(path.read_text(encoding="utf-8"))
+        return dict(read["about"]), [StudyTable.from_json(one) for one in read["tables"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the tables of a study ({error}); run `hpe study` again") from error
 
@@ -85,16 +84,6 @@ def _with_deviation(found: Figure, text: Any, scale: float, digits: int) -> Cell
         return cell
     head, bracket, tail = cell.text.partition(" (")
     return Cell(f"{head} ± {scale * found['sd']:.{digits}f}{bracket}{tail}", cell.value, cell.low, cell.high, cell.tip)
-
-
-def shown(found: Figure, text: Any) -> Cell:
-    """A figure with its interval; the values of its seeds under the pointer."""
-    if found.get("value") is None:
-        return Cell(DASH, None, tip=str(found.get("reason", "not given")))
-    tip = f"{found['n']:,} samples"
-    if per_seed := found.get("per_seed"):
-        tip += "; by seed " + ", ".join(f"{value:.3f}" for value in per_seed)
-    return Cell(text(found), found["value"], found.get("low"), found.get("high"), tip)
 
 
 def points(found: Figure) -> Cell:

@@ -7,9 +7,9 @@ import numpy as np
 from hpe import seeds
 from hpe.errors import UserError
 from hpe.figures import markdown
-from hpe.report_tables import Cell, Table, count, word
+from hpe.report_tables import DASH, Cell, Table, count, shown, word
 from hpe.statistics import holm
-from hpe.studycells import DASH, StudyTable, p_value, percent, points, shown, two
+from hpe.studycells import StudyTable, p_value, percent, points, two
 from hpe.studyconfig import NATURAL, SETS, models, tests_of
 from hpe.studyresults import Results
 

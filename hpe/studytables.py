@@ -16,15 +16,13 @@ from hpe.errors import UserError
 from hpe.figures import markdown
 from hpe.files import write_json, write_text
 from hpe.labels import DIRECTIONS, EMOTIONS
-from hpe.report_tables import Cell, Table, count, word
+from hpe.report_tables import DASH, Cell, Table, count, shown, word
 from hpe.shards import Manifest
 from hpe.studycells import (
-    DASH,
     JSON_NAME,
     StudyTable,
     percent,
     share_cell,
-    shown,
     to_markdown,
     two,
     wilson,

@@ -176,12 +176,12 @@ def test_the_word_for_the_strength_is_no_more_than_the_interval_bears(tmp_path: 
     )
     assert made["association"]["cramers_v_corrected"]["low"] == 0
     assert made["association"]["strength"] == "negligible to large"
-    assert "How strong the association is cannot be told from 74 rows" in made["sentences"][0]
+    assert "There is an association, but 74 rows do not show how strong" in made["sentences"][0]
     assert not any("contempt" in sentence for sentence in made["sentences"])
     assert "is large" not in (tmp_path / "association.md").read_text()
     chance = np.array([[3, 4, 2], [4, 3, 3], [2, 4, 3]])
     told = associate(Crossed(("a", "b", "c"), ("x", "y", "z"), chance, 0), replicates=300)["sentences"]
-    assert "The association cannot be told from none with 28 rows" in told[0]
+    assert "With 28 rows the association cannot be distinguished from none" in told[0]
     between = np.array([[100, 60], [60, 100]])  # w is 0.25, its interval about 0.14 to 0.36
     made = associate(Crossed(("a", "b"), ("x", "y"), between, 0), replicates=300)
     assert "The association is small to medium:" in made["sentences"][0]
@@ -238,15 +238,15 @@ def test_a_single_class_gives_a_reason_instead_of_a_strength(tmp_path: Path) -> 
         tmp_path / "t.parquet", tmp_path / "out", rows="direction", columns="emotion", replicates=10, seed=0
     )
     assert made["association"]["value"] is None
-    assert "nothing can be associated" in made["sentences"][0]
+    assert "there can be no association" in made["sentences"][0]
     assert "nan" not in (tmp_path / "out" / "association.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"Direction,Emotion\n0,sleepy\n", "'sleepy' is no emotion; expected 0..7 or neutral"),
-        ("t.csv", b"Direction,Emotion\n7,sad\n", "7 is no direction"),
+        ("t.csv", b"Direction,Emotion\n0,sleepy\n", "'sleepy' found; expected 0..7 or neutral"),
+        ("t.csv", b"Direction,Emotion\n7,sad\n", "column Direction: 7 found; expected 0..4 or forward"),
         ("t.csv", b"Direction,Feeling\n1,sad\n", "column emotion: not found; the table has 'Direction'"),
         ("t.csv", b"Direction,Emotion\n,sad\n", "no row of the table has both"),
         ("t.parquet", b"PAR1nonsense", "cannot be read"),
@@ -354,5 +354,5 @@ def test_two_rows_tell_no_strength(tmp_path: Path) -> None:
     made = write_association(
         tmp_path / "t.parquet", tmp_path / "out", rows="direction", columns="emotion", replicates=20, seed=0
     )
-    assert made["sentences"] == ["2 rows are too few to tell how strong an association is."]
+    assert made["sentences"] == ["2 rows are too few to measure an association."]
     assert made["counts"][0][0] == made["counts"][1][1] == 1

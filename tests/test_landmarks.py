@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from hpe import geometry
 from hpe.errors import UserError
 from hpe.landmarks.align import angles_of, fitted_rotations, heads_of, lifted, rotations_of
-from hpe.landmarks.compare import _people, _split, compare
+from hpe.landmarks.compare import Options, _people, _split, compare
 from hpe.landmarks.features import AlignedFeatures, SeedFeatures
 from hpe.landmarks.model import MODEL, LandmarkModel
 from hpe.landmarks.pnp import GENERIC_SIX, solve_pnp
@@ -29,7 +29,7 @@ from hpe.landmarks.report import markdown, plot_comparison
 from hpe.landmarks.scores import scores
 from hpe.landmarks.seed import seed_row
 from hpe.landmarks.table import Faces, read_faces, read_mat_faces, usable
-from hpe.landmarks.topology import MESH468, MESH478, POINTS68, topology_of
+from hpe.landmarks.topology import MESH468, POINTS68, topology_of
 
 RNG = np.random.default_rng(7)
 
@@ -97,7 +97,7 @@ def test_depth_is_lifted_from_x_and_y_of_a_rigid_head():
     np.testing.assert_allclose(angles_of(fitted_rotations(shape, lifted(shape, flat))), angles, atol=1e-8)
 
 
-@pytest.mark.parametrize("topology", [MESH468, MESH478, POINTS68], ids=lambda topology: topology.name)
+@pytest.mark.parametrize("topology", [MESH468, POINTS68], ids=lambda topology: topology.name)
 def test_mirroring_twice_changes_nothing(topology):
     assert (topology.mirror[topology.mirror] == np.arange(topology.count)).all()
     left_eye, right_eye, left_mouth, right_mouth = topology.six[2:]
@@ -218,7 +218,7 @@ def test_faces_that_cannot_be_used_are_dropped_and_counted():
     kept, dropped = usable(faces)
     assert kept.keys == ("4", "5")
     assert dropped == {
-        "points that are no numbers": 1, "all points in one place": 1, "no angles": 1, "an angle beyond ±99°": 1,
+        "points that are not finite": 1, "all points in one place": 1, "no angles": 1, "an angle beyond ±99°": 1,
     }  # fmt: skip
     assert len(usable(faces, limit_degrees=math.inf)[0]) == 3
 
@@ -245,12 +245,12 @@ def small_seed(monkeypatch):
 
 def test_a_comparison_is_resumed_scored_and_saved(tmp_path, small_seed):
     faces = _faces(120)
-    options = {"models": ["ridge", "knn"], "features": ["six", "aligned"], "workers": 1}
-    first = compare(faces, tmp_path, **options)
+    options = Options(models=["ridge", "knn"], features=["six", "aligned"])
+    first = compare(faces, tmp_path, options, workers=1)
     folds = {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").glob("*-*.json")}
     assert len(folds) == 2 * 2 * 5 + 1
     (tmp_path / "folds" / "aligned-ridge-2.json").unlink()
-    second = compare(faces, tmp_path, **options)
+    second = compare(faces, tmp_path, options, workers=1)
     changed = [path.name for path, when in folds.items() if path.stat().st_mtime_ns != when]
     assert changed == ["aligned-ridge-2.json"]
     assert [row["scores"] for row in second["rows"]] == [row["scores"] for row in first["rows"]]
@@ -266,7 +266,7 @@ def test_a_comparison_is_resumed_scored_and_saved(tmp_path, small_seed):
     broken[1, 0] = np.nan
     assert np.isnan(model.angles(broken)).all(1).tolist() == [False, True]
     with pytest.raises(UserError, match="other faces"):
-        compare(_faces(121), tmp_path, **options)
+        compare(_faces(121), tmp_path, options, workers=1)
 
 
 def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
@@ -274,8 +274,8 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
     with (tmp_path / "folds" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another comparison"):
-            compare(_faces(120), tmp_path, models=["ridge"], features=["six"], workers=1)
-    done = compare(_faces(120), tmp_path, models=["ridge"], features=["six"], workers=1, seed_rows=False)
+            compare(_faces(120), tmp_path, Options(models=["ridge"], features=["six"]), workers=1)
+    done = compare(_faces(120), tmp_path, Options(models=["ridge"], features=["six"], seed_rows=False), workers=1)
     assert done["seed"] == []
     assert "seed" not in markdown(done)
     assert not list((tmp_path / "folds").glob("seed-*"))
@@ -284,30 +284,32 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
 def test_outer_predictions_do_not_see_their_own_labels(tmp_path, small_seed):
     faces = _faces(120)
     noise = Faces(faces.keys, faces.points, np.random.default_rng(3).permutation(faces.angles))
-    done = compare(noise, tmp_path, models=["knn"], features=["all"], workers=1)
+    done = compare(noise, tmp_path, Options(models=["knn"], features=["all"]), workers=1)
     assert max(next(row for row in done["rows"] if row["model"] == "knn")["scores"]["r2"]) < 0.15
 
 
 def test_too_few_faces_and_unknown_names_are_refused(tmp_path):
     for folds in (5, 2):
-        with pytest.raises(UserError, match=r"50 usable faces .*: expected 100 or more, however few .* more pictures"):
-            compare(_faces(50), tmp_path, folds=folds)
+        with pytest.raises(UserError, match=r"50 usable faces .*: expected 100 or more, with any .* more pictures"):
+            compare(_faces(50), tmp_path, Options(folds=folds))
     unlabelled = Faces(_faces(120).keys, _faces(120).points, np.full((120, 3), np.nan))
     with pytest.raises(UserError, match=r"0 usable faces \(120 dropped: no angles\): .*\(--labels\)"):
         compare(unlabelled, tmp_path)
     with pytest.raises(UserError, match="'svm'"):
-        compare(_faces(120), tmp_path, models=["svm"])
+        compare(_faces(120), tmp_path, Options(models=["svm"]))
 
 
 def test_advice_on_folds_can_be_followed(tmp_path):
-    with pytest.raises(UserError, match=r"7 outer folds need 140; --folds 6 would do"):
-        compare(_faces(120), tmp_path, folds=7)
-    fitted = compare(_faces(120), tmp_path, folds=6, models=["ridge"], features=["six"], workers=1, seed_rows=False)
+    with pytest.raises(UserError, match=r"7 outer folds need 140; use --folds 6"):
+        compare(_faces(120), tmp_path, Options(folds=7))
+    fitted = compare(
+        _faces(120), tmp_path, Options(folds=6, models=["ridge"], features=["six"], seed_rows=False), workers=1
+    )
     assert fitted["folds"] == 6
 
 
 def test_the_least_number_of_faces_is_enough_for_the_hungriest_regressor(tmp_path):
-    done = compare(_faces(100), tmp_path, folds=2, models=["knn"], workers=1, seed_rows=False)
+    done = compare(_faces(100), tmp_path, Options(folds=2, models=["knn"], seed_rows=False), workers=1)
     assert done["faces"] == 100
 
 
@@ -391,5 +393,5 @@ def test_no_outer_fold_parts_a_person():
     people = _people(known)
     assert people is not None
     assert np.unique(people).size == 3
-    with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; --folds 3"):
-        compare(known, Path("/nowhere"), folds=5)
+    with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; use --folds 3"):
+        compare(known, Path("/nowhere"), Options(folds=5))

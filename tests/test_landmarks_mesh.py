@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -372,7 +374,7 @@ def test_a_video_has_axes_where_there_are_faces_and_as_many_frames(fake, model, 
     with pytest.raises(UserError, match=r"\.mp4 or \.avi"):
         draw_video(model, source, tmp_path / "out.png", python=fake)
     (tmp_path / "no.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match="no video"):
+    with pytest.raises(UserError, match="cannot read it as a video"):
         draw_video(model, tmp_path / "no.mp4", out, python=fake)
 
 
@@ -425,6 +427,11 @@ def test_a_mesh_model_that_is_none_is_refused(fake, tmp_path, monkeypatch):
             (tmp_path / "own.tflite").write_bytes(data)
         with pytest.raises(UserError, match="HPE_FACE_MESH_MODEL"):
             MeshPool(fake, "plain")
+
+
+def test_predict_is_there_without_the_extra_of_landmarks():
+    without = "import sys; sys.modules.update(dict.fromkeys(('cv2', 'skops', 'xgboost'))); import hpe.predict"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
 
 @pytest.mark.real

@@ -125,6 +125,18 @@ def test_the_list_of_many_unlike_runs_fits_the_terminal_and_a_few_screens(tmp_pa
     assert len(set(values)) == 5
 
 
+def test_a_pipe_gets_a_line_per_row_and_a_terminal_all_of_a_folded_cell(tmp_path: Path) -> None:
+    shown = {"Emotion accuracy": "86.3 % (85.0–87.5)"}
+    name = "/runs/" + "x" * 150
+    line = replace(read_line(fake(tmp_path / "a")), name=name, evaluations={"val": shown})
+    piped = [[cell.strip() for cell in row.split("|")[1:-1]] for row in to_text([line]).splitlines()]
+    assert ["val", "Emotion accuracy", "1", "86.3 % (85.0–87.5)"] in piped
+    assert [row[1] for row in piped if row[:1] == ["1"]] == [name, "0.5"]
+    folded = to_text([line], 60).split("\n\n")[0].splitlines()
+    assert max(map(len, folded)) <= 60
+    assert "".join(row.split("|")[2].strip() for row in folded[2:]) == name
+
+
 def test_the_command_lists(tmp_path: Path) -> None:
     fake(tmp_path / "a")
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])

@@ -222,7 +222,7 @@ def test_a_run_without_the_emotion_head_says_so(tmp_path: Path) -> None:
     table = predictions(60).drop_columns(["emotion_p", "valence_hat", "arousal_hat", "direction_p"])
     pq.write_table(table, tmp_path / "evaluate" / "pose.parquet")
     text = report([tmp_path])[0].read_text()
-    assert "Emotion is not judged: the run has no emotion predictions." in text
+    assert "Emotion is not evaluated: the run has no emotion predictions." in text
     assert "Geodesic error" in text
 
 
@@ -238,7 +238,7 @@ def test_json_of_another_version_is_made_anew_from_the_predictions(tmp_path: Pat
     [
         ({}, "neither config.yaml, metrics.jsonl nor evaluate/"),
         ({"evaluate/val.json": "{"}, "not JSON"),
-        ({"evaluate/val.json": "[]"}, "not the figures"),
+        ({"evaluate/val.json": "[]"}, "not the metrics"),
         ({"evaluate/val.parquet": "PAR1"}, "cannot be read"),
         ({"config.yaml": "a: [1"}, "cannot be read"),
         ({"config.yaml": "a: &a [x, x]\nb: [*a, *a]"}, "aliases"),
@@ -263,7 +263,7 @@ def test_figures_that_hold_what_they_cannot_are_refused_in_words(
     (tmp_path / "evaluate").mkdir()
     made = json.loads(evaluation.read_text()) | {section: [1]}
     (tmp_path / "evaluate" / evaluation.name).write_text(json.dumps(made))
-    with pytest.raises(UserError, match=r"damaged .*evaluate again"):
+    with pytest.raises(UserError, match=r"damaged .*evaluate` again"):
         report([tmp_path])
 
 
@@ -356,7 +356,7 @@ def test_the_model_card_speaks_of_the_heads_that_the_run_has(tmp_path: Path) -> 
     (run / "config.yaml").write_text(text)
     report([run])
     card = (run / "report" / "model_card.md").read_text()
-    assert "Reads direction of the head (forward, left, right, up, down) of one face from a cropped picture" in card
+    assert "Predicts direction of the head (forward, left, right, up, down) of one face from a cropped picture" in card
     assert "| trained on | data/fake (split train) |" in card
     (run / "config.yaml").write_text(text.replace("mobilenetv3_small_100", "angles"))
     report([run])

@@ -1,7 +1,7 @@
-"""Figures of a predictions table: every metric with its count and interval, or the reason why it is absent.
+"""Metrics of a predictions table: each with its count and interval, or the reason why it is absent.
 
-The table's columns are told in :mod:`hpe.figures.columns`; what a figure looks like in
-:mod:`hpe.figures.values`. :func:`figures` gives plain JSON without NaN.
+:mod:`hpe.figures.columns` describes the table, :mod:`hpe.figures.values` one metric (a "figure" in this code).
+:func:`figures` gives plain JSON without NaN.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from hpe.errors import UserError
 from hpe.figures import affect, classes, pose
-from hpe.figures.columns import Guesses, Labels, Numbers, guesses, labels, numbers, texts, units
+from hpe.figures.columns import Guesses, Labels, Numbers, guesses, judged, labels, numbers, texts, units
 from hpe.figures.markdown import to_markdown
 from hpe.figures.values import Figure, Resampling, absent, share, too_few
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS, Emotion
@@ -27,7 +27,7 @@ __all__ = ["SCHEMA", "figures", "to_markdown"]
 
 SCHEMA: Final = 1
 _GROUPS_SHOWN: Final = 40
-"""Most values of one group column that are told apart; the rest is counted as one."""
+"""Values of one group column that are shown; all rarer values together count as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class _Table:
 
 
 def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
-    """All figures of a predictions table, as JSON.
+    """All metrics of a predictions table, as JSON.
 
     Args:
         table: one row per sample (see :mod:`hpe.figures.columns`).
         replicates: bootstrap draws.
-        seed: of the draws; same table and seed, same figures.
+        seed: of the draws; the same table and seed give the same values.
 
     Raises:
-        UserError: the table is empty, or a column holds what it cannot hold.
+        UserError: the table is empty, or a column holds values of the wrong kind.
     """
     if not table.num_rows:
         raise UserError("predictions: the table has no rows; expected one per sample")
@@ -93,7 +93,7 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
 
 def _method(by_subject: bool, count: int) -> str:
     if by_subject and too_few(count):
-        return "none by bootstrap: too few subjects; Wilson in cells and bins"
+        return "no bootstrap, too few subjects; Wilson in cells and bins"
     if by_subject:
         return "bias-corrected bootstrap over subjects; Wilson in cells and bins"
     return "bias-corrected bootstrap over images; Wilson for accuracy, top-2, precision, recall, cells and bins"
@@ -110,15 +110,16 @@ def _protocols(read: _Table, draw: Resampling) -> Figure:
 
 def _cells(read: _Table) -> Figure:
     """Emotion accuracy in each cell of direction × emotion, with Wilson's intervals."""
-    rows = classes.scored(read.emotion, read.emotion_guess)
-    if rows is None or read.emotion is None or read.emotion_guess is None:
-        return absent("no emotion labels or no emotion predictions")
+    found = judged(read.emotion, read.emotion_guess, "emotion")
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     if read.direction is None or not (rows & read.direction.mask).any():
-        return absent("no sample has a direction label beside emotion label and prediction")
+        return absent("no sample has a direction label, an emotion label and an emotion prediction")
     rows = rows & read.direction.mask
     counts = np.zeros((2, len(DIRECTIONS), len(EMOTIONS)), int)
-    right = (read.emotion.value == read.emotion_guess.choice)[rows]
-    direction, emotion = read.direction.value[rows], read.emotion.value[rows]
+    right = (truth.value == guess.choice)[rows]
+    direction, emotion = read.direction.value[rows], truth.value[rows]
     counts[0] = cross_table(direction, emotion, len(DIRECTIONS), len(EMOTIONS))
     counts[1] = cross_table(direction[right], emotion[right], len(DIRECTIONS), len(EMOTIONS))
     return {
@@ -163,7 +164,7 @@ def _group_parts(values: list[str | None]) -> list[tuple[str, Bool[ndarray, " ro
 
 
 def _brief(read: _Table, rows: Bool[ndarray, " rows"], draw: Resampling) -> Figure:
-    """The main figures of some of the rows."""
+    """The main metrics of some of the rows."""
 
     def cut(column: Any) -> Any:
         return None if column is None else replace(column, mask=column.mask & rows)

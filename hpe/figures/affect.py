@@ -1,4 +1,4 @@
-"""Figures of valence and arousal: concordance, root mean square error, agreement in sign."""
+"""Metrics of valence and arousal: concordance, root mean square error, agreement in sign."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from hpe.figures.columns import Numbers
+from hpe.figures.columns import Numbers, judged
 from hpe.figures.values import Figure, Resampling, absent, figure, ratio
 
 _ROUNDING: Final = 1e-12
@@ -38,13 +38,10 @@ def sign_agreement(sums: Float[ndarray, "*many 8"]) -> Float[ndarray, "*many"]:
 
 def affect(truth: Numbers | None, guess: Numbers | None, draw: Resampling, what: str) -> Figure:
     """CCC, RMSE and SAGR of one of valence and arousal."""
-    if guess is None:
-        return absent(f"the run has no {what} predictions")
-    if truth is None:
-        return absent(f"no sample has a label of {what}")
-    rows = truth.mask & guess.mask
-    if not rows.any():
-        return absent(f"no sample has both a label of {what} and a prediction")
+    found = judged(truth, guess, what)
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     each, n = statistics(truth.value[rows, 0], guess.value[rows, 0]), int(rows.sum())
     sums, drawn = each.sum(0), draw.of(rows).sums(each)
     of = {"ccc": concordance, "rmse": root_mean_square_error, "sagr": sign_agreement}

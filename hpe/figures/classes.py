@@ -1,8 +1,8 @@
-"""Figures of a classifier: accuracy, F1, confusion, top-2 and calibration, each with count and interval.
+"""Metrics of a classifier: accuracy, F1, confusion, top-2 and calibration, each with count and interval.
 
 Definitions are scikit-learn's: macro F1 averages over the classes that occur in the truth or among the
 choices; weighted F1 weighs by support; balanced accuracy averages recall over the classes that occur in the
-truth. Where scikit-learn would warn and give 0 (a class never chosen has no precision), the figure is null
+truth. Where scikit-learn would warn and give 0 (a class never chosen has no precision), the value is null
 with a reason.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from hpe.figures.columns import Guesses, Labels
+from hpe.figures.columns import Guesses, Labels, judged
 from hpe.figures.values import Figure, Resampling, absent, counted, figure, named, noise_figure, ratio, share
 from hpe.statistics import cross_table
 
@@ -62,22 +62,18 @@ def expected_calibration_error(sums: Float[ndarray, "*many bins 3"]) -> Float[nd
 
 
 def one_hot_confusion(truth: Int[ndarray, " n"], choice: Int[ndarray, " n"], classes: int) -> Float[ndarray, "n cells"]:
-    """Each sample's own confusion matrix, flat: what the bootstrap sums."""
+    """Each sample's own confusion matrix, flattened, for the bootstrap to sum."""
     statistics = np.zeros((len(truth), classes * classes))
     statistics[np.arange(len(truth)), truth * classes + choice] = 1
     return statistics
 
 
-def scored(truth: Labels | None, guess: Guesses | None) -> Bool[ndarray, " rows"] | None:
-    """Rows with both a label and a choice; None where one of the columns is missing."""
-    return None if truth is None or guess is None else truth.mask & guess.mask
-
-
 def brief(truth: Labels | None, guess: Guesses | None, draw: Resampling, names: Sequence[str], what: str) -> Figure:
-    """Count, hits, accuracy and macro F1: what is told of each group of samples."""
-    rows = scored(truth, guess)
-    if rows is None or truth is None or guess is None or not rows.any():
-        return absent(_reason(truth, guess, what))
+    """Count, hits, accuracy and macro F1: what the report shows of each group of samples."""
+    found = judged(truth, guess, what)
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     t, c, n = truth.value[rows], guess.choice[rows], int(rows.sum())
     confusion = cross_table(t, c, len(names), len(names))
     drawn = _drawn_confusions(t, c, draw.of(rows), len(names))
@@ -96,13 +92,14 @@ def classification(
     """Everything about one classifier.
 
     Args:
-        truth, guess: None where the table has no such column.
+        truth, guess: None if the table has no such column.
         names: of the classes, in order of their integers.
-        what: the thing that is classified, for reasons ("emotion").
+        what: what is classified ("emotion"), for the reasons.
     """
-    rows = scored(truth, guess)
-    if rows is None or truth is None or guess is None or not rows.any():
-        return absent(_reason(truth, guess, what))
+    found = judged(truth, guess, what)
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     draw, t, c, n = draw.of(rows), truth.value[rows], guess.choice[rows], int(rows.sum())
     confusion = cross_table(t, c, len(names), len(names))
     drawn = _drawn_confusions(t, c, draw, len(names))
@@ -124,7 +121,7 @@ def classification(
         "balanced_accuracy": of(balanced_accuracy),
         "macro_f1": of(macro_f1),
         "weighted_f1": of(weighted_f1),
-        "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the commonest class"},
+        "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the most common class"},
         "per_class": named(names, [_one_class(t, c, draw, drawn, index) for index in range(len(names))]),
         "confusion": confusion.tolist(),
     }
@@ -140,16 +137,16 @@ def classification(
 
 
 def among_first(p: Float[ndarray, "n classes"], truth: Int[ndarray, " n"], k: int) -> Bool[ndarray, " n"]:
-    """Whether the true class is among the ``k`` most probable; of equals the first counts as first."""
+    """Whether the true class is among the ``k`` most probable; of equally probable classes the first comes first."""
     order = np.argsort(-p, axis=1, kind="stable")[:, :k]
     return (order == truth[:, None]).any(1)
 
 
 def calibration(p: Float[ndarray, "n classes"], truth: Int[ndarray, " n"], draw: Resampling) -> Figure:
-    """ECE and the reliability curve; absent where rows do not sum to 1."""
+    """ECE and the reliability curve; absent if a row does not sum to 1."""
     n = len(truth)
     if (np.abs(p.sum(1) - 1) > _SUM_SLACK).any() or (p < 0).any():
-        return absent("the numbers are no probabilities: a row does not sum to 1, or one is negative", n)
+        return absent("these are not probabilities: a row does not sum to 1, or a number is negative", n)
     confidence, right = p.max(1), p.argmax(1) == truth
     # Bins are open below and closed above, as in the paper.
     place = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
@@ -177,9 +174,9 @@ def calibration(p: Float[ndarray, "n classes"], truth: Int[ndarray, " n"], draw:
 
 
 def without_class(truth: Labels, guess: Guesses, left_out: int) -> tuple[Labels, Guesses]:
-    """The same without one class: its samples have no label any more and it cannot be chosen.
+    """The same without one class: its samples lose their label, and it can no longer be chosen.
 
-    Samples of a classifier without probabilities that chose the class keep their wrong choice.
+    Without probabilities, samples for which the classifier chose the class keep that wrong choice.
     """
     kept = Labels(truth.value, truth.mask & (truth.value != left_out))
     if guess.probability is None:
@@ -207,7 +204,7 @@ def _one_class(
 
 
 def _right_share(right: Bool[ndarray, " n"], draw: Resampling, *, reason: str = "no sample") -> Figure:
-    # Wilson's interval stays honest at 0 and 1 and for few samples, but holds for independent samples only.
+    # Wilson's interval is right at 0 and 1 and for few samples, but only for independent samples.
     if not draw.by_subject or not len(right):
         return share(int(right.sum()), len(right), reason=reason)
     sums = draw.sums(np.stack((right, np.ones(len(right))), 1).astype(float))
@@ -229,11 +226,3 @@ def _hits(confusion: Confusion) -> Float[ndarray, "*many classes"]:
 def _mean_of_defined(values: Float[ndarray, "*many k"]) -> Float[ndarray, "*many"]:
     defined = np.isfinite(values)
     return ratio(np.where(defined, values, 0.0).sum(-1), defined.sum(-1))
-
-
-def _reason(truth: Labels | None, guess: Guesses | None, what: str) -> str:
-    if guess is None:
-        return f"the run has no {what} predictions"
-    if truth is None:
-        return f"no sample has a label of {what}"
-    return f"no sample has both a label of {what} and a prediction"

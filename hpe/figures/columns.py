@@ -2,14 +2,14 @@
 
 A predictions table has one row per sample: ``key``, ``shard``, ``split``, ``emotion`` and ``direction``
 (truth, null where not labelled), ``emotion_p`` and ``direction_p`` (lists of probabilities) or, for a
-classifier that only chooses, ``emotion_hat`` and ``direction_hat``; ``yaw pitch roll`` and ``yaw_hat …``
+classifier that gives no probabilities, ``emotion_hat`` and ``direction_hat``; ``yaw pitch roll`` and ``yaw_hat …``
 with ``yaw_sd …`` (degrees); ``valence arousal`` and ``…_hat``; ``source``, ``subject`` and any number of
-``group_<name>``. Every column but those that a figure needs may be missing.
+``group_<name>``. Columns that a metric does not need may be missing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -31,7 +31,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """What a classifier chose and, where it says so, how probable each class was."""
+    """What a classifier chose and, if it gives them, the probabilities of the classes."""
 
     choice: Int[ndarray, " rows"]
     mask: Bool[ndarray, " rows"]
@@ -40,14 +40,20 @@ class Guesses:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Columns of numbers side by side; the mask is true where all of a row's are finite."""
+    """Columns of numbers side by side; the mask is true where all numbers of a row are finite."""
 
     value: Float[ndarray, "rows k"]
     mask: Bool[ndarray, " rows"]
 
 
+Key = tuple[str | None, str | None]
+"""Shard and key of a sample."""
+T = TypeVar("T", Labels, Numbers)
+G = TypeVar("G", Guesses, Numbers)
+
+
 def labels(table: "pa.Table", name: str, classes: int) -> Labels | None:
-    """An integer column, None where the table has no such column (or only nulls).
+    """An integer column, None if the table has no such column, or only nulls in it.
 
     Raises:
         UserError: not integers, or an integer outside 0..classes-1.
@@ -69,7 +75,7 @@ def labels(table: "pa.Table", name: str, classes: int) -> Labels | None:
 
 
 def guesses(table: "pa.Table", name: str, classes: int) -> Guesses | None:
-    """``<name>_p`` (lists of ``classes`` numbers) or ``<name>_hat`` (integers), None where neither is there.
+    """``<name>_p`` (lists of ``classes`` numbers) or ``<name>_hat`` (integers), None if neither exists.
 
     Raises:
         UserError: a list of another length, or not numbers.
@@ -96,7 +102,7 @@ def guesses(table: "pa.Table", name: str, classes: int) -> Guesses | None:
 
 
 def numbers(table: "pa.Table", names: Sequence[str]) -> Numbers | None:
-    """Columns of numbers, None where one of them is missing or holds only nulls.
+    """Columns of numbers, None if one of them is missing or holds only nulls.
 
     Raises:
         UserError: a column of something else.
@@ -116,18 +122,36 @@ def numbers(table: "pa.Table", names: Sequence[str]) -> Numbers | None:
 
 
 def texts(table: "pa.Table", name: str) -> list[str | None] | None:
-    """A column as texts, None where it is missing or holds only nulls."""
+    """A column as texts, None if it is missing or holds only nulls."""
     column = _column(table, name)
     return None if column is None else [None if v is None else str(v) for v in column.to_pylist()]
 
 
+def sample_keys(table: "pa.Table") -> list[Key] | None:
+    """Shard and key of each row, None if the table has no keys."""
+    keys = texts(table, "key")
+    return None if keys is None else list(zip(texts(table, "shard") or [None] * len(keys), keys, strict=True))
+
+
+def judged(truth: T | None, guess: G | None, what: str) -> tuple[T, G, Bool[ndarray, " rows"]] | str:
+    """Both columns and the rows that have a label and a prediction, or the reason why there is no such row."""
+    if guess is None:
+        return f"the run has no {what} predictions"
+    if truth is None:
+        return f"no sample has a label of {what}"
+    rows = truth.mask & guess.mask
+    if not rows.any():
+        return f"no sample has both a label of {what} and a prediction"
+    return truth, guess, rows
+
+
 def units(table: "pa.Table") -> tuple[Int[ndarray, " rows"], bool]:
-    """The unit that each row is resampled with, and whether units are subjects."""
+    """The number of the unit that each row is resampled with, and whether units are subjects."""
     subjects = texts(table, "subject")
     if subjects is None:
         return np.arange(table.num_rows), False
     number: dict[Any, int] = {}
-    # A row without a subject is a unit of its own.
+    # A row without a subject is its own unit.
     names = [(row,) if subject is None else subject for row, subject in enumerate(subjects)]
     unit = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
     return unit, len(number) < table.num_rows

@@ -1,4 +1,4 @@
-"""Figures as Markdown: the tables that a note or a model card quotes."""
+"""Metrics as Markdown: the tables of notes and model cards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ DEGREES = "°"
 
 
 def cell(value: object) -> str:
-    """Text that cannot break a Markdown table, and brings neither HTML nor a link with it."""
+    """Text that cannot break a Markdown table, and cannot add HTML or a link."""
     plain = str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("\r", " ")
     return plain.replace("<", "&lt;").replace("[", "\\[")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; all columns but the first lie to the right."""
+    """A Markdown table; all columns but the first are aligned right."""
     lines = [head, [":--", *("--:" for _ in head[1:])], *rows]
     return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
 
@@ -47,7 +47,7 @@ def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
 
 
 def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure]]:
-    """Name, formatter and figure of what sums a run up (absent ones left out)."""
+    """Name, formatter and metric of the summary of a run, without absent ones."""
     emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
     seven = figures["protocols"]["affectnet_7"]
     found: list[tuple[str, Callable[[Figure], str], Figure | None]] = [
@@ -72,28 +72,28 @@ def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def asides(about: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the figures, from an evaluation's provenance."""
-    told = []
+    """What a reader must know before the metrics, from an evaluation's provenance."""
+    texts = []
     if about.get("estimated"):
-        told.append(f"Not measured but estimated, so agreement and not accuracy: {about['estimated']}.")
+        texts.append(f"Estimated, not measured, so these are agreements, not accuracies: {about['estimated']}.")
     if about.get("views"):
-        told.append(f"Judged by: {about['views']}.")
-    return told
+        texts.append(f"Evaluated with: {about['views']}.")
+    return texts
 
 
-def to_markdown(figures: Mapping[str, Any], title: str = "Figures") -> str:
+def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
     """Every table of :func:`hpe.figures.figures`, with the reason for each section that is absent."""
     about = figures.get("about", {})
     interval, unreadable = figures["interval"], about.get("unreadable", 0)
     lost = f", {unreadable:,} more could not be read" if unreadable else ""
     parts = [
         f"# {title}",
-        f"{figures['rows']:,} samples{lost}; intervals hold {interval['confidence']:.0%} ({interval['method']}; "
+        f"{figures['rows']:,} samples{lost}; {interval['confidence']:.0%} intervals ({interval['method']}; "
         f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
         f"seed {interval['seed']}).",
         *asides(about),
         "## Headline",
-        table(["figure", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
+        table(["metric", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
     ]
     for name in ("emotion", "direction"):
         parts += [f"## {name.capitalize()}", *_classes(figures[name])]
@@ -122,10 +122,10 @@ def _classes(section: Figure) -> list[str]:
     return [
         f"{section['n']:,} samples" + (f"; left out: {left_out}" if left_out else "") + ".",
         table(
-            ["figure", "value"],
+            ["metric", "value"],
             [
                 ("accuracy", percent(section["accuracy"])),
-                ("always the commonest class", percent(section["chance"])),
+                ("always the most common class", percent(section["chance"])),
                 ("balanced accuracy", percent(section["balanced_accuracy"])),
                 ("macro F1", decimal(section["macro_f1"])),
                 ("weighted F1", decimal(section["weighted_f1"])),

@@ -1,4 +1,4 @@
-"""Figures of head pose: error per angle, geodesic and MAEV, with and without the ±99° filter, by range."""
+"""Metrics of head pose: error per angle, geodesic and MAEV, with and without the ±99° filter, by range."""
 
 import math
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from hpe import geometry
-from hpe.figures.columns import Numbers
+from hpe.figures.columns import Numbers, judged
 from hpe.figures.values import Figure, Resampling, absent, counted, figure, named, ratio
 from hpe.labels import ANGLES
 
 HOPENET_RANGE_DEGREES: Final = 99.0
-"""Hopenet's bins cover [-99, 99): samples with any angle beyond are dropped in its published figures."""
+"""Hopenet's bins cover [-99, 99): its published results leave out samples with any angle beyond."""
 RANGES_DEGREES: Final = (-math.inf, -75.0, -45.0, -15.0, 15.0, 45.0, 75.0, math.inf)
-"""Ranges of yaw and pitch that figures are told by; each holds its low end."""
+"""Ranges of yaw and pitch by which errors are reported; each includes its low end."""
 CURVE_STEP_DEGREES: Final = 10
 MEASURES: Final = (*ANGLES, "mae", "geodesic", "maev")
 """The columns of :func:`errors_degrees`; ``mae`` is the mean over the three angles."""
@@ -54,7 +54,7 @@ def mean_errors(errors: Float[ndarray, "n 6"], draw: Resampling) -> Figure:
 
 
 def within_hopenet_range(truth: Float[ndarray, "rows 3"]) -> Bool[ndarray, " rows"]:
-    """Samples that Hopenet's protocol keeps."""
+    """Rows that Hopenet's protocol keeps."""
     return np.abs(truth).max(1) <= HOPENET_RANGE_DEGREES
 
 
@@ -70,21 +70,17 @@ def ranges(degrees: Float[ndarray, " rows"]) -> Iterator[tuple[str, Bool[ndarray
         yield name, (degrees >= low) & (degrees < high)
 
 
-def scored(truth: Numbers | None, guess: Numbers | None) -> Bool[ndarray, " rows"] | None:
-    """Rows with all three angles in truth and prediction."""
-    return None if truth is None or guess is None else truth.mask & guess.mask
-
-
 def pose(truth: Numbers | None, guess: Numbers | None, deviation: Numbers | None, draw: Resampling) -> Figure:
     """Everything about head pose.
 
     Args:
-        truth, guess: yaw, pitch, roll in degrees; None where the table has no such columns.
+        truth, guess: yaw, pitch, roll in degrees; None if the table has no such columns.
         deviation: the network's own standard deviations in degrees.
     """
-    rows = scored(truth, guess)
-    if rows is None or truth is None or guess is None or not rows.any():
-        return absent(_reason(truth, guess))
+    found = judged(truth, guess, "pose")
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     draw_all, t = draw.of(rows), truth.value[rows]
     errors = errors_degrees(guess.value[rows], t)
     kept = within_hopenet_range(t)
@@ -107,15 +103,16 @@ def pose(truth: Numbers | None, guess: Numbers | None, deviation: Numbers | None
 
 
 def brief(truth: Numbers | None, guess: Numbers | None, draw: Resampling) -> Figure:
-    """Mean errors alone: what is told of each group of samples."""
-    rows = scored(truth, guess)
-    if rows is None or truth is None or guess is None or not rows.any():
-        return absent(_reason(truth, guess))
+    """Mean errors alone: what the report shows of each group of samples."""
+    found = judged(truth, guess, "pose")
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
     return mean_errors(errors_degrees(guess.value[rows], truth.value[rows]), draw.of(rows))
 
 
 def _curve(errors: Float[ndarray, "n 6"], degrees: Float[ndarray, " n"], draw: Resampling) -> list[dict[str, Any]]:
-    """Mean errors in steps of the angle, from the first step that holds a sample to the last."""
+    """Mean errors in steps of the angle, from the first step that contains a sample to the last."""
     step = np.floor(degrees / CURVE_STEP_DEGREES).astype(int)
     curve = []
     for index in range(step.min(), step.max() + 1):
@@ -126,9 +123,9 @@ def _curve(errors: Float[ndarray, "n 6"], degrees: Float[ndarray, " n"], draw: R
 
 
 def _uncertainty(errors: Float[ndarray, "n 3"], deviation: Numbers, rows: Bool[ndarray, " rows"]) -> dict[str, Any]:
-    """How well the network knows its own errors, per angle.
+    """How well the network estimates its own errors, per angle.
 
-    ``within_1_sd`` and ``within_2_sd`` are 0.68 and 0.95 for a Gaussian that is right about its width.
+    ``within_1_sd`` and ``within_2_sd`` are 0.68 and 0.95 if errors are Gaussian with these standard deviations.
     """
     from scipy.stats import rankdata
 
@@ -148,11 +145,3 @@ def _uncertainty(errors: Float[ndarray, "n 3"], deviation: Numbers, rows: Bool[n
             "rank_correlation_with_error": None if ranks is None else float(ranks),
         }
     return made
-
-
-def _reason(truth: Numbers | None, guess: Numbers | None) -> str:
-    if guess is None:
-        return "the run has no pose predictions"
-    if truth is None:
-        return "no sample has a pose label"
-    return "no sample has both a pose label and a prediction"

@@ -1,4 +1,4 @@
-"""One figure as JSON: its value, its count, its interval, or the reason why it is absent."""
+"""One metric (a "figure") as JSON: its value, its count, its interval, or the reason why it is absent."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,23 @@ from scipy.special import ndtr, ndtri
 from hpe.statistics import CONFIDENCE, REPLICATES, resampled_sums, wilson_interval
 
 Figure = dict[str, Any]
-"""``{"value", "n", "low", "high"}``; absent: ``value`` is None and ``reason`` says why."""
+"""``{"value", "n", "low", "high"}``; if it is absent, ``value`` is None and ``reason`` gives the reason."""
 
 _UNDEFINED_SHARE: Final = 0.1
 _FEWEST_UNITS: Final = 6
-"""Fewer people tell nothing with 95 % confidence: were all five of one mind, a sign test would give p = 2/2⁵ = 0.06,
-where draws of them, all alike, would claim certainty."""
+"""With fewer units nothing can be shown at 95 %: if all of five agree, a sign test gives p = 2/2⁵ = 0.06, while
+bootstrap draws, all alike, would give an interval of width 0."""
 _MOST_UNITS: Final = 2048
-"""More units are dealt at random into this many bags, and bags are drawn: the variance that the bootstrap
-finds is the same on average, within about 3 % (√(2/2048)), and its cost no longer grows with the data."""
+"""More units are divided at random into this many bags, and bags are drawn: the variance of the bootstrap stays
+the same on average, within about 3 % (√(2/2048)), and its cost no longer grows with the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are made: the unit that is drawn with replacement for each sample, and the draws.
+    """How intervals are made: the unit of each sample, drawn with replacement, and the number of draws.
 
-    ``unit`` is the person's (or photo's) number where the table names one, because pictures of one person are
-    no independent samples; otherwise each row is its own unit.
+    ``unit`` is the number of the person (or photo) if the table names one, because pictures of one person are not
+    independent samples; otherwise each row is its own unit.
     """
 
     unit: Int[ndarray, " rows"]
@@ -38,11 +38,11 @@ class Resampling:
     seed: int = 0
 
     def of(self, rows: Any) -> "Resampling":
-        """The same for a choice of rows."""
+        """The same for some of the rows."""
         return Resampling(self.unit[rows], self.by_subject, self.replicates, self.seed)
 
     def sums(self, statistics: Float[ndarray, "rows k"]) -> Float[ndarray, "replicates k"] | None:
-        """Bootstrapped sums over units; None where there are too few units (:data:`_FEWEST_UNITS`)."""
+        """Bootstrapped sums over units; None if there are too few units (:data:`_FEWEST_UNITS`)."""
         _, unit = np.unique(self.unit, return_inverse=True)
         count = int(unit.max()) + 1 if len(unit) else 0
         if count < _FEWEST_UNITS:
@@ -56,20 +56,20 @@ class Resampling:
 
 
 def absent(reason: str, n: int = 0) -> Figure:
-    """A figure, or a section, that cannot be given."""
+    """A metric, or a section of metrics, that cannot be computed."""
     return {"value": None, "n": n, "reason": reason}
 
 
 def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, reason: str) -> Figure:
-    """A figure with its bias-corrected percentile bootstrap interval.
+    """A metric with its bias-corrected percentile bootstrap interval.
 
-    Plain percentiles would sit beside the value where noise pushes a figure to one side, as it does with the
-    calibration error (Efron, "Better Bootstrap Confidence Intervals", 1987, without acceleration).
+    Plain percentiles miss the value where noise pushes a metric to one side, as it does with the calibration error
+    (Efron, "Better Bootstrap Confidence Intervals", 1987, without acceleration).
 
     Args:
         value: the point estimate; NaN becomes null with ``reason``.
-        n: samples behind it.
-        replicates: bootstrapped values, None where too few units were there to draw from.
+        n: number of samples.
+        replicates: bootstrapped values, None if there were too few units to draw from.
         reason: why the value would be undefined.
     """
     if not math.isfinite(value):
@@ -80,7 +80,7 @@ def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, rea
     defined = replicates[np.isfinite(replicates)]
     if len(defined) < (1 - _UNDEFINED_SHARE) * len(replicates):
         return made | {"interval_reason": "undefined in too many of the draws"}
-    if np.ptp(defined) == 0:  # 0 of 12 right: no draw can differ, which is no certainty
+    if np.ptp(defined) == 0:  # with 0 of 12 right no draw can differ, but the truth need not be 0
         return made | {"interval_reason": "the same in every draw"}
     below = (np.sum(defined < value) + np.sum(defined == value) / 2) / len(defined)
     shift = 2 * ndtri(np.clip(below, 1 / len(defined), 1 - 1 / len(defined)))
@@ -90,10 +90,10 @@ def figure(value: float, n: int, replicates: Float[ndarray, " r"] | None, *, rea
 
 
 def noise_figure(value: float, n: int, replicates: Float[ndarray, " r"] | None) -> Figure:
-    """A figure from 0 to 1 that noise only ever makes larger, such as the calibration error, with its basic interval.
+    """A metric from 0 to 1 that noise only makes larger, such as the calibration error, with its basic interval.
 
-    Draws are as much too large against the value as the value is against the truth, so the interval is
-    mirrored at the value, and cut at 0 and 1 (Davison and Hinkley, "Bootstrap Methods", 1997, section 5.2).
+    Draws exceed the value by as much as the value exceeds the truth, so the interval is mirrored at the value, and
+    cut at 0 and 1 (Davison and Hinkley, "Bootstrap Methods", 1997, section 5.2).
     """
     made = figure(value, n, replicates, reason="no sample")
     if replicates is None or made.get("low") is None:
@@ -103,8 +103,14 @@ def noise_figure(value: float, n: int, replicates: Float[ndarray, " r"] | None) 
 
 
 def too_few(units: int) -> bool:
-    """Whether no interval can be drawn from so many people or images."""
+    """Whether these are too few people or images for an interval."""
     return units < _FEWEST_UNITS
+
+
+def two_sided_p(differences: Float[ndarray, " r"]) -> float:
+    """Two-sided p-value of a difference from its bootstrap replicates."""
+    tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
+    return float(min(1.0, 2 * (1 + tail) / (1 + len(differences))))
 
 
 def share(successes: int, trials: int, *, reason: str) -> Figure:
@@ -116,7 +122,7 @@ def share(successes: int, trials: int, *, reason: str) -> Figure:
 
 
 def counted(reasons: Mapping[str, int]) -> dict[str, int]:
-    """Only the reasons that happened."""
+    """The reasons with a count above 0."""
     return {reason: int(count) for reason, count in reasons.items() if count}
 
 
@@ -127,5 +133,5 @@ def ratio(over: Float[ndarray, "*many"], under: Float[ndarray, "*many"]) -> Floa
 
 
 def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """Names to values, lengths equal."""
+    """Names to values of the same number."""
     return dict(zip(names, values, strict=True))

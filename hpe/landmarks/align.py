@@ -1,14 +1,14 @@
 """Rotations from points: the mean head, the rotation that fits it best, and angles in numpy.
 
-Arrays of points here are ``heads``: centred, of unit root-mean-square radius, in axes x right, y up, z towards
-the viewer, so that a head shape ``X`` (rows) is seen as ``X @ R`` (``hpe.geometry``: ``Rᵀ X``).
+Points here are ``heads``: centred, of unit root-mean-square radius, in axes x right, y up, z towards the viewer,
+so that a head shape ``X`` (rows) appears in the picture as ``X @ R`` (``hpe.geometry``: ``Rᵀ X``).
 """
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-_REACH_DEGREES = 99.0
+_LIMIT_DEGREES = 99.0
 
 
 def heads_of(points: Float[np.ndarray, "faces points 3"]) -> Float[np.ndarray, "faces points 3"]:
@@ -26,8 +26,8 @@ def rotations_of(angles: Float[np.ndarray, "faces 3"]) -> Float[np.ndarray, "fac
 def angles_of(rotations: Float[np.ndarray, "faces 3 3"]) -> Float[np.ndarray, "faces 3"]:
     """Yaw, pitch, roll in degrees; of the two triples that give a rotation, the one with less pitch and roll.
 
-    Labels reach to yaw ±99°, where the usual triple (yaw within ±90°) has pitch and roll near 180°. The other
-    triple is taken only within ±99° of yaw.
+    Labels have yaw up to ±99°, where the usual triple (yaw within ±90°) has pitch and roll near 180°. The other
+    triple is used only within ±99° of yaw.
     """
     yaw = np.arctan2(-rotations[:, 2, 0], np.hypot(rotations[:, 0, 0], rotations[:, 1, 0]))
     pitch = np.arctan2(rotations[:, 2, 1], rotations[:, 2, 2])
@@ -36,7 +36,7 @@ def angles_of(rotations: Float[np.ndarray, "faces 3 3"]) -> Float[np.ndarray, "f
     side = np.where(usual >= 0, 180.0, -180.0)
     other = np.stack((side[:, 0] - usual[:, 0], usual[:, 1] - side[:, 1], usual[:, 2] - side[:, 2]), 1)
     better = np.abs(other[:, 1:]).sum(1) < np.abs(usual[:, 1:]).sum(1)
-    return np.where((better & (np.abs(other[:, 0]) <= _REACH_DEGREES))[:, None], other, usual)
+    return np.where((better & (np.abs(other[:, 0]) <= _LIMIT_DEGREES))[:, None], other, usual)
 
 
 def mean_head(
@@ -59,10 +59,10 @@ def fitted_rotations(
 def lifted(
     shape: Float[np.ndarray, "points 3"], flat: Float[np.ndarray, "faces points 3"]
 ) -> Float[np.ndarray, "faces points 3"]:
-    """Heads whose z is unknown (0), with the z of ``shape`` turned as x and y say.
+    """Heads whose z is unknown (0), with the z of ``shape`` turned so that it fits x and y.
 
     Scaled orthographic projection: the nearest two orthonormal rows to the least-squares affine map from the
-    shape to the picture, and their cross product. The x and y keep what they are, up to scale.
+    shape to the picture, and their cross product. x and y are only scaled.
     """
     affine = np.linalg.pinv(shape) @ flat[..., :2]
     left, values, right = np.linalg.svd(affine, full_matrices=False)

@@ -1,4 +1,4 @@
-"""``hpe landmarks …``: the mesh's environment, extraction, the comparison, drawn axes."""
+"""``hpe landmarks …``: install the face mesh, extract points, compare regressors, draw axes."""
 
 import math
 import sys
@@ -12,24 +12,25 @@ from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
     name="landmarks",
-    help="Head pose from face points: mesh, ten regressors compared, the best one used; looks, from head and eyes.",
+    help="Head pose from face points: find them, compare ten regressors, use the best one.",
     no_args_is_help=True,
 )
 
-_NAMED: Final = 20
+_MOST_NAMED: Final = 20
+"""Unreadable pictures that the terminal lists; `extract.json` lists all."""
 _Python = Annotated[
-    Path | None, typer.Option(help="Interpreter with the mesh, in place of the one of `hpe landmarks install`.")
+    Path | None, typer.Option(help="Python interpreter that has the mesh; default: from `hpe landmarks install`.")
 ]
-_Views = Annotated[str, typer.Option(help="plain (fastest), mirror, or many: the mean of 1, 2 or 7 views a face.")]
-_Faces = Annotated[str, typer.Option(help="Of several faces: largest, centre (nearest to it), or all.")]
-_Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; all cores by default.")]
+_Views = Annotated[str, typer.Option(help="plain (fastest), mirror or many: average 1, 2 or 7 views of each face.")]
+_Faces = Annotated[str, typer.Option(help="Which faces of a picture: the largest, the one nearest the centre, or all.")]
+_Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
 
 
 @app.command()
 def install(
-    folder: Annotated[Path | None, typer.Option(help="Where; by default in the user's cache.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to install it; default: the user's cache.")] = None,
 ) -> None:
-    """Make the face mesh's own environment (MediaPipe 0.10.21, which no protobuf of today suits).
+    """Install the face mesh (MediaPipe 0.10.21) in its own environment, because it needs an older protobuf.
 
     Example: `hpe landmarks install`
     """
@@ -40,23 +41,17 @@ def install(
 
 @app.command()
 def extract(
-    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or of shards.")],
-    out: Annotated[Path, typer.Argument(help="Folder of faces-*.parquet and extract.json.")],
+    source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a folder of shards.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write faces-*.parquet and extract.json to.")],
     views: _Views = "many",
     faces: _Faces = "largest",
     workers: _Workers = None,
     python: _Python = None,
-    eyes: Annotated[
-        bool, typer.Option("--eyes", help="Irises and the eyes' pictures, too, for `hpe landmarks look`.")
-    ] = False,
-    insist: Annotated[
-        bool, typer.Option("--insist", help="Every picture shows a face: doubt less, look again turned and enlarged.")
-    ] = False,
 ) -> None:
-    """Find 468 points a face in pictures or shards; killed and started again, it goes on.
+    """Find 468 points on every face in pictures or shards. Run the same command again to resume.
 
-    HPE_FACE_MESH_MODEL names another .tflite of the mesh, in place of the package's.
-    Pictures without a face are listed in extract.json and are no fault; exit code 1 where pictures or shards
+    Set HPE_FACE_MESH_MODEL to a .tflite file to use another model of the mesh.
+    Pictures without a face are normal; extract.json lists them. The exit code is 1 if pictures or shards
     cannot be read (they are named).
 
     Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
@@ -65,48 +60,45 @@ def extract(
     from hpe.landmarks.extract import NO_FACE, SUMMARY, extract
 
     which = _which(faces)
-    done = extract(
-        source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers,
-        eyes=eyes, insist=insist,
-    )  # fmt: skip
+    done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
     rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
     if done["images_without_a_face"]:
-        print(f"{done['images_without_a_face']:,} have none: see {out / SUMMARY}")
+        print(f"{done['images_without_a_face']:,} have none: {out / SUMMARY} lists them")
     unread = [f"{key}: {status}" for key, status in done["failed"].items() if status != NO_FACE]
-    _say(unread, f"{out / SUMMARY} names all")
-    for told in done["skipped_shards"].values():
-        print(f"skipped: {told}")
+    _name_unread(unread, f"{out / SUMMARY} lists all")
+    for problem in done["skipped_shards"].values():
+        print(f"skipped: {problem}")
     if done["skipped_shards"]:
-        print(f"shards skipped: {len(done['skipped_shards']):,}; mend them, and the same command does what is missing")
+        print(f"shards skipped: {len(done['skipped_shards']):,}; repair them and run the same command again")
     if unread or done["skipped_shards"]:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command()
 def compare(
-    points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract`, an .npz, or raw AFLW2000.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the table, the plot and the model.")],
-    labels: Annotated[Path | None, typer.Option(help="Folder of <stem>.mat with the angles.")] = None,
+    points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract`, an .npz file, or raw AFLW2000.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the table, the plot and the model to.")],
+    labels: Annotated[Path | None, typer.Option(help="Folder with the angles in <stem>.mat files.")] = None,
     own_points: Annotated[
-        str | None, typer.Option(help="Take the raw dataset's own pt3d_68: 3d, or 2d (x and y only).")
+        str | None, typer.Option(help="Use the raw dataset's own points (pt3d_68): 3d, or 2d for x and y only.")
     ] = None,
-    models: Annotated[str | None, typer.Option(help="Some of them, with commas, such as svr,ridge.")] = None,
-    features: Annotated[str | None, typer.Option(help="Some of six,all,aligned.")] = None,
+    models: Annotated[str | None, typer.Option(help="Some of the regressors, with commas, such as svr,ridge.")] = None,
+    features: Annotated[str | None, typer.Option(help="Some of the features six,all,aligned.")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Outer folds; each needs 20 faces.")] = 5,
-    keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep angles beyond ±99°.")] = False,
-    picture_width: Annotated[float, typer.Option(help="Pixels: the focal length that solve-PnP guesses.")] = 450.0,
+    keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep faces with angles beyond ±99°.")] = False,
+    picture_width: Annotated[float, typer.Option(help="In pixels; solve-PnP takes it as the focal length.")] = 450.0,
     workers: _Workers = None,
     seed_rows: Annotated[
         bool,
         typer.Option(
             "--seed-rows",
-            help="With --models too: rows by the settings of the project this one is modelled on (the seed); "
-            "they are there whenever all models are.",
+            help="Add rows with the settings of the seed, the project that this one is modelled on; default only "
+            "without --models.",
         ),
     ] = False,
 ) -> None:
-    """Compare regressors by nested cross-validation, choose, and save the chosen one without pickle.
+    """Compare regressors by nested cross-validation and save the best one, without pickle.
 
     Needs 100 faces with known angles, and 20 for each outer fold.
 
@@ -115,7 +107,7 @@ def compare(
     """
     from hpe.files import write_text
     from hpe.landmarks import table
-    from hpe.landmarks.compare import compare
+    from hpe.landmarks.compare import Options, compare
     from hpe.landmarks.disk import writing
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
     from hpe.landmarks.report import markdown, plot_comparison
@@ -127,22 +119,20 @@ def compare(
         raise UserError(f"--picture-width {picture_width:g}: expected pixels above 0")
     views = _views_of(points)
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
+    options = Options(
+        models=models.split(",") if models else (*MODELS, STACK),
+        features=features.split(",") if features else tuple(FEATURES),
+        folds=folds,
+        limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
+        picture_width=picture_width,
+        views=views,
+        seed_rows=seed_rows or models is None,
+    )
     with writing(out):
         try:
-            summary = compare(
-                faces,
-                out,
-                models=models.split(",") if models else (*MODELS, STACK),
-                features=features.split(",") if features else tuple(FEATURES),
-                folds=folds,
-                workers=workers,
-                limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,
-                picture_width=picture_width,
-                views=views,
-                seed_rows=seed_rows or models is None,
-            )
+            summary = compare(faces, out, options, workers=workers)
         except Stopped:
-            print(f"{out}: stopped; the same command goes on from here")
+            print(f"{out}: stopped; run the same command again to resume")
             raise typer.Exit(EXIT_AGAIN) from None
         text = markdown(summary)
         write_text(out / "compare.md", text + "\n")
@@ -151,39 +141,21 @@ def compare(
 
 
 @app.command()
-def look(
-    points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract SHARDS --eyes`.")],
-    out: Annotated[Path, typer.Argument(help="Folder of look.md, look.json and look.parquet (every face's answer).")],
-    pose: Annotated[Path | None, typer.Option(help="Pose tables of the same shards, read beside.")] = None,
-) -> None:
-    """Tell where people look from head and eyes, and judge it by leaving each person out in turn.
-
-    For sets whose records name person, yaw, pitch and direction, such as Pointing'04. Pictures in which the mesh
-    found no face are judged by the angles of --pose alone; without it they count as wrong.
-
-    Example: `hpe landmarks look data/looks runs/look --pose shards/wide/pose/lwpose66`
-    """
-    from hpe.landmarks.look import look, markdown
-
-    print(markdown(look(points, out, pose)))
-
-
-@app.command()
 def draw(
     model: Annotated[Path, typer.Argument(help="Folder that `hpe landmarks compare` wrote.")],
     source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures or of shards, or a video.")],
-    out: Annotated[Path, typer.Argument(help="A .png or .jpg: one picture, or a sheet; of a video: .mp4 or .avi.")],
-    count: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet, evenly over the source.")] = 36,
+    out: Annotated[Path, typer.Argument(help="File to write: .png or .jpg; for a video .mp4 or .avi.")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet at most, chosen evenly from SOURCE.")] = 36,
     faces: _Faces = "largest",
     steady: Annotated[
-        float, typer.Option(help="Video: hertz below which a still head's trembling is smoothed; inf: not at all.")
+        float, typer.Option(help="Video: smoothing's cutoff for a still head, in hertz; inf: no smoothing.")
     ] = 1.0,
     workers: _Workers = None,
     python: _Python = None,
 ) -> None:
-    """Draw the axes on a picture, on a sheet of several, or on every frame of a video, smoothed as rotations.
+    """Draw axes on the faces of a picture, of several on one sheet, or of a video, smoothed over its frames.
 
-    Exit code 1 where pictures or shards cannot be read (they are named).
+    The exit code is 1 if pictures or shards cannot be read (they are named).
 
     Examples: `hpe landmarks draw runs/landmarks photos axes.png --count 24`,
     `hpe landmarks draw runs/landmarks talk.mp4 axes.mp4 --faces all`
@@ -201,17 +173,17 @@ def draw(
         drawn = draw_pictures(model, source, out, count=count, which=which, python=python)
         written = f"{out}: " if drawn.read else ""
         print(f"{written}{drawn.with_a_face:,} of {drawn.read + len(drawn.unread):,} pictures have a face")
-        _say(drawn.unread)
+        _name_unread(drawn.unread)
         if drawn.unread:
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _say(unread: Sequence[str], where: str = "") -> None:
-    """Name what could not be read, the first of many."""
-    for told in unread[:_NAMED]:
-        print(f"landmarks: {told}", file=sys.stderr)
-    if len(unread) > _NAMED:
-        print(f"landmarks: and {len(unread) - _NAMED:,} more{where and '; '}{where}", file=sys.stderr)
+def _name_unread(problems: Sequence[str], where: str = "") -> None:
+    """Print what could not be read, the first of many."""
+    for problem in problems[:_MOST_NAMED]:
+        print(f"landmarks: {problem}", file=sys.stderr)
+    if len(problems) > _MOST_NAMED:
+        print(f"landmarks: and {len(problems) - _MOST_NAMED:,} more{where and '; '}{where}", file=sys.stderr)
 
 
 def _which(faces: str):

@@ -1,8 +1,9 @@
 """``hpe landmarks compare``: every regressor on every kind of features by nested cross-validation.
 
-Where the faces' people (or photos, of several views) are known, no outer fold parts those of one.
-Settings are tuned on inner folds of the training part, then the fitted regressor meets the outer fold once.
-``OUT/folds/<features>-<model>-<fold>.json`` is written as each is done; the same command finishes what misses.
+Where each face's person is known (or the photo that several views show), all faces of one person are in one
+outer fold. Settings are tuned on inner folds of the training part; the fitted regressor then predicts the outer fold
+once. ``OUT/folds/<features>-<model>-<fold>.json`` is written when a fold is done, and the same command run again does
+the missing ones.
 """
 
 import hashlib
@@ -49,6 +50,29 @@ _AFLW_WIDTH: Final = 450.0
 
 
 @dataclass(frozen=True)
+class Options:
+    """What is compared, and how.
+
+    Attributes:
+        models: names of ``MODELS``, and ``stack``.
+        features: names of ``FEATURES``.
+        folds: outer folds.
+        limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
+        picture_width: in pixels; solve-PnP takes it as the focal length.
+        views: the mesh's views of the training faces, which the saved model will ask for again.
+        seed_rows: add the regressors of the project that this one is modelled on, with its settings.
+    """
+
+    models: Sequence[str] = (*MODELS, STACK)
+    features: Sequence[str] = tuple(FEATURES)
+    folds: int = 5
+    limit_degrees: float = LIMIT_DEGREES
+    picture_width: float = _AFLW_WIDTH
+    views: str | None = None
+    seed_rows: bool = True
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
@@ -56,12 +80,12 @@ class Row:
     model: str
     scores: Scores
     fit_seconds: float | None = None
-    """Of one outer fold, without tuning."""
+    """For one outer fold, without tuning."""
     tune_seconds: float | None = None
     predict_milliseconds: float | None = None
     """Per face, from points to angles."""
     cpu_seconds: float | None = None
-    """Of all outer folds with tuning, on one core."""
+    """For all outer folds with tuning, on one core."""
     settings: Sequence[Any] | None = None
     """Chosen in each outer fold."""
 
@@ -78,57 +102,42 @@ class _Task:
         return f"{self.features}-{self.model}-{self.fold}"
 
 
-def compare(
-    faces: Faces,
-    out: Path,
-    *,
-    models: Sequence[str] = (*MODELS, STACK),
-    features: Sequence[str] = tuple(FEATURES),
-    folds: int = 5,
-    workers: int | None = None,
-    limit_degrees: float = LIMIT_DEGREES,
-    picture_width: float = _AFLW_WIDTH,
-    views: str | None = None,
-    seed_rows: bool = True,
-) -> dict[str, Any]:
-    """Compare, choose, fit the chosen one on all faces and save it in ``OUT/model``.
+def compare(faces: Faces, out: Path, options: Options = Options(), *, workers: int | None = None) -> dict[str, Any]:
+    """Compare, choose, fit the chosen regressor on all faces and save it in ``OUT/model``.
 
     Args:
         faces: points with angles.
         out: folder to write to.
-        models: of ``MODELS``, and ``stack``.
-        features: of ``FEATURES``.
-        folds: outer folds.
-        workers: processes; all cores by default.
-        limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
-        picture_width: in pixels, the focal length that solve-PnP guesses.
-        views: what the saved model says of its training faces.
-        seed_rows: add the regressors of the project that this one is modelled on, with its settings.
+        options: what is compared, and how.
+        workers: processes; one per core by default.
 
     Returns:
         What ``compare.json`` holds.
 
     Raises:
-        UserError: too few faces, an unknown name, OUT holds the comparison of other faces, or is written to now.
+        UserError: too few faces, an unknown name, OUT holds the comparison of other faces, or another process is
+            writing to it.
         Stopped: a signal was caught; finished folds are kept.
     """
-    begun = time.monotonic()
-    given = len(faces)
+    begun, given, folds = time.monotonic(), len(faces), options.folds
+    workers = workers or os.cpu_count() or 1
     everyone, _ = usable(faces, limit_degrees=np.inf)
-    faces, dropped = usable(faces, limit_degrees=limit_degrees)
-    _check(faces, models, features, folds, dropped)
-    tasks = _tasks(models, features, folds)
-    seeds = tuple(PUBLISHED_MSE_RADIANS2) if seed_rows else ()
+    faces, dropped = usable(faces, limit_degrees=options.limit_degrees)
+    _check(faces, options, dropped)
+    tasks = _tasks(options)
+    seeds = tuple(PUBLISHED_MSE_RADIANS2) if options.seed_rows else ()
     with _alone(out):
         _settle(out, faces, folds)
-        _run(tasks, seeds, faces, everyone, out, folds, workers or os.cpu_count() or 1)
+        _save_faces(out, faces, everyone)
+        _run(tasks, seeds, out, folds, workers)
     rows = [_row(out, kind, model, faces, folds) for kind, model in dict.fromkeys((t.features, t.model) for t in tasks)]
     rows.sort(key=lambda row: row.scores.mean_mae)
-    with threadpool_limits(1):  # with threads of its own beside other work, BLAS waits more than it works
-        geometry = _geometry(faces, folds, picture_width)
+    # On a busy machine BLAS with one thread per core is slower than with one thread.
+    with threadpool_limits(1):
+        geometry = _geometry(faces, folds, options.picture_width)
     seed = [json.loads(_seed_file(out, name).read_text(encoding="utf-8")) for name in seeds]
     best = rows[0]
-    final = _finished(best, faces, out, views)
+    final = _finished(best, faces, out, options.views)
     summary = {
         "format": FORMAT,
         "data_sha256": _digest(faces),
@@ -143,32 +152,36 @@ def compare(
         "chosen": {"features": best.features, "model": best.model, "settings": final, "why": _why(rows)},
         "cpu_seconds": round(sum(row.cpu_seconds or 0.0 for row in rows), 1),
         "seconds_of_this_run": round(time.monotonic() - begun, 1),
-        "workers": workers or os.cpu_count() or 1,
+        "workers": workers,
     }
     write_json(out / SUMMARY, summary)
     return summary
 
 
-def _check(faces: Faces, models: Sequence[str], features: Sequence[str], folds: int, dropped: dict[str, int]) -> None:
-    for what, names, known in (("model", models, (*MODELS, STACK)), ("features", features, tuple(FEATURES))):
+def _check(faces: Faces, options: Options, dropped: dict[str, int]) -> None:
+    folds = options.folds
+    for what, names, known in (
+        ("model", options.models, (*MODELS, STACK)),
+        ("features", options.features, tuple(FEATURES)),
+    ):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
     if folds < 2:
         raise UserError(f"{folds} folds: expected 2 or more")
     people = _people(faces)
     if people is not None and (count := len(np.unique(people))) < folds:
-        way = f"--folds {count} would do" if count > 1 else "give faces of more people"
+        way = f"use --folds {count}" if count > 1 else "give faces of more people"
         raise UserError(f"people: {count}; expected one or more for each of {folds} outer folds; {way}")
     if len(faces) < (least := max(LEAST_FACES, LEAST_FACES_A_FOLD * folds)):
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
         found = f"{len(faces)} usable faces ({lost})"
         most_folds = len(faces) // LEAST_FACES_A_FOLD
         if len(faces) >= LEAST_FACES:
-            raise UserError(f"{found}: {folds} outer folds need {least}; --folds {most_folds} would do, or more faces")
+            raise UserError(f"{found}: {folds} outer folds need {least}; use --folds {most_folds}, or give more faces")
         more = "angles for those without (--labels)" if NO_ANGLES in dropped else "more pictures with known angles"
         raise UserError(
-            f"{found}: expected {LEAST_FACES} or more, however few the folds: with fewer, differences between "
-            f"regressors are chance; give {more}"
+            f"{found}: expected {LEAST_FACES} or more, with any number of folds, because with fewer the regressors "
+            f"differ by chance only; give {more}"
         )
 
 
@@ -180,13 +193,13 @@ def _digest(faces: Faces) -> str:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Alone in a folder.
+    """Holds the folder's lock.
 
     Raises:
-        UserError: another comparison is writing to it.
+        UserError: another comparison is writing to the folder.
     """
     make_folder(out / "folds", f"{out}")
-    taken = f"{out}: another comparison is writing to this folder; wait for it, or give another"
+    taken = f"{out}: another comparison is writing to this folder; wait for it, or choose another folder"
     with locked(out / "folds" / _LOCK, taken):
         for part in (out / "folds").glob(".*.part"):  # of killed processes
             part.unlink()
@@ -198,32 +211,29 @@ def _settle(out: Path, faces: Faces, folds: int) -> None:
     if (people := _people(faces)) is not None:
         now["people"] = len(np.unique(people))
     if path.is_file() and read_object(path) != now:
-        raise UserError(f"{out}: holds the comparison of other faces or folds; give another folder")
+        raise UserError(f"{out}: holds the comparison of other faces or folds; choose another folder")
     write_json(path, now)
 
 
-def _tasks(models: Sequence[str], features: Sequence[str], folds: int) -> list[_Task]:
-    """Expensive ones first, so that the last to end is short; stacks at the very end, as they need the others."""
+def _tasks(options: Options) -> list[_Task]:
+    """Expensive tasks first, so that no core waits long at the end; stacks last, as they need the others."""
     slow = {"forest": 3, "svr": 4, "xgboost": 3, "network": 2}
     tasks = [
         _Task(kind, model, fold, cost)
-        for model in models
-        for kind in features
-        for fold in range(folds)
+        for model in options.models
+        for kind in options.features
+        for fold in range(options.folds)
         if model != STACK
         for cost in [slow.get(model, 1) * (0.1 if kind == "six" else 1.0)]
     ]
     tasks.sort(key=lambda task: -task.cost)
-    if STACK in models and STACK_FEATURES in features and set(STACKED) <= set(models):
-        tasks += [_Task(STACK_FEATURES, STACK, fold, 0.0) for fold in range(folds)]
+    if STACK_FEATURES in options.features and {STACK, *STACKED} <= set(options.models):
+        tasks += [_Task(STACK_FEATURES, STACK, fold, 0.0) for fold in range(options.folds)]
     return tasks
 
 
-def _run(
-    tasks: Sequence[_Task], names: Sequence[str], faces: Faces, everyone: Faces, out: Path, folds: int, workers: int
-) -> None:
-    todo = [task for task in tasks if not _file(out, task).is_file()]
-    seeds = [name for name in names if not _seed_file(out, name).is_file()]
+def _save_faces(out: Path, faces: Faces, everyone: Faces) -> None:
+    """The arrays that the worker processes read; ``everyone`` includes the outliers, as the seed did."""
     people = _people(faces)
     with aside(out / "folds" / _FACES) as part, part.open("wb") as stream:
         np.savez(
@@ -234,6 +244,12 @@ def _run(
             all_angles=everyone.angles,
             people=np.empty(0, int) if people is None else people,
         )
+
+
+def _run(tasks: Sequence[_Task], names: Sequence[str], out: Path, folds: int, workers: int) -> None:
+    """Write the missing files of ``OUT/folds``."""
+    todo = [task for task in tasks if not _file(out, task).is_file()]
+    seeds = [name for name in names if not _seed_file(out, name).is_file()]
     total = len(tasks) + len(names)
     with (
         progress("landmarks compare", total, unit="fits", done=total - len(todo) - len(seeds)) as bar,
@@ -245,15 +261,15 @@ def _run(
                 for name in pool.run(partial(_job, out=out, folds=folds), jobs):
                     bar.note(name)
                     bar.advance()
-            except Stopped:  # a fold takes minutes
-                pool.kill()
+            except Stopped:
+                pool.kill()  # a fold takes minutes: do not wait for it
                 raise
 
 
 def _job(job: "_Task | str", *, out: Path, folds: int) -> str:
-    """One file of ``OUT/folds``: of a task, or of one of the seed's regressors; returns its name."""
+    """Write one file of ``OUT/folds``, of a task or of one of the seed's regressors, and return its name."""
     with np.load(out / "folds" / _FACES) as arrays, warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound on iterations is one of the settings
+        warnings.simplefilter("ignore", ConvergenceWarning)  # some settings bound the iterations on purpose
         if isinstance(job, str):
             write_json(_seed_file(out, job), seed_row(job, arrays["all_points"], arrays["all_angles"]))
             return f"seed {job}"
@@ -271,7 +287,7 @@ def _seed_file(out: Path, name: str) -> Path:
 
 
 def _people(faces: Faces) -> np.ndarray | None:
-    """The number of each face's person, or None where one is unknown or all are different."""
+    """The number of each face's person, or None if one is unknown or no two faces share one."""
     if faces.subjects is None or None in faces.subjects:
         return None
     names, people = np.unique(np.asarray(faces.subjects, str), return_inverse=True)
@@ -307,7 +323,7 @@ def _fold(
 
 
 def _settings(task: _Task, points: Points, angles: Angles, out: Path) -> Any:
-    if task.model == STACK:  # what each member chose on this same training part
+    if task.model == STACK:  # its members were tuned on this same training part
         files = [_file(out, _Task(task.features, name, task.fold, 0.0)) for name in STACKED]
         return [json.loads(file.read_text(encoding="utf-8"))["settings"] for file in files]
     return tuned(points, angles, task.features, task.model)[0]
@@ -333,7 +349,7 @@ def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
 
 
 def _geometry(faces: Faces, folds: int, picture_width: float) -> list[Row]:
-    """What needs no regression: solve-PnP on a generic face, and the training folds' mean head turned to fit."""
+    """Two rows without regression: solve-PnP on a generic face, and the training folds' mean head turned to fit."""
     begun = time.perf_counter()
     pnp = solve_pnp(faces.points, picture_width)
     each = 1000 * (time.perf_counter() - begun) / len(faces)
@@ -370,4 +386,4 @@ def _why(rows: Sequence[Row]) -> str:
     if len(rows) > 1:
         second = rows[1]
         text += f"; next {second.model} on {second.features}, {second.scores.mean_mae:.2f}°"
-    return text + ". Choosing among rows by the same folds flatters the best one by little: intervals overlap."
+    return text + ". The rows were compared and chosen on the same folds, which slightly favours the best one."

@@ -1,4 +1,4 @@
-"""What goes wrong with the files of ``hpe landmarks``, as messages."""
+"""Errors with the files of ``hpe landmarks``, as messages."""
 
 import json
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ from hpe.errors import UserError
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Around all that is written to OUT.
+    """Around everything that writes to OUT.
 
     Raises:
-        UserError: it cannot be written to, or the disk is full.
+        UserError: OUT cannot be written to, or the disk is full.
     """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written to ({error.strerror or error}); make room, or give another folder"
+            f"{out}: cannot be written to ({error.strerror or error}); free some space, or choose another folder"
         ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file that we wrote.
+    """The JSON object in a file of this package.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it and run the command again") from error
     return found

@@ -1,4 +1,4 @@
-"""Axes on the faces of pictures: one picture at a size to look at, or several as a sheet."""
+"""Axes on the faces of pictures: one picture at a readable size, or several on a sheet."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -25,7 +25,7 @@ _SHEET_WIDTH: Final = 1344
 _LARGEST_TILE: Final = 448
 _MOST_COLUMNS: Final = 6
 _MOST_LINES: Final = 6
-"""Of a tile's faces; a group of thirty would hide the sheet behind its figures."""
+"""Lines of angles below a tile; the angles of a group of thirty would fill the sheet."""
 _LINE: Final = 16
 _LETTERS: Final = 12
 _QUALITY: Final = 92
@@ -33,7 +33,7 @@ _QUALITY: Final = 92
 
 @dataclass
 class Drawn:
-    """What became of the pictures: how many could be read, how many of them have a face, and which could not."""
+    """How many pictures could be read, how many of them have a face, and which could not be read."""
 
     read: int = 0
     with_a_face: int = 0
@@ -66,7 +66,7 @@ def _reading(face: PosedFace) -> draw.Reading:
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
-    """Pictures with lines of text below each, in rows as even as can be."""
+    """Pictures with lines of text below each, in rows of equal length as far as possible."""
     rows = -(-len(tiles) // _MOST_COLUMNS)
     columns = -(-len(tiles) // rows)
     side = min(_LARGEST_TILE, _SHEET_WIDTH // columns)
@@ -77,7 +77,7 @@ def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
         x, y = at % columns * side, at // columns * height
         page.paste(ImageOps.pad(picture, (side, side), color="white"), (x, y))
         for row, line in enumerate(lines):
-            text = " ".join(line.encode("utf-8", "replace").decode().split())  # names of files may be any bytes
+            text = " ".join(line.encode("utf-8", "replace").decode().split())  # file names may be any bytes
             while pen.textlength(text, font) > side - 6:
                 text = f"{text.removesuffix('…')[:-1]}…"
             pen.text((x + 3, y + side + _LINE * row + 1), text, fill="black", font=font)
@@ -85,26 +85,26 @@ def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
 
 
 def _lines(name: str, faces: Sequence[PosedFace]) -> list[str]:
-    """A picture's name and yaw, pitch, roll: behind it of one face, below it of several, from left to right."""
-    told = [
+    """A picture's name and the yaw, pitch, roll of its faces: on the same line if it is one, else a line for each."""
+    angles = [
         " ".join(f"{angle:+.0f}" for angle in np.round(face.angles) + 0.0)  # + 0.0: no "-0"
         for face in sorted(faces, key=lambda face: face.box[0] + face.box[2])
     ]
-    if len(told) < 2:
-        return [f"{name}: {told[0] if told else 'no face'}"]
-    more = [f"… and {len(told) - _MOST_LINES + 1} more"] if len(told) > _MOST_LINES else []
-    return [f"{name}: {len(told)} faces, left to right", *told[: _MOST_LINES - len(more)], *more]
+    if len(angles) < 2:
+        return [f"{name}: {angles[0] if angles else 'no face'}"]
+    more = [f"… and {len(angles) - _MOST_LINES + 1} more"] if len(angles) > _MOST_LINES else []
+    return [f"{name}: {len(angles)} faces, left to right", *angles[: _MOST_LINES - len(more)], *more]
 
 
 def draw_pictures(
     model: Path, source: Path, out: Path, *, count: int = 36, which: Which = "largest", python: Path | None = None
 ) -> Drawn:
-    """Draw up to ``count`` pictures, evenly over the source: one by itself, several as a sheet.
+    """Draw up to ``count`` pictures, chosen evenly from the source: a single one alone, several on a sheet.
 
-    Where none can be read, nothing is written.
+    If none can be read, nothing is written.
 
     Raises:
-        UserError: no model, no mesh, no pictures, or OUT is no picture's name or cannot be written.
+        UserError: no model, no mesh, no pictures, or OUT is not the name of a picture or cannot be written.
     """
     if out.suffix.lower() not in SHEETS:
         raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
@@ -137,7 +137,7 @@ def draw_pictures(
 
 
 def _pictures(source: Path, drawn: Drawn) -> Iterator[Picture]:
-    """The pictures of all parts; shards that cannot be read are noted."""
+    """The pictures of all parts; shards that cannot be read are recorded in ``drawn``."""
     for part in pictures_of(source):
         try:
             yield from part.read()

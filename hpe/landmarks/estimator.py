@@ -1,4 +1,4 @@
-"""Pictures to angles by mesh and regressor: what `hpe predict` calls, and what `hpe pose` takes as an estimator."""
+"""Pictures to angles by mesh and regressor, for `hpe predict` and as an estimator of `hpe pose`."""
 
 import hashlib
 import weakref
@@ -32,7 +32,8 @@ class PosedFace:
     Attributes:
         angles: yaw, pitch, roll, degrees.
         box: around the points: x0, y0, x1, y1, pixels.
-        spread: how far the mesh's views differ, in sizes of the face: above 0.05, doubt the angles.
+        spread: how far the mesh's views differ, as a fraction of the face's size; above 0.05 the angles are
+            unreliable.
     """
 
     angles: Float[np.ndarray, "3"]
@@ -46,7 +47,7 @@ class LandmarkEstimator:
     Args:
         folder: ``OUT/model`` of ``hpe landmarks compare``, or OUT.
         python: interpreter with the mesh; by default the installed one.
-        which: with several faces: largest, centre or all.
+        which: of several faces: largest, centre or all.
 
     Raises:
         UserError: no model, another topology, or no mesh.
@@ -78,7 +79,7 @@ class LandmarkEstimator:
         return [PosedFace(row, face.box, face.spread) for face, row in zip(found, angles, strict=True)]
 
     def estimate(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "pictures 3"]:
-        """Yaw, pitch, roll of the first face of each RGB picture; NaN where there is none."""
+        """Yaw, pitch, roll of the first face of each RGB picture; NaN if it has none."""
         points = np.full((len(pictures), MESH468.count, 3), np.nan)
         for row, picture in enumerate(pictures):
             if faces := self.find(picture):
@@ -87,9 +88,9 @@ class LandmarkEstimator:
 
 
 def as_pose_estimator(folder: Path, *, python: Path | None = None) -> "Estimator":
-    """The model behind the interface of ``hpe pose``: a network that takes crops and gives Euler angles.
+    """The model as an estimator of ``hpe pose``: it takes crops and gives Euler angles.
 
-    Faces that the mesh does not find have NaN angles. The mesh ends when the estimator is no longer used.
+    Faces that the mesh does not find have NaN angles. The mesh ends when the estimator is garbage-collected.
     """
     import torch
 

@@ -1,9 +1,9 @@
 """``hpe landmarks extract``: face points of pictures or shards into Parquet, in parallel, resumable.
 
-``OUT/faces-000000.parquet`` holds a row a face (``status`` ok), or one a picture without (``no face``, or why it
-is no picture); ``OUT/extract.json`` holds the settings and, at the end, the counts and what failed. A part that
-exists is not made again, unless its pictures are others than it remembers (names, sizes, times, in its metadata);
-parts that the source no longer has are removed.
+``OUT/faces-000000.parquet`` holds one row per face (``status`` ok), and one per picture without a face (``no face``,
+or why it is no picture); ``OUT/extract.json`` holds the settings and, at the end, the counts and what failed. A part
+that exists is kept, unless its pictures have changed (its metadata hold a digest of names, sizes and times); parts
+that the source no longer has are removed.
 """
 
 import math
@@ -32,23 +32,23 @@ from hpe.progress import progress
 from hpe.records import Record
 from hpe.shards import MANIFEST, Manifest, read_samples
 
-FORMAT: Final = "hpe-landmarks/2"
+FORMAT: Final = "hpe-landmarks/3"
 SUMMARY: Final = "extract.json"
 NO_FACE: Final = "no face"
-"""The status of a picture in which the mesh finds none: a finding, no damage."""
+"""Status of a picture in which the mesh finds no face: a result, not a failure."""
 _PART: Final = 256
+"""Picture files in one table: what is read and done again after a kill."""
 _DIGEST: Final = b"hpe.pictures"
 _SCHEMA: Final = pa.schema(
     [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
      ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()), ("roll", pa.float32()),
-     ("direction", pa.int8()), ("subject", pa.string()), ("points", pa.list_(pa.float32())),
-     ("eyes", pa.list_(pa.uint8()))]
+     ("subject", pa.string()), ("points", pa.list_(pa.float32()))]
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded picture with what is known of it."""
+    """An encoded picture with its labels."""
 
     key: str
     read: Callable[[], bytes]
@@ -60,9 +60,9 @@ class Part:
     """Pictures that are read together.
 
     Attributes:
-        name: of the shard; of files, a number.
-        digest: of which pictures these are.
-        read: the pictures; raises :class:`DamagedError`.
+        name: of the shard; a number for a part of picture files.
+        digest: changes when the pictures do.
+        read: yields the pictures; raises :class:`DamagedError`.
     """
 
     name: str
@@ -75,7 +75,7 @@ class DamagedError(UserError):
 
 
 def pictures_of(path: Path) -> list[Part]:
-    """Parts of the input: a shard each, or up to 256 picture files each.
+    """Parts of the input: one per shard, or one per 256 picture files.
 
     Raises:
         UserError: neither pictures nor shards.
@@ -106,7 +106,7 @@ def pictures_of(path: Path) -> list[Part]:
 
 
 def _keys(files: Sequence[Path], root: Path) -> list[str]:
-    """Paths inside the root without suffix; with it where two would have one key."""
+    """Paths inside the root without suffix; with it where two files would share a key."""
     names = [str(file.relative_to(root)) for file in files]
     stems = [str(Path(name).with_suffix("")) for name in names]
     often, whole = Counter(stems), set(names)
@@ -131,14 +131,13 @@ def _of_shard(shard: Path) -> Iterator[Picture]:
     except OSError as error:
         raise DamagedError(f"{shard}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        told = str(error).removeprefix(f"{shard}: ")
-        raise DamagedError(f"{shard}: {told}") from error
+        raise DamagedError(f"{shard}: {str(error).removeprefix(f'{shard}: ')}") from error
     for sample in samples:
         yield Picture(sample.key, lambda data=bytes(sample.image): data, sample.record)
 
 
 def _record_beside(file: Path) -> Record:
-    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP), where there is one that can be read."""
+    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP) beside the picture, if it exists and can be read."""
     from hpe.sources.faces3d import mat_arrays
 
     try:
@@ -159,39 +158,34 @@ def extract(
     views: str = "many",
     which: Which = "largest",
     workers: int | None = None,
-    eyes: bool = False,
-    insist: bool = False,
 ) -> dict[str, Any]:
     """Find the faces of every picture and write them.
 
     Args:
         source: a picture, a folder of pictures, or a folder of shards.
-        out: folder to write to; parts that are there are kept.
+        out: folder to write to; finished parts in it are kept.
         python: interpreter with the mesh (:func:`hpe.landmarks.mesh.interpreter`).
         views: ``plain``, ``mirror`` or ``many``.
-        which: which of several faces.
-        workers: processes; all cores by default.
-        eyes: irises (478 points) and the eyes' pictures, too.
-        insist: every picture is known to show a face: see :class:`hpe.landmarks.mesh.FaceMesh`.
+        which: of several faces: see :class:`hpe.landmarks.mesh.MeshPool`.
+        workers: processes; one per core by default.
 
     Returns:
         The summary that ``extract.json`` holds.
 
     Raises:
-        UserError: nothing to read, no mesh, OUT was made with other settings, or cannot be written to.
+        UserError: nothing to read, no mesh, OUT was made with other settings, or OUT cannot be written to.
     """
     parts = pictures_of(source)
     model = named_model()
     mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which,
-                "eyes": eyes, "insist": insist}  # fmt: skip
+    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
     _check_settings(out, settings)
     count = workers or os.cpu_count() or 1
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     begun, done = time.monotonic(), 0
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        mesh = stack.enter_context(closing(MeshPool(python, views, which, eyes=eyes, insist=insist))) if todo else None
+        mesh = stack.enter_context(closing(MeshPool(python, views, which))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
         if not (out / SUMMARY).is_file():
@@ -229,11 +223,11 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         f"{name} was {old.get(name)!r}, is {value!r}" for name, value in settings.items() if old.get(name) != value
     ]
     if changed:
-        raise UserError(f"{out}: made with other settings ({'; '.join(changed)}); give another folder")
+        raise UserError(f"{out}: made with other settings ({'; '.join(changed)}); choose another folder")
 
 
 def _digest_of(table: Path) -> str | None:
-    """Which pictures a finished part holds; None: there is no such part, or it is damaged."""
+    """Digest of a finished part's pictures; None: there is no such part, or it is damaged."""
     try:
         found = (pq.read_schema(table).metadata or {}).get(_DIGEST, b"")
     except (OSError, pa.ArrowException):
@@ -263,7 +257,7 @@ def _write_part(
 def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
     record = picture.record
     known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
-             "direction": record.direction, "subject": record.subject}  # fmt: skip
+             "subject": record.subject}  # fmt: skip
     try:
         faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read()))
     except (DecodeError, OSError) as error:
@@ -272,7 +266,7 @@ def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
         return [{**known, "status": NO_FACE}]
     return [
         {**known, "status": "ok", "face": row, "views": face.views, "spread": face.spread,
-         "points": face.points.astype("float32").ravel(), "eyes": None if face.eyes is None else face.eyes.ravel()}
+         "points": face.points.astype("float32").ravel()}
         for row, face in enumerate(faces)
     ]  # fmt: skip
 

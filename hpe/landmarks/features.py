@@ -1,7 +1,7 @@
-"""From points to what a regressor reads, and from what it says to angles: three ways behind one interface.
+"""From points to a regressor's input, and from its output to angles: three kinds behind one interface.
 
-Everything that is learned (the mean head, principal components) is learned by ``fit``, from the faces given to
-it and no others; cross-validation calls it on the training folds.
+Everything that is learned (the mean head, principal components) is learned by ``fit`` from the faces given to it
+and no others; cross-validation calls it with the training folds.
 """
 
 from typing import Final, Protocol
@@ -21,7 +21,7 @@ Angles = Float[np.ndarray, "faces 3"]
 
 _FLAT: Final = 1e-9
 _POSE_LOUDNESS: Final = 3.0
-"""Entries of the fitted rotation, times this, stand beside components of unit deviation (and below)."""
+"""Factor of the fitted rotation's entries, beside components whose deviation is at most 1."""
 
 
 class Features(Protocol):
@@ -45,10 +45,10 @@ class Features(Protocol):
 
 
 class SeedFeatures(BaseEstimator):
-    """The seed's: the nose tip at the origin, the distance forehead to chin as unit; targets are the angles.
+    """The seed's features: the nose tip is the origin, the distance forehead to chin the unit; targets are the angles.
 
     Args:
-        which: ``six`` (nose tip, chin, eyes, corners of the mouth) or ``all``. x and y only, as the seed.
+        which: ``six`` (nose tip, chin, eyes, corners of the mouth) or ``all``. x and y only, as in the seed.
     """
 
     def __init__(self, which: str = "all") -> None:
@@ -80,12 +80,12 @@ class SeedFeatures(BaseEstimator):
 
 
 class AlignedFeatures(BaseEstimator):
-    """Ours: the rotation that fits the mean head best, and how the face, so turned to the front, differs from it.
+    """Our features: the rotation that fits the mean head best, and how the face, turned to the front by it, differs.
 
     Columns are the fitted rotation (9) and the first principal components of the differences: independent of
-    place and size. The target is the rotation (vector, degrees, in the head's frame) that is missing
-    between the fitted and the true one: small and smooth, without the Euler angles' singularity. Every
-    training face stands twice, the second time mirrored. Faces without z are lifted first.
+    place and size. The target is the rotation (vector, degrees, in the head's frame) from the fitted to the
+    true one: small and smooth, without the Euler angles' singularity. Every training face is used twice, the
+    second time mirrored. Faces without z are lifted first.
 
     Args:
         components: principal components of the differences.
@@ -120,7 +120,7 @@ class AlignedFeatures(BaseEstimator):
         return self._columns(*self._fitted(points))
 
     def angles(self, points: Points, predicted: Columns) -> Angles:
-        """The angles of the fitted rotation, mended by the predicted one."""
+        """The angles of the fitted rotation, corrected by the predicted one."""
         missing = Rotation.from_rotvec(predicted, degrees=True).as_matrix()
         return angles_of(missing @ self.fitted(points))
 

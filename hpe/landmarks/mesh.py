@@ -1,7 +1,7 @@
-"""The face mesh: MediaPipe 0.10.21 in an interpreter of its own, asked over a pipe, several views merged.
+"""The face mesh: MediaPipe 0.10.21 in its own interpreter, asked over a pipe, several views merged.
 
 0.10.21 is the last MediaPipe whose models lie in the package; it needs protobuf < 7, which our other packages
-do not. So it gets an environment of its own (``hpe landmarks install``), and nothing else changes.
+do not. So it gets its own environment (``hpe landmarks install``), and nothing else changes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import queue
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,19 +22,18 @@ from jaxtyping import Float
 from hpe.crops import Box
 from hpe.errors import UserError
 from hpe.images import Picture
-from hpe.landmarks.eyes import Eyes, eyes_of
-from hpe.landmarks.topology import MESH468, MESH478, topology_of
+from hpe.landmarks.topology import MESH468
 
 VERSION: Final = "mediapipe 0.10.21"
 PACKAGES: Final = (
     "numpy>=1.26,<3", "protobuf>=4.25.3,<5", "opencv-python-headless>=4.10,<5", "absl-py>=2,<3", "attrs>=24",
     "flatbuffers>=24", "matplotlib>=3.9,<4",
 )  # fmt: skip
-"""What 0.10.21 imports for the mesh, and no jax, sounddevice or sentencepiece, which it also asks for."""
+"""What the mesh imports; 0.10.21 also requires jax, sounddevice and sentencepiece, which the mesh does not use."""
 Which = Literal["largest", "centre", "all"]
 WHICH: Final[tuple[Which, ...]] = ("largest", "centre", "all")
 VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
-"""Views of a picture by name: as it is; and mirrored; and five turned or resized crops around the face."""
+"""Number of views by name: the picture; and its mirror image; and five turned or resized crops around the face."""
 MOST_FACES: Final = 16
 _LARGEST_SIDE: Final = 2048
 _TRIED_PIXELS: Final = 64
@@ -68,7 +67,7 @@ def install(folder: Path) -> Path:
 
 
 def interpreter(given: Path | None = None) -> Path:
-    """The interpreter that has the mesh: the given one, ``HPE_FACE_MESH_PYTHON``, or the installed one.
+    """The interpreter that has the mesh: the given one, that of ``HPE_FACE_MESH_PYTHON``, or the installed one.
 
     Raises:
         UserError: there is none.
@@ -77,8 +76,8 @@ def interpreter(given: Path | None = None) -> Path:
     python = given or (Path(named) if named else environment() / "bin" / "python")
     if not python.is_file():
         raise UserError(
-            f"{python}: no interpreter with {VERSION} there; make it with `hpe landmarks install`, "
-            "or name one with --python or HPE_FACE_MESH_PYTHON"
+            f"{python}: not found; expected a Python interpreter with {VERSION}; run `hpe landmarks install`, "
+            "or name another with --python or HPE_FACE_MESH_PYTHON"
         )
     return python
 
@@ -87,14 +86,16 @@ def named_model() -> Path | None:
     """The model file that ``HPE_FACE_MESH_MODEL`` names; None: the package's own.
 
     Raises:
-        UserError: there is no such file, or it is no TensorFlow Lite model.
+        UserError: there is no such file, or it is not a TensorFlow Lite model.
     """
     name = os.environ.get("HPE_FACE_MESH_MODEL")
     if not name:
         return None
     path = Path(name)
     if not path.is_file() or path.read_bytes()[4:8] != b"TFL3":
-        raise UserError(f"HPE_FACE_MESH_MODEL={name}: no such file, or no .tflite model; expected a mesh of 468 points")
+        raise UserError(
+            f"HPE_FACE_MESH_MODEL={name}: no such file, or not a .tflite model; expected a mesh of 468 points"
+        )
     return path
 
 
@@ -103,17 +104,14 @@ class MeshFace:
     """One face.
 
     Attributes:
-        points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views. 468, or 478
-            with both irises.
+        points: picture axes (x right, y down, z towards the viewer), pixels; the mean of the views.
         views: how many views found it.
-        spread: root mean square of the views' difference from their mean, in sizes of the face.
-        eyes: see :func:`hpe.landmarks.eyes.eyes_of`, where they were asked for.
+        spread: root mean square of the views' difference from their mean, as a fraction of the face's size.
     """
 
-    points: Float[np.ndarray, "points 3"]
+    points: Float[np.ndarray, "468 3"]
     views: int
     spread: float
-    eyes: Eyes | None = None
 
     @property
     def box(self) -> Box:
@@ -128,32 +126,16 @@ class FaceMesh:
     Args:
         python: from :func:`interpreter`.
         views: 1, 2 or 7, of a face (``VIEWS``).
-        which: with several faces, the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
         model: a .tflite file in place of the package's ``face_landmark.tflite``.
-        eyes: with the irises (478 points) and the eyes' pictures.
-        insist: a face is known to be there: doubtful ones are taken, and what is not found is looked for again,
-            turned and enlarged.
 
     Raises:
         UserError: the interpreter does not run.
     """
 
-    def __init__(
-        self,
-        python: Path,
-        views: int,
-        which: Which = "largest",
-        model: Path | None = None,
-        *,
-        eyes: bool = False,
-        insist: bool = False,
-    ) -> None:
-        self._views, self._eyes = views, eyes
-        self._which: Which = which
-        self._points = (MESH478 if eyes else MESH468).count
-        how = (str(self._points), "insist" if insist else "once")
-        self._command = (str(python), "-u", str(_WORKER), *how, *([str(model)] if model else []))
-        # The parent's, as a worker that crashes leaves its own behind.
+    def __init__(self, python: Path, views: int, model: Path | None = None) -> None:
+        self._views = views
+        self._command = (str(python), "-u", str(_WORKER), *([str(model)] if model else []))
+        # This process makes and removes the folder of links: a worker that crashes would leave its own behind.
         self._links = TemporaryDirectory(prefix="hpe-mesh-", ignore_cleanup_errors=True) if model else None
         command = (*self._command, self._links.name) if self._links else self._command
         try:
@@ -165,7 +147,7 @@ class FaceMesh:
                 self._links.cleanup()
             raise UserError(
                 f"{python}: cannot be run ({error.strerror}); expected an interpreter with {VERSION}, "
-                "as `hpe landmarks install` makes it"
+                "such as the one of `hpe landmarks install`"
             ) from error
 
     def close(self) -> None:
@@ -179,11 +161,12 @@ class FaceMesh:
             self._links.cleanup()
 
     def find(self, picture: Picture) -> list[MeshFace]:
-        """The faces of an RGB picture, by ``which``; large pictures are thinned first.
+        """All faces of an RGB picture.
 
         Raises:
             UserError: the worker died.
         """
+        # Every step-th pixel of a large picture is enough for the detector, and keeps width and height in 16 bits.
         step = -(-max(picture.shape[:2]) // _LARGEST_SIDE)
         small = np.ascontiguousarray(picture[::step, ::step])
         height, width = small.shape[:2]
@@ -192,15 +175,13 @@ class FaceMesh:
             asking.write(struct.pack("<HHBB", width, height, MOST_FACES, self._views))
             asking.write(small.tobytes())
             asking.flush()
-            meshes = [self._mesh(step) for _ in range(self._read(1)[0])]
+            return [self._mesh(step) for _ in range(self._read(1)[0])]
         except (BrokenPipeError, EOFError) as error:
             raise UserError(
                 f"{self._command[0]}: the face mesh ended with code {self._process.wait()}; run "
-                f"`{' '.join(self._command)} < /dev/null` to see why, or `hpe landmarks install` again "
-                "(and see that the file of HPE_FACE_MESH_MODEL, if it is set, is whole)"
+                f"`{' '.join(self._command)} < /dev/null` to see why, or run `hpe landmarks install` again "
+                "(if HPE_FACE_MESH_MODEL is set, check that its file is complete)"
             ) from error
-        wanted = chosen(meshes, self._which, (picture.shape[1], picture.shape[0]))
-        return [replace(face, eyes=eyes_of(picture, face.points)) for face in wanted] if self._eyes else wanted
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         assert self._process.stdin is not None
@@ -215,45 +196,37 @@ class FaceMesh:
 
     def _mesh(self, step: int) -> MeshFace:
         views = self._read(1)[0]
-        raw = np.frombuffer(self._read(views * self._points * 12), np.float32)
-        return merged(raw.reshape(views, self._points, 3).astype(float) * step)
+        raw = np.frombuffer(self._read(views * MESH468.count * 12), np.float32)
+        return merged(raw.reshape(views, MESH468.count, 3).astype(float) * step)
 
 
 class MeshPool:
-    """Workers, as many as threads ask at a time; :meth:`close` ends them, when nobody asks any more.
+    """As many workers as threads call :meth:`find` at a time; :meth:`close` ends them once no thread does.
 
     Args:
-        python, which: as of :class:`FaceMesh`.
+        python: from :func:`interpreter`.
         views: ``plain``, ``mirror`` or ``many``.
-        model: as of :class:`FaceMesh`; by default what ``HPE_FACE_MESH_MODEL`` names, if anything.
-        eyes, insist: as of :class:`FaceMesh`.
+        which: of several faces the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
+        model: as of :class:`FaceMesh`; by default the file that ``HPE_FACE_MESH_MODEL`` names, if any.
 
     Raises:
-        UserError: no such views, or the mesh does not run: the first worker starts here, and is tried; or another
-            model and eyes, which are of the package's own model.
+        UserError: no such views, or the mesh does not run: the first worker starts here, and is tried.
     """
 
-    def __init__(
-        self,
-        python: Path,
-        views: str,
-        which: Which = "largest",
-        model: Path | None = None,
-        *,
-        eyes: bool = False,
-        insist: bool = False,
-    ) -> None:
+    def __init__(self, python: Path, views: str, which: Which = "largest", model: Path | None = None) -> None:
         if views not in VIEWS:
             raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
-        model = model or named_model()
-        if eyes and model:
-            raise UserError(f"{model}: a mesh of {MESH468.count} points, without eyes; unset HPE_FACE_MESH_MODEL")
-        self._start = partial(FaceMesh, python, VIEWS[views], which, model, eyes=eyes, insist=insist)
+        self._which: Which = which
+        self._start = partial(FaceMesh, python, VIEWS[views], model or named_model())
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
         self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
 
     def find(self, picture: Picture) -> list[MeshFace]:
-        """See :meth:`FaceMesh.find`."""
+        """The faces of an RGB picture that ``which`` asks for.
+
+        Raises:
+            UserError: a worker did not start, or died.
+        """
         try:
             mesh = self._idle.get_nowait()
         except queue.Empty:
@@ -264,7 +237,7 @@ class MeshPool:
             mesh.close()
             raise
         self._idle.put(mesh)
-        return found
+        return chosen(found, self._which, (picture.shape[1], picture.shape[0]))
 
     def close(self) -> None:
         """End the workers."""
@@ -273,15 +246,14 @@ class MeshPool:
                 self._idle.get_nowait().close()
 
 
-def merged(views: Float[np.ndarray, "views points 3"]) -> MeshFace:
+def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:
     """One face from its views (the second mirrored, in the mirror's order; NaN where a view found none).
 
-    z, which MediaPipe gives away from the viewer and from an origin of its own in each view, is turned and
-    centred.
+    MediaPipe gives z away from the viewer, with another origin in each view; here it is negated and centred.
     """
     views = views.copy()
     if len(views) > 1:
-        views[1] = views[1, topology_of(views.shape[1]).mirror]
+        views[1] = views[1, MESH468.mirror]
     seen = views[np.isfinite(views).all((1, 2))] * (1.0, 1.0, -1.0)
     seen[..., 2] -= seen[..., 2].mean(1, keepdims=True)
     points = seen.mean(0)
@@ -290,7 +262,7 @@ def merged(views: Float[np.ndarray, "views points 3"]) -> MeshFace:
 
 
 def chosen(faces: list[MeshFace], which: Which, size: tuple[int, int]) -> list[MeshFace]:
-    """The faces that are wanted, of a picture of (width, height); all: the largest first."""
+    """The faces that ``which`` asks for, of a picture of (width, height)."""
     if which == "all":
         return sorted(faces, key=_area, reverse=True)
     if not faces:

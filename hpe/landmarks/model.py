@@ -1,4 +1,4 @@
-"""A fitted regressor on disk: skops (no pickle) for the model, JSON for what must be known of it."""
+"""A fitted regressor on disk: skops (no pickle) for the model, JSON for its metadata."""
 
 import json
 from dataclasses import dataclass
@@ -32,23 +32,23 @@ _TRUSTED: Final = frozenset(
         "xgboost.sklearn.XGBRegressor",
     )
 )
-"""Types that a model file may hold beside those that skops itself trusts (NumPy's and scikit-learn's)."""
+"""Types that a model file may contain, in addition to those that skops trusts (NumPy's and scikit-learn's)."""
 
 
 def model_folder(path: Path) -> Path | None:
-    """The folder of the model that a path names: ``OUT/model`` of ``hpe landmarks compare``, or OUT; None: neither."""
+    """The model's folder: the path itself, or ``model`` in it (OUT of ``hpe landmarks compare``); None: neither."""
     return next((folder for folder in (path, path / "model") if (folder / MODEL).is_file()), None)
 
 
 @dataclass(frozen=True)
 class LandmarkModel:
-    """A fitted regressor and what must be known of it.
+    """A fitted regressor and its metadata.
 
     Attributes:
         regressor: ``predict(points)`` gives angles in degrees.
         topology: name of the points that it takes.
         features, name: as ``hpe landmarks compare`` names them.
-        views: the views that its training faces were merged from, or None when unknown.
+        views: the views that its training faces were merged from, or None if unknown.
         mean_mae: of the nested cross-validation, degrees.
     """
 
@@ -60,7 +60,7 @@ class LandmarkModel:
     mean_mae: float | None
 
     def angles(self, points: Float[np.ndarray, "faces points 3"]) -> Float[np.ndarray, "faces 3"]:
-        """Yaw, pitch, roll in degrees of faces; NaN where a point is no number."""
+        """Yaw, pitch, roll in degrees of faces; NaN where a point is NaN or infinite."""
         result = np.full((len(points), 3), np.nan)
         good = np.isfinite(points).all((1, 2))
         if good.any():
@@ -68,10 +68,10 @@ class LandmarkModel:
         return result
 
     def _check(self) -> None:
-        """Whether it is what ``hpe landmarks compare`` saves, and answers.
+        """Check that ``hpe landmarks compare`` can have saved this, and that it predicts.
 
         Raises:
-            ValueError: it is not, or does not.
+            ValueError: it cannot, or does not.
         """
         from hpe.landmarks.regress import FEATURES, MODELS, STACK, HeadPoseRegressor, StackedRegressor
 
@@ -84,13 +84,13 @@ class LandmarkModel:
             if not (value is None or isinstance(value, str)) or value not in known:
                 raise ValueError(f"{ABOUT}: {what} is {value!r}, expected {' or '.join(map(str, known))}")
         if not isinstance(self.regressor, HeadPoseRegressor | StackedRegressor):
-            raise ValueError(f"{MODEL} holds a {type(self.regressor).__name__}, no regressor")
+            raise ValueError(f"{MODEL} contains a {type(self.regressor).__name__}, not a regressor")
         _check_trees(self.regressor)
         tried = np.random.default_rng(0).normal(size=(2, TOPOLOGIES[self.topology].count, 3)) * 100
         with np.errstate(all="ignore"):
             angles = np.asarray(self.angles(tried))
         if angles.shape != (2, 3) or not np.isfinite(angles).all():
-            raise ValueError("it gives no finite angles")
+            raise ValueError("it predicts no finite angles")
 
     def save(self, folder: Path) -> None:
         """Write ``model.skops`` and ``model.json``."""
@@ -104,10 +104,10 @@ class LandmarkModel:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The model of a folder (``OUT/model`` or ``OUT``); nothing but known types is made.
+        """The model of a folder (``OUT/model`` or ``OUT``); only known types are instantiated.
 
         Raises:
-            UserError: no model, a damaged one, or one that holds foreign types.
+            UserError: no model, a damaged one, or one with unknown types.
         """
         import skops.io
 
@@ -121,24 +121,26 @@ class LandmarkModel:
                 raise ValueError(f"format is not {FORMAT}")
             foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - _TRUSTED)
             if foreign:
-                raise UserError(f"{path}: holds {', '.join(foreign)}, which no model of ours holds; it is not loaded")
+                raise UserError(
+                    f"{path}: contains {', '.join(foreign)}, which no model of hpe contains; it is not loaded"
+                )
             regressor = skops.io.load(path, trusted=sorted(_TRUSTED))
             model = cls(regressor=regressor, **about)
             model._check()
             return model
         except UserError:
             raise
-        except Exception as error:  # a hostile zip fails in as many ways as it has members
+        except Exception as error:  # a hostile zip can fail in any way
             raise UserError(f"{folder}: not a model of `hpe landmarks compare`: {error}") from error
 
 
 def _check_trees(regressor: Any) -> None:
-    """Every tree of a loaded model leads from its root down to leaves, by columns that there are.
+    """Check that every tree of a loaded model leads from its root down to leaves, by existing columns.
 
-    scikit-learn's compiled trees follow what a file says without a look: a bent index would read foreign memory.
+    scikit-learn's compiled trees do not check indices: a manipulated one would read memory outside the tree.
 
     Raises:
-        ValueError: one does not.
+        ValueError: a tree does not.
     """
     members = getattr(regressor, "members_", None) or [regressor.pipeline_]
     for member in members:
@@ -161,4 +163,4 @@ def _check_tree(left: np.ndarray, right: np.ndarray, column: np.ndarray, leaf: n
         if not (leaf | ((child > place) & (child < len(leaf)))).all():
             raise ValueError("a tree whose branches do not lead down")
     if not (leaf | ((column >= 0) & (column < columns))).all():
-        raise ValueError("a tree that asks for a column that is not there")
+        raise ValueError("a tree that uses a column that does not exist")

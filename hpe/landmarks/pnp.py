@@ -1,4 +1,4 @@
-"""The geometric route: solve-PnP on six points of a generic face, and the mean head's best rotation."""
+"""Head pose by geometry alone: solve-PnP on six points of a generic face."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ def solve_pnp(
 ) -> Float[np.ndarray, "faces 3"]:
     """Yaw, pitch, roll in degrees by OpenCV's ``solvePnP`` on x and y of six points; NaN where it fails.
 
-    The camera is the usual guess: focal length = picture width, centre in the middle of a square picture.
+    The camera is the usual assumption: focal length = picture width, centre in the middle of a square picture.
 
     Args:
         points: faces in picture axes, pixels.
@@ -45,7 +45,7 @@ def solve_pnp(
 
 
 def _solved(cv2, face: Float[np.ndarray, "6 2"], camera: Float[np.ndarray, "3 3"]):
-    # EPnP first: the iterative solver alone, without a guess, falls into mirrored solutions behind the camera.
+    # EPnP first: without a starting point the iterative solver often ends in mirrored solutions behind the camera.
     good, turn, shift = cv2.solvePnP(GENERIC_SIX, face, camera, None, flags=cv2.SOLVEPNP_EPNP)
     if not good:
         return good, turn, shift

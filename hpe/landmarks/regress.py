@@ -1,4 +1,4 @@
-"""A head-pose regressor: features, a scaler that is used, and any of scikit-learn's or XGBoost's regressors."""
+"""Head-pose regressors: features, a scaler, and a regressor of scikit-learn or XGBoost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ Settings = Mapping[str, Any]
 class SoftScaler(TransformerMixin, BaseEstimator):
     """Centres columns and divides them by a power of their deviation.
 
-    With power 1 this is scikit-learn's StandardScaler. Below 1, loud columns stay louder: principal
-    components beyond the first dozen are mostly noise, and whitening would raise it to the signal's level.
+    With power 1 this is scikit-learn's StandardScaler. Below 1, columns with a large deviation keep more weight:
+    principal components beyond the first dozen are mostly noise, and whitening would raise it to the signal's level.
 
     Args:
         power: 0 (centre only) to 1.
@@ -45,8 +45,8 @@ class SoftScaler(TransformerMixin, BaseEstimator):
 class KernelSvr(RegressorMixin, BaseEstimator):
     """Support vector regression with a Gaussian kernel, one for every target, on one kernel matrix.
 
-    The same solution as scikit-learn's SVR in a MultiOutputRegressor, several times sooner: the matrix is
-    made once by BLAS, not row by row for every target by libsvm.
+    The same solution as scikit-learn's SVR in a MultiOutputRegressor, but several times faster: BLAS computes the
+    matrix once, where libsvm computes it row by row for every target.
 
     Args:
         C, epsilon: as scikit-learn's.
@@ -106,10 +106,10 @@ class HeadPoseRegressor(RegressorMixin, BaseEstimator):
 
 
 class StackedRegressor(RegressorMixin, BaseEstimator):
-    """Several regressors on the same features, weighted as they do on faces that they were not fitted on.
+    """Several regressors on the same features, weighted by their predictions for faces they were not fitted on.
 
     The weights (not negative, one set a target) are least squares of predictions for held-out thirds of the
-    training faces. Faces are held out before they are mirrored: a mirror image never stands in the other part.
+    training faces. Faces are held out before they are mirrored, so a face and its mirror image are in the same part.
 
     Args:
         features: see :mod:`hpe.landmarks.features`.
@@ -188,7 +188,7 @@ def _each(name: str, fixed: Settings) -> Callable[[Settings], Any]:
 
 
 def _one(name: str, fixed: Settings) -> Callable[[Settings], Any]:
-    """A regressor that has several outputs of its own."""
+    """A regressor with several outputs."""
     return lambda settings: _class(name)(**{**fixed, **settings})
 
 

@@ -1,4 +1,4 @@
-"""A comparison to read: the table as Markdown, and the plot."""
+"""A comparison as a Markdown table and as a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from hpe.figures.markdown import table
 from hpe.files import aside
 
 _SEED: Final = (
-    "The seed is the project that this one is modelled on. Its way: one random split, unscaled features, no face "
+    "The seed is the project that this one is modelled on. Its protocol: one random split, unscaled features, no face "
     "dropped, radians squared."
 )
 _COLOURS: Final = {"six": "#e9c46a", "all": "#8d99ae", "aligned": "#3a86ff"}
@@ -20,7 +20,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             "MSE rad²", "faces", "tune s", "fit s", "predict ms/face")  # fmt: skip
     lines = [_line(row) for row in summary["rows"]]
     seed_head = (
-        "seed's way",
+        "seed's protocol",
         "published MSE rad²",
         "MSE rad², all",
         "within ±99°",

@@ -1,4 +1,4 @@
-"""Figures of predicted angles, with bootstrap intervals."""
+"""Errors of predicted angles, with bootstrap intervals."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,15 +15,15 @@ Angles = Float[np.ndarray, "faces 3"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures over faces.
+    """Errors over faces.
 
     Attributes:
         mae, rmse: yaw, pitch, roll, degrees.
         mean_mae: mean of the three.
         mean_mae_interval: 95 % of the bootstrap over faces.
-        r2: coefficient of determination an angle.
+        r2: coefficient of determination, per angle.
         geodesic, maev: mean, degrees.
-        mse_radians2: mean squared error over the three angles, the seed's figure.
+        mse_radians2: mean squared error over the three angles, the seed's metric.
     """
 
     faces: int
@@ -38,7 +38,7 @@ class Scores:
 
 
 def scores(predicted: Angles, truth: Angles) -> Scores:
-    """The figures of predictions for faces."""
+    """The errors of predictions for faces."""
     one, other = torch.from_numpy(np.asarray(predicted, float)), torch.from_numpy(np.asarray(truth, float))
     errors = angle_errors(one, other).numpy()
     turned, wanted = rotation_from_euler(one), rotation_from_euler(other)

@@ -1,9 +1,9 @@
-"""The seed's own way, as rows beside its published figures: what its faults cost, measured.
+"""The seed's protocol, as rows beside its published results: what its faults cost.
 
-Its settings as far as they are known: all faces, those beyond ±99° too; normalised x and y of all points; a
+Its settings as far as they are known: all faces, also those beyond ±99°; normalised x and y of all points; a
 scaler fitted but not used; scikit-learn's and XGBoost's defaults; angles in radians; one random split. With the
-default alpha of 1 Lasso and ElasticNet predict the mean (MSE .167), which its published figures are far below:
-so their alpha is tuned by three folds of the training part.
+default alpha of 1 Lasso and ElasticNet predict the mean (MSE .167), which is far worse than its published results,
+so their alpha is tuned on three folds of the training part.
 """
 
 from typing import Any, Final
@@ -20,7 +20,7 @@ _INSIDE: Final = 99.0
 
 
 def seed_row(name: str, points: Points, angles: Angles) -> dict[str, Any]:
-    """Test figures of one of the seed's regressors on one random split (80 : 20, seed 0)."""
+    """Test errors of one of the seed's regressors on one random split (80 : 20, seed 0)."""
     from sklearn.model_selection import GridSearchCV, train_test_split
     from sklearn.multioutput import MultiOutputRegressor
 

@@ -1,21 +1,17 @@
-"""Faces as arrays: points, the angles that are known, and what cannot be used."""
+"""Faces as arrays: points, known angles, and which faces cannot be used."""
 
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from hpe.errors import UserError
-from hpe.landmarks.eyes import HEIGHT, WIDTH
 from hpe.landmarks.topology import Topology, topology_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
@@ -23,7 +19,7 @@ NO_ANGLES: Final = "no angles"
 """A reason to drop a face, see :func:`usable`."""
 Dimensions = Literal["3d", "2d"]
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
-"""Of the picture files that ``hpe landmarks extract`` reads."""
+"""Suffixes of the picture files that ``hpe landmarks extract`` reads."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +27,16 @@ class Faces:
     """Faces with points.
 
     Attributes:
-        keys: one a face.
+        keys: one per face.
         points: picture axes (x right, y down, z towards the viewer), pixels.
-        angles: yaw, pitch, roll in degrees; NaN where unknown.
-        subjects: the person of each; None where unknown.
-        eyes: see :func:`hpe.landmarks.eyes.eyes_of`; None where they were not asked for.
+        angles: yaw, pitch, roll in degrees; NaN if unknown.
+        subjects: the person of each face; None if unknown.
     """
 
     keys: tuple[str, ...]
     points: Float[np.ndarray, "faces points 3"]
     angles: Float[np.ndarray, "faces 3"]
     subjects: tuple[str | None, ...] | None = None
-    eyes: UInt8[np.ndarray, "faces 2 height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,7 +54,6 @@ class Faces:
             self.points[rows],
             self.angles[rows],
             None if self.subjects is None else tuple(compress(self.subjects, mask)),
-            None if self.eyes is None else self.eyes[rows],
         )
 
 
@@ -74,7 +67,7 @@ def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces
     known = np.asarray(np.isfinite(faces.angles).all(1))
     inside = (np.abs(np.where(known[:, None], faces.angles, 0.0)) <= limit_degrees).all(1)
     reasons = {
-        "points that are no numbers": ~finite,
+        "points that are not finite": ~finite,
         "all points in one place": finite & (extent <= 0),
         NO_ANGLES: finite & (extent > 0) & ~known,
         f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & known & ~inside,
@@ -88,10 +81,10 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
 
     Args:
         path: the folder or the file; in an ``.npz`` z grows away from the viewer, as MediaPipe gives it.
-        labels: a folder with ``<stem>.mat`` (``Pose_Para``) for the angles, in place of the table's own.
+        labels: a folder with the angles in ``<stem>.mat`` (``Pose_Para``), used instead of the table's own.
 
     Raises:
-        UserError: neither, or not readable as such.
+        UserError: it is neither, or cannot be read.
     """
     if path.is_dir():
         faces = _read_parquet(path)
@@ -112,30 +105,10 @@ def _read_npz(path: Path) -> Faces:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
     if stems.ndim != 1:
-        raise UserError(f"{path}: stems of shape {stems.shape}; expected one name a face")
+        raise UserError(f"{path}: stems of shape {stems.shape}; expected one name per face")
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
     return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """What is known of every face and of every picture without one, but the points; ``part`` is the shard's name.
-
-    Raises:
-        UserError: not a table of ``hpe landmarks extract``.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = ["key", "status", "yaw", "pitch", "roll", "direction", "subject"]
-    rows: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("faces-*.parquet")):
-        try:
-            found = pq.read_table(path, columns=names).to_pylist()
-        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-        rows += [{**row, "part": path.stem.removeprefix("faces-")} for row in found]
-    return rows
 
 
 def _read_parquet(folder: Path) -> Faces:
@@ -152,41 +125,23 @@ def _read_parquet(folder: Path) -> Faces:
         if not len(table):
             raise UserError(f"{folder}: no face was found in any picture")
         lengths = pc.call_function("list_value_length", [table["points"]]).to_numpy()
-        if (lengths != lengths[0]).any():  # NaN of a face without points, too
-            raise ValueError("not all faces have as many points")
+        if (lengths != lengths[0]).any():  # also NaN, of a face without points
+            raise ValueError("faces with different numbers of points")
         flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
-        known = set(table.column_names)  # tables of format 1 have neither persons nor eyes
-        subjects = tuple(table["subject"].to_pylist()) if "subject" in known else None
-        eyes = _eyes(table["eyes"]) if "eyes" in known else None
+        # Tables of format 1 do not name persons.
+        subjects = tuple(table["subject"].to_pylist()) if "subject" in table.column_names else None
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error
-    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects, eyes)
+    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    told = (str(error).splitlines() or [repr(error)])[0]
-    return UserError(f"{path}: not a table of `hpe landmarks extract` ({told}); remove it and extract again")
-
-
-def _eyes(column: "pa.ChunkedArray") -> UInt8[np.ndarray, "faces 2 height width"] | None:
-    """The eyes of every face, or None where no face has any.
-
-    Raises:
-        ValueError: of another size, or of some faces only.
-    """
-    import pyarrow.compute as pc
-
-    if column.null_count == len(column):
-        return None
-    lengths = pc.call_function("list_value_length", [column]).to_numpy()
-    if (lengths != 2 * HEIGHT * WIDTH).any():  # NaN of a face without eyes, too
-        raise ValueError("eyes of another size, or of some faces only")
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.uint8).reshape(len(column), 2, HEIGHT, WIDTH)
+    reason = (str(error).splitlines() or [repr(error)])[0]
+    return UserError(f"{path}: not a table of `hpe landmarks extract` ({reason}); remove it and extract again")
 
 
 def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "faces 3"]:
@@ -200,7 +155,7 @@ def angles_of_mats(folder: Path, keys: tuple[str, ...]) -> Float[np.ndarray, "fa
     angles = np.full((len(keys), 3), np.nan)
     for row, key in enumerate(keys):
         path = folder / f"{Path(key).name}.mat"
-        if not path.is_file() and Path(key).suffix.lower() in SUFFIXES:  # of pictures with the same stem
+        if not path.is_file() and Path(key).suffix.lower() in SUFFIXES:  # the key of pictures that share a stem
             path = folder / f"{Path(key).stem}.mat"
         if not path.is_file():
             raise UserError(f"{path}: not found; expected a .mat with Pose_Para for every face of the table")
@@ -223,10 +178,10 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
 
     Args:
         folder: the raw dataset.
-        dimensions: ``2d`` forgets z (it is 0), as a detector of 68 points in the picture would give them.
+        dimensions: ``2d`` sets z to 0, as a detector of 68 points in the picture would.
 
     Raises:
-        UserError: no such file, or one that is damaged.
+        UserError: no such file, or a damaged one.
     """
     from hpe.sources.faces3d import mat_arrays
 
@@ -235,7 +190,7 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
         try:
             arrays = mat_arrays(path, ("Pose_Para", "pt3d_68"))
         except ValueError as error:
-            raise UserError(f"{path}: {error}; move it away, or mend it") from error
+            raise UserError(f"{path}: {error}; repair it, or move it out of the folder") from error
         if arrays.get("pt3d_68", np.empty(0)).shape != (3, 68) or "Pose_Para" not in arrays:
             continue
         keys.append(path.stem)

@@ -1,4 +1,4 @@
-"""Sets of face points: MediaPipe's mesh of 468, with both irises 478, and the 68 of 300-W; which point is which."""
+"""Sets of face points, MediaPipe's mesh of 468 and the 68 of 300-W, and which point is which."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,16 +12,16 @@ from hpe.errors import UserError
 
 @dataclass(frozen=True)
 class Topology:
-    """What the points of a face are.
+    """Which point of a face is which.
 
     Attributes:
-        name: as tables and models name it.
+        name: in tables and models.
         count: number of points.
         six: nose tip, chin, outer corner of the eye at the picture's left, at its right, corner of the mouth
             at its left, at its right (of a frontal face).
         origin: the point that the seed puts at the origin (nose tip).
-        scale: the two points whose distance the seed takes as unit.
-        pairs: points that a mirror exchanges; the others stay.
+        scale: the two points whose distance the seed uses as unit.
+        pairs: points that a mirror swaps; the others stay.
     """
 
     name: str
@@ -49,8 +49,8 @@ def _pairs(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-# Nearest neighbours of the mirrored mean of 1,843 frontalised meshes of AFLW2000: an involution with 28 points
-# in the middle; tests/test_landmarks.py repeats that on the real points.
+# Nearest neighbours of the mirrored mean of 1,843 frontalised meshes of AFLW2000. 28 points in the middle are their own
+# mirror images. tests/test_landmarks.py computes the pairs again from the real points.
 _MESH_PAIRS: Final = _pairs("""
 3 248 7 249 20 250 21 251 22 252 23 253 24 254 25 255 26 256 27 257 28 258 29 259 30 260 31 261 32 262 33
 263 34 264 35 265 36 266 37 267 38 268 39 269 40 270 41 271 42 272 43 273 44 274 45 275 46 276 47 277 48
@@ -75,22 +75,18 @@ _68_PAIRS: Final = _pairs("""
 40 47 48 54 49 53 50 52 60 64 61 63 59 55 58 56 67 65
 """)
 
-_IRIS_PAIRS: Final = _pairs("468 473 469 476 470 475 471 474 472 477")
-"""Centre and four points around it of both irises: nearest neighbours on meshes of mirrored Pointing'04 pictures."""
-
 MESH468: Final = Topology("mesh468", 468, (4, 152, 33, 263, 61, 291), 4, (10, 152), _MESH_PAIRS)
-MESH478: Final = Topology("mesh478", 478, MESH468.six, MESH468.origin, MESH468.scale, _MESH_PAIRS + _IRIS_PAIRS)
 POINTS68: Final = Topology("points68", 68, (30, 8, 36, 45, 48, 54), 30, (27, 8), _68_PAIRS)
-TOPOLOGIES: Final = {topology.name: topology for topology in (MESH468, MESH478, POINTS68)}
+TOPOLOGIES: Final = {topology.name: topology for topology in (MESH468, POINTS68)}
 _ALL: Final = {topology.count: topology for topology in TOPOLOGIES.values()}
 
 
 def topology_of(count: int) -> Topology:
-    """The topology with so many points.
+    """The topology with this number of points.
 
     Raises:
         UserError: there is none.
     """
     if count not in _ALL:
-        raise UserError(f"faces of {count} points: expected {' or '.join(map(str, _ALL))} points a face")
+        raise UserError(f"faces of {count} points: expected {' or '.join(map(str, _ALL))} points per face")
     return _ALL[count]

@@ -1,8 +1,8 @@
 """Heads in a video: their rotations smoothed over the frames, and the frames with axes.
 
-Averaging Euler angles is wrong near ±180° and where yaw is ±90°; here every step is a part of the shortest
-rotation from the last smoothed one to the new one. The cutoff is that of the One Euro filter (Casiez, Roussel,
-Vogel, 2012): little lag when the head turns fast, little trembling when it stands still.
+Averaging Euler angles is wrong near ±180° and near ±90° of yaw; here every step is a part of the shortest rotation
+from the last smoothed one to the new one. The cutoff is that of the One Euro filter (Casiez, Roussel, Vogel, 2012):
+little lag when the head turns fast, little trembling when it is still.
 """
 
 import math
@@ -31,7 +31,7 @@ from hpe.progress import progress
 
 VIDEOS: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LONGEST_GAP_SECONDS: Final = 0.5
-"""After a longer gap without the face, the next one starts afresh."""
+"""After a longer gap without the face, its filter starts again."""
 _CODECS: Final = {".mp4": "mp4v", ".avi": "MJPG"}
 _USUAL_RATE: Final = 30.0
 _SPEED_FACTOR: Final = 0.02
@@ -40,12 +40,12 @@ _SPEED_HERTZ: Final = 1.0
 
 @dataclass
 class SmoothedRotation:
-    """A One Euro filter on rotations; one a face.
+    """A One Euro filter on rotations, for one face.
 
     Attributes:
-        slowest_hertz: cutoff of a head that stands still: lower trembles less; ``inf`` smooths nothing.
-        speed_factor: hertz that each degree per second adds to the cutoff: higher lags less.
-        speed_hertz: cutoff of the speed's own smoothing.
+        slowest_hertz: cutoff for a still head: lower trembles less; ``inf`` smooths nothing.
+        speed_factor: hertz added to the cutoff per degree per second: higher lags less.
+        speed_hertz: cutoff for smoothing the speed itself.
     """
 
     slowest_hertz: float = 1.0
@@ -70,7 +70,7 @@ class SmoothedRotation:
             self._rotation, self._velocity, self._seconds = seen, np.zeros(3), seconds
             return angles_of(seen.as_matrix()[None])[0]
         if gap <= 0:
-            raise ValueError(f"a frame at {seconds} s after one at {self._seconds} s: times must grow")
+            raise ValueError(f"a frame at {seconds} s after one at {self._seconds} s: times must increase")
         step = (seen * self._rotation.inv()).as_rotvec(degrees=True)
         self._velocity += _share(self.speed_hertz, gap) * (step / gap - self._velocity)
         cutoff = self.slowest_hertz + self.speed_factor * float(np.linalg.norm(self._velocity))
@@ -80,7 +80,7 @@ class SmoothedRotation:
 
 
 def _share(hertz: float, gap_seconds: float) -> float:
-    """The part of a step that a low-pass filter of this cutoff takes in a frame."""
+    """The part of a step that a low-pass filter with this cutoff takes in one frame."""
     return 1 - math.exp(-2 * math.pi * hertz * gap_seconds)
 
 
@@ -92,7 +92,7 @@ class _Head:
 
 
 class SmoothedHeads:
-    """Several heads, each with a filter of its own: a face goes on the head that was last seen nearest to it.
+    """Several heads, each with its own filter; a face belongs to the head that was last seen nearest to it.
 
     Args:
         slowest_hertz: of each filter.
@@ -136,31 +136,31 @@ def draw_video(
     slowest_hertz: float = 1.0,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Write a video with the axes of its faces, smoothed; how many frames have a face, how many there are.
+    """Write a video with the smoothed axes of its faces; return how many frames have a face, and how many there are.
 
     Args:
         model: as of :class:`LandmarkEstimator`, like ``which`` and ``python``.
-        source: what OpenCV reads.
+        source: a video that OpenCV can read.
         out: ``.mp4`` (MPEG-4) or ``.avi`` (Motion JPEG), without sound.
         slowest_hertz: see :class:`SmoothedRotation`.
-        workers: frames that are searched at a time; all cores by default.
+        workers: frames that are searched at a time; one per core by default.
 
     Raises:
-        UserError: no video, one without frames, or OUT cannot be written.
+        UserError: not a video, one without frames, or OUT cannot be written.
     """
     import cv2
 
     if out.suffix.lower() not in _CODECS:
-        raise UserError(f"{out}: expected a name that ends with {' or '.join(_CODECS)}, as SOURCE is a video")
+        raise UserError(f"{out}: expected a name that ends with {' or '.join(_CODECS)}, because SOURCE is a video")
     if not slowest_hertz > 0:
-        raise UserError(f"--steady {slowest_hertz:g}: expected hertz above 0; inf smooths nothing")
+        raise UserError(f"--steady {slowest_hertz:g}: expected a number above 0; inf smooths nothing")
     video = cv2.VideoCapture(str(source))
     rate = video.get(cv2.CAP_PROP_FPS)
     rate = rate if math.isfinite(rate) and 0 < rate < 1000 else _USUAL_RATE
     frames = _frames(cv2, video)
     first = next(frames, None)
     if first is None:
-        raise UserError(f"{source}: no video that OpenCV can read, or one without frames")
+        raise UserError(f"{source}: OpenCV cannot read it as a video, or it has no frames")
     make_folder(out.parent, str(out.parent))
     heads, seen, count, threads = SmoothedHeads(slowest_hertz), 0, 0, workers or os.cpu_count() or 1
     with (
@@ -171,7 +171,7 @@ def draw_video(
             lambda frame: (frame, estimator.faces(frame)), chain((first,), frames), threads=threads, depth=2 * threads
         ) as posed,
     ):
-        part = Path(folder) / out.name  # OpenCV goes by the suffix
+        part = Path(folder) / out.name  # OpenCV chooses the format by the suffix
         codec = cv2.VideoWriter.fourcc(*_CODECS[out.suffix.lower()])
         writer = cv2.VideoWriter(str(part), codec, rate, first.shape[1::-1])
         if not writer.isOpened():

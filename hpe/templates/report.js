@@ -38,8 +38,8 @@
     const rows = [...table.tBodies[0].rows];
     const ranged = heads.map((_, column) => rows.some((row) => row.cells[column].dataset.low !== undefined));
     const line = (row) => heads.flatMap((_, column) => {
-      const said = row.cells[column].dataset;
-      return ranged[column] ? [said.value, said.low, said.high] : [said.value];
+      const data = row.cells[column].dataset;
+      return ranged[column] ? [data.value, data.low, data.high] : [data.value];
     });
     const top = heads.flatMap((head, column) => (ranged[column] ? [head, head + " low", head + " high"] : [head]));
     return [top, ...rows.map(line)].map((cells) => cells.map(quoted).join(",")).join("\r\n") + "\r\n";
