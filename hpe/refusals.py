@@ -70,7 +70,7 @@ def sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
         except (RuntimeError, ValueError, AssertionError) as error:
             why = str(error).partition("\n")[0][:160]
             problems.append(
-                f"{name}: {config.model.backbone} does not take images of {size} pixels ({why}); use a size that it "
+                f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why}); use a size that it "
                 "takes, or another model.backbone"
             )
     network.train()
@@ -85,7 +85,7 @@ def without_gradient(network: MultiTask, config: RunConfig) -> list[str]:
         missing = unreached(network, shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         why = str(error).partition("\n")[0][:160]
-        return [f"model.backbone: {config.model.backbone} cannot be trained on images of {size} pixels ({why})"]
+        return [f"model.backbone: {config.model.backbone} cannot be trained on pictures of {size} pixels ({why})"]
     if not missing:
         return []
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

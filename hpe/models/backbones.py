@@ -122,6 +122,16 @@ def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") 
     return backbone, features
 
 
+def outline(name: str, *, stem: str = "standard") -> tuple[nn.Module, int]:
+    """As :func:`build_backbone`, without numbers: on the ``meta`` device, where it takes no memory and little time."""
+    try:
+        with torch.device("meta"):
+            return build_backbone(name, stem=stem)
+    except NotImplementedError:  # torchvision computes the widths of its RegNets with tensors
+        backbone, features = build_backbone(name, stem=stem)
+        return backbone.to("meta"), features
+
+
 def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     import torchvision  # seconds of import that the other backbones need not pay
 
