@@ -79,7 +79,7 @@ def features_of_run(run: Path) -> tuple[Callable[["Batch"], np.ndarray], "Readin
 
     @torch.inference_mode()
     def features(batch: "Batch") -> np.ndarray:
-        return network.backbone(prepare(batch.to(where))).float().cpu().numpy()
+        return network.backbone(prepare(batch.to(where), network.normalisation)).float().cpu().numpy()
 
     return features, reading(config.data)
 

@@ -9,7 +9,7 @@ rotation matrix. What distorts the head's proportions is left to ``crop_ratio``,
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,24 @@ from hpe.labels import MIRRORED_DIRECTION
 
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
-"""ImageNet's, for every backbone of torchvision and nearly every one of timm."""
+"""ImageNet's, of pixel values in 0..1."""
 
 Images = Float[Tensor, "batch 3 height width"]
 Uniform = Float64[np.ndarray, " batch"]
+
+
+class Normalisation(NamedTuple):
+    """What a network's pixels are brought to: ``(value - mean) / std`` of values in 0..1, by channel.
+
+    Each network has its own (``MultiTask.normalisation``), on its device: made anew for every batch, the host
+    would wait for the copy.
+    """
+
+    mean: Float[Tensor, " 3"]
+    std: Float[Tensor, " 3"]
+
+
+IMAGENET: Final = Normalisation(torch.tensor(MEAN), torch.tensor(STD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +107,14 @@ class _Draws:
         return np.flatnonzero(self(name) < probability)
 
 
-def prepare(batch: Batch) -> Images:
+def prepare(batch: Batch, by: Normalisation) -> Images:
     """Normalised images without augmentation, channels-last, on the batch's device."""
-    return normalised(batch.images)
+    return normalised(batch.images, by)
 
 
-def augment(batch: Batch, settings: Augmentation, *, seed: int, position: int) -> tuple[Images, Batch]:
+def augment(
+    batch: Batch, settings: Augmentation, *, seed: int, position: int, by: Normalisation = IMAGENET
+) -> tuple[Images, Batch]:
     """Augmented, normalised images (channels-last) and the batch with labels that fit them.
 
     Args:
@@ -106,6 +122,7 @@ def augment(batch: Batch, settings: Augmentation, *, seed: int, position: int) -
         settings: what to change.
         seed: of the run.
         position: of the batch's first row in the global sequence (``Loaded.first``).
+        by: the network's normalisation.
     """
     rows = len(batch)
     draws = _Draws(seed, position, rows)
@@ -122,7 +139,7 @@ def augment(batch: Batch, settings: Augmentation, *, seed: int, position: int) -
             images = _randaugment(images, settings.randaugment / 10, draws)
         if settings.blur:
             images = _blur(images, draws.chosen("blur", settings.blur), draws("sigma"))
-    images = normalised(images)
+    images = normalised(images, by)
     if settings.erase:
         images = _erase(images, settings.erase, draws)
     if settings.mixup:
@@ -141,11 +158,10 @@ def _per_row(like: Tensor, values: np.ndarray) -> Tensor:
     return _on(like, values)[:, None, None, None]
 
 
-def normalised(images: UInt8[Tensor, "batch 3 height width"] | Images) -> Images:
+def normalised(images: UInt8[Tensor, "batch 3 height width"] | Images, by: Normalisation) -> Images:
     """``(value - mean) / std`` of bytes, or of floats in 0..1, in channels-last memory; a new tensor."""
     scale = 1.0 if images.is_floating_point() else 255.0
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * scale
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * scale
+    mean, std = (values.to(images.device).view(1, 3, 1, 1) * scale for values in by)
     laid = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
     return laid.sub_(mean).div_(std)
 

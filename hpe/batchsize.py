@@ -100,7 +100,8 @@ class Trial:
             torch.OutOfMemoryError: they do not fit.
         """
         self._optimizer.zero_grad()
-        images, samples = augment(_made_up(batch, self._size, self._device), self._augmentation, seed=0, position=0)
+        made, by = _made_up(batch, self._size, self._device), self._network.normalisation
+        images, samples = augment(made, self._augmentation, seed=0, position=0, by=by)
         with self._autocast():
             outputs = self._network(samples.angles if self._network.takes_angles else images)
         losses = [head_loss(head, outputs[head], samples, settings).mean() for head, settings in self._losses.items()]

@@ -148,13 +148,25 @@ class HeadsConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network: a backbone by name, weights (``none``, ``hub``, or a local file), heads."""
+    """The network: a backbone by name, weights (``none``, ``hub``, or a local file), heads.
+
+    ``mean`` and ``std`` normalise the pixels (0..1, red, green, blue). Left out, they are those that the backbone
+    expects (see ``hpe.runs.normalisation_of``); a run's config holds the numbers that it was trained with.
+    """
 
     backbone: str = "resnet18"
     stem: Stem = "standard"
     weights: str = "none"
+    mean: tuple[Share, Share, Share] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     freeze: list[str] = []
     heads: HeadsConfig
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both, or neither")
+        return self
 
 
 class TrainConfig(Section):

@@ -155,8 +155,9 @@ def _predict(
     found: list[pa.Table] = []
     for loaded in loader:
         batch = loaded.batch.to(here.device)
+        inputs = batch.angles if network.takes_angles else prepare(batch, network.normalisation)
         with here.autocast():
-            estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), views)
+            estimates = estimate(network, inputs, views)
         found.append(rows_of(batch, estimates).filter(loaded.readable))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})

@@ -20,7 +20,15 @@ from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
 from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
-from hpe.refusals import all_small, impossible, pieces_refused, sizes_refused, steps_of, unlabelled
+from hpe.refusals import (
+    all_small,
+    impossible,
+    pieces_refused,
+    sizes_refused,
+    steps_of,
+    unlabelled,
+    without_gradient,
+)
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
 
@@ -129,6 +137,8 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     run = Path(config.run)
     config = _with_batch_of(run, config)
     problems = impossible(config, ranks)
+    with _collect(problems):
+        config = runs.with_normalisation(config)
     streams: dict[str, Stream] = {}
     for split in ("train", "val"):
         with _collect(problems):
@@ -147,7 +157,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
             + ", ".join(name for name, _ in network.backbone.named_children())
             for name in freeze(network, config.model.freeze)
         ]
-        problems += sizes_refused(network, config)
+        problems += sizes_refused(network, config) or without_gradient(network, config)
         if config.train.batch != "auto" and not problems:
             problems += pieces_refused(network, config, config.train.batch // ranks.world)
     if problems or network is None:

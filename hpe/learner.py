@@ -22,6 +22,7 @@ from hpe.config import RunConfig
 from hpe.errors import NotFiniteError, UserError
 from hpe.log import Log
 from hpe.losses import HeadLoss, head_loss, label_mask
+from hpe.models.backbones import synchronised
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.ranks import Ranks
 from hpe.runs import State
@@ -64,20 +65,18 @@ class Learner:
         self.accelerator = accelerator
         network = network.to(self.accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if settings.sync_batch_norm and self.accelerator.device.type == "cuda" and ranks.world > 1:
-            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
+            network.backbone = synchronised(network.backbone)
         self.network = network
         self.frozen_norms = optim.frozen_norms(network)
-        optimizer = optim.build_optimizer(
-            settings.optimizer,
-            optim.parameter_groups(
-                network,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                head_rate=settings.head_rate,
-                layer_decay=settings.layer_decay,
-            ),
-            settings.learning_rate,
+        groups = optim.parameter_groups(
+            network,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            head_rate=settings.head_rate,
+            layer_decay=settings.layer_decay,
         )
+        self.groups = optim.describe_groups(groups)
+        optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate)
         self.ema = None
         if settings.ema:
             self.ema = AveragedModel(network, multi_avg_fn=optim.warming_average(settings.ema))
@@ -111,7 +110,8 @@ class Learner:
         for norm in self.frozen_norms:
             norm.eval()
         batch = loaded.batch.to(self.accelerator.device)
-        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first)
+        by = self.network.normalisation
+        images, batch = augment(batch, self.augmentation, seed=self.config.seed, position=loaded.first, by=by)
         counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # of the poses as turned
         asked = torch.tensor(float(stop), device=self.accelerator.device)
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked.double()]), "sum")
@@ -245,7 +245,7 @@ class Learner:
     ) -> list[tuple[Batch, Outputs]]:
         """Add validation batches to the metrics, in the size that was learned last; the first few, to be looked at."""
         size = self.size_before(samples_seen)
-        network = self.evaluated.eval()
+        network, by = self.evaluated.eval(), self.network.normalisation
         if self.ranks.world > 1:  # norms count on each rank; what is judged and saved is rank 0's
             for buffer in network.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -253,7 +253,7 @@ class Learner:
         seen: list[tuple[Batch, Outputs]] = []
         for batch in batches:
             batch = batch.to(self.accelerator.device)
-            inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch), size)
+            inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch, by), size)
             with self.accelerator.autocast():
                 outputs = network(inputs)
             metrics.update(outputs, batch)

@@ -1,7 +1,8 @@
 """Optimizers with grouped parameters, and the learning rate as a pure function of progress."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from typing import Final
 
 import torch
@@ -11,31 +12,110 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from hpe.models.multitask import MultiTask
 
 _MOMENTUM: Final = 0.9
+_EMBEDDINGS: Final = ("class_token", "pos_embedding", "relative_position_bias_table")
+_OPENED: Final = ("encoder",)
+"""Wrappers around a sequence of blocks: torchvision's ViT."""
 
 
 def parameter_groups(
     network: MultiTask, *, learning_rate: float, weight_decay: float, head_rate: float, layer_decay: float
 ) -> list[dict]:
-    """Groups with their own rate and decay.
+    """Groups with their own rate and decay, for :func:`build_optimizer`; :func:`describe_groups` tells of them.
 
-    Heads learn ``head_rate`` times as fast as the backbone (Hopenet: 5). With ``layer_decay`` below 1 each
-    child of the backbone, counted from the last, learns that factor slower than the next. Biases, norms and
-    loss weights do not decay. ``scale`` of a group multiplies the scheduled rate.
+    Heads learn ``head_rate`` times as fast as the backbone (Hopenet: 5). With ``layer_decay`` below 1 each layer of
+    the backbone (:func:`layers_of`), counted from the last, learns that factor slower than the next. Biases, norms,
+    loss weights and what :func:`undecayed` names do not decay. ``scale`` of a group multiplies the scheduled rate.
     """
-    children = [name for name, child in network.backbone.named_children() if any(True for _ in child.parameters())]
-    depth = {name: len(children) - 1 - place for place, name in enumerate(children)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    layers = layers_of(network.backbone)
+    last = max(layers.values(), default=0)
+    no_decay = {f"backbone.{name}" for name in undecayed(network.backbone)}
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         top, _, rest = name.partition(".")
-        scale = layer_decay ** depth.get(rest.partition(".")[0], 0) if top == "backbone" else head_rate
-        decay = weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
+        scale = layer_decay ** (last - layers[rest]) if top == "backbone" else head_rate
+        decay = weight_decay if parameter.ndim > 1 and name not in no_decay else 0.0
+        groups.setdefault((scale, decay), []).append((name, parameter))
     return [
-        {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay, "scale": scale}
-        for (scale, decay), parameters in groups.items()
+        {
+            "params": [parameter for _, parameter in named],
+            "lr": learning_rate * scale,
+            "weight_decay": decay,
+            "scale": scale,
+            "name": _name([name for name, _ in named], layers, split=layer_decay < 1),
+        }
+        for (scale, decay), named in groups.items()
     ]
+
+
+def describe_groups(groups: list[dict]) -> list[str]:
+    """One line per group of :func:`parameter_groups`: what is in it, its rate and its weight decay."""
+    return [
+        f"{group['name']}: {sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors, "
+        f"learning rate × {group['scale']:.4g}, weight decay {group['weight_decay']:g}"
+        for group in groups
+    ]
+
+
+def _name(names: list[str], layers: dict[str, int], *, split: bool) -> str:
+    """The parts of the network in a group, with the backbone's layers where these have rates of their own."""
+    places = sorted({layers[name.removeprefix("backbone.")] for name in names if name.startswith("backbone.")})
+    told: list[str] = []
+    if places:
+        of = max(layers.values())
+        told.append(f"backbone layer {' and '.join(map(str, places))} of 0 to {of}" if split else "backbone")
+    return ", ".join([*told, *dict.fromkeys(top for name in names if (top := name.partition(".")[0]) != "backbone")])
+
+
+def undecayed(backbone: nn.Module) -> set[str]:
+    """Parameters that weight decay leaves alone for what they are: class tokens, tables of positions.
+
+    timm's networks name their own; of torchvision's they are those that its reference training names.
+    """
+    ask = getattr(backbone, "no_weight_decay", None)
+    patterns = list(ask()) if ask is not None else [f"*{name}" for name in _EMBEDDINGS]
+    return {name for name, _ in backbone.named_parameters() if any(fnmatch(name, one) for one in patterns)}
+
+
+def layers_of(backbone: nn.Module) -> dict[str, int]:
+    """The layer of each parameter of a backbone, from 0 (the nearest to the picture).
+
+    timm's networks tell theirs (``group_matcher``, as timm's own layer-wise rates use it). Elsewhere the layers are
+    the modules in their order, looking into sequences and lists of them, so that each block of a ResNet, a ViT or a
+    VGG is one. A norm belongs to the layer before it, or to the one that it opens; parameters of the network itself,
+    such as a class token, to the first.
+    """
+    if hasattr(backbone, "group_matcher"):
+        from timm.models import group_parameters
+
+        return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # pyright: ignore
+    layers: list[list[str]] = [[]]
+    opening: list[str] = []
+    for prefix, module, first in _units("", backbone):
+        own = [f"{prefix}.{name}" for name, _ in module.named_parameters()]
+        if all(parameter.ndim < 2 for parameter in module.parameters()):
+            (opening if first else layers[-1]).extend(own)
+        else:
+            layers.append([*opening, *own])
+            opening = []
+    layers[-1] += opening
+    if len(layers) > 1:
+        layers[:2] = [layers[0] + layers[1]]
+    known = {name: place for place, names in enumerate(layers) for name in names}
+    return {name: known.get(name, 0) for name, _ in backbone.named_parameters()}
+
+
+def _units(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """The modules with parameters that make a layer or a part of one, in order; whether they open a sequence."""
+    first = True
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict) or name in _OPENED:
+            yield from _units(path, child)
+        elif any(True for _ in child.parameters()):
+            yield path, child, first
+        first = False
 
 
 def warming_average(decay: float) -> Callable[..., None]:

@@ -148,7 +148,7 @@ class RunPredictor:
         images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self._device)
         half = self._device.type == "cuda" and precision_of("auto") == "bf16"
         with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-            found = estimate(self._network, normalised(images), self._views)
+            found = estimate(self._network, normalised(images, self._network.normalisation), self._views)
         said = {one.name: _numpy(told) for one in fields(found) if (told := getattr(found, one.name)) is not None}
         if "angles" in said:
             said.setdefault("deviations", np.full_like(said["angles"], np.nan))

@@ -11,7 +11,7 @@ import torch
 
 from hpe.config import RunConfig
 from hpe.metrics import FIGURES
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import MultiTask, Outputs
 from hpe.optim import frozen_norms
 from hpe.ranks import Ranks, cuda
 from hpe.stream import LabelSource, Stream
@@ -42,6 +42,11 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         )
     if not any(getattr(heads, head).weight for head in heads.on):
         problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
+    if settings.schedule == "one-cycle" and settings.warmup_epochs:
+        problems.append(
+            f"train.warmup_epochs: {settings.warmup_epochs:g} beside train.schedule: one-cycle, which rises by itself "
+            "over the first 30 % of the run; leave warmup_epochs out, or use the schedule cosine"
+        )
     if config.model.backbone == "angles" and settings.small_size:
         problems.append(
             "train.small_size: the backbone angles reads no pictures; leave small_size and small_epochs out"
@@ -64,9 +69,62 @@ def sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
                 network(torch.zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
             why = str(error).partition("\n")[0][:160]
-            problems.append(f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why})")
+            problems.append(
+                f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why}); use a size that it "
+                "takes, or another model.backbone"
+            )
     network.train()
     return problems
+
+
+def without_gradient(network: MultiTask, config: RunConfig) -> list[str]:
+    """Parameters that no output depends on: they would never learn, and DDP stops at them in its second step."""
+    size = config.data.size
+    shape = (2, 3) if network.takes_angles else (2, 3, size, size)
+    try:
+        missing = unreached(network, shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = str(error).partition("\n")[0][:160]
+        return [f"model.backbone: {config.model.backbone} cannot be trained on pictures of {size} pixels ({why})"]
+    if not missing:
+        return []
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return [
+        f"model.backbone: {config.model.backbone} has {len(missing)} parameters that get no gradient "
+        f"({', '.join(missing[:3])}{more}); name their layers in model.freeze, or use another backbone"
+    ]
+
+
+def unreached(network: MultiTask, shape: tuple[int, ...]) -> list[str]:
+    """The names of trainable parameters that no output of the network depends on, in training; it stays as it is.
+
+    Tried on the ``meta`` device, which takes neither memory nor arithmetic, and with numbers where a layer needs them.
+    What is looked at is what DDP looks at: the graph, from the outputs back to the parameters.
+    """
+    try:
+        return _unreached(network, shape, torch.device("meta"))
+    except RuntimeError:
+        return _unreached(network, shape, torch.device("cpu"))
+
+
+def _unreached(network: MultiTask, shape: tuple[int, ...], device: torch.device) -> list[str]:
+    named = itertools.chain(network.named_parameters(), network.named_buffers())
+    state = {name: torch.empty_like(v, device=device).copy_(v.detach()) for name, v in named}
+    trained = {
+        name: state[name].requires_grad_()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and not name.startswith("log_variance.")  # those weigh the losses
+    }
+    network.train()
+    outputs: Outputs = torch.func.functional_call(network, state, (torch.zeros(shape, device=device),))
+    ahead, seen = [output.grad_fn for output in outputs.values()], set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    reached = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    return [name for name, value in trained.items() if id(value) not in reached]
 
 
 @torch.no_grad()

@@ -30,11 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hpe.augment import MEAN, STD, Normalisation
 from hpe.config import ModelConfig, RunConfig, load
 from hpe.crops import CropRule
 from hpe.errors import UserError
 from hpe.files import write_json
-from hpe.models.backbones import build_backbone
+from hpe.models.backbones import Triple, build_backbone, published_normalisation
 from hpe.models.multitask import MultiTask
 from hpe.shards import MANIFEST, Manifest
 
@@ -54,6 +55,7 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
     if start not in ("none", "hub") and Path(start).is_dir():
         start = str(weights_of(Path(start)))
     backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
+    mean, std = map(torch.tensor, normalisation_of(model))
     heads = model.heads
     return MultiTask(
         backbone,
@@ -68,7 +70,39 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
             heads.direction.dropout if heads.direction else 0.0,
         ),
         learned_weights=learned_weights,
+        normalisation=Normalisation(mean, std),
     )
+
+
+def normalisation_of(model: ModelConfig) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of the pixels of a config's network.
+
+    Its own numbers; else those of the run that it starts from; else what the backbone expects by its publisher.
+
+    Raises:
+        UserError: it starts from a folder that is no run.
+    """
+    if model.mean is not None and model.std is not None:
+        return model.mean, model.std
+    if model.weights not in ("none", "hub") and Path(model.weights).is_dir():
+        return normalisation_of(load_config(Path(model.weights)).model)
+    return published_normalisation(model.backbone, model.weights)
+
+
+def with_normalisation(config: RunConfig) -> RunConfig:
+    """The config with the numbers of :func:`normalisation_of`: those of its run folder, where it has one.
+
+    Raises:
+        UserError: a config in the run folder, or a run to start from, that cannot be read.
+    """
+    if config.model.mean is not None:
+        return config
+    run = Path(config.run)
+    return _normalised_by(config, *normalisation_of((load_config(run) if (run / CONFIG).is_file() else config).model))
+
+
+def _normalised_by(config: RunConfig, mean: Triple, std: Triple) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"mean": mean, "std": std})})
 
 
 Position = Annotated[int, Field(ge=0, lt=2**62)]
@@ -206,14 +240,15 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
 
 
 def load_config(run: Path) -> RunConfig:
-    """The resolved config of a run folder.
+    """The resolved config of a run folder; one from before configs held ``model.mean`` was trained with ImageNet's.
 
     Raises:
         UserError: not a run folder.
     """
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: no {CONFIG} here; expected a run folder that `hpe train` wrote")
-    return load(run / CONFIG, RunConfig)
+    config = load(run / CONFIG, RunConfig)
+    return config if config.model.mean is not None else _normalised_by(config, MEAN, STD)
 
 
 def find_checkpoint(run: Path, which: str = "best") -> Path:

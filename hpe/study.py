@@ -126,7 +126,7 @@ def _check(config: StudyConfig) -> None:
     """
     import torch
 
-    from hpe.models.backbones import build_backbone
+    from hpe.models.backbones import outline
 
     problems = []
     direction = config.directions.networks if config.directions else []
@@ -138,13 +138,12 @@ def _check(config: StudyConfig) -> None:
             problems.append(f"{where}.backbone: angles reads no pictures and so no emotion; it belongs to directions")
             continue
         try:
-            with torch.device("meta"):  # no memory, no time
-                backbone, _ = build_backbone(network.backbone, stem=network.stem)
-                shape = (2, 3) if network.backbone == "angles" else (2, 3, config.pictures.size, config.pictures.size)
-                backbone(torch.empty(shape))
+            backbone, _ = outline(network.backbone, stem=network.stem)
+            shape = (2, 3) if network.backbone == "angles" else (2, 3, config.pictures.size, config.pictures.size)
+            backbone(torch.empty(shape, device="meta"))
         except UserError as error:
             problems.append(f"{where}: {error}")
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, AssertionError) as error:
             problems.append(
                 f"{where}: {network.backbone} cannot take pictures of {config.pictures.size} pixels "
                 f"({str(error).splitlines()[0][:120]}); use another pictures.size"

@@ -41,6 +41,8 @@ def _train(config: RunConfig, ranks: Ranks) -> int:
         job = stack.enter_context(open_job(config, ranks))
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
+        if (job.config.train.layer_decay, job.config.train.head_rate) != (1.0, 1.0):
+            job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
         shown = stack.enter_context(
             screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=config.train.epochs)

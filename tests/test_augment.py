@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from hpe.augment import MEAN, STD, Augmentation, augment, prepare, turned_angles
+from hpe.augment import IMAGENET, MEAN, STD, Augmentation, augment, prepare, turned_angles
 from hpe.batch import Batch
 from hpe.config import AugmentConfig
 from hpe.geometry import project, rotation_from_euler
@@ -45,7 +45,7 @@ def tensors(batch: Batch) -> list[Tensor]:
 def test_nothing_switched_on_is_the_normalised_picture() -> None:
     batch = batch_of(5)
     images, labels = augment(batch, Augmentation(), seed=0, position=0)
-    assert torch.equal(images, prepare(batch))
+    assert torch.equal(images, prepare(batch, IMAGENET))
     assert torch.allclose(images, tv.normalize(batch.images / 255, list(MEAN), list(STD)), atol=1e-5)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(a, b) for a, b in zip(tensors(labels), tensors(batch), strict=True))
@@ -70,7 +70,7 @@ def test_a_flip_mirrors_the_head_that_the_labels_describe() -> None:
     """The projected points of the mirrored head are the mirror image of the projected points."""
     batch = batch_of(40)
     images, flipped = augment(batch, Augmentation(flip=1.0), seed=0, position=0)
-    assert torch.equal(images, prepare(replace(batch, images=tv.horizontal_flip(batch.images))))
+    assert torch.equal(images, prepare(replace(batch, images=tv.horizontal_flip(batch.images)), IMAGENET))
     head = torch.randn(1, 30, 3, generator=torch.Generator().manual_seed(1))
     mirrored_head = head * torch.tensor((-1.0, 1.0, 1.0))  # a face is symmetric about its middle plane
     seen = project(head, rotation_from_euler(batch.angles))
@@ -151,7 +151,7 @@ def test_colour_changes_are_torchvisions() -> None:
 def test_blur_smooths_and_keeps_the_mean_and_erase_blanks_a_rectangle() -> None:
     batch = batch_of(64, size=48)
     blurred, _ = augment(batch, Augmentation(blur=1.0), seed=0, position=0)
-    plain = prepare(batch)
+    plain = prepare(batch, IMAGENET)
     assert torch.allclose(blurred.mean((2, 3)), plain.mean((2, 3)), atol=0.05)
     erased, _ = augment(batch, Augmentation(erase=1.0), seed=0, position=0)
     blank = (erased == 0).all(1)
@@ -169,7 +169,7 @@ def test_mixup_mixes_targets_as_pictures_and_leaves_unlabelled_samples_alone() -
     batch = replace(batch, emotion_mask=mask)
     images, mixed = augment(batch, Augmentation(mixup=0.8), seed=0, position=0)
     assert torch.allclose(mixed.emotion_target.sum(1), torch.ones(32), atol=1e-6)
-    plain = prepare(batch)
+    plain = prepare(batch, IMAGENET)
     assert torch.equal(images[::4], plain[::4])
     assert torch.equal(mixed.emotion_target[::4], batch.emotion_target[::4])
     changed = (images != plain).flatten(1).any(1)

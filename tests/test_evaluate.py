@@ -384,7 +384,7 @@ def test_a_network_that_gives_no_numbers_and_tables_that_are_not_named_are_told(
     run: Path, shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = evaluation.prepare
-    monkeypatch.setattr(evaluation, "prepare", lambda batch: prepared(batch) * float("nan"))
+    monkeypatch.setattr(evaluation, "prepare", lambda batch, by: prepared(batch, by) * float("nan"))
     table, _ = judged(run, shards, name="nan")
     told = capsys.readouterr().err
     assert f"for {table.num_rows} of {table.num_rows} samples the network gave no number" in told

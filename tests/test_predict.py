@@ -364,7 +364,7 @@ def test_a_network_that_gives_no_numbers_gives_empty_cells(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("hpe.predictor.normalised", lambda images: normalised(images) * float("nan"))
+    monkeypatch.setattr("hpe.predictor.normalised", lambda images, by: normalised(images, by) * float("nan"))
     predict(run, [str(shards / "val-000000.tar")], out=tmp_path, draw="axes")
     assert f"for {len(rows(tmp_path))} faces the network gave no number" in capsys.readouterr().err
     for row in rows(tmp_path):

@@ -29,7 +29,9 @@ def seen(folder: Path) -> list[tuple[Batch, Outputs]]:
     network = build_network(made.config(folder, folder, "model.heads.pose=null").model).eval()
     stream = Stream([ShardSet(str(folder), "train")], Reading(size=made.SIDE))
     with torch.no_grad():
-        return [(loaded.batch, network(prepare(loaded.batch))) for loaded in stream.once(batch=8)]
+        return [
+            (loaded.batch, network(prepare(loaded.batch, network.normalisation))) for loaded in stream.once(batch=8)
+        ]
 
 
 def test_the_first_sixteen_faces_stand_in_four_rows(seen: list[tuple[Batch, Outputs]]) -> None:

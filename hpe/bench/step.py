@@ -208,7 +208,7 @@ def _bare(job: Job, steps: int, loaded: list[Loaded]) -> float:
             begun = time.perf_counter()
         batch = next(batches).to(where)
         with job.accelerator.autocast():
-            outputs = call(batch.angles if network.takes_angles else prepare(batch))
+            outputs = call(batch.angles if network.takes_angles else prepare(batch, network.normalisation))
         _plain_loss(outputs, batch).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -17,7 +17,7 @@ from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
-from hpe.runs import CONFIG, SHARDS, crop_rules, load_run
+from hpe.runs import CONFIG, SHARDS, crop_rules, load_run, normalisation_of
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -153,11 +153,12 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
             f"{run / CONFIG}: this run has no pose head (its heads: {', '.join(config.model.heads.on)}); "
             "expected one trained with model.heads.pose"
         )
+    mean, std = normalisation_of(config.model)
     return Estimator(
         name=run.resolve().name,
         weights_sha256=sha256_of(file),
         crop=CropRule.parse(crop) if crop else _crop_of_run(run),
-        input=InputSpec(size=config.data.size, colour="grey" if config.data.grey else "rgb"),
+        input=InputSpec(size=config.data.size, colour="grey" if config.data.grey else "rgb", mean=mean, std=std),
         output=OutputSpec(kind="bins66-lower" if pose.kind == "bins66" else "sixd"),
         network=compute.network(module),
         device=compute.device,

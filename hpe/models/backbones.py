@@ -7,6 +7,7 @@ is the three angles instead of a picture.
 
 import difflib
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -15,13 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hpe.augment import MEAN, STD
 from hpe.errors import UserError
 
 TIMM: Final = "timm/"
-_NO_AUXILIARY: Final = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False},
-}
+_INCEPTIONS: Final = ("googlenet", "inception_v3")
+_AUXILIARY: Final = ("aux1", "aux2", "AuxLogits")
+_HALF: Final = (0.5, 0.5, 0.5)
+
+Triple = tuple[float, float, float]
+"""A number for each of red, green and blue."""
 
 
 class Tiny(nn.Module):
@@ -118,6 +122,16 @@ def build_backbone(name: str, *, stem: str = "standard", weights: str = "none") 
     return backbone, features
 
 
+def outline(name: str, *, stem: str = "standard") -> tuple[nn.Module, int]:
+    """As :func:`build_backbone`, without numbers: on the ``meta`` device, where it takes no memory and little time."""
+    try:
+        with torch.device("meta"):
+            return build_backbone(name, stem=stem)
+    except NotImplementedError:  # torchvision computes the widths of its RegNets with tensors
+        backbone, features = build_backbone(name, stem=stem)
+        return backbone.to("meta"), features
+
+
 def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     import torchvision  # seconds of import that the other backbones need not pay
 
@@ -129,24 +143,86 @@ def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
             + (f"did you mean {' or '.join(close)}? " if close else "")
             + "Use a name of torchvision.models, timm/<name of timm>, or tiny"
         )
-    options = _NO_AUXILIARY.get(name, {})
-    if pretrained:
-        options = {k: v for k, v in options.items() if k == "init_weights"}
+    # With weights torchvision sets these itself, and refuses others.
+    options = {"aux_logits": False, "init_weights": True} if name in _INCEPTIONS and not pretrained else {}
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except OSError as error:
         raise UserError(
             f"model.weights: cannot download {name}'s weights ({error}); give a local file, or none"
         ) from error
-    if pretrained and hasattr(network, "aux_logits"):
-        setattr(network, "aux_logits", False)  # noqa: B010 (plain attributes, for which Module has no type)
-        setattr(network, "transform_input", False)  # noqa: B010
+    if name in _INCEPTIONS:
+        _without_extras(network)
     last = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not last:
         raise UserError(f"model.backbone: {name} has no linear classifier to replace; choose another")
     path, layer = last[-1]
     network.set_submodule(path, nn.Identity())
     return network, layer.in_features
+
+
+def _without_extras(network: nn.Module) -> None:
+    """Make an Inception of the hub what it is without weights.
+
+    Its auxiliary classifiers would get no gradient (DDP stops then), and their names would not be found again by
+    ``hpe evaluate``. Its own change of the input is part of :func:`published_normalisation`.
+    """
+    for classifier in _AUXILIARY:
+        if hasattr(network, classifier):
+            setattr(network, classifier, None)
+    for switch in ("aux_logits", "transform_input"):
+        setattr(network, switch, False)
+
+
+def published_normalisation(name: str, weights: str) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of the pixels, in 0..1, that a backbone expects by its publisher.
+
+    Those of timm's config for timm's names, those of torchvision's weights with ``hub``; else ImageNet's, also for
+    names that :func:`build_backbone` refuses.
+    """
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM))
+    if weights != "hub":
+        return MEAN, STD
+    if name in _INCEPTIONS:  # converted from TensorFlow: torchvision turns ImageNet's into these inside the network
+        return _HALF, _HALF
+    import torchvision
+
+    try:
+        preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
+    except (ValueError, KeyError):
+        return MEAN, STD
+    return _triple(preset.mean), _triple(preset.std)
+
+
+def _of_timm(name: str) -> tuple[Triple, Triple]:
+    from timm.data import resolve_data_config  # pyright: ignore[reportAttributeAccessIssue]
+    from timm.models import get_pretrained_cfg
+
+    try:
+        known = get_pretrained_cfg(name)
+    except RuntimeError:
+        known = None
+    if known is None:
+        return MEAN, STD
+    found = resolve_data_config(pretrained_cfg=known.to_dict())
+    return _triple(found["mean"]), _triple(found["std"])
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def synchronised(backbone: nn.Module) -> nn.Module:
+    """The backbone with batch norms that count over all ranks.
+
+    By timm's converter, which does as torch's and keeps the activation inside timm's norms: torch's drops it, and
+    ``hpe evaluate`` would rebuild another network.
+    """
+    from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
+
+    return convert_sync_batchnorm(backbone)
 
 
 def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
@@ -161,6 +237,11 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:
+        if "Invalid pretrained tag" in str(error):
+            architecture, _, tag = name.partition(".")
+            raise UserError(
+                f"model.backbone: timm has no weights {tag!r} for {architecture}; {TIMM}{architecture} has its default"
+            ) from error
         if not pretrained:
             raise
         raise UserError(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from hpe.augment import IMAGENET, Normalisation
 from hpe.geometry import euler_from_rotation, rotation_from_6d
 from hpe.labels import DIRECTIONS, EMOTIONS
 
@@ -56,7 +57,11 @@ class MultiTask(nn.Module):
         conditioned: the emotion head sees features modulated by the network's own pose.
         dropout: of the emotion and the direction head.
         learned_weights: one log variance per head weighs its loss (Kendall, Gal, Cipolla, 2018).
+        normalisation: of the pixels that the backbone takes.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -70,9 +75,13 @@ class MultiTask(nn.Module):
         conditioned: bool = False,
         dropout: tuple[float, float] = (0.0, 0.0),
         learned_weights: bool = False,
+        normalisation: Normalisation = IMAGENET,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        # Buffers go where the network goes. The run's config keeps their values, so the weights need not.
+        self.register_buffer("mean", normalisation.mean.clone(), persistent=False)
+        self.register_buffer("std", normalisation.std.clone(), persistent=False)
         self.condition = PoseCondition(features) if conditioned else None
         heads: dict[str, nn.Module] = {}
         if emotion:
@@ -94,6 +103,11 @@ class MultiTask(nn.Module):
     def takes_angles(self) -> bool:
         """True for the direction network, whose input is angles and not pictures."""
         return hasattr(self.backbone, "fit_scale")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What its pixels are normalised by, on its device."""
+        return Normalisation(self.mean, self.std)
 
     def forward(self, inputs: Tensor) -> Outputs:
         features = self.backbone(inputs)
