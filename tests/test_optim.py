@@ -2,18 +2,17 @@
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from hpe.optim import warming_average
+from hpe.average import MovingAverage
 
 
 def averaged_after(weights: list[float], decay: float) -> float:
     network = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(network, multi_avg_fn=warming_average(decay))
+    average = MovingAverage(network, decay)  # type: ignore[arg-type]
     for weight in weights:
         nn.init.constant_(network.weight, weight)
-        average.update_parameters(network)
-    (weight,) = average.parameters()
+        average.update(network)  # type: ignore[arg-type]
+    (weight,) = average.module.parameters()
     return weight.item()
 
 
