@@ -3,23 +3,25 @@
 Every random number is :func:`hpe.draws.uniforms` of the seed, the kind of change and the sample's position in
 the global sequence. So a resumed run augments as the uninterrupted one would have, and so do other numbers of
 ranks (mixup apart, which pairs samples of one rank). Switching one change on leaves the draws of the others.
+Nothing here makes the host wait for a GPU: what it draws travels through page-locked memory.
 
 Labels follow the picture: a flip negates yaw and roll and swaps left and right; a rotation turns the head's
 rotation matrix. What distorts the head's proportions is left to ``crop_ratio``, which is off by default.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
 from hpe.batch import Batch
 from hpe.draws import permutation, uniforms
-from hpe.geometry import euler_from_rotation, mirror_angles, rotation_from_euler
+from hpe.geometry import angle_errors, euler_from_rotation, mirror_angles, rotation_from_euler
 from hpe.labels import MIRRORED_DIRECTION
 
 MEAN: Final = (0.485, 0.456, 0.406)
@@ -52,7 +54,9 @@ class Augmentation:
         crop_scale: area of the random crop as a share of the picture (above 1: zoomed out, black border).
         crop_ratio: its width through its height; other than (1, 1) squeezes the head.
         shift: how far the crop's centre may leave what fits into the picture, as a share of its side.
-        rotate: degrees, uniform in ± this; the angles follow, direction labels stay.
+        rotate: degrees, uniform in ± this; the angles follow, direction labels stay. A face that would leave the
+            angles that the pose head learns from (near a profile a turned picture has quite other Euler angles) is
+            not turned.
         flip: probability of the mirror image.
         brightness, contrast, saturation: factors, uniform in 1 ± this.
         grey: probability of luma instead of colour.
@@ -113,7 +117,13 @@ def prepare(batch: Batch, by: Normalisation) -> Images:
 
 
 def augment(
-    batch: Batch, settings: Augmentation, *, seed: int, position: int, by: Normalisation = IMAGENET
+    batch: Batch,
+    settings: Augmentation,
+    *,
+    seed: int,
+    position: int,
+    by: Normalisation = IMAGENET,
+    largest_degrees: float = float("inf"),
 ) -> tuple[Images, Batch]:
     """Augmented, normalised images (channels-last) and the batch with labels that fit them.
 
@@ -123,6 +133,7 @@ def augment(
         seed: of the run.
         position: of the batch's first row in the global sequence (``Loaded.first``).
         by: the network's normalisation.
+        largest_degrees: no rotation takes a face from below this angle to beyond it (``HeadLoss.largest_degrees``).
     """
     rows = len(batch)
     draws = _Draws(seed, position, rows)
@@ -133,7 +144,7 @@ def augment(
     if settings.moves or any(colours) or settings.blur or settings.randaugment:
         images = images.to(torch.float32) / 255
         if settings.moves:
-            images, batch = _move(images, batch, settings, draws)
+            images, batch = _move(images, batch, settings, draws, largest_degrees)
         images = _colour(images, settings, draws)
         if settings.randaugment:
             images = _randaugment(images, settings.randaugment / 10, draws)
@@ -151,7 +162,15 @@ def _on(like: Tensor, values: np.ndarray) -> Tensor:
     """Host numbers on a tensor's device, floats as float32."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     tensor = tensor.float() if tensor.is_floating_point() else tensor
+    if like.is_cuda:  # a copy from other memory starts when the device has nothing left to do, and the host waits
+        tensor = tensor.pin_memory()
     return tensor.to(like.device, non_blocking=True)
+
+
+@cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers that never change, copied to a device once: a copy in every step would make the host wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _per_row(like: Tensor, values: np.ndarray) -> Tensor:
@@ -175,7 +194,7 @@ def scaled(images: Images, size: int) -> Images:
 
 
 def _flip(images: Tensor, batch: Batch, chosen: Tensor) -> tuple[Tensor, Batch]:
-    swap = torch.tensor(MIRRORED_DIRECTION, device=images.device)
+    swap = _constant(MIRRORED_DIRECTION, images.device)
     images = torch.where(chosen[:, None, None, None], images.flip(3), images)
     return images, replace(
         batch,
@@ -185,7 +204,9 @@ def _flip(images: Tensor, batch: Batch, chosen: Tensor) -> tuple[Tensor, Batch]:
     )
 
 
-def _move(images: Images, batch: Batch, settings: Augmentation, draws: _Draws) -> tuple[Images, Batch]:
+def _move(
+    images: Images, batch: Batch, settings: Augmentation, draws: _Draws, largest_degrees: float
+) -> tuple[Images, Batch]:
     """One bilinear sampling for crop, shift and rotation: x' of the output looks at x of the input."""
     area = draws.between("area", *settings.crop_scale)
     low, high = np.log(settings.crop_ratio)
@@ -195,29 +216,48 @@ def _move(images: Images, batch: Batch, settings: Augmentation, draws: _Draws) -
     x = (2 * draws("x") - 1) * (np.maximum(1 - width, 0) + 2 * settings.shift)
     y = (2 * draws("y") - 1) * (np.maximum(1 - height, 0) + 2 * settings.shift)
     degrees = draws.between("rotate", -settings.rotate, settings.rotate)
+    theta = _on(images, _sampling(width, height, x, y, degrees))
+    if settings.rotate:
+        turned = turned_angles(batch.angles, _on(images, degrees))
+        lost = batch.angles_mask & _within(batch.angles, largest_degrees) & ~_within(turned, largest_degrees)
+        # The host that draws does not know the angles, which may be on a GPU: both samplings are at hand there.
+        upright = _on(images, _sampling(width, height, x, y, np.zeros_like(degrees)))
+        theta = torch.where(lost[:, None, None], upright, theta)
+        batch = replace(batch, angles=torch.where(lost[:, None], batch.angles, turned))
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False), batch
+
+
+def _sampling(width: Uniform, height: Uniform, x: Uniform, y: Uniform, degrees: Uniform) -> np.ndarray:
+    """Matrices [batch 2 3] from places in the output to places in the input."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     # The picture turns clockwise by `degrees` (rows count downwards), so the sampling turns back.
-    matrix = np.stack((width * cosine, width * sine, x, -height * sine, height * cosine, y), 1)
-    theta = _on(images, matrix).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    if settings.rotate:
-        batch = replace(batch, angles=turned_angles(batch.angles, _on(images, degrees)))
-    return moved, batch
+    return np.stack((width * cosine, width * sine, x, -height * sine, height * cosine, y), 1).reshape(-1, 2, 3)
+
+
+def _within(angles: Float[Tensor, "batch 3"], largest_degrees: float) -> Bool[Tensor, " batch"]:
+    return (angles.abs() < largest_degrees).all(1)
 
 
 def turned_angles(angles: Float[Tensor, "batch 3"], degrees: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3"]:
     """Yaw, pitch, roll of the head in a picture that is turned clockwise by ``degrees``.
 
     A head point X lies at ``F Rᵀ X`` (see :mod:`hpe.geometry`), so turning the picture by Q gives
-    ``R' = R F Qᵀ F``: only for a frontal head is that an addition to roll.
+    ``R' = R F Qᵀ F``: only for a frontal head is that an addition to roll. Of the two triples of angles that every
+    rotation has, it is the one nearer to those before: a yaw of 95° stays one, and does not become 85° with pitch and
+    roll upside down.
     """
     about_z = torch.stack((torch.zeros_like(degrees), torch.zeros_like(degrees), degrees), -1)
-    return euler_from_rotation(rotation_from_euler(angles) @ rotation_from_euler(about_z))
+    usual = euler_from_rotation(rotation_from_euler(angles) @ rotation_from_euler(about_z))
+    yaw, pitch, roll = usual.unbind(-1)
+    other = torch.stack((180.0 - yaw, pitch + 180.0, roll + 180.0), -1)
+    other = (other + 180.0).remainder(360.0) - 180.0
+    nearer = angle_errors(other, angles).sum(-1) < angle_errors(usual, angles).sum(-1)
+    return torch.where(nearer[:, None], other, usual)
 
 
 def _luma(images: Images) -> Float[Tensor, "batch 1 height width"]:
-    weights = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(1, 3, 1, 1)
+    weights = _constant((0.299, 0.587, 0.114), images.device).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 
@@ -250,7 +290,7 @@ _COLOUR: Final = {"brightness": _brightness, "contrast": _contrast, "saturation"
 
 def _sharpness(images: Images, factor: Tensor) -> Images:
     """Pillow's: 3 × 3 smoothing as the other end."""
-    kernel = torch.tensor(((1.0, 1, 1), (1, 5, 1), (1, 1, 1)), device=images.device) / 13
+    kernel = _constant(((1.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 1.0, 1.0)), images.device) / 13
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     smooth = F.conv2d(padded, kernel.expand(3, 1, 3, 3), groups=3)
     return torch.lerp(smooth, images, factor).clamp_(0, 1)

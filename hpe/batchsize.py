@@ -90,7 +90,8 @@ class Trial:
         self._network = copy.deepcopy(network).to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self._held = [copy.deepcopy(self._network) for _ in range(copies)]
         self._optimizer = torch.optim.AdamW(self._network.parameters(), lr=0.0)
-        self._losses, self._size, self._augmentation = losses, size, augmentation
+        self._losses = {head: settings.to(device) for head, settings in losses.items()}
+        self._size, self._augmentation = size, augmentation
         self._device, self._autocast = device, autocast
 
     def step(self, batch: int) -> None:
@@ -107,7 +108,7 @@ class Trial:
         losses = [head_loss(head, outputs[head], samples, settings).mean() for head, settings in self._losses.items()]
         torch.stack(losses).sum().backward()
         self._optimizer.step()
-        if self._device.type == "cuda":
+        if self._device.type == "cuda":  # the host waits: what a step needs is known when it is done
             torch.cuda.synchronize(self._device)
 
     def seconds(self, batch: int) -> float:

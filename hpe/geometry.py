@@ -99,7 +99,8 @@ def angle_errors(predicted: Float[Tensor, "*batch 3"], target: Float[Tensor, "*b
 
 def mirror_angles(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
     """Angles of the horizontally flipped picture: yaw and roll change sign."""
-    return angles * angles.new_tensor((-1.0, 1.0, -1.0))
+    yaw, pitch, roll = angles.unbind(-1)
+    return torch.stack((-yaw, pitch, -roll), -1)  # signs made from Python numbers would be copied to the device
 
 
 def mean_rotation(angles: Float[Tensor, "*batch 3"], others: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:

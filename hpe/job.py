@@ -15,6 +15,7 @@ from hpe.batchsize import Trial, largest_that_fits, where_doubling_stops_paying
 from hpe.config import DataConfig, RunConfig, ShardsConfig, differences
 from hpe.errors import UserError
 from hpe.files import locked, rename_aside, write_text
+from hpe.labels import BINS_REACH_DEGREES
 from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
@@ -166,6 +167,8 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         for name in _without_tables(config.data):
             told = "no pose tables are named (pose:), its angles and directions are those of its records"
             print(f"{run}: {name}: {told}", file=sys.stderr, flush=True)
+    if ranks.main and (told := _left_out(config, counts["train"])):
+        print(f"{run}: {told}", file=sys.stderr, flush=True)
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
@@ -286,13 +289,13 @@ def _labels(counts: Counts, head: str) -> int:
 def _head_loss(config: RunConfig, head: str, counts: Counts) -> HeadLoss:
     settings = getattr(config.model.heads, head)
     if head == "pose":
-        limit = 99.0 if settings.kind == "bins66" else float("inf")
+        limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
         return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
     if head == "affect":
         return HeadLoss(settings.weight)
     weights = prior = None
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda() else torch.device("cpu")
-    found = torch.tensor(getattr(counts, head), dtype=torch.float32, device=device)
+    # On the CPU: this rank's device is not set yet, and `cuda` would be the first GPU on every rank.
+    found = torch.tensor(getattr(counts, head), dtype=torch.float32)
     if settings.imbalance == "weights":
         weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
     elif settings.imbalance == "logit-adjustment":
@@ -303,6 +306,18 @@ def _head_loss(config: RunConfig, head: str, counts: Counts) -> HeadLoss:
         class_weights=weights,
         log_prior=prior,
         soft=getattr(settings, "votes", True),
+    )
+
+
+def _left_out(config: RunConfig, counts: Counts) -> str | None:
+    """What the bins of the pose head do not learn from, where there is any."""
+    pose = config.model.heads.pose
+    if pose is None or pose.kind != "bins66" or not counts.wide:
+        return None
+    return (
+        f"data.train: {counts.wide:,} of {counts.angles:,} faces with angles have one of {BINS_REACH_DEGREES:g}° or "
+        "more, either way; model.heads.pose.kind: bins66 has no bins for them and leaves them out, as Hopenet does; "
+        "sixd learns from all"
     )
 
 

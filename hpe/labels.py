@@ -38,6 +38,8 @@ DIRECTIONS: Final = tuple(direction.name.lower() for direction in Direction)
 ANGLES: Final = ("yaw", "pitch", "roll")
 LARGEST_DEGREES: Final = 360.0
 """No head is turned further: an angle beyond it, either way, is a network's nonsense."""
+BINS_REACH_DEGREES: Final = 99.0
+"""Hopenet's bins hold the angles below this, either way."""
 
 EMOTION_COLOURS: Final = (
     "#8d99ae", "#f4b400", "#4378bf", "#f2784b", "#8e5bb5", "#5b9a4b", "#d64550", "#a0785a",

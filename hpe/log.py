@@ -27,27 +27,28 @@ class Log:
     """Writes on rank 0, does nothing on the others.
 
     Resumed at ``samples_seen``, lines that a killed start wrote after that point are dropped, so that the
-    file tells one straight story.
+    file tells one straight story; with ``unvalidated`` a validation at that point is dropped too, as it comes again.
     """
 
-    def __init__(self, run: Path, ranks: Ranks, samples_seen: int) -> None:
+    def __init__(self, run: Path, ranks: Ranks, samples_seen: int, *, unvalidated: bool = False) -> None:
         self.run = run
         self._lines = self._board = None
         if ranks.main:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._keep_until(run / METRICS, samples_seen)
+            self._keep_until(run / METRICS, samples_seen, unvalidated)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
             self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1 if samples_seen else None)
 
     @staticmethod
-    def _keep_until(path: Path, samples_seen: int) -> None:
+    def _keep_until(path: Path, samples_seen: int, unvalidated: bool) -> None:
         if not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["samples"] <= samples_seen:
+                told = json.loads(line)
+                if told["samples"] < samples_seen + (not unvalidated or told["split"] != "val"):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a kill

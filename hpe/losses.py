@@ -4,7 +4,8 @@ The caller divides the masked sum by the number of labels in the *global* batch,
 missing labels have the gradient of one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class HeadLoss:
         log_prior: log frequency of each class, added to the logits while training (logit adjustment;
             Menon et al., 2021), or None.
         alpha: weight of the squared error in degrees² beside the bins' cross-entropy (Hopenet).
-        soft: train on the votes' shares where there are votes, not on the majority.
+        soft: train on the votes' shares where there are votes, not on the majority; see :func:`with_targets`.
         largest_degrees: poses with an angle beyond it do not count (Hopenet: 99).
     """
 
@@ -38,6 +39,26 @@ class HeadLoss:
     alpha: float = 1.0
     soft: bool = True
     largest_degrees: float = float("inf")
+
+    def to(self, device: torch.device) -> "HeadLoss":
+        """The same with its tensors on a device."""
+        weights, prior = self.class_weights, self.log_prior
+        return replace(
+            self,
+            class_weights=None if weights is None else weights.to(device),
+            log_prior=None if prior is None else prior.to(device),
+        )
+
+
+def with_targets(batch: Batch, losses: Mapping[str, HeadLoss]) -> Batch:
+    """The batch with the emotion targets that the losses learn from: all votes, or the majority alone.
+
+    Made before augmentation, because mixup mixes targets as it mixes pictures, whichever they are.
+    """
+    if "emotion" not in losses or losses["emotion"].soft:
+        return batch
+    majority = torch.where(batch.emotion_mask, batch.emotion, 0)  # under a false mask it may be any number
+    return replace(batch, emotion_target=F.one_hot(majority, batch.emotion_target.shape[1]).to(batch.emotion_target))
 
 
 def label_mask(head: str, batch: Batch, settings: HeadLoss) -> Bool[Tensor, " batch"]:
@@ -55,15 +76,12 @@ def label_mask(head: str, batch: Batch, settings: HeadLoss) -> Bool[Tensor, " ba
 
 
 def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Float[Tensor, " batch"]:
-    """Loss of each sample; 0 (with no gradient) where the label is missing."""
+    """Loss of each sample, whose batch comes from :func:`with_targets`; 0 (with no gradient) without a label."""
     mask = label_mask(head, batch, settings)
     # The values under a false mask are arbitrary: they must not reach arithmetic, where NaN · 0 is NaN.
     match head:
         case "emotion":
-            target = batch.emotion_target
-            if not settings.soft:
-                target = F.one_hot(torch.where(mask, batch.emotion, 0), target.shape[1]).to(target.dtype)
-            loss = _cross_entropy(output, torch.where(mask[:, None], target, 0.0), settings)
+            loss = _cross_entropy(output, torch.where(mask[:, None], batch.emotion_target, 0.0), settings)
         case "direction":
             direction = torch.where(mask, batch.direction, 0)
             loss = _cross_entropy(output, F.one_hot(direction, output.shape[1]).float(), settings)

@@ -1,18 +1,20 @@
 """Validation metrics of a network's heads, exact over any number of ranks: every state is a sum.
 
-Gathering padded batches counts the padding; sums of what each rank has seen do not.
+Gathering padded batches counts the padding; sums of what each rank has seen do not. All sums are one vector, which
+stays on the device until the end: adding a batch never makes the host wait, and the figures read the device once.
 """
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torch import Tensor
+from torchmetrics import Metric
 
 from hpe.batch import Batch
 from hpe.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
@@ -29,93 +31,40 @@ FIGURES: Final = {
 }
 """What can be said of a head's labelled samples, and a run be chosen by."""
 LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
+_BINS: Final = 15
+_CLASSES: Final = {"emotion": len(EMOTIONS), "direction": len(DIRECTIONS)}
+_SUMS: Final = {
+    **{head: 1 + classes * classes + 3 * _BINS for head, classes in _CLASSES.items()},
+    "pose": 1 + len(ANGLES) + 2,
+    "affect": 1 + 1,
+}
+"""How many sums a head has; the number of its labels comes first."""
 
 
-class Reliability(Metric):
-    """Expected calibration error over 15 equal bins of confidence (Guo et al., 2017), from sums alone."""
-
-    confidence: Tensor
-    correct: Tensor
-    count: Tensor
-    full_state_update = False
-
-    def __init__(self, bins: int = 15) -> None:
-        super().__init__()
-        self.bins = bins
-        for name in ("confidence", "correct", "count"):
-            self.add_state(name, torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, probabilities: Float[Tensor, "batch classes"], truth: Int64[Tensor, " batch"]) -> None:
-        """Add a batch of labelled samples."""
-        confidence, choice = probabilities.max(1)
-        place = (confidence * self.bins).long().clamp(0, self.bins - 1)  # of a NaN it may be any number
-        for state, values in (
-            (self.confidence, confidence),
-            (self.correct, choice == truth),
-            (self.count, torch.ones_like(confidence)),
-        ):
-            state.index_add_(0, place, values.to(state.dtype))
-
-    def compute(self) -> Tensor:
-        """The error, 0..1."""
-        return (self.confidence - self.correct).abs().sum() / self.count.sum().clamp(min=1)
-
-
-class HeadMetrics(nn.Module):
+class HeadMetrics(Metric):
     """Metrics of the heads that are on; ``figures`` are named ``emotion/accuracy``, ``pose/yaw_mae`` …"""
 
+    sums: Float[Tensor, " sums"]
+    full_state_update = False
+
     def __init__(self, heads: tuple[str, ...]) -> None:
-        super().__init__()
-        self.classes = nn.ModuleDict()
-        for head, names in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
-            if head in heads:
-                self.classes[head] = nn.ModuleDict(
-                    {
-                        "accuracy": MulticlassAccuracy(len(names), average="micro"),
-                        "macro_f1": MulticlassF1Score(len(names), average="macro"),
-                        "confusion": MulticlassConfusionMatrix(len(names)),
-                        "ece": Reliability(),
-                    }
-                )
-        self.sums = nn.ModuleDict()
+        super().__init__(dist_sync_fn=_of_all_ranks)
         self.heads = heads
-        for head in heads:
-            self.sums[f"{head} labels"] = SumMetric()
-        names = [*ANGLES, "geodesic", "maev"] * ("pose" in heads) + ["affect squares"] * ("affect" in heads)
-        for name in names:  # a NaN that is left out of its sum would count as no error at all
-            self.sums[name] = SumMetric(nan_strategy="disable")
+        self.add_state("sums", torch.zeros(sum(_SUMS[head] for head in heads), dtype=torch.float64), "sum")
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Add a batch; samples without a head's label do not count for it."""
-        for head, truth, mask in (
-            ("emotion", batch.emotion, batch.emotion_mask),
-            ("direction", batch.direction, batch.direction_mask),
-        ):
-            if head in self.classes and self._count(head, mask):
-                share = outputs[head].float().softmax(-1)[mask]
-                for metric in self.classes[head].values():  # pyright: ignore[reportCallIssue]
-                    metric.update(share, truth[mask])
-        if "pose" in self.heads and self._count("pose", batch.angles_mask):
-            self._update_pose(angles_of(outputs["pose"])[batch.angles_mask], batch.angles[batch.angles_mask])
-        if "affect" in self.heads and self._count("affect", batch.affect_mask):
-            error = (outputs["affect"].float() - batch.affect)[batch.affect_mask]
-            self._add("affect squares", error.square().mean(1))
+        of_head = {
+            "emotion": lambda: _class_sums(outputs["emotion"], batch.emotion, batch.emotion_mask),
+            "direction": lambda: _class_sums(outputs["direction"], batch.direction, batch.direction_mask),
+            "pose": lambda: _pose_sums(angles_of(outputs["pose"]), batch.angles, batch.angles_mask),
+            "affect": lambda: _affect_sums(outputs["affect"].float(), batch.affect, batch.affect_mask),
+        }
+        self.sums += torch.cat([of_head[head]() for head in self.heads])
 
-    def _update_pose(self, predicted: Float[Tensor, "batch 3"], truth: Float[Tensor, "batch 3"]) -> None:
-        for name, error in zip(ANGLES, angle_errors(predicted, truth).unbind(-1), strict=True):
-            self._add(name, error)
-        rotations = rotation_from_euler(predicted), rotation_from_euler(truth)
-        self._add("geodesic", geodesic_degrees(*rotations))
-        self._add("maev", maev_degrees(*rotations))
-
-    def _add(self, name: str, values: Tensor) -> None:
-        metric = self.sums[name]
-        assert isinstance(metric, SumMetric)
-        metric.update(values)
-
-    def _count(self, head: str, mask: Bool[Tensor, " batch"]) -> bool:
-        self._add(f"{head} labels", mask.sum())
-        return bool(mask.any())
+    def compute(self) -> Float[Tensor, " sums"]:
+        """The sums over all ranks, on the host."""
+        return self.sums.cpu()  # the host waits here, once, for every batch of the validation
 
     def figures(self) -> tuple[dict[str, float], Mapping[str, Int64[Tensor, "classes classes"]]]:
         """Figures, and confusion matrices (rows are truth) by head. A head without labels has none.
@@ -126,30 +75,89 @@ class HeadMetrics(nn.Module):
         with warnings.catch_warnings():
             # A rank may have seen no label of a head: its sums are rightly zero.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            return self._figures()
-
-    def _figures(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        sums = {name: float(metric.compute()) for name, metric in self.sums.items()}  # pyright: ignore[reportCallIssue]
+            sums = self.compute()
         figures: dict[str, float] = {}
         confusions: dict[str, Tensor] = {}
-        for head in self.heads:
-            labels = sums[f"{head} labels"]
+        for head, part in zip(self.heads, sums.split([_SUMS[head] for head in self.heads]), strict=True):
+            labels = float(part[0])
             figures[f"{head}/labels"] = labels
-            if head in self.classes:
-                computed = {name: m.compute() for name, m in self.classes[head].items()} if labels else {}  # pyright: ignore[reportCallIssue]
-                if labels:
-                    confusions[head] = computed.pop("confusion").cpu()
-                found = {f"{head}/{name}": float(value) for name, value in computed.items()}
-                if labels and not math.isfinite(found[f"{head}/ece"]):  # a class can be chosen among NaNs too
-                    found = dict.fromkeys(found, math.nan)
-                figures |= found
-            elif head == "pose" and labels:
-                figures |= {f"pose/{name}_mae": sums[name] / labels for name in ANGLES}
-                figures["pose/mae"] = sum(sums[name] for name in ANGLES) / labels / len(ANGLES)
-                figures |= {f"pose/{name}": sums[name] / labels for name in ("geodesic", "maev")}
-            elif head == "affect" and labels:
-                figures["affect/rmse"] = (sums["affect squares"] / labels) ** 0.5
+            if not labels:
+                continue
+            match head:
+                case "pose":
+                    *of_angles, geodesic, maev = (part[1:] / labels).tolist()
+                    figures |= {f"pose/{name}_mae": error for name, error in zip(ANGLES, of_angles, strict=True)}
+                    figures |= {"pose/mae": sum(of_angles) / len(of_angles), "pose/geodesic": geodesic}
+                    figures["pose/maev"] = maev
+                case "affect":
+                    figures["affect/rmse"] = math.sqrt(float(part[1]) / labels)
+                case _:
+                    confusion, reliability = part[1:].split([_CLASSES[head] ** 2, 3 * _BINS])
+                    confusion = confusion.view(_CLASSES[head], -1)
+                    confusions[head] = confusion.to(torch.int64)
+                    figures |= {f"{head}/{name}": value for name, value in _class_figures(confusion, reliability)}
         return figures, confusions
+
+
+def _of_all_ranks(sums: Tensor, group: Any = None) -> list[Tensor]:
+    """Every rank's sums; torchmetrics' own gathering asks each rank for its shape first, and waits for the answer."""
+    found = [torch.empty_like(sums) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, sums.contiguous(), group)
+    return found
+
+
+def _class_sums(
+    logits: Float[Tensor, "batch classes"], truth: Int64[Tensor, " batch"], mask: Bool[Tensor, " batch"]
+) -> Float[Tensor, " sums"]:
+    """Labels, the confusion matrix by rows, and by bin of confidence: confidence, correct choices, samples.
+
+    Products of ones and zeros, and no scattered additions, whose order, and so whose rounding, changes from run to run
+    on a GPU.
+    """
+    counted = mask.double()[:, None]
+    truth = torch.where(mask, truth, 0)  # under a false mask both may be any number
+    confidence, choice = torch.where(mask[:, None], logits.float().softmax(-1), 0.0).max(1)
+    true_class = F.one_hot(truth, logits.shape[1]) * counted
+    confusion = true_class.T @ F.one_hot(choice, logits.shape[1]).double()
+    place = (confidence * _BINS).long().clamp(0, _BINS - 1)  # of a NaN it may be any number
+    seen = torch.stack((confidence.double(), (choice == truth).double(), torch.ones_like(counted[:, 0])))
+    reliability = seen @ (F.one_hot(place, _BINS) * counted)
+    return torch.cat((mask.sum()[None].double(), confusion.flatten(), reliability.flatten()))
+
+
+def _class_figures(
+    confusion: Float[Tensor, "classes classes"], reliability: Float[Tensor, " bins3"]
+) -> Iterator[tuple[str, float]]:
+    """Accuracy, F1 as a mean over the classes that occur, and the expected calibration error (Guo et al., 2017)."""
+    right, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+    confidence, correct, count = reliability.view(3, _BINS)
+    error = float((confidence - correct).abs().sum() / count.sum())
+    broken = not math.isfinite(error)  # a class can be chosen among NaNs too
+    yield "accuracy", math.nan if broken else float(right.sum() / confusion.sum())
+    yield "macro_f1", math.nan if broken else float((2 * right / either)[either > 0].mean())
+    yield "ece", math.nan if broken else error
+
+
+def _pose_sums(
+    predicted: Float[Tensor, "batch 3"], truth: Float[Tensor, "batch 3"], mask: Bool[Tensor, " batch"]
+) -> Float[Tensor, " sums"]:
+    """Labels, and sums of degrees: the error of each angle, the geodesic error, MAEV."""
+    rotations = rotation_from_euler(predicted), rotation_from_euler(truth)
+    errors = (angle_errors(predicted, truth), geodesic_degrees(*rotations)[:, None], maev_degrees(*rotations)[:, None])
+    return _masked_sums(torch.cat(errors, 1), mask)
+
+
+def _affect_sums(
+    predicted: Float[Tensor, "batch 2"], truth: Float[Tensor, "batch 2"], mask: Bool[Tensor, " batch"]
+) -> Float[Tensor, " sums"]:
+    """Labels, and the sum of squared errors, each the mean of valence's and arousal's."""
+    return _masked_sums((predicted - truth).square().mean(1, keepdim=True), mask)
+
+
+def _masked_sums(values: Float[Tensor, "batch kinds"], mask: Bool[Tensor, " batch"]) -> Float[Tensor, " sums"]:
+    # A NaN of a labelled sample stays in its sum: left out, it would count as no error at all.
+    summed = torch.where(mask[:, None], values.double(), 0.0).sum(0)
+    return torch.cat((mask.sum()[None].double(), summed))
 
 
 def better(name: str, value: float, than: float | None) -> bool:

@@ -1,13 +1,12 @@
 """Optimizers with grouped parameters, and the learning rate as a pure function of progress."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Final
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hpe.models.multitask import MultiTask
 
@@ -118,28 +117,21 @@ def _units(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, boo
         first = False
 
 
-def warming_average(decay: float) -> Callable[..., None]:
-    """The moving average of weights whose decay grows with the steps n: min(``decay``, (1 + n) / (10 + n)).
+def build_optimizer(
+    name: str, groups: list[dict], learning_rate: float, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """``adamw``, ``adam`` (the thesis and Hopenet) or ``sgd`` with Nesterov momentum 0.9.
 
-    As TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: without it the first epochs are judged by
-    weights that are mostly the random ones of the start. For torch's ``AveragedModel(multi_avg_fn=…)``.
+    ``fused`` updates all parameters in a few kernels, which a gradient scaler can skip without asking the host; None is
+    torch's own choice.
     """
-
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(steps)) / (10 + int(steps))))(averaged, current, steps)
-
-    return average
-
-
-def build_optimizer(name: str, groups: list[dict], learning_rate: float) -> torch.optim.Optimizer:
-    """``adamw``, ``adam`` (the thesis and Hopenet) or ``sgd`` with Nesterov momentum 0.9."""
     match name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=learning_rate)
+            return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
         case "adam":
-            return torch.optim.Adam(groups, lr=learning_rate)
+            return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=_MOMENTUM, nesterov=True)
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=_MOMENTUM, nesterov=True, fused=fused)
     raise ValueError(f"no optimizer {name!r}")
 
 

@@ -110,13 +110,17 @@ Position = Annotated[int, Field(ge=0, lt=2**62)]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands: everything else follows from ``samples_seen``."""
+    """Where a run stands: everything else follows from ``samples_seen``.
+
+    ``unvalidated``: a validation was due here, and a signal came before it was done: it comes before the next step.
+    """
 
     samples_seen: Position
     step: Position
     best: float | None = None
     best_samples: Position = 0
     ranks: int = 1
+    unvalidated: bool = False
 
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
@@ -175,8 +179,9 @@ def save_checkpoint(
             "then run the same command again: "
             + (f"it goes on from {last[0].name}" if last else "it starts over, as nothing is saved yet")
         ) from error
-    if target.exists():  # an earlier start of the run was killed after this step, and came here again
-        shutil.rmtree(target)
+    if target.exists():  # an earlier start of the run ended after this step, and came here again
+        shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
+        target.rename(before)  # quicker than removing it: `last` may point here, and a kill may come between
     part.rename(target)
     _link(folder / "last", target)
     if best:

@@ -5,9 +5,11 @@ rate and epochs all follow from one counter, so a run killed on eight GPUs goes 
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from hpe.batch import Batch
 from hpe.config import RunConfig
 from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.job import Job, open_job
@@ -43,7 +45,7 @@ def _train(config: RunConfig, ranks: Ranks) -> int:
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         if (job.config.train.layer_decay, job.config.train.head_rate) != (1.0, 1.0):
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
-        log = stack.enter_context(Log(job.run, ranks, state.samples_seen))
+        log = stack.enter_context(Log(job.run, ranks, state.samples_seen, unvalidated=state.unvalidated))
         shown = stack.enter_context(
             screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=config.train.epochs)
         )
@@ -58,31 +60,42 @@ def _train(config: RunConfig, ranks: Ranks) -> int:
 def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> int:
     """Step from a state to the run's end, or until a signal; the exit code, as of :func:`train`."""
     settings = job.config.train
-    between = settings.validate_epochs * job.epoch_samples
     learner.start(state)
+    stop = False
     with job.batches(state.samples_seen) as loader:
-        while state.samples_seen < job.total_samples and not _out_of_patience(job, state):
-            loaded = next(loader)
-            validate = loaded.samples_seen // between > state.samples_seen // between
-            validate |= loaded.samples_seen >= job.total_samples
-            logged = validate or state.step == 0 or (state.step + 1) % settings.log_steps == 0
-            stop = learner.step(loaded, state, stop=caught.caught is not None, logged=logged)
-            shown.advance(loaded.samples_seen - state.samples_seen)
-            state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
-            if logged:
-                shown.train(learner.log(state, log, loader))
-                job.damage.tell(loader)
-            if validate:
-                state = _validate(job, learner, state, log, shown)
-            if validate or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
-                learner.save(job.run, state, best=validate and state.best_samples == state.samples_seen)
-            if stop:
-                job.damage.tell(loader)
-                job.say(f"stopped by a signal after {state.samples_seen:,} samples; saved: the same command goes on")
-                return EXIT_AGAIN
+        while not stop and (state.unvalidated or not _done(job, state)):
+            if not state.unvalidated:  # else a signal has ended the validation that was due here, and it comes first
+                loaded = next(loader)
+                due = _validation_due(job, state, loaded.samples_seen)
+                logged = due or state.step == 0 or (state.step + 1) % settings.log_steps == 0
+                stop = learner.step(loaded, state, stop=caught.caught is not None, logged=logged)
+                shown.advance(loaded.samples_seen - state.samples_seen)
+                state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1, unvalidated=due)
+                if logged:
+                    shown.train(learner.log(state, log, loader))
+                    job.damage.tell(loader)
+            validated = False
+            if state.unvalidated and not stop:
+                state = _validate(job, learner, state, log, shown, caught)
+                validated, stop = not state.unvalidated, state.unvalidated
+            if validated or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
+                learner.save(job.run, state, best=validated and state.best_samples == state.samples_seen)
         job.damage.tell(loader)
+    if stop:
+        job.say(f"stopped by a signal after {state.samples_seen:,} samples; saved: the same command goes on")
+        return EXIT_AGAIN
     job.finish(state, log)
     return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
+
+
+def _done(job: Job, state: State) -> bool:
+    return state.samples_seen >= job.total_samples or _out_of_patience(job, state)
+
+
+def _validation_due(job: Job, state: State, samples_seen: int) -> bool:
+    """Whether the step from a state to a position ends an interval between validations, or the run."""
+    between = job.config.train.validate_epochs * job.epoch_samples
+    return samples_seen // between > state.samples_seen // between or samples_seen >= job.total_samples
 
 
 def _out_of_patience(job: Job, state: State) -> bool:
@@ -92,12 +105,17 @@ def _out_of_patience(job: Job, state: State) -> bool:
     return bool(patience) and state.samples_seen - since >= patience
 
 
-def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen) -> State:
-    """Metrics on the validation split; the state with the best figure so far."""
+def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> State:
+    """Metrics on the validation split: the state with the best figure so far, no longer ``unvalidated``.
+
+    A signal ends it within a few batches, on all ranks alike; then the state is what it was.
+    """
     metrics = HeadMetrics(job.config.model.heads.on)
-    with job.validation() as loader:
-        seen = learner.validate((loaded.batch for loaded in loader), metrics, state.samples_seen)
-        job.damage.tell(loader)
+    batches = _UntilAsked(job, learner, caught)
+    seen = learner.validate(batches, metrics, state.samples_seen)
+    if batches.stopped:
+        return state
+    state = replace(state, unvalidated=False)
     figures, confusions = metrics.figures()
     shown.val(figures)
     log.scalars("val", state.step, state.samples_seen, figures)
@@ -111,3 +129,25 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen)
         job.say(f"WARNING: the network gives no finite numbers for some validation samples: {', '.join(broken)}")
     job.say_figures(state, figures)
     return state
+
+
+class _UntilAsked:
+    """This rank's validation batches, until some rank has caught a signal.
+
+    Attributes:
+        stopped: whether they ended so.
+    """
+
+    def __init__(self, job: Job, learner: Learner, caught: Signals) -> None:
+        self._job, self._learner, self._caught, self.stopped = job, learner, caught, False
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A last, short batch is not there on every rank, and ranks that ask must ask together.
+        shared = self._job.val.samples // self._job.batch
+        with self._job.validation() as loader:
+            for number, loaded in enumerate(loader):
+                if number < shared and self._learner.some_rank(self._caught.caught is not None):
+                    self.stopped = True
+                    break
+                yield loaded.batch
+            self._job.damage.tell(loader)

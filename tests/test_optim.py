@@ -7,8 +7,8 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel
 
+from hpe.average import MovingAverage
 from hpe.models.backbones import build_backbone, outline
 from hpe.models.multitask import MultiTask
 from hpe.optim import (
@@ -19,7 +19,6 @@ from hpe.optim import (
     rate_factor,
     set_rate,
     undecayed,
-    warming_average,
 )
 
 TIMM = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "resnet18", "convnext_atto"]
@@ -181,11 +180,11 @@ def test_the_rate_after_the_last_epoch_stays_at_its_end() -> None:
 
 def averaged_after(weights: list[float], decay: float) -> float:
     network = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(network, multi_avg_fn=warming_average(decay))
+    average = MovingAverage(network, decay)  # type: ignore[arg-type]
     for weight in weights:
         nn.init.constant_(network.weight, weight)
-        average.update_parameters(network)
-    (weight,) = average.parameters()
+        average.update(network)  # type: ignore[arg-type]
+    (weight,) = average.module.parameters()
     return weight.item()
 
 

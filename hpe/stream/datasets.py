@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hpe.errors import UserError
+from hpe.labels import BINS_REACH_DEGREES
 from hpe.records import Record
 from hpe.shards import index_tar
 from hpe.stream.loader import Loader
@@ -37,7 +38,10 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many samples there are, and of which labels."""
+    """How many samples there are, and of which labels.
+
+    ``wide`` of those with ``angles`` have one of 99° or more, for which Hopenet has no bin.
+    """
 
     samples: int
     emotion: tuple[int, ...]
@@ -45,6 +49,7 @@ class Counts:
     both: tuple[tuple[int, ...], ...]
     angles: int
     affect: int
+    wide: int = 0
 
 
 class Stream:
@@ -156,8 +161,9 @@ class Stream:
             tuple(np.bincount(emotion[emotion >= 0], minlength=8).tolist()),
             tuple(np.bincount(direction[direction >= 0], minlength=5).tolist()),
             tuple(tuple(row) for row in both.tolist()),
-            int(angles.sum()),
+            int((~np.isnan(angles)).sum()),
             int(affect.sum()),
+            int((angles >= BINS_REACH_DEGREES).sum()),
         )
 
     def records(self) -> Iterator[tuple[str, str, Record | None]]:
@@ -189,7 +195,7 @@ class Stream:
             yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
 
     def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Per shard: emotion and direction (-1: none), and whether there are angles and affect.
+        """Per shard: emotion and direction (-1: none), the largest angle (NaN: none), and whether there is affect.
 
         Raises:
             UserError: a dataset's first shard cannot be fetched; to try them all would take a minute a shard.
@@ -206,7 +212,7 @@ class Stream:
                     rows[: len(known)] = known
                 classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
                 yield (
-                    classes[:, 0], classes[:, 1], ~np.isnan(rows[:, 4:7]).any(1), ~np.isnan(rows[:, 2:4]).any(1)
+                    classes[:, 0], classes[:, 1], np.abs(rows[:, 4:7]).max(1), ~np.isnan(rows[:, 2:4]).any(1)
                 )  # fmt: skip
 
     def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
