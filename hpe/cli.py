@@ -27,6 +27,9 @@ Processes = Annotated[
     int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
 ]
 Flips = Annotated[bool, typer.Option("--flips", help="Average each face with its mirror image; takes twice as long.")]
+JudgedPrecision = Annotated[
+    str | None, typer.Option("--precision", help="fp32, bf16, fp16 or auto; default: that of the run's training.")
+]
 Centre = Annotated[
     float, typer.Option(min=0.5, max=1.0, help="Look at the centre crop of this share of the side, as timm's crop_pct.")
 ]
@@ -270,6 +273,10 @@ def train(
     processes: Processes = None,
     run: Annotated[Path | None, typer.Option(help="Run folder, instead of the config's run:.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start over; an earlier run becomes RUN.1, RUN.2 …")] = False,
+    change_precision: Annotated[
+        bool,
+        typer.Option("--change-precision", help="Let a run that has begun go on in another precision (other GPUs)."),
+    ] = False,
 ) -> None:
     """Train a network; the same command goes on with a run that was stopped or killed.
 
@@ -297,7 +304,7 @@ def train(
     _relaunch(processes, "--new")
     from hpe import train as module
 
-    raise typer.Exit(module.train(loaded))
+    raise typer.Exit(module.train(loaded, change_precision=change_precision))
 
 
 @app.command()
@@ -316,6 +323,7 @@ def evaluate(
     ] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
+    precision: JudgedPrecision = None,
     processes: Processes = None,
 ) -> None:
     """Evaluate a run on shards: every sample once, figures with intervals, predictions as a table.
@@ -333,7 +341,9 @@ def evaluate(
     views = Views(flips, centre)
     usual = (split if folder and split else plain.strip("_.")) or "evaluate"
     called = name or f"{usual}{'-flips' * flips}{f'-centre{centre:g}' if centre < 1 else ''}"
-    code = module.evaluate(run, [one], name=called, which=which, batch=batch, workers=workers, views=views)
+    code = module.evaluate(
+        run, [one], name=called, which=which, batch=batch, workers=workers, views=views, precision=precision
+    )
     raise typer.Exit(code)
 
 
@@ -365,6 +375,7 @@ def predict(
     split: Annotated[str | None, typer.Option(help="Only this split of folders of shards.")] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
+    precision: JudgedPrecision = None,
 ) -> None:
     """Read head pose, direction and emotion of every face in pictures or shards: a row a face.
 
@@ -377,7 +388,7 @@ def predict(
 
     code = module.predict(
         network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
-        weights=weights, crop=crop, split=split, views=Views(flips, centre),
+        weights=weights, crop=crop, split=split, views=Views(flips, centre), precision=precision,
     )  # fmt: skip
     raise typer.Exit(code)
 

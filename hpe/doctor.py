@@ -89,17 +89,22 @@ def _devices() -> Iterator[Finding]:
     import torch
     import torchvision.ops  # noqa: F401 (a torchvision that does not fit torch breaks here)
 
-    from hpe.ranks import cores
+    from hpe.ranks import chosen_precision, cores, rocm, unused_gpu
 
     yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding("GPU", "note", "torch sees none: everything runs on the CPU, training slowly")
+        why = unused_gpu()
+        told = "torch sees none: everything runs on the CPU, training slowly"
+        yield Finding("GPU", "bad" if why else "note", f"{told}; {why}" if why else told)
         return
+    if why := rocm():
+        yield Finding("GPU", "note", why)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        precision = chosen_precision("auto", torch.device("cuda", index)).name
+        mixed = "mixed precision bf16" if precision == "bf16" else "fp32, or mixed with train.precision: fp16"
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        yield Finding("GPU", "ok", f"{index}: {properties.name}, {memory}, mixed precision {precision}")
+        yield Finding("GPU", "ok", f"{index}: {properties.name}, {memory}, {mixed}")
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

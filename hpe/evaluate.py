@@ -5,7 +5,7 @@ once, and computes every figure from that one table. So no figure depends on the
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,20 +22,19 @@ from hpe.figures.columns import Guesses, Numbers, guesses, numbers
 from hpe.files import aside, write_json, write_text
 from hpe.gallery import choose_rows, write_faces
 from hpe.images import encode_jpeg
+from hpe.inference import judge, judging_precision
 from hpe.job import reading
 from hpe.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.log import Damages
-from hpe.models.estimates import PLAIN, Estimates, Views, estimate
-from hpe.models.multitask import MultiTask
+from hpe.models.estimates import PLAIN, Estimates, Views
 from hpe.progress import Bar, progress
 from hpe.provenance import about_package, about_shards
-from hpe.ranks import Ranks, accelerator, agree, precision_of
+from hpe.ranks import Ranks, accelerator, agree
 from hpe.runs import load_run
 from hpe.stream import Loaded, ShardSet, Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from accelerate import Accelerator
 
 FOLDER: Final = "evaluate"
 _KEPT_FACES: Final = 200
@@ -51,7 +50,7 @@ def evaluate(
     batch: int = 256,
     workers: int | None = None,
     views: Views = PLAIN,
-    precision: str = "auto",
+    precision: str | None = None,
     replicates: int = 1000,
 ) -> int:
     """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
@@ -67,7 +66,7 @@ def evaluate(
         batch: samples of a batch over all ranks.
         workers: reader processes a rank; None: as in training.
         views: how each picture is looked at.
-        precision: as ``train.precision``.
+        precision: of the network's arithmetic, ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of its training.
         replicates: bootstrap draws of the intervals.
 
     Returns:
@@ -82,9 +81,13 @@ def evaluate(
     if not name or Path(name).name != name:
         raise UserError(f"--name {name!r}: expected a plain file name, such as test")
     ranks = Ranks.from_environment()
-    here = accelerator(precision_of(precision))
+    here = accelerator("fp32")  # of its precisions none is used: hpe.inference has its own block
     network, config, weights = load_run(run, which)
-    data = config.data
+    judged = judging_precision(precision, config.train.precision, here.device)
+    if ranks.main and judged.name != config.train.precision:
+        _say(name, f"precision {judged.name}: {judged.why}")
+    # Decoders of GPUs give other pixels than the processor's, and what a figure is must not depend on the machine.
+    data = config.data.model_copy(update={"decoder": "cpu"})
     if not any(one.pose for one in sets):
         if ranks.main and {data.angles, data.direction} != {"record"}:
             _say(name, "no pose tables (--pose): angles and directions are those of the records, where they hold any")
@@ -105,7 +108,20 @@ def evaluate(
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
     ):
-        mine = _predict(network.to(here.device), loader, here, bar, ranks.world, views)
+        network.to(here.device).eval()
+        mine = _predict(
+            lambda of: judge(
+                network,
+                of.angles if network.takes_angles else prepare(of, network.normalisation),
+                views=views,
+                precision=judged,
+                batch=batch,
+            ),
+            loader,
+            here.device,
+            bar,
+            ranks.world,
+        )
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
@@ -121,7 +137,7 @@ def evaluate(
         parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
             rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-            about = {"weights": str(weights)} | _estimated(data, sets)
+            about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
             about |= {"views": str(views)} if views != PLAIN else {}
             print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
         except UserError as error:
@@ -146,18 +162,19 @@ def _say(name: str, text: str) -> None:
 
 @torch.inference_mode()
 def _predict(
-    network: MultiTask, loader: Iterable[Loaded], here: "Accelerator", bar: Bar, ranks: int, views: Views
+    ask: Callable[[Batch], Estimates],
+    loader: Iterable[Loaded],
+    device: torch.device,
+    bar: Bar,
+    ranks: int,
 ) -> "pa.Table":
     """Predictions and truth of this rank's samples, as far as they can be read."""
     import pyarrow as pa
 
-    network.eval()
     found: list[pa.Table] = []
     for loaded in loader:
-        batch = loaded.batch.to(here.device)
-        inputs = batch.angles if network.takes_angles else prepare(batch, network.normalisation)
-        with here.autocast():
-            estimates = estimate(network, inputs, views)
+        batch = loaded.batch.to(device)
+        estimates = ask(batch)
         found.append(rows_of(batch, estimates).filter(loaded.readable))
         bar.advance(len(batch) * ranks)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
@@ -223,8 +240,8 @@ def keep(
         rows: as :func:`rows_of` gives them, of every sample that could be read.
         stream: what was read.
         damaged: samples that could not be read.
-        about: where the predictions come from, ``weights``, and ``views`` where there are several; which labels
-            are ``estimated``.
+        about: where the predictions come from, ``weights`` and ``precision``, and ``views`` where there are
+            several; which labels are ``estimated``.
         replicates: bootstrap draws of the intervals.
 
     Raises:

@@ -2,9 +2,11 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import torch
@@ -30,14 +32,14 @@ class Loaded:
     Attributes:
         picture: its pixels, where something needs them.
         width, height: of the upright picture.
-        face: what the network gets, where the whole picture is the face.
+        faces: where faces are given: their boxes, and what the network gets.
     """
 
     item: Item
     width: int
     height: int
     picture: Picture | None
-    face: Face | None
+    faces: tuple[tuple[Box, Face], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +54,44 @@ class Found:
 
 
 class Given:
-    """Every picture is a face."""
+    """Every picture is a face, or its faces are where the dataset's own labels say.
 
-    def __init__(self, predictor: Predictor, *, keep_pictures: bool) -> None:
-        self._predictor, self._keep = predictor, keep_pictures
+    Args:
+        predictor: makes the faces.
+        keep_pictures: for drawing.
+        labelled: of pictures with labels, by their resolved paths: each face's box, and the crop's around it.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        keep_pictures: bool,
+        labelled: Mapping[Path, Sequence[tuple[Box, Box]]] = MappingProxyType({}),
+    ) -> None:
+        self._predictor, self._keep, self._labelled = predictor, keep_pictures, labelled
 
     def load(self, item: Item | Skipped) -> Loaded | Skipped:
         """Read and decode, in a thread."""
 
         def decode(data: bytes) -> Loaded:
             assert isinstance(item, Item)
-            face = self._predictor.whole(data)
-            if not self._keep:
-                return Loaded(item, *picture_size(data), None, face)
-            picture = decode_rgb(data)
-            return Loaded(item, picture.shape[1], picture.shape[0], picture, face)
+            raw = isinstance(item.data, Path)
+            boxes = self._labelled.get(item.data.resolve(), ()) if isinstance(item.data, Path) else ()
+            picture = decode_rgb(data) if self._keep or boxes else None
+            width, height = picture_size(data) if picture is None else (picture.shape[1], picture.shape[0])
+            if picture is not None and boxes:
+                faces = [(box, self._predictor.cut(picture, crop)) for box, crop in boxes]
+            else:
+                whole = (0.0, 0.0, float(width), float(height))
+                faces = [(whole, self._predictor.whole(data) if raw else self._predictor.stored(data))]
+            return Loaded(item, width, height, picture if self._keep else None, tuple(faces))
 
         return loaded(item, decode)
 
     def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """One face a picture."""
-        return [
-            Found(one, 0, (0.0, 0.0, float(one.width), float(one.height)), None, one.face)
-            for one in group
-            if one.face is not None
-        ]
+        """The faces of each picture."""
+        return [Found(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)]
 
 
 class Detected:
@@ -95,7 +110,7 @@ class Detected:
         def decode(data: bytes) -> Loaded:
             assert isinstance(item, Item)
             picture = decode_rgb(data)
-            return Loaded(item, picture.shape[1], picture.shape[0], picture, None)
+            return Loaded(item, picture.shape[1], picture.shape[0], picture)
 
         return loaded(item, decode)
 

@@ -1,11 +1,13 @@
 """What a training job stands on: its folder, its streams, its network, each checked before the first step."""
 
+import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -20,7 +22,20 @@ from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
-from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
+from hpe.ranks import (
+    Precision,
+    Ranks,
+    accelerator,
+    agree,
+    chosen_precision,
+    cuda,
+    device,
+    lacks_precision,
+    leave_a_core,
+    some_problem,
+    some_rank,
+    unused_gpu,
+)
 from hpe.refusals import (
     all_small,
     impossible,
@@ -37,6 +52,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOCK: Final = ".lock"
+VISIBLE_SECONDS: Final = 60
+"""How long a rank waits for a checkpoint that rank 0 sees: caches of network file systems last less."""
+_LOOK_SECONDS: Final = 0.5
 _LEAST_STEPS: Final = 20
 """Of an epoch, where the batch is found: a network learns by steps."""
 
@@ -55,6 +73,7 @@ class Job:
     val: Stream
     resume: Path | None
     damage: Damages
+    precision: Precision
 
     @property
     def selection(self) -> str:
@@ -121,6 +140,7 @@ class Job:
                 "heads": ", ".join(self.config.model.heads.on),
                 "batch": self.batch,
                 "epochs": settings.epochs,
+                "precision": settings.precision,
                 "learning_rate": settings.learning_rate,
                 "seed": self.config.seed,
             },
@@ -129,8 +149,11 @@ class Job:
 
 
 @contextmanager
-def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
+def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False) -> Iterator[Job]:
     """Check a config against the machine and the shards, and hold its run folder for this process.
+
+    ``train.precision: auto`` becomes what it means here, or what the run has used until now. ``change_precision``: a
+    run that has begun may go on in another precision.
 
     Raises:
         UserError: everything that is wrong, one problem a line.
@@ -173,18 +196,28 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
     leave_a_core(config.data.workers)
-    here = accelerator(precision_of(config.train.precision))
+    precision = _precision(run, config, change=change_precision)
+    here = accelerator(precision.name)
+    if some_rank(agree(precision.name) != precision.name):
+        raise UserError(
+            f"train.precision: {config.train.precision} is {precision.name} on rank {ranks.rank} and differs among the "
+            "ranks, whose devices are not alike; give the one that all of them can do"
+        )
+    if ranks.main and config.train.precision != precision.name:
+        print(f"{run}: precision {precision.name}: {precision.why}", file=sys.stderr, flush=True)
+    config = _with_train(config, precision=precision.name)
     if config.train.batch == "auto":
         found = _found_batch(config, network, losses, streams["train"].samples, ranks, here)
         if ranks.main:
             print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
-        config = _with_batch(config, found)
+        config = _with_train(config, batch=found)
     assert isinstance(config.train.batch, int)
     if problem := all_small(config, streams["train"].samples, config.train.batch):
         raise UserError(problem)
-    with _folder(run, config, ranks) as resume:
+    with _folder(run, config, ranks, change_precision=change_precision) as resume:
         damage = Damages(f"{run}: rank {ranks.rank}")
-        yield Job(config, ranks, here, run, network, losses, streams["train"], streams["val"], resume, damage)
+        sets = streams["train"], streams["val"]
+        yield Job(config, ranks, here, run, network, losses, *sets, resume, damage, precision)
 
 
 def _without_tables(data: DataConfig) -> list[str]:
@@ -196,15 +229,39 @@ def _without_tables(data: DataConfig) -> list[str]:
     ]
 
 
-def _with_batch(config: RunConfig, batch: int | str) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"batch": batch})})
+def _with_train(config: RunConfig, **settings: Any) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=settings)})
+
+
+def _precision(run: Path, config: RunConfig, *, change: bool) -> Precision:
+    """The precision of this start: what the config says; with ``auto`` that of the run so far, else the rule's.
+
+    Raises:
+        UserError: this machine cannot do the one of the run so far.
+    """
+    asked = config.train.precision
+    before = runs.load_config(run).train.precision if (run / runs.CONFIG).is_file() else None
+    if asked != "auto" or before is None or change:
+        return chosen_precision(asked)
+    if before == "auto":  # an older hpe has not written down what it was
+        rule = chosen_precision(asked)
+        return Precision(rule.name, f"{rule.why}; which one the run used until now was not recorded")
+    if (why := lacks_precision(before, device())) is not None:
+        rule = chosen_precision(asked)
+        raise UserError(
+            f"{run}: train.precision: this run has learned in {before} until now, which this machine cannot do: {why}. "
+            f"To go on in {rule.name}, which changes its arithmetic from here on, add --change-precision; or go on on "
+            f"a machine that does {before}"
+        )
+    slow = lacks_precision(before, device(), emulated=True)
+    return Precision(before, "as this run has used until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
 
 
 def _with_batch_of(run: Path, config: RunConfig) -> RunConfig:
     """The config with the batch that an earlier start has found, where it says ``auto``."""
     if config.train.batch != "auto" or not (run / runs.CONFIG).is_file():
         return config
-    return _with_batch(config, runs.load_config(run).train.batch)
+    return _with_train(config, batch=runs.load_config(run).train.batch)
 
 
 def _found_batch(
@@ -267,7 +324,8 @@ def decoder_of(setting: str) -> Literal["cpu", "gpu"]:
         UserError: the GPU is asked for, and there is none.
     """
     if setting == "gpu" and not cuda():
-        raise UserError("data.decoder: gpu: torch sees no GPU here; use cpu or auto")
+        why = unused_gpu()
+        raise UserError(f"data.decoder: gpu: torch sees no GPU here{f': {why}' if why else ''}; use cpu or auto")
     return "gpu" if setting != "cpu" and cuda() else "cpu"
 
 
@@ -328,22 +386,62 @@ def _fit_scale(network: MultiTask, stream: Stream) -> None:
 
 
 @contextmanager
-def _folder(run: Path, config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
-    """Hold the run's folder on rank 0, for all; the checkpoint to go on from, or None."""
+def _folder(run: Path, config: RunConfig, ranks: Ranks, *, change_precision: bool) -> Iterator[Path | None]:
+    """Hold the run's folder on rank 0, for all; the checkpoint to go on from, or None.
+
+    Rank 0 chooses the checkpoint: what a folder on a network holds may look different from node to node for a while.
+    """
     with ExitStack() as stack:
-        problem = None
+        problem = found = None
         if ranks.main:
             try:
-                stack.enter_context(_claim(run, config))
+                stack.enter_context(_claim(run, config, change_precision=change_precision))
+                found = _last(run)
             except UserError as error:
                 problem = str(error)
         if problem := agree(problem):
             raise UserError(problem)
-        yield _last(run)
+        said = agree(None if found is None else json.dumps({"name": found.name, "files": _sizes(found)}))
+        if said is None:
+            yield None
+            return
+        chosen = json.loads(said)
+        checkpoint = run / runs.CHECKPOINTS / chosen["name"]
+        if problem := some_problem(_await(checkpoint, chosen["files"], ranks)):
+            raise UserError(problem)
+        yield checkpoint
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | None:
+    """Wait until this rank sees the checkpoint as rank 0 does; what is wrong where it does not within a minute."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            seen = _sizes(checkpoint)
+        except OSError as error:
+            seen, why = {}, f"{error.strerror or error}"
+        else:
+            why = "files are missing or not whole: " + ", ".join(n for n, size in files.items() if seen.get(n) != size)
+        if all(seen.get(name) == size for name, size in files.items()):
+            return None
+        waited = time.monotonic() - start
+        if waited >= VISIBLE_SECONDS:
+            return (
+                f"{checkpoint}: rank 0 resumes from this checkpoint, and it cannot be seen here after {waited:.0f} s "
+                f"({why}); put the run into a folder that all nodes share"
+            )
+        if not told:
+            print(f"{checkpoint}: rank {ranks.rank} waits until it sees this checkpoint", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextmanager
-def _claim(run: Path, config: RunConfig) -> Iterator[None]:
+def _claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
     stack = ExitStack()
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -357,11 +455,19 @@ def _claim(run: Path, config: RunConfig) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
     with stack:
-        if (run / runs.CONFIG).exists() and (changed := differences(runs.load_config(run), config)):
-            raise UserError(
-                f"{run}: this run was started with another config; give another run:, or --new to start over\n"
-                + "\n".join(f"  {line}" for line in changed)
-            )
+        if (run / runs.CONFIG).exists():
+            before = runs.load_config(run)
+            if change_precision or before.train.precision == "auto":
+                before = _with_train(before, precision=config.train.precision)
+            changed = differences(before, config)
+            way = "give another run:, or --new to start over"
+            if any(line.startswith("train.precision:") for line in changed):
+                way += ", or --change-precision to go on in another precision"
+            if changed:
+                raise UserError(
+                    f"{run}: this run was started with another config; {way}\n"
+                    + "\n".join(f"  {line}" for line in changed)
+                )
         write_text(run / runs.CONFIG, config.dump())
         runs.remember_shards(run, config)
         yield

@@ -18,7 +18,7 @@ from hpe.predictor import Answers
 
 @dataclass(frozen=True, slots=True)
 class _Meshed(Loaded):
-    meshes: Sequence[MeshFace]
+    meshes: Sequence[MeshFace] = ()
 
 
 class Meshed:
@@ -46,7 +46,7 @@ class Meshed:
             assert isinstance(item, Item)
             picture = decode_rgb(data)
             height, width = picture.shape[:2]
-            return _Meshed(item, width, height, picture if self._keep else None, None, self._estimator.find(picture))
+            return _Meshed(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
 
         return loaded(item, decode)
 

@@ -54,6 +54,12 @@ class Log:
                 continue  # the half line of a kill
         write_text(path, "".join(f"{line}\n" for line in kept))
 
+    def start(self, step: int, samples: int, said: Mapping[str, str]) -> None:
+        """What a start of the run depends on that its config leaves to the machine."""
+        if self._lines is not None:
+            self._lines.write(json.dumps({"step": step, "samples": samples, "split": "start", **said}) + "\n")
+            self._lines.flush()
+
     def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
         """Figures of a split at a point of training; the x axis of TensorBoard is samples seen."""
         if self._lines is None or self._board is None:

@@ -24,7 +24,7 @@ from hpe.faces import Framing, open_shard, read_faces
 from hpe.labels import DIRECTIONS
 from hpe.pose_pass import NO_FACE, Flips, ShardFile, Task, pose_pass
 from hpe.pose_table import SUFFIX, Identity
-from hpe.ranks import Ranks, from_parent, named_device
+from hpe.ranks import Ranks, from_parent, lacks_precision, named_device
 from hpe.records import Record
 from hpe.runs import load_run
 from hpe.shards import MANIFEST, Manifest
@@ -188,6 +188,10 @@ def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
     return (out or shard.parent / FOLDER) / estimator / f"{shard.name.removesuffix('.tar')}{SUFFIX}"
 
 
+def _usual_batch(device: torch.device) -> int:
+    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
+
+
 def default_threads(ranks: Ranks) -> int:
     """This rank's share of the cores that this job may use."""
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_world)
@@ -221,10 +225,13 @@ def run(
     from_parent()
     ranks = Ranks.from_environment()
     where = named_device(device)
-    on_gpu = where.type == "cuda"
-    size = batch or (GPU_BATCH if on_gpu else CPU_BATCH)
-    compute = Compute(where, precision, size if compiled else None)
+    if (why := lacks_precision(precision, where)) is not None:
+        raise UserError(f"--precision: {why}")
+    size = batch or _usual_batch(where)
+    compute = Compute(where, precision, size if compiled else None, fall_back=device == "auto")
     network = load_estimator(estimator, compute, weights=weights, crop=crop, name=name)
+    size = batch or _usual_batch(network.device)  # an ONNX network may have fallen back to the CPU
+    on_gpu = network.device.type == "cuda"
     directions = direction_rules(
         Thresholds.load(rule) if rule else OURS,
         load_direction_network(direction_network) if direction_network else None,

@@ -5,7 +5,7 @@ A row a face. Columns, as far as the network has the heads:
 - ``source``: the file, or the shard; ``key``: a shard's key, or the picture's path in the folder that was
   named, without its suffix; ``face``: 0 for the largest face of the picture, 1 for the next …;
 - ``x0``, ``y0``, ``x1``, ``y1``: the face's box in pixels of the upright picture (all of it, where faces are
-  given); ``score``: the detector's, empty where faces are given;
+  given and no label of a dataset says where they are); ``score``: the detector's, empty where faces are given;
 - ``emotion``: the likeliest, and ``emotion_neutral`` … ``emotion_contempt``: its probabilities;
 - ``direction`` as the viewer sees it, and ``direction_forward`` … ``direction_down``: probabilities. A network
   without that head has the direction of our thresholds on its angles (``hpe.directions.OURS``), empty where
@@ -22,9 +22,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
@@ -32,7 +32,7 @@ from typing import IO, Final
 import numpy as np
 from PIL import Image
 
-from hpe.crops import CropRule
+from hpe.crops import Box, CropRule
 from hpe.detect import DETECTORS, WAYS_TO_INSTALL
 from hpe.draw import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
@@ -44,11 +44,15 @@ from hpe.landmark_finder import Meshed
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
 from hpe.models.estimates import PLAIN, Views
+from hpe.packing import read_rows
 from hpe.predictions import BOX, Row, format_of, open_table, readings
-from hpe.predictor import Answerer, Answers, Predictor, open_predictor
+from hpe.predictor import Answerer, Answers, Predictor, RunPredictor, open_predictor
 from hpe.progress import Bar, progress
 from hpe.ranks import named_device
+from hpe.shardjob import RefusedError, labelled_box
 from hpe.shards import MANIFEST, Manifest
+from hpe.sources import open_source, recognise
+from hpe.sources.base import Raw
 
 MARKERS: Final[dict[str, Marker | None]] = {"none": None, "axes": with_axes, "cube": with_cube}
 GIVEN: Final = "given"
@@ -56,6 +60,8 @@ DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
 _USUAL_CROP: Final = "square-1.3@detector"
 _NAMED: Final = 20
+Labelled = dict[Path, list[tuple[Box, Box]]]
+"""By resolved path the box of each face and that of its crop."""
 _CARD_SIDES: Final = (256, 512)
 _QUALITY: Final = 92
 
@@ -75,6 +81,7 @@ def predict(
     crop: str | None = None,
     split: str | None = None,
     views: Views = PLAIN,
+    precision: str | None = None,
 ) -> int:
     """Read every face of the inputs.
 
@@ -93,6 +100,7 @@ def predict(
         crop: rule for detected faces, in place of that of the network's training shards.
         split: only this split of folders that ``hpe pack`` wrote.
         views: how each face is looked at, by a run's network.
+        precision: of a run's network: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of its training.
 
     Returns:
         The exit code: 1 when an input could not be read (it is named).
@@ -105,9 +113,10 @@ def predict(
     choices = DETECTORS if landmarks is None else WHICH
     if faces != GIVEN and faces not in choices:
         raise UserError(f"--faces {faces}: expected {GIVEN}, {' or '.join(choices)} (with this network)")
-    if landmarks is not None and (weights or crop or views != PLAIN):
+    if landmarks is not None and (weights or crop or views != PLAIN or precision):
         raise UserError(
-            f"{network}: --weights, --crop, --flips and --centre are not for landmark models; leave them out"
+            f"{network}: --weights, --crop, --flips, --centre and --precision are not for landmark models; leave them "
+            "out"
         )
     if crop is not None and faces == GIVEN:
         raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
@@ -118,7 +127,7 @@ def predict(
         raise UserError(f"--split {split}: only folders that `hpe pack` wrote have splits, and none is named")
     where = named_device(device)
     threads = _threads()
-    tally = Tally()
+    tally, labelled = Tally(), Labelled()
     with ExitStack() as stack:
         # Detectors and drawing are many small steps, which one thread each does faster than all threads one.
         pool = stack.enter_context(ThreadPoolExecutor(threads, "predict", initializer=one_thread))
@@ -129,17 +138,23 @@ def predict(
             meshed = stack.enter_context(closing(Meshed(landmarks, of_several, keep_pictures=keep)))  # pyright: ignore[reportArgumentType]
             finder, answerer = meshed, meshed
         else:
-            answerer = predictor = open_predictor(network, where, which=which, weights=weights, views=views)
+            answerer = predictor = open_predictor(
+                network, where,
+                which=which, weights=weights, views=views, precision=precision, batch=batch, fall_back=device == "auto",
+            )  # fmt: skip
+            for told in notes_of(found, predictor):
+                print(f"predict: {told}", file=sys.stderr, flush=True)
             if faces == GIVEN:
-                for told in (*whole_photos(found, predictor), *other_crops(found, predictor)):
+                labelled, named = labelled_faces(inputs, predictor)
+                for told in (*named, *whole_photos(found, predictor, labelled), *other_crops(found, predictor)):
                     print(f"predict: {told}", file=sys.stderr, flush=True)
-                finder = Given(predictor, keep_pictures=marker is not None)
+                finder = Given(predictor, keep_pictures=marker is not None, labelled=labelled)
             else:
                 finder = Detected(predictor, faces, where, _rule(crop, predictor), pool)
         drawing = None
         if out is not None:
             make_folder(out, f"--out {out}")
-            whole = landmarks is None and faces == GIVEN
+            whole = landmarks is None and faces == GIVEN and not labelled
             drawing = Drawing(out / DRAWN, marker, whole=whole, pool=pool) if marker else None
         if out is not None:
             part = stack.enter_context(aside(out / SKIPPED))
@@ -185,13 +200,56 @@ def _rule(crop: str | None, predictor: Predictor) -> CropRule:
     return CropRule.parse(_USUAL_CROP)
 
 
-def whole_photos(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
+def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
+    """What the user should know of the network's pictures and precision, each as a message."""
+    told = []
+    if isinstance(predictor, RunPredictor) and predictor.precision.name != predictor.trained:
+        told.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
+    if predictor.note is not None and any(isinstance(one, PictureFile) for one in inputs):
+        told.append(predictor.note)
+    return told
+
+
+def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelled, list[str]]:
+    """Where the faces of raw datasets' pictures are, for a network that was made for crops from such labels.
+
+    Empty where no input is the folder of a raw dataset that ``hpe pack`` knows, or the network's crop starts from
+    something else. Also returns a message for each dataset.
+    """
+    rules = [rule for rule in predictor.crops if rule.shape != "none" and rule.basis != "detector"]
+    found: Labelled = {}
+    told = []
+    for folder in dict.fromkeys(Path(text) for text in inputs if len(rules) == len(predictor.crops) == 1):
+        if not folder.is_dir() or (folder / MANIFEST).is_file():
+            continue
+        try:
+            name = recognise(folder).name
+            rows = list(open_source(name, folder).rows())
+        except UserError:  # a folder of pictures like any other
+            continue
+        before = len(found)
+        for row in read_rows(rows):
+            if isinstance(row, Raw) and isinstance(row.image, Path):
+                with suppress(RefusedError):
+                    box = labelled_box(row.record, rules[0])
+                    found.setdefault(row.image.resolve(), []).append((box, rules[0].apply(box)))
+        if len(found) > before:
+            told.append(
+                f"{folder}: the dataset {name}: {len(found) - before:,} pictures are cropped by its own labels "
+                f"({rules[0]}), as the training pictures were"
+            )
+    return found, told
+
+
+def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterable[Path] = ()) -> list[str]:
     """A message where picture files are given whole to a network that was made for crops, else nothing.
 
     The files may be crops already, which cannot be seen from here: so it is no refusal.
     """
     known = sorted(str(rule) for rule in predictor.crops)
-    if not known or str(CropRule()) in known or not any(isinstance(one, PictureFile) for one in inputs):
+    named = frozenset(labelled)
+    whole = (one for one in inputs if isinstance(one, PictureFile) and one.path.resolve() not in named)
+    if not known or str(CropRule()) in known or not any(whole):
         return []
     return [
         f"WARNING: pictures are taken whole (--faces {GIVEN}), and {predictor.name} was made for crops, "

@@ -10,10 +10,15 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from hpe.errors import EXIT_AGAIN, UserError
@@ -87,32 +92,203 @@ class Ranks:
 
 
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
-    """Accelerate's object for this process: device, process group and mixed precision (no, bf16, fp16)."""
+    """Accelerate's object for this process: device, process group and mixed precision (fp32, bf16, fp16).
+
+    Every setting that changes the arithmetic is given here, as Accelerate takes from its variables (and its launcher
+    from a file in the home folder) whatever is not.
+
+    Raises:
+        UserError: the environment asks for another way of training, or two ranks have one GPU.
+    """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, TorchDynamoPlugin
 
     from_parent()
-    Ranks.from_environment()
+    ranks = Ranks.from_environment()
+    refuse_other_engines()
+    if ranks.main:
+        _tell_what_is_not_used()
+        tell_of_devices()
+    named = "no" if precision == "fp32" else precision
     # A process may train in one precision and evaluate in another (hpe study); the process group stays.
     AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=not cuda(),
-        # Gradients as views of the buckets that travel between ranks: one copy of them less in memory.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
-        ],
-    )
-
-
-def precision_of(setting: str) -> str:
-    """Accelerate's name of ``train.precision``; ``auto`` is bf16 where the hardware multiplies it, else fp32."""
+    try:
+        here = Accelerator(
+            mixed_precision=named,
+            cpu=not cuda(),
+            dynamo_plugin=TorchDynamoPlugin(
+                backend=DynamoBackend.NO, mode="default", fullgraph=False, dynamic=False, use_regional_compilation=False
+            ),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Gradients as views of the buckets that travel between ranks: one copy of them less in memory.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
+            ],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        given = ", ".join(sorted(name for name in os.environ if name.startswith("ACCELERATE_"))) or "none"
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"Accelerate does not start: {why} (its variables that are set here: {given})") from error
+    expected = {
+        "device": "cuda" if cuda() else "cpu",
+        "mixed precision": named,
+        "ranks": ranks.world,
+        "gradient accumulation": 1,
+    }
+    found = {
+        "device": here.device.type,
+        "mixed precision": here.mixed_precision,
+        "ranks": here.num_processes,
+        "gradient accumulation": here.gradient_accumulation_steps,
+    }
+    if wrong := [f"{name} {found[name]}" for name in expected if found[name] != expected[name]]:
+        raise UserError(
+            f"Accelerate chooses {', '.join(wrong)}, where hpe asks for "
+            + ", ".join(f"{name} {expected[name]}" for name in expected if found[name] != expected[name])
+            + "; unset the ACCELERATE_ variables, and use an environment without torch_xla and other devices' plugins"
+        )
     import torch
 
+    if ranks.world > 1 and torch.distributed.get_backend() == "nccl":
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        identity = torch.cuda.get_device_properties(here.device).uuid
+        refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
+    return here
+
+
+_TRUE: Final = ("1", "true", "yes", "y", "t", "on")
+_ENGINES: Final = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+_CONFIG_DECIDES: Final = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "train.precision"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "train.compile"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "train.micro_batch"),
+}
+"""Variables of Accelerate that are not used: the value that a launcher sets unasked, and the setting that decides."""
+
+
+def refuse_other_engines() -> None:
+    """See that Accelerate's variables ask for nothing that hpe does not do.
+
+    Raises:
+        UserError: they ask for another engine than data-parallel training, or for a device by name.
+    """
+    for variable, engine in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in _TRUE:
+            raise UserError(
+                f"{variable} is {os.environ[variable]}: hpe trains data-parallel (DDP), not with {engine}; unset it. "
+                "Where accelerate launch has set it, from a file that `accelerate config` wrote, start with hpe train "
+                "--processes N or torchrun, or give it one of launch/*.yaml with --config_file"
+            )
+    if named := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        raise UserError(
+            f"ACCELERATE_TORCH_DEVICE is {named}: each rank takes the GPU of its LOCAL_RANK; unset it, and choose GPUs "
+            "with CUDA_VISIBLE_DEVICES, or the CPU with ACCELERATE_USE_CPU=true"
+        )
+
+
+def _tell_what_is_not_used() -> None:
+    for variable, (usual, setting) in _CONFIG_DECIDES.items():
+        if (value := os.environ.get(variable, usual)).lower() != usual:
+            _tell_once(f"{variable}={value} is not used: {setting} in the run's config decides")
+
+
+def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str) -> None:
+    """See that every rank has a GPU of its own, before NCCL finds out in words of its own.
+
+    Args:
+        store: where the ranks met.
+        ranks: this process among them.
+        mine: this rank's host and GPU.
+
+    Raises:
+        UserError: two ranks have the same.
+    """
+    store.set(f"hpe/gpu/{ranks.rank}", mine)
+    taken: dict[str, int] = {}
+    for rank in range(ranks.world):
+        gpu = store.get(f"hpe/gpu/{rank}").decode()
+        if gpu in taken:
+            raise UserError(
+                f"ranks {taken[gpu]} and {rank} have the same GPU ({gpu}): more ranks were started than GPUs are "
+                "visible; start one rank a GPU (see CUDA_VISIBLE_DEVICES), or use ACCELERATE_USE_CPU=true for CPU ranks"
+            )
+        taken[gpu] = rank
+
+
+PRECISIONS: Final = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A precision (``bf16``, ``fp16``, ``fp32``), and why it is this one."""
+
+    name: str
+    why: str
+
+
+def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked: str = "train.precision") -> Precision:
+    """The precision that a setting means on a device (None: this rank's): the one rule of every command.
+
+    ``auto`` is bf16 where the hardware multiplies it, else fp32. It is never fp16, which scales losses and skips steps:
+    that is for the user to choose.
+
+    Raises:
+        UserError: the device cannot do it, or it is none; ``asked`` names the option.
+    """
+    where = device() if where is None else where
     if setting == "auto":
-        fast = torch.cuda.is_bf16_supported() if cuda() else torch.cpu._is_avx512_bf16_supported()
-        return "bf16" if fast else "no"
-    return "no" if setting == "fp32" else setting
+        why = lacks_precision("bf16", where, emulated=True)
+        return Precision("bf16", f"{_kind(where)} multiplies it") if why is None else Precision("fp32", why)
+    if setting not in PRECISIONS:
+        raise UserError(f"{asked}: {setting!r}: expected auto, {', '.join(PRECISIONS)}")
+    if (why := lacks_precision(setting, where)) is not None:
+        raise UserError(f"{asked}: {why}")
+    return Precision(setting, "as asked for")
+
+
+def lacks_precision(name: str, where: "torch.device", *, emulated: bool = False) -> str | None:
+    """Why a device does not do a precision, or None; with ``emulated`` also where a CPU would do it in software."""
+    if name == "fp16" and where.type != "cuda":
+        return "fp16 needs a GPU; use bf16, fp32 or auto on a CPU"
+    if name != "bf16" or multiplies_bf16(where):
+        return None
+    import torch
+
+    if where.type == "cuda":
+        return (
+            f"bf16 needs a GPU of compute capability 8.0 or more (A100, RTX 30 and later), and "
+            f"{torch.cuda.get_device_name(where)}, {_kind(where)}, would emulate it slowly; use fp16, fp32 or auto"
+        )
+    return f"{_kind(where)} has no bf16 instructions" if emulated else None
+
+
+def multiplies_bf16(where: "torch.device") -> bool:
+    """Whether a device has instructions for bf16; what torch calls supported may be emulated (V100, T4)."""
+    import torch
+
+    if where.type != "cuda":
+        return torch.cpu._is_avx512_bf16_supported()
+    if torch.version.hip:  # capabilities are numbered otherwise there
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(where) >= (8, 0)
+
+
+def _kind(where: "torch.device") -> str:
+    """What a device is, in words."""
+    import torch
+
+    if where.type != "cuda":
+        return "this CPU"
+    major, minor = torch.cuda.get_device_capability(where)
+    return f"a GPU of compute capability {major}.{minor}"
 
 
 def agree(text: str | None) -> str | None:
@@ -124,6 +300,22 @@ def agree(text: str | None) -> str | None:
     box = [text]
     dist.broadcast_object_list(box, 0)
     return box[0]
+
+
+def some_problem(text: str | None) -> str | None:
+    """What one rank or more find wrong, on every rank; None where no rank does: a collective call."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return text
+    box: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, text)
+    told: dict[str, list[str]] = {}
+    for rank, problem in enumerate(box):
+        if problem is not None:
+            told.setdefault(problem, []).append(str(rank))
+    lines = [f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}: {problem}" for problem, ranks in told.items()]
+    return "\n".join(lines) or None
 
 
 def some_rank(said: bool) -> bool:
@@ -140,13 +332,79 @@ def some_rank(said: bool) -> bool:
 
 def cuda() -> bool:
     """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
-    import torch
-
-    return not _cpu_wanted() and torch.cuda.is_available()
+    return not _cpu_wanted() and _sees_gpu()[0]
 
 
 def _cpu_wanted() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
+
+
+def _sees_gpu() -> tuple[bool, str]:
+    """Whether torch sees a GPU, and what it says about that (a driver that is too old makes it warn)."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        seen = torch.cuda.is_available()
+    return seen, " ".join(" ".join(str(one.message).split()) for one in told)
+
+
+_NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/version")
+_AMD_DRIVER: Final = Path("/dev/kfd")
+
+
+def unused_gpu() -> str | None:
+    """Why torch does not see a GPU that this machine seems to have; None where nothing speaks of one, or it is seen.
+
+    Nothing is said where the user wants the CPU.
+    """
+    import torch
+
+    seen, told = _sees_gpu()
+    if seen or _cpu_wanted():
+        return None
+    if torch.backends.mps.is_available():
+        return "Apple's GPU (MPS) is not supported"
+    if _NVIDIA_DRIVER.is_file():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if torch.version.cuda is None:
+            return (
+                f"there is an NVIDIA driver, and torch {torch.__version__} is built without CUDA; install torch's "
+                "build for CUDA"
+            )
+        if visible is not None and not (visible and visible[0].isalnum()):
+            return f"there is an NVIDIA driver, and CUDA_VISIBLE_DEVICES={visible!r} hides its GPUs"
+        why = told.removeprefix("CUDA initialization: ").partition(" (Triggered internally")[0]
+        return (
+            "there is an NVIDIA driver, and torch cannot use it: "
+            + (why or "it names no reason; see nvidia-smi")[:300]
+            + f" (torch {torch.__version__} is built for CUDA {torch.version.cuda})"
+        )
+    if _AMD_DRIVER.exists() and not torch.version.hip:
+        return "there is an AMD GPU, and this torch is not built for ROCm (with which hpe is not tested)"
+    return None
+
+
+def rocm() -> str | None:
+    """A message where the GPUs are AMD's, which torch shows as ``cuda``."""
+    import torch
+
+    if cuda() and torch.version.hip:
+        return f"AMD GPUs through ROCm {torch.version.hip}: torch shows them as cuda; hpe is not tested with them"
+    return None
+
+
+def tell_of_devices() -> None:
+    """A line about GPUs that are there and not used, or not tested."""
+    if (why := unused_gpu()) is not None:
+        _tell_once(f"runs on the CPU: {why}")
+    if (why := rocm()) is not None:
+        _tell_once(why)
+
+
+@cache
+def _tell_once(text: str) -> None:
+    print(f"hpe: {text}", file=sys.stderr, flush=True)
 
 
 def cores() -> int:
@@ -183,14 +441,31 @@ def named_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
+        if Ranks._numbered().main:
+            tell_of_devices()
         return device()
     try:
         named = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
-    if named.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
-    return device() if name == "cuda" else named
+    if named.type not in ("cpu", "cuda"):
+        what = "Apple's GPU (MPS) is not supported" if named.type == "mps" else f"{named.type} is not supported"
+        raise UserError(f"--device {name}: {what}; expected auto, cpu, cuda or cuda:N")
+    if named.type == "cpu":
+        return named
+    if not _sees_gpu()[0]:
+        why = unused_gpu()
+        raise UserError(f"--device {name}: torch sees no GPU here{f': {why}' if why else ''}; use --device cpu")
+    count = torch.cuda.device_count()
+    if named.index is None:
+        return torch.device("cuda", Ranks._numbered().local_rank % count)
+    if named.index >= count:
+        raise UserError(f"--device {name}: only {_gpus(count)} visible, numbered from 0")
+    return named
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s are' if count > 1 else ' is'}"
 
 
 def from_parent(number: int = signal.SIGTERM) -> None:
@@ -252,7 +527,7 @@ def refuse_processes(processes: int) -> None:
 
         if processes > torch.cuda.device_count():
             raise UserError(
-                f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs; use at most that, "
+                f"--processes {processes}: only {_gpus(torch.cuda.device_count())} visible; use at most that, "
                 "or ACCELERATE_USE_CPU=true for CPU processes"
             )
     elif processes > (most := max(_ALWAYS_TRIED, cores())) and not _cpu_wanted():
@@ -290,6 +565,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
         )
     refuse_processes(processes)
+    refuse_other_engines()
     if processes == 1:
         return  # Accelerate starts a single process without RANK: it would start another, and so on without end
     if not cuda():
@@ -312,9 +588,13 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     # `--multi_gpu` is what makes real processes, on a CPU too.
     options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-    parsed = launch_command_parser().parse_args([*options, "-m", "hpe", *arguments])
     try:
-        launch_command(parsed)
+        # What `accelerate config` has left in the home folder would fill in what the options leave out.
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hpe-launch-") as config:
+            config.write(_LAUNCH_CONFIG.format(processes=processes))
+            config.flush()
+            options += ["--config_file", config.name]
+            launch_command(launch_command_parser().parse_args([*options, "-m", "hpe", *arguments]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
@@ -328,6 +608,17 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     sys.exit(0)
 
 
+_LAUNCH_CONFIG: Final = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: {processes}
+machine_rank: 0
+gpu_ids: all
+mixed_precision: "no"
+use_cpu: false
+debug: false
+"""
 _OUT_OF_MEMORY: Final = (
     ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
     "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"

@@ -13,7 +13,7 @@ from hpe.config import RunConfig
 from hpe.metrics import FIGURES
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.optim import frozen_norms
-from hpe.ranks import Ranks, cuda
+from hpe.ranks import Ranks, cuda, device, lacks_precision
 from hpe.stream import LabelSource, Stream
 
 _ROWS: Final = 1024
@@ -29,8 +29,8 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         lower = settings.batch // ranks.world * ranks.world
         ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
         problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
-    if settings.precision == "fp16" and not cuda():
-        problems.append("train.precision: fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    if settings.precision != "auto" and (why := lacks_precision(settings.precision, device())) is not None:
+        problems.append(f"train.precision: {why}")
     labels = LabelSource(config.data.angles, config.data.direction)
     if labels.needs_pose and not any(one.pose for one in config.data.train):
         problems.append("data.train: pose tables are asked for (data.angles, data.direction), but no pose: names any")

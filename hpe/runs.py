@@ -4,7 +4,7 @@
 
     runs/name/
         config.yaml                    resolved
-        shards.json                    what it is trained on: dataset, crop rule and so on of each manifest
+        shards.json                    what it is trained on: dataset, crop rule, size, quality … of each manifest
         checkpoints/
             step-00012000/
                 model.safetensors      weights
@@ -37,6 +37,7 @@ from hpe.errors import UserError
 from hpe.files import write_json
 from hpe.models.backbones import Triple, build_backbone, published_normalisation
 from hpe.models.multitask import MultiTask
+from hpe.shardjob import Recipe
 from hpe.shards import MANIFEST, Manifest
 
 CONFIG: Final = "config.yaml"
@@ -224,7 +225,7 @@ def remember_shards(run: Path, config: RunConfig) -> None:
     folders = dict.fromkeys(Path(one) for one in named if isinstance(one, str))
     manifests = {str(folder): Manifest.load(folder) for folder in folders if (folder / MANIFEST).is_file()}
     if manifests:
-        known = ("dataset", "variant", "licence", "publishable", "crop")
+        known = ("dataset", "variant", "licence", "publishable", "crop", "image")
         write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
 
 
@@ -242,6 +243,29 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
         return frozenset(CropRule.parse(rule) for rule in rules)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
+
+
+def recipes(run: Path) -> frozenset[Recipe]:
+    """How the pictures that a run is trained on were made; empty where that is not known of every one of them.
+
+    Raises:
+        UserError: the run's record of its shards is damaged.
+    """
+    rules = crop_rules(run)
+    if not rules:
+        return frozenset()
+    told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in told.values()]
+    return frozenset(one for one in found if one is not None) if None not in found else frozenset()
+
+
+def _recipe(crop: CropRule, image: Any) -> Recipe | None:
+    match image:
+        case {"encoding": "original"}:
+            return Recipe(None, 0, grey=False, quality=0)
+        case {"encoding": "jpeg", "size": int(size), "quality": int(quality), "colour": "grey" | "rgb" as colour}:
+            return Recipe(crop, size, colour == "grey", quality)
+    return None  # an older hpe recorded no more than the rule, or the manifest does not say it
 
 
 def load_config(run: Path) -> RunConfig:

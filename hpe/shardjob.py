@@ -234,7 +234,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
         except (ValueError, MemoryError) as error:
             raise RefusedError(_reason(error)) from error
         green = stored[..., 1]
-        image, extension = encode_jpeg(to_grey(stored) if recipe.grey else stored, recipe.quality), "jpg"
+        image, extension = encoded(stored, recipe), "jpg"
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
     return Made(
         sample,
@@ -242,6 +242,11 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
         difference_hash(green),
         tally(sample.record, extension, width, height) + overlap,
     )
+
+
+def encoded(stored: Picture, recipe: Recipe) -> bytes:
+    """A picture of the recipe's size as the shards hold it."""
+    return encode_jpeg(to_grey(stored) if recipe.grey else stored, recipe.quality)
 
 
 def _inside(box: Box, width: int, height: int) -> str:
@@ -270,25 +275,32 @@ def _crop_box(record: Record, picture: Picture, rule: CropRule, detector: str) -
     height, width = picture.shape[:2]
     if rule.shape == "none":
         return 0.0, 0.0, float(width), float(height)
-    match rule.basis:
-        case "box":
-            if record.box is None:
-                raise RefusedError(f"no box: the crop rule {rule} needs one")
-            return rule.apply(record.box)
-        case "landmarks":
-            if record.landmarks is None:
-                raise RefusedError(f"no landmarks: the crop rule {rule} needs them")
-            try:
-                return rule.apply(box_around(np.asarray(record.landmarks, float)))
-            except ValueError as error:
-                raise RefusedError(str(error)) from error
-        case "detector":
-            from hpe.detect import the_face
+    if rule.basis != "detector":
+        return rule.apply(labelled_box(record, rule))
+    from hpe.detect import the_face
 
-            face = the_face(_detector(detector).detect([picture])[0], width, height)
-            if face is None:
-                raise RefusedError(f"no face found by {detector}")
-            return rule.apply(face[0])
+    face = the_face(_detector(detector).detect([picture])[0], width, height)
+    if face is None:
+        raise RefusedError(f"no face found by {detector}")
+    return rule.apply(face[0])
+
+
+def labelled_box(record: Record, rule: CropRule) -> Box:
+    """The box that a rule of ``box`` or ``landmarks`` starts from.
+
+    Raises:
+        RefusedError: the record has none.
+    """
+    if rule.basis == "box":
+        if record.box is None:
+            raise RefusedError(f"no box: the crop rule {rule} needs one")
+        return record.box
+    if record.landmarks is None:
+        raise RefusedError(f"no landmarks: the crop rule {rule} needs them")
+    try:
+        return box_around(np.asarray(record.landmarks, float))
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
 
 
 @lru_cache(maxsize=1)

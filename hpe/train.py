@@ -21,8 +21,10 @@ from hpe.runs import State
 from hpe.screen import Screen, screen
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, *, change_precision: bool = False) -> int:
     """Train, or go on training, the run of a config, as one rank of the job.
+
+    ``change_precision``: a run that has begun may go on in another precision.
 
     Returns:
         The exit code: 0; 1 when samples could not be read (they are named); 75 when a signal asked to stop
@@ -33,19 +35,20 @@ def train(config: RunConfig) -> int:
         NotFiniteError: the loss is no number any more.
     """
     ranks = Ranks.from_environment()
-    code = _train(config, ranks)
+    code = _train(config, ranks, change_precision=change_precision)
     # Asked when everything is written: a launcher ends the other ranks with the first that leaves with an error.
     return EXIT_INCOMPLETE if some_rank(code == EXIT_INCOMPLETE) else code
 
 
-def _train(config: RunConfig, ranks: Ranks) -> int:
+def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
     with ExitStack() as stack:
-        job = stack.enter_context(open_job(config, ranks))
+        job = stack.enter_context(open_job(config, ranks, change_precision=change_precision))
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         if (job.config.train.layer_decay, job.config.train.head_rate) != (1.0, 1.0):
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen, unvalidated=state.unvalidated))
+        log.start(state.step, state.samples_seen, {"precision": job.precision.name, "why": job.precision.why})
         shown = stack.enter_context(
             screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=config.train.epochs)
         )

@@ -34,11 +34,14 @@ class Compute:
 
     Attributes:
         compiled_batch: batch size to compile for, or None for no ``torch.compile``.
+        fall_back: whether what cannot run on the device (an ONNX network beside a CPU-only ONNX Runtime) runs on the
+            CPU, with a message; otherwise it is refused.
     """
 
     device: torch.device
     precision: Precision = "fp32"
     compiled_batch: int | None = None
+    fall_back: bool = False
 
     def network(self, module: nn.Module) -> Network:
         """A module ready to run."""
@@ -121,8 +124,10 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         raise UserError(f"{path}: weights: {file.name}: expected .onnx, or Hopenet weights in {', '.join(_TORCH)}")
     if onnx and (compute.precision != "fp32" or compute.compiled_batch is not None):
         raise UserError(f"{file}: an ONNX network runs as its file says; leave out --precision and --compile")
+    device = compute.device
     if onnx:
-        network: Network = load_onnx(file, spec, compute.device)
+        network: Network = load_onnx(file, spec, device, fall_back=compute.fall_back)
+        device = network.device
     else:
         network = compute.network(load_hopenet(file))
     return Estimator(
@@ -132,7 +137,7 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         input=spec.input,
         output=spec.output,
         network=network,
-        device=compute.device,
+        device=device,
         channels_last=not onnx,
     )
 

@@ -1,6 +1,8 @@
 """ONNX head-pose networks through ONNX Runtime, on CUDA or the CPU."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +12,13 @@ from torch import Tensor
 
 from hpe.errors import UserError
 from hpe.estimators.spec import VALUES, EstimatorSpec, OutputSpec
+from hpe.ranks import Ranks
 
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+_WAY_OUT: Final = (
+    "put its GPU build in its place (pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]')"
+)
 _FLOAT: Final = "tensor(float)"
 _NUMBERS: Final = (_FLOAT, "tensor(float16)", "tensor(double)")
 
@@ -39,29 +47,40 @@ class OnnxNetwork:
         return tuple(torch.from_numpy(array) for array in binding.copy_outputs_to_cpu())
 
 
-def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device) -> OnnxNetwork:
+def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_back: bool = False) -> OnnxNetwork:
     """The network of a file, checked against what its YAML says of inputs, outputs and shapes.
 
+    With ``fall_back`` it runs on the CPU, with a message, where ONNX Runtime cannot use the GPU.
+
     Raises:
-        UserError: not an ONNX graph, or not as the YAML says.
+        UserError: not an ONNX graph, or not as the YAML says, or the GPU cannot be used.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    providers: list[Any] = ["CPUExecutionProvider"]
+    providers: list[Any] = [_CPU]
+    why = None
     if device.type == "cuda":
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise UserError(
-                f"{path}: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in its place, or run "
-                "with --device cpu"
-            )
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        if _CUDA in onnxruntime.get_available_providers():
+            with suppress(Exception):  # CUDA and cuDNN that came with wheels; without them it takes the system's
+                onnxruntime.preload_dlls()
+            providers.insert(0, (_CUDA, {"device_id": device.index or 0}))
+        else:
+            why = "this ONNX Runtime is built without CUDA"
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise UserError(f"{path}: not an ONNX network: {str(error).splitlines()[0][:200]}") from error
+    if device.type == "cuda" and why is None and _CUDA not in session.get_providers():
+        why = "this ONNX Runtime cannot load its CUDA libraries"
+    if why is not None:
+        if not fall_back:
+            raise UserError(f"{path}: {why}; {_WAY_OUT}, or run with --device cpu")
+        if Ranks.from_environment().main:
+            print(f"hpe: {path.name} runs on the CPU: {why}; for the GPU {_WAY_OUT}", file=sys.stderr, flush=True)
+        device = torch.device("cpu")
     image = _image_input(path, session.get_inputs(), spec)
     return OnnxNetwork(session, image, _outputs(path, session.get_outputs(), spec.output), device)
 
