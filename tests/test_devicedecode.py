@@ -102,6 +102,16 @@ def test_a_stream_decoded_by_the_device_has_the_same_samples_and_labels(tmp_path
         assert (ours.images.int() - theirs.images.int()).abs().float().mean() < 2
 
 
+class Current(threading.local):
+    """The current GPU and stream, which each thread has of its own, as in CUDA."""
+
+    index = 0
+    stream: Any = None
+
+    def set_device(self, device: torch.device | int) -> None:
+        self.index = getattr(device, "index", device)
+
+
 class Copies(TorchDispatchMode):
     """Copies from the host to another device: how many, and whether they block."""
 
@@ -212,10 +222,40 @@ def test_what_cannot_be_decoded_is_told_with_its_own_batch(tmp_path: Path, worke
             next(batches)
 
 
-class Current(threading.local):
-    """The current GPU, which each thread has of its own, as in CUDA."""
+def test_the_trainers_stream_waits_for_the_pictures_and_their_memory_waits_for_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    current = Current()
 
-    index = 0
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def record_event(self) -> str:
+            order.append(f"recorded on {self.device}")
+            return "event"
+
+        def wait_event(self, event: str) -> None:
+            order.append(f"the trainer's waits for {event}")
+
+    def decode(rows: torch.Tensor, *_: object) -> tuple[torch.Tensor, dict[int, str]]:
+        order.append(f"decoded on {current.index}, {current.stream.device}")
+        return rows.permute(0, 3, 1, 2).clone(), {}
+
+    trainers = Stream(torch.device("cuda", 3))
+    monkeypatch.setattr(decoding, "decode_rows", decode)
+    for name, value in {
+        "Stream": Stream, "current_stream": lambda _: trainers, "set_device": current.set_device,
+        "set_stream": lambda stream: setattr(current, "stream", stream),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: order.append(f"kept: {stream is trainers}"))
+    with taken_apart(tmp_path).once(batch=12) as batches:
+        monkeypatch.setattr(loader, "device", lambda: torch.device("cuda", 3))
+        next(batches)
+    decoded = ["decoded on 3, cuda:3", "recorded on cuda:3"]
+    assert order == [*decoded, "the trainer's waits for event", "kept: True"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -228,15 +268,12 @@ def test_batches_are_page_locked_for_this_ranks_gpu(
         pinned.append(current.index)
         return packed
 
-    def set_device(device: torch.device | int) -> None:
-        current.index = getattr(device, "index", device)
-
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     for name, function in {
-        "cuda.is_available": lambda: True, "cuda.device_count": lambda: 8, "cuda.set_device": set_device,
+        "cuda.is_available": lambda: True, "cuda.device_count": lambda: 8, "cuda.set_device": current.set_device,
         "accelerator.is_available": lambda: True, "accelerator.current_accelerator": lambda: torch.device("cuda"),
-        "accelerator.current_device_index": lambda: current.index, "accelerator.set_device_index": set_device,
+        "accelerator.current_device_index": lambda: current.index, "accelerator.set_device_index": current.set_device,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"torch.{name}", function)
     monkeypatch.setattr(Packed, "pin_memory", pin)
