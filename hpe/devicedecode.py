@@ -33,6 +33,8 @@ def decode_rows(
 ) -> tuple[UInt8[Tensor, "batch 3 size size"], dict[int, str]]:
     """A batch's pictures on a device, and why some rows (then black) could not be decoded.
 
+    On a GPU the pictures are those of the current stream: they may be on their way when this returns.
+
     Args:
         rows: on the host; the first ``lengths[row]`` bytes of a row are a JPEG, or with 0 the row is pixels.
         lengths: of the encoded rows.
@@ -45,22 +47,23 @@ def decode_rows(
         decoded = dict(zip(encoded, _decode(list(bytes_of.values()), colour, device), strict=True))
     except RuntimeError:  # one bad picture fails them all
         decoded = {}
+    here = [row for row in range(len(rows)) if row not in decoded]
     size = rows.shape[1]
-    pictures, damage = [], {}
-    for row in range(len(rows)):
-        if row in decoded:
-            pictures.append(_fit(decoded[row], size))
+    # Page-locked, so that one copy takes them all along without anybody waiting for it.
+    pixels = torch.empty((len(here), *rows.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    damage = {}
+    for place, row in enumerate(here):
+        if row not in bytes_of:
+            pixels[place] = rows[row]
             continue
-        pixels = rows[row]
-        if row in bytes_of:
-            data, pixels = bytes_of[row].numpy().tobytes(), torch.zeros_like(pixels)
-            try:
-                decode_into(data, pixels.numpy(), colour)
-            except DecodeError as error:
-                damage[row] = str(error)
-                pixels.zero_()
-        pictures.append(pixels.permute(2, 0, 1).to(device))
-    return torch.stack(pictures), damage
+        try:
+            decode_into(bytes_of[row].numpy().tobytes(), pixels[place].numpy(), colour)
+        except DecodeError as error:
+            damage[row] = str(error)
+            pixels[place] = 0
+    moved = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    pictures = {row: _fit(picture, size) for row, picture in decoded.items()} | dict(zip(here, moved, strict=True))
+    return torch.stack([pictures[row] for row in range(len(rows))]), damage
 
 
 def _decode(encoded: list[Tensor], colour: Colour, device: torch.device) -> list[Tensor]:

@@ -2,18 +2,24 @@
 
 import errno
 import fcntl
+import functools
 import itertools
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hpe.errors import UserError
+
+_TAKEN: Final = frozenset((errno.EWOULDBLOCK, errno.EAGAIN))
+NO_LOCKS: Final = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK))
+"""What ``flock`` answers on Lustre that is mounted without it, on NFS without its lock service, on some FUSE mounts."""
 
 
 def rename_aside(folder: Path) -> Path:
@@ -94,7 +100,11 @@ def refuse_unwritable(path: Path, told: str) -> None:
 
 @contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, which no other process holds; the kernel lets it go with the process.
+    """Hold a lock file, which no other process holds; the kernel releases it when the process ends.
+
+    Where the file system has no locks, a lock on this machine's own disk stands in: it still keeps out this user's
+    other processes here, but none on another machine, and a warning says so. A lock made of a file's mere existence
+    would reach the others, but outlives a killed process, and the same command must go on at once after a kill.
 
     Args:
         path: the file, made where it is missing.
@@ -102,14 +112,54 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 
     Raises:
         OSError: the file cannot be made.
-        UserError: another process holds it.
+        UserError: another process holds it, or the file system fails to say.
     """
     with path.open("w") as lock:
+        if _flock(lock.fileno(), path, taken):
+            yield
+            return
+        _warn_of_no_locks(path.parent)
+        state = os.fstat(lock.fileno())  # one file has one number, whatever path leads to it
+        name = f"hpe-{os.getuid()}-{state.st_dev:x}-{state.st_ino:x}.lock"
+        local = Path(tempfile.gettempdir()) / name
+        # Others can write to the temporary folder: no link of theirs is followed, and nothing is overwritten.
+        descriptor = os.open(local, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _flock(descriptor, local, taken)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path, taken: str) -> bool:
+    """Lock an open file; False where its file system has no locks.
+
+    Raises:
+        UserError: another process holds it, or the file system fails to say.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
             raise UserError(taken) from error
-        yield
+        if error.errno in NO_LOCKS:
+            return False
+        raise UserError(
+            f"{path}: cannot be locked ({error.strerror}); the file system has a fault: try again, or use a folder on "
+            "another disk"
+        ) from error
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path) -> None:
+    print(
+        f"hpe: WARNING: {folder}: this file system has no file locks, so a second command that writes here from "
+        "another machine goes unnoticed and would damage the results; start only one at a time, or use a folder on "
+        "another disk",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 from hpe.claims import Claims, claims
 from hpe.directions import DirectionRules
 from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.estimators.estimator import Estimator, Poses
+from hpe.estimators.estimator import Estimator, Poses, averaged
 from hpe.estimators.load import sha256_of
 from hpe.faces import Framing, OpenShard, ahead, open_shard, read_faces
 from hpe.files import refuse_unwritable
@@ -130,14 +130,13 @@ def pose_pass(
     known = [task.shard.samples for task in tasks]
     total = sum(n for n in known if n is not None) if None not in known else None
     before = sum(task.shard.samples or 0 for task in tasks if task.table in done)
-    predict = estimator.predict if flips == "none" else estimator.predict_with_flips
     with (
         signals() as caught,
         claims(ranks, len(tasks)) as mine,
         progress("pose", total, unit="images", done=before) as bar,
         ThreadPoolExecutor(1, "tables") as writer,
     ):
-        work = _Work(tasks, mine, predict, directions, batch, threads, estimator, bar, caught, writer)
+        work = _Work(tasks, mine, flips, directions, batch, threads, estimator, bar, caught, writer)
         mine.start_together()
         work.run(mine)
         if ranks.main:
@@ -203,6 +202,28 @@ def _finished(tasks: Sequence[Task]) -> set[Path]:
     return finished
 
 
+class _Coming:
+    """Values that a device computes, on their way into page-locked memory of the host."""
+
+    def __init__(self, values: Float[Tensor, "rows columns"]) -> None:
+        self._host, self._there = values, None
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._there = torch.cuda.Event(blocking=True)  # the readers have the core meanwhile
+            self._there.record(torch.cuda.current_stream(values.device))
+
+    def wait(self) -> Float[Tensor, "rows columns"]:
+        """The values, when they are there."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._host
+
+
+def _stacked(poses: Poses) -> Float[Tensor, "rows 6"]:
+    return torch.cat((poses.angles, poses.deviations), 1)
+
+
 class _Work:
     """What one rank does: reads, computes and writes shard after shard."""
 
@@ -210,7 +231,7 @@ class _Work:
         self,
         tasks: Sequence[Task],
         mine: Claims,
-        predict: Callable[[Tensor], Poses],
+        flips: Flips,
         directions: DirectionRules,
         batch: int,
         threads: int,
@@ -219,7 +240,7 @@ class _Work:
         caught: Signals,
         writer: ThreadPoolExecutor,
     ) -> None:
-        self.tasks, self.mine, self.predict, self.directions = tasks, mine, predict, directions
+        self.tasks, self.mine, self.flips, self.directions = tasks, mine, flips, directions
         self.batch, self.threads, self.estimator = batch, threads, estimator
         self.bar, self.caught, self.writer = bar, caught, writer
         self.size = estimator.input.size
@@ -276,24 +297,40 @@ class _Work:
             yield from made
 
     def _on_device(self, numbers: "Claims | Sequence[int]") -> Iterator[_Result]:
-        """Workers read into pinned memory; a batch is launched before the one before it is waited for."""
-        waiting: deque[tuple[_Chunk, Tensor, Tensor, dict[int, str]]] = deque()
+        """Workers read into pinned memory; a batch is launched before the one before it is waited for.
+
+        So the device has the next batch at hand when it is done with one, and nothing between launch and wait may
+        wait itself: what must (flips of rotations) is done on the host, with what has come back.
+        """
+        self._set_device()
+        waiting: deque[tuple[_Chunk, Tensor, _Coming, dict[int, str]]] = deque()
         depth = 2 * self.threads
         with ahead(self._read_pinned, self._chunks(numbers), threads=self.threads, depth=depth) as batches:
             for chunk, pixels, problems in batches:
                 # `pixels` stays referenced until its copy to the device is surely over.
-                waiting.append((chunk, self._launch(pixels), pixels, problems))
+                waiting.append((chunk, pixels, self._launch(pixels), problems))
                 if len(waiting) > 1:
-                    chunk, found, _, problems = waiting.popleft()
-                    yield chunk, found.cpu().numpy(), problems
-        for chunk, found, _, problems in waiting:
-            yield chunk, found.cpu().numpy(), problems
+                    yield self._landed(*waiting.popleft())
+        for launched in waiting:
+            yield self._landed(*launched)
 
-    def _launch(self, pixels: UInt8[Tensor, "rows size size 3"]) -> Float[Tensor, "rows 6"]:
+    def _launch(self, pixels: UInt8[Tensor, "rows size size 3"]) -> "_Coming":
+        """Poses of pictures and, with flips, of their mirror images behind them, on their way to the host."""
         if not len(pixels):
-            return torch.empty((0, 6))
-        poses = self.predict(pixels.permute(0, 3, 1, 2))
-        return torch.cat((poses.angles, poses.deviations), 1)
+            return _Coming(torch.empty((0, 6 if self.flips == "none" else 12)))
+        images = pixels.permute(0, 3, 1, 2)
+        both = (self.estimator.predict(images),) if self.flips == "none" else self.estimator.predict_both(images)
+        return _Coming(torch.cat([part for poses in both for part in (poses.angles, poses.deviations)], 1))
+
+    def _landed(self, chunk: _Chunk, _: Tensor, coming: "_Coming", problems: dict[int, str]) -> _Result:
+        parts = coming.wait().split(3, 1)
+        poses = Poses(*parts) if self.flips == "none" else averaged(Poses(*parts[:2]), Poses(*parts[2:]))
+        return chunk, _stacked(poses).numpy(), problems
+
+    def _set_device(self) -> None:
+        """Make the estimator's device this thread's: page-locked memory is of the current one, at first GPU 0."""
+        if self.estimator.device.type == "cuda":
+            torch.cuda.set_device(self.estimator.device)
 
     def _read(self, chunk: _Chunk, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
         growing = chunk.growing
@@ -302,9 +339,13 @@ class _Work:
     def _read_and_predict(self, chunk: _Chunk) -> _Result:
         pixels = np.empty((len(chunk.rows), self.size, self.size, 3), np.uint8)
         problems = self._read(chunk, pixels)
-        return chunk, self._launch(torch.from_numpy(pixels)).numpy(), problems
+        if not len(pixels):
+            return chunk, np.empty((0, 6), np.float32), problems
+        predict = self.estimator.predict if self.flips == "none" else self.estimator.predict_with_flips
+        return chunk, _stacked(predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))).numpy(), problems
 
     def _read_pinned(self, chunk: _Chunk) -> tuple[_Chunk, Tensor, dict[int, str]]:
+        self._set_device()
         shape = (len(chunk.rows), self.size, self.size, 3)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.estimator.device.type == "cuda")
         return chunk, pixels, self._read(chunk, pixels.numpy())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -66,12 +67,13 @@ class Estimator:
     @torch.inference_mode()
     def predict_with_flips(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
         """The mean of each picture's pose and its mirror image's; deviations of the two mixed."""
+        return averaged(*self.predict_both(images))
+
+    @torch.inference_mode()
+    def predict_both(self, images: UInt8[Tensor, "batch 3 size size"]) -> tuple[Poses, Poses]:
+        """The pose of each picture, and that of its mirror image as the network sees it (see :func:`averaged`)."""
         images = images.to(self.device, non_blocking=True)
-        one, other = self.predict(images), self.predict(images.flip(-1))
-        mirrored = mirror_angles(other.angles)
-        by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins tell deviations, those of 6D none
-        mean = torch.where(by_rotation, mean_rotation(one.angles, mirrored), (one.angles + mirrored) / 2)
-        return Poses(mean, mixed_deviations(one.angles, one.deviations, mirrored, other.deviations))
+        return self.predict(images), self.predict(images.flip(-1))
 
     def normalise(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """``(value / 255 - mean) / std`` in the network's order of colours and memory layout."""
@@ -81,6 +83,24 @@ class Estimator:
             images = rgb_to_grayscale(images, 3)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         floats = torch.empty(images.shape, dtype=torch.float32, device=images.device, memory_format=layout)
-        mean = floats.new_tensor(self.input.mean).view(3, 1, 1) * 255
-        std = floats.new_tensor(self.input.std).view(3, 1, 1) * 255
+        mean, std = self._scale
         return floats.copy_(images).sub_(mean).div_(std)
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of pixels on the device, copied there once: the host waits for such a copy."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.input.mean, self.input.std))
+        return mean.to(self.device), std.to(self.device)
+
+
+@torch.inference_mode()
+def averaged(one: Poses, other: Poses) -> Poses:
+    """The mean of each picture's pose and its mirror image's; deviations of the two mixed.
+
+    Where there are no deviations it is the mean rotation, whose SVD a GPU's host waits for: there, take poses on the
+    host.
+    """
+    mirrored = mirror_angles(other.angles)
+    by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins tell deviations, those of 6D none
+    mean = torch.where(by_rotation, mean_rotation(one.angles, mirrored), (one.angles + mirrored) / 2)
+    return Poses(mean, mixed_deviations(one.angles, one.deviations, mirrored, other.deviations))

@@ -132,8 +132,8 @@ def read_output(
             angles = euler_from_rotation(rotation_from_6d(raw))
         case "matrix":
             angles = euler_from_rotation(raw)
-    if spec.kind in ("bins66-lower", "bins66-centre", "euler"):
-        places = [spec.order.index(angle) for angle in ANGLES]
-        angles, deviations = angles[:, places], deviations[:, places]
-    signs = angles.new_tensor([getattr(spec.signs, angle) for angle in ANGLES])
-    return angles * signs, deviations
+    # By columns and numbers: a list of places, or a tensor of signs, is copied to the device while the host waits.
+    order = spec.order if spec.kind in ("bins66-lower", "bins66-centre", "euler") else ANGLES
+    places = [order.index(angle) for angle in ANGLES]
+    signed = [angles[:, place] * getattr(spec.signs, angle) for angle, place in zip(ANGLES, places, strict=True)]
+    return torch.stack(signed, 1), torch.stack([deviations[:, place] for place in places], 1)

@@ -6,15 +6,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader
 
-from hpe.devicedecode import decode_rows
 from hpe.errors import UserError
-from hpe.ranks import device, from_parent
+from hpe.ranks import cuda, device, from_parent
+from hpe.stream.decoding import Decoding
 from hpe.stream.order import Plan
 from hpe.stream.packed import Damage, Loaded, Packed, layout
 from hpe.stream.pool import Pool
@@ -29,7 +28,7 @@ class Loader:
 
     Attributes:
         samples: samples of all datasets together: an epoch.
-        waited_seconds: time that the consumer has waited for batches.
+        waited_seconds: time that the consumer has waited for batches, to be read and to be decoded.
         damage: what could not be read so far (the first thousand are named).
         damaged: how many samples could not be read so far.
     """
@@ -48,12 +47,13 @@ class Loader:
             sampler=numbers,  # pyright: ignore[reportArgumentType] (any iterable of indices)
             num_workers=reading.workers,
             prefetch_factor=reading.prefetch if reading.workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=cuda(),
             worker_init_fn=_quiet_worker,
             multiprocessing_context="fork" if reading.workers else None,
             collate_fn=_same,  # pyright: ignore[reportArgumentType] (one batch, not a list)
         )
         self._iterator: Iterator[Any] | None = None
+        self._decoding: Decoding | None = None
 
     def __len__(self) -> int:
         if self._batches is None:
@@ -72,6 +72,12 @@ class Loader:
             rows = -(-self._plan.batch // self._plan.ranks)
             # What waits in the queue, and two that the trainer may hold.
             self._dataset.pool = Pool(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
+        if self._loader.pin_memory:
+            # Memory is page-locked for the device that is current in the thread that asks: DataLoader's takes over
+            # what is current here. Before Accelerate starts that is GPU 0 for every rank.
+            torch.cuda.set_device(device())
+        if self._reading.decoder == "gpu":
+            self._decoding = Decoding(self._read, self._reading, device())
         with warnings.catch_warnings(), _signals_wait():  # Python 3.12 warns of any fork beside threads
             warnings.simplefilter("ignore", DeprecationWarning)
             return iter(self._loader)
@@ -80,31 +86,27 @@ class Loader:
         if self._iterator is None:
             self._iterator = self._start()
         start = time.perf_counter()
-        packed = next(self._iterator)
-        self.waited_seconds += time.perf_counter() - start
-        if isinstance(packed, Refusal):
+        try:
+            loaded = self._decoding.next() if self._decoding else self._read().unpack()
+        except UserError:
             self.close()
-            raise UserError(packed.message)
-        loaded = self._on_device(packed) if packed.encoded else packed.unpack()
+            raise
+        self.waited_seconds += time.perf_counter() - start
         self.damaged += len(loaded.damage)
         self.damage += loaded.damage[: _NAMED_DAMAGE - len(self.damage)]
         return loaded
 
-    def _on_device(self, packed: Packed) -> Loaded:
-        """A batch whose JPEGs this rank's device decodes; what it cannot is damage, as in a reader."""
-        loaded = packed.unpack()
-        rows, lengths = loaded.batch.images.permute(0, 2, 3, 1), [length for _, length in packed.encoded]
-        images, refused = decode_rows(rows, lengths, self._reading.colour, device())
-        damage = [Damage(packed.encoded[row][0], packed.keys[row], why) for row, why in refused.items()]
-        if damage and self._reading.damaged == "fail":
-            self.close()
-            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
-        masks = ("emotion_mask", "direction_mask", "angles_mask", "affect_mask")
-        for row in refused:
-            for name in masks:
-                getattr(loaded.batch, name)[row] = False
-        batch = replace(loaded.batch, images=images)
-        return replace(loaded, batch=batch, damage=(*loaded.damage, *damage))
+    def _read(self) -> Packed:
+        """The readers' next batch.
+
+        Raises:
+            UserError: a reader has refused it.
+        """
+        assert self._iterator is not None
+        packed = next(self._iterator)
+        if isinstance(packed, Refusal):
+            raise UserError(packed.message)
+        return packed
 
     def news(self) -> tuple[list[Damage], int]:
         """What could not be read since this was last asked: as far as it is named, and how many samples."""
@@ -114,8 +116,10 @@ class Loader:
 
     def close(self) -> None:
         """End the workers."""
+        if self._decoding is not None:
+            self._decoding.close()
         iterator: Any = self._iterator
-        self._iterator = None
+        self._iterator = self._decoding = None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
 from hpe.errors import UserError
-from hpe.files import aside
+from hpe.files import NO_LOCKS, aside
 
 _CHUNK: Final = 1 << 20
 _TIMEOUT_SECONDS: Final = 60.0
@@ -56,9 +56,17 @@ def node_folder() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file of this node; released also when the process dies."""
+    """Hold a lock file of this node; released also when the process dies.
+
+    Without locks on ``$HPE_CACHE``'s file system readers may do the same work twice: each file is renamed to its
+    place whole, so nothing is damaged.
+    """
     with path.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 
