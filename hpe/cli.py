@@ -507,6 +507,8 @@ def doctor(
 
         raise typer.Exit(gpu_doctor(folder, device=device, out=out))
     if device != "auto" or out is not None:
+        from hpe.errors import UserError
+
         raise UserError("--device and --out of hpe doctor go with --gpu; add it, or leave them out")
     from hpe import doctor as module
 

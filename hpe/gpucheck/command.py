@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -84,11 +84,9 @@ class Report:
         for name in ("check", "", "what", "found"):
             table.add_column(name, overflow="fold")
         for check, rows in self.found.items():
-            for place, row in enumerate(rows):
-                state = Text(row.state, _COLOURS[row.state])
-                table.add_row(
-                    "" if place else check, state, Text(row.name), Text(row.text), end_section=row is rows[-1]
-                )
+            for row in rows:
+                cells = Text(row.state, _COLOURS[row.state]), Text(row.name), Text(row.text)
+                table.add_row(check if row is rows[0] else "", *cells, end_section=row is rows[-1])
         console.print(table)
 
 
@@ -235,7 +233,7 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _tail(log: Path) -> Sequence[str]:
+def _tail(log: Path) -> list[str]:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if line.strip()][-_LOG_LINES:]
 

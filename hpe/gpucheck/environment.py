@@ -54,7 +54,7 @@ def environment(place: Place) -> Iterator[Row]:
     """Check 1: what there is. A GPU for which torch has no kernels is bad."""
     yield _versions()
     if place.kind == "cpu":
-        yield Row("GPU", "skip", f"{why_no_gpu() or 'not asked for'}: the checks run on the CPU")
+        yield Row("GPU", "skip", "left alone (--device cpu): the checks run on the CPU")
         return
     for index in range(torch.cuda.device_count()):
         yield attempt(f"GPU {index}", lambda index=index: _gpu(index))
@@ -71,7 +71,7 @@ def _versions() -> Row:
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
         "cudnn": torch.backends.cudnn.version() if cuda() else None,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda() and torch.version.cuda else None,
+        "nccl": _nccl() if cuda() else None,
         "driver": _driver() if cuda() else None,
         "cores": cores(),
         "gpus": torch.cuda.device_count() if cuda() else 0,
@@ -85,6 +85,15 @@ def _versions() -> Row:
 
 def _rocm() -> str:
     return "; ROCm was never tried with this package" if torch.version.hip else ""
+
+
+def _nccl() -> str | None:
+    from torch.cuda import nccl
+
+    try:
+        return ".".join(map(str, nccl.version()))
+    except (AttributeError, RuntimeError):  # builds without it
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from hpe import runs
+from hpe.config import RunConfig, load
 from hpe.gpucheck import Row, attempt
 from hpe.gpucheck.place import Place
 from hpe.ranks import end_with_parent
 from hpe.runs import State
+from hpe.train import train
 
 _CHECKPOINTS: Final = 20
 """In a run: the kill comes after the second."""
@@ -35,7 +37,8 @@ def _resumed(place: Place) -> Row:
     # The very last one may have been written, but not yet be the one to resume from.
     written = {path: when for path, when in _times(killed).items() if int(path.name.removeprefix("step-")) <= saved}
     _finished(_train(place, killed))
-    _finished(_train(place, whole))
+    if code := train(load(_config_of(whole), RunConfig)):
+        raise RuntimeError(f"an untouched training ended with exit code {code}")
     state, expected = (State.load(runs.find_checkpoint(run, "last")) for run in (killed, whole))
     difference = largest_difference(killed, whole)
     values = {

@@ -90,7 +90,7 @@ def alone(job: Job, network: nn.Module, steps: int, place: Place) -> float:
             begun = time.perf_counter()
         with job.accelerator.autocast():
             outputs = call(images)
-        sum(output.float().square().mean() for output in outputs.values()).backward()
+        torch.stack([output.float().square().mean() for output in outputs.values()]).sum().backward()
         network.zero_grad()
     finish(place)
     return steps * job.batch / (time.perf_counter() - begun)

@@ -166,7 +166,7 @@ def _compiled(place: Place) -> Row:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Products of fp32 numbers in fp32: TF32's rounding would hide small faults."""
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     with warnings.catch_warnings(action="ignore"):  # newer versions speak of another way to say this
         before = [backend.allow_tf32 for backend in backends]
         for backend in backends:

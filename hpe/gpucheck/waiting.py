@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpe.gpucheck import Row
@@ -66,7 +68,8 @@ class Watch:
 
     @contextmanager
     def _on_cpu(self) -> Iterator[None]:
-        with _Reads(self._note):
+        reads = _Reads(self._note)
+        with reads, _Unread(reads):
             yield
 
     def _note(self) -> None:
@@ -96,13 +99,14 @@ class _Reads(TorchDispatchMode):
     def __init__(self, note: Any) -> None:
         super().__init__()
         self._note, self._copies = note, {}
+        self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name == "copy_" and isinstance(args[0], Tensor):
             storage = args[0].untyped_storage()
             self._copies[storage._cdata] = StorageWeakRef(storage)
-        if (name in _READS or _chooses_by_mask(name, args)) and not self._on_host(args[0]):
+        if not self.paused and (name in _READS or _chooses_by_mask(name, args)) and not self._on_host(args[0]):
             self._note()
         return func(*args, **(kwargs or {}))
 
@@ -114,6 +118,21 @@ class _Reads(TorchDispatchMode):
             frame.filename.endswith(tuple(f"torch/optim/{name}" for name in _OPTIMIZERS))
             for frame in traceback.extract_stack()
         )
+
+
+class _Unread(TorchFunctionMode):
+    """Leaves out functions that look at their input on a CPU only: a GPU's kernel checks it by itself."""
+
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, self._reads.paused = self._reads.paused, self._reads.paused or func is F.one_hot
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._reads.paused = before
 
 
 def _chooses_by_mask(name: str, args: tuple[Any, ...]) -> bool:
