@@ -496,11 +496,27 @@ def list_configs(
 def doctor(
     folder: Annotated[Path, typer.Argument(help="Where runs and shards will be written.")] = Path(),
     quick: Annotated[bool, typer.Option("--quick", help="Leave the two-process test out.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Judge the GPUs instead: 8 checks, at most 8 minutes.")] = False,
+    device: Annotated[str, typer.Option(help="For --gpu: auto, or cpu to try its checks without a GPU.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="For --gpu: the JSON report.", show_default="FOLDER/gpu-report.json")
+    ] = None,
 ) -> None:
     """Check versions, devices, disk, a two-process all-reduce and the conventions for angles and colours.
 
+    With --gpu: train in each precision, compile, sum over all GPUs, decode, kill and resume, and measure speeds.
+    Exit codes: 1 something is bad, 2 no GPU.
+
     Example: `hpe doctor /data`
     """
+    if gpu:
+        from hpe.gpucheck.command import gpu_doctor
+
+        raise typer.Exit(gpu_doctor(folder, device=device, out=out))
+    if device != "auto" or out is not None:
+        from hpe.errors import UserError
+
+        raise UserError("--device and --out of hpe doctor go with --gpu; add it, or leave them out")
     from hpe import doctor as module
 
     raise typer.Exit(module.doctor(folder, quick=quick))

@@ -57,7 +57,7 @@ def measure(settings: Settings) -> Report:
     figures: tuple[Figure, ...] = ()
     ratios: tuple[Ratio, ...] = ()
     for backbone in (_HOPENET, _LIGHT):
-        found, compared = _turns(backbone, folder, out, where, settings)
+        found, compared = turns(backbone, folder, out, where, settings)
         figures, ratios = figures + found, ratios + compared
     if where.type == "cpu":
         scaling = _scaling(folder, out)
@@ -69,9 +69,10 @@ def measure(settings: Settings) -> Report:
     return Report("pose", "faces/s", figures, ratios, notes)
 
 
-def _turns(
+def turns(
     backbone: str, folder: Path, out: Path, where: torch.device, settings: Settings
 ) -> tuple[tuple[Figure, ...], tuple[Ratio, ...]]:
+    """The pass with a backbone over a folder of shards, its network alone, and one picture at a time; our ratios."""
     batch, estimator = _batch(where), _estimator(where, backbone)
     tasks = tasks_of(
         find_shards([str(folder)]), estimator, direction_rules(OURS),
@@ -198,11 +199,12 @@ def _decoded(tasks: list[Task], batch: int) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     for task in tasks:
         shard = open_shard(task.shard.path)
-        for start in range(0, len(shard) - batch + 1, batch):
-            if len(found) * batch >= _IN_MEMORY:
+        for start in range(0, len(shard), batch):  # as the pass cuts a shard
+            if sum(map(len, found)) >= _IN_MEMORY:
                 return found
-            pixels = np.empty((batch, _SIZE, _SIZE, 3), np.uint8)
-            read_faces(shard, range(start, start + batch), Framing(CropRule(), inside=False), pixels)
+            rows = range(start, min(start + batch, len(shard)))
+            pixels = np.empty((len(rows), _SIZE, _SIZE, 3), np.uint8)
+            read_faces(shard, rows, Framing(CropRule(), inside=False), pixels)
             found.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     return found
 

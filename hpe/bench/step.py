@@ -34,10 +34,10 @@ from hpe.ranks import Ranks, Signals, cuda, leave
 from hpe.runs import State, find_checkpoint
 from hpe.stream import Damage, Loaded, Loader
 
-_LOOP: Final = "hpe train, batches in memory"
-_BARE: Final = "bare PyTorch loop, batches in memory"
-_TRAIN: Final = "hpe train, from shards"
-_STREAM: Final = "the stream alone"
+LOOP: Final = "hpe train, batches in memory"
+BARE: Final = "bare PyTorch loop, batches in memory"
+TRAIN: Final = "hpe train, from shards"
+STREAM: Final = "the stream alone"
 _WARM_UP: Final = 2
 _KEPT: Final = 8
 _LATE: Final = 0.9
@@ -55,14 +55,7 @@ def measure(settings: Settings) -> Report:
     alone = Ranks(0, 1, 0, 1)
     shutil.rmtree(config.run, ignore_errors=True)
     with open_job(config, alone) as job:
-        loaded = _in_memory(job)
-        contestants: dict[str, Callable[[], float]] = {
-            _LOOP: lambda: _loop(job, steps, itertools.cycle(loaded)),
-            _BARE: lambda: _bare(job, steps, loaded),
-            _TRAIN: lambda: _loop(job, steps, job.batches(0)),
-            _STREAM: lambda: _stream(job, steps),
-        }
-        figures = take_turns(contestants, _ROUNDS * settings.repeats, "bench step")
+        figures = take_turns(contestants(job, steps), _ROUNDS * settings.repeats, "bench step")
         gradient = sum(p.numel() * p.element_size() for p in job.network.parameters() if p.requires_grad)
         device = str(job.accelerator.device)
         precision = job.accelerator.mixed_precision
@@ -75,7 +68,18 @@ def measure(settings: Settings) -> Report:
         *_bounds(figures, batch, gradient, ranks, seconds),
         _resume(config, alone, settings.repeats),
     )
-    return Report("step", "images/s", figures, (ratio(figures, _LOOP, _BARE, 0.97),), notes)
+    return Report("step", "images/s", figures, (ratio(figures, LOOP, BARE, 0.97),), notes)
+
+
+def contestants(job: Job, steps: int) -> dict[str, Callable[[], float]]:
+    """What takes turns on a job, by name; each call takes so many steps and returns its images a second."""
+    loaded = _in_memory(job)
+    return {
+        LOOP: lambda: _loop(job, steps, itertools.cycle(loaded)),
+        BARE: lambda: _bare(job, steps, loaded),
+        TRAIN: lambda: _loop(job, steps, job.batches(0)),
+        STREAM: lambda: _stream(job, steps),
+    }
 
 
 def _config(settings: Settings) -> tuple[RunConfig, int]:
@@ -249,8 +253,8 @@ def _bounds(
 ) -> Iterator[str]:
     """What a run is bound by: the lowest of the limits, and how much of each is reached."""
     medians = {figure.name: figure.median for figure in figures}
-    reached = medians[_TRAIN]
-    limits = {"compute": max(medians[_BARE], medians[_LOOP]), "data": medians[_STREAM]}
+    reached = medians[TRAIN]
+    limits = {"compute": max(medians[BARE], medians[LOOP]), "data": medians[STREAM]}
     shares = ", ".join(f"{reached / limit:.0%} of {name} ({limit:,.0f}/s)" for name, limit in limits.items())
     yield f"one rank is bound by {min(limits, key=lambda name: limits[name])}: from shards it reaches {shares}"
     if seconds is None:

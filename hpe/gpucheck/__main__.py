@@ -1,0 +1,28 @@
+"""One check in a process of its own: ``python -m hpe.gpucheck NAME FOLDER`` writes ``FOLDER/NAME.jsonl``."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from hpe.gpucheck import CHECKS
+from hpe.gpucheck.place import Place, pack_heads
+from hpe.ranks import leave
+
+
+def main(name: str, folder: Path) -> None:
+    """Run a check, or ``data``, which packs the heads that the others need."""
+    place = Place.load(folder)
+    if name == "data":
+        pack_heads(place)
+        return
+    check = next(one for one in CHECKS if one.name == name)
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as out:
+        for row in check.run(place):  # written one by one: what is known outlives a crash
+            out.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
+    leave(0)
