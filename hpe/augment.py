@@ -159,8 +159,8 @@ def _per_row(like: Tensor, values: np.ndarray) -> Tensor:
 def normalised(images: UInt8[Tensor, "batch 3 height width"] | Images) -> Images:
     """``(value - mean) / std`` of bytes, or of floats in 0..1, in channels-last memory; a new tensor."""
     scale = 1.0 if images.is_floating_point() else 255.0
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * scale
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * scale
+    mean = _constant(MEAN, images.device).view(1, 3, 1, 1) * scale
+    std = _constant(STD, images.device).view(1, 3, 1, 1) * scale
     laid = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
     return laid.sub_(mean).div_(std)
 
