@@ -1,4 +1,4 @@
-"""GPUs that are not there: torch code runs on fake ``cuda`` tensors, which have shapes, types and devices but no values.
+"""GPUs that are not there: torch code runs on fake ``cuda`` tensors, with shapes, types and devices but no values.
 
 The processor's own work is done for real; what is moved to ``cuda`` becomes fake. Mixing devices raises, as on a GPU.
 What makes the host wait for the device is noted with the line that asked for it, and gets a made-up answer.
@@ -87,9 +87,8 @@ class HostWaits(TorchDispatchMode):
         if on_gpu and packet in (aten.bincount, aten._unique2, aten._linalg_svd, aten.nonzero):
             self._note(packet.__name__)
             if packet is aten.bincount:
-                return torch.zeros(
-                    max(1, *args[2:3], kwargs.get("minlength", 0)), dtype=torch.int64, device=args[0].device
-                )
+                bins = max(1, *args[2:3], kwargs.get("minlength", 0))
+                return torch.zeros(bins, dtype=torch.int64, device=args[0].device)
             if packet is aten._unique2:
                 return args[0].flatten(), *(torch.zeros_like(args[0].flatten(), dtype=torch.int64) for _ in range(2))
         if on_gpu and packet is aten.index:
@@ -149,7 +148,7 @@ def fake_gpus(package: Path, count: int = WORLD) -> Iterator[HostWaits]:
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: count,
         "is_bf16_supported": lambda *_, **__: True, "get_device_capability": lambda *_: (9, 0),
         "current_device": lambda: current[0], "max_memory_allocated": lambda *_: 0,
-        "set_device": lambda device: current.__setitem__(0, torch.device("cuda", getattr(device, "index", device)).index),
+        "set_device": lambda device: current.__setitem__(0, getattr(device, "index", device)),
         "Event": lambda **_: SimpleNamespace(record=lambda _: None, synchronize=lambda: None),
         "current_stream": lambda *_: None,
         **dict.fromkeys(("empty_cache", "synchronize", "manual_seed_all", "_lazy_init"), lambda *_: None),
@@ -163,7 +162,7 @@ def fake_gpus(package: Path, count: int = WORLD) -> Iterator[HostWaits]:
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", tolist))  # its own reads one by one
         stack.enter_context(mock.patch.object(nn.Module, "_apply", apply))
         stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", True))
-        stack.enter_context(mock.patch("torch._subclasses.fake_tensor.init_gpu_context", lambda _: None))
+        stack.enter_context(mock.patch("torch._subclasses.fake_tensor.init_gpu_context"))
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of fake networks do

@@ -1,4 +1,4 @@
-"""The training step on GPUs, judged without one: fake GPUs tell mixed devices and host waits, the rest runs for real."""
+"""The training step on GPUs, judged without one: fake GPUs show mixed devices and waits; the rest runs for real."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +51,8 @@ def check(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with learning(config, monkeypatch) as (job, learner, waits):
         here = torch.device("cuda", RANK)
         tensors = [*learner.network.parameters(), *learner.network.buffers(), learner._sums]
-        tensors += [
-            t for loss in learner.losses.values() for t in (loss.class_weights, loss.log_prior) if t is not None
-        ]
+        made_of = [one for loss in learner.losses.values() for one in (loss.class_weights, loss.log_prior)]
+        tensors += [one for one in made_of if one is not None]
         assert {tensor.device for tensor in tensors} == {here}
         held = [p for group in learner.optimizer.param_groups for p in group["params"]]
         assert {*map(id, held)} == {id(p) for p in learner.network.parameters() if p.requires_grad}
@@ -230,9 +229,8 @@ def test_frozen_norms_keep_their_statistics_and_the_others_learn_them(folder: Pa
     with on_cpu(config) as (job, learner), job.batches(0) as loader:
         before = {name: value.clone() for name, value in learner.network.named_buffers() if "running" in name}
         learner.step(next(loader), State(0, 0), stop=False, logged=False)
-        moved = {
-            name for name, value in learner.network.named_buffers() if name in before and (value != before[name]).any()
-        }
+        after = dict(learner.network.named_buffers())
+        moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved == {name for name in before if not name.startswith("backbone.stem")}
 
 
