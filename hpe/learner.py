@@ -336,7 +336,7 @@ class Learner:
         """Add validation batches to the metrics, in the size that was learned last; the first few, to be looked at."""
         size = self.size_before(samples_seen)
         network, by = self.evaluated.eval(), self.network.normalisation
-        metrics.to(self.device)
+        metrics.to(self.device)  # the host waits here, once: sums made on the CPU are copied
         seen: list[tuple[Batch, Outputs]] = []
         for read in batches:
             batch = read.to(self.device)

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -75,10 +76,11 @@ class HeadMetrics(Metric):
         with warnings.catch_warnings():
             # A rank may have seen no label of a head: its sums are rightly zero.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            sums = self.compute()
+            sums = self.compute().numpy()
         figures: dict[str, float] = {}
         confusions: dict[str, Tensor] = {}
-        for head, part in zip(self.heads, sums.split([_SUMS[head] for head in self.heads]), strict=True):
+        ends = np.cumsum([_SUMS[head] for head in self.heads])
+        for head, part in zip(self.heads, np.split(sums, ends[:-1]), strict=True):
             labels = float(part[0])
             figures[f"{head}/labels"] = labels
             if not labels:
@@ -92,9 +94,9 @@ class HeadMetrics(Metric):
                 case "affect":
                     figures["affect/rmse"] = math.sqrt(float(part[1]) / labels)
                 case _:
-                    confusion, reliability = part[1:].split([_CLASSES[head] ** 2, 3 * _BINS])
-                    confusion = confusion.view(_CLASSES[head], -1)
-                    confusions[head] = confusion.to(torch.int64)
+                    confusion, reliability = np.split(part[1:], [_CLASSES[head] ** 2])
+                    confusion = confusion.reshape(_CLASSES[head], -1)
+                    confusions[head] = torch.from_numpy(confusion.astype(np.int64))
                     figures |= {f"{head}/{name}": value for name, value in _class_figures(confusion, reliability)}
         return figures, confusions
 
@@ -126,15 +128,15 @@ def _class_sums(
 
 
 def _class_figures(
-    confusion: Float[Tensor, "classes classes"], reliability: Float[Tensor, " bins3"]
+    confusion: Float64[np.ndarray, "classes classes"], reliability: Float64[np.ndarray, " bins3"]
 ) -> Iterator[tuple[str, float]]:
     """Accuracy, F1 as a mean over the classes that occur, and the expected calibration error (Guo et al., 2017)."""
     right, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
-    confidence, correct, count = reliability.view(3, _BINS)
-    error = float((confidence - correct).abs().sum() / count.sum())
+    confidence, correct, count = reliability.reshape(3, _BINS)
+    error = float(np.abs(confidence - correct).sum() / count.sum())
     broken = not math.isfinite(error)  # a class can be chosen among NaNs too
     yield "accuracy", math.nan if broken else float(right.sum() / confusion.sum())
-    yield "macro_f1", math.nan if broken else float((2 * right / either)[either > 0].mean())
+    yield "macro_f1", math.nan if broken else float((2 * right[either > 0] / either[either > 0]).mean())
     yield "ece", math.nan if broken else error
 
 

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -14,6 +15,7 @@ from hpe.batch import Batch
 from hpe.config import AugmentConfig
 from hpe.geometry import project, rotation_from_euler
 from hpe.labels import Direction
+from hpe.losses import HeadLoss, head_loss, label_mask, with_targets
 
 EVERYTHING = Augmentation(
     crop_scale=(0.6, 1.1), crop_ratio=(0.9, 1.1), shift=0.1, rotate=15, flip=0.5, brightness=0.3, contrast=0.3,
@@ -197,3 +199,65 @@ def test_everything_at_once_stays_finite_and_in_range() -> None:
 def test_the_config_offers_every_change_with_the_same_default() -> None:
     offered = {name: field.default for name, field in AugmentConfig.model_fields.items()}
     assert offered == {field.name: field.default for field in fields(Augmentation)}
+
+
+def test_mixup_mixes_the_majority_where_votes_do_not_count() -> None:
+    """Each picture has one grey value, so that the mixture's shares can be read from it."""
+    rows = torch.arange(8)
+    grey = (rows * 32).to(torch.uint8)[:, None, None, None].expand(8, 3, 4, 4)
+    votes = torch.full((8, 8), 1 / 8)
+    batch = replace(batch_of(8, 4), images=grey, emotion=rows, emotion_target=votes)
+    losses = {"emotion": HeadLoss(soft=False)}
+    images, mixed = augment(with_targets(batch, losses), Augmentation(mixup=0.8), seed=0, position=0)
+    shown = pixels(images)[:, 0, 0, 0] / 32  # Σ share · class
+    assert (shown - rows).abs().max() > 0.5
+    assert torch.allclose(mixed.emotion_target @ rows.float(), shown, atol=1e-4)
+    assert ((mixed.emotion_target > 0).sum(1) <= 2).all()
+    logits = torch.randn(8, 8)
+    partner = torch.where(mixed.emotion_target > 0, mixed.emotion_target, 2.0).scatter(1, rows[:, None], 2.0).argmin(1)
+    share = mixed.emotion_target[rows, rows]
+    apart = [F.cross_entropy(logits, classes, reduction="none") for classes in (rows, partner)]
+    expected = share * apart[0] + (1 - share) * apart[1]
+    assert torch.allclose(head_loss("emotion", logits, mixed, losses["emotion"]), expected, atol=1e-5)
+
+
+def profiles(yaws: Tensor) -> Batch:
+    rows = len(yaws)
+    draw = torch.Generator().manual_seed(3)
+    pitch, roll = (torch.rand(2, rows, generator=draw) * 40 - 20).unbind()
+    return replace(batch_of(rows, 8), angles=torch.stack((yaws, pitch, roll), 1))
+
+
+def test_a_rotation_loses_no_face_that_the_bins_hold() -> None:
+    """Faces near and beyond a profile: Euler angles of a turned picture leave ±99°, as SciPy's do."""
+    batch = profiles(torch.linspace(-130, 130, 521))
+    loss = HeadLoss(largest_degrees=99.0)
+    _, turned = augment(batch, Augmentation(rotate=30), seed=0, position=0, largest_degrees=99.0)
+    before, after = label_mask("pose", batch, loss), label_mask("pose", turned, loss)
+    assert torch.equal(before, after)
+    assert int(before.sum()) == int((batch.angles.abs() < 99).all(1).sum())
+    still = (turned.angles == batch.angles).all(1)
+    assert not still[batch.angles[:, 0].abs() < 60].any()  # only where a rotation would lose a face it is left out
+    assert still[(batch.angles[:, 0].abs() > 92) & before].float().mean() > 0.2
+    part, labels = augment(batch[100:200], Augmentation(rotate=30), seed=0, position=100, largest_degrees=99.0)
+    whole, _ = augment(batch, Augmentation(rotate=30), seed=0, position=0, largest_degrees=99.0)
+    assert torch.allclose(labels.angles, turned.angles[100:200], atol=1e-4)
+    assert torch.allclose(part, whole[100:200], atol=1e-4)
+
+
+def test_a_face_that_is_not_turned_keeps_its_picture_upright() -> None:
+    batch = profiles(torch.linspace(92, 98, 40))
+    images, labels = augment(batch, Augmentation(rotate=30), seed=0, position=0, largest_degrees=99.0)
+    still = (labels.angles == batch.angles).all(1)
+    assert 0 < int(still.sum()) < len(batch)
+    unturned = (images - prepare(batch)).flatten(1).abs().amax(1) < 1e-3
+    assert torch.equal(unturned, still)
+
+
+def test_turned_angles_are_the_turned_rotation_and_near_the_angles_before() -> None:
+    batch = profiles(torch.linspace(-120, 120, 241))
+    small = torch.full((241,), 1e-3)
+    turned = turned_angles(batch.angles, small)
+    assert torch.allclose(rotation_from_euler(turned), rotation_from_euler(batch.angles), atol=1e-3)
+    away = (batch.angles[:, 0].abs() - 90).abs() > 1  # but for the gimbal lock itself
+    assert torch.allclose(turned[away], batch.angles[away], atol=0.1)

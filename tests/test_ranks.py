@@ -1,6 +1,7 @@
 """Several processes: the same samples and gradients as one, and what happens when one dies."""
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from hpe import runs
+from hpe.augment import prepare
 from hpe.errors import EXIT_USAGE, UserError
+from hpe.job import open_job
 from hpe.ranks import Ranks, launched, relaunch
 from tests import made
 
@@ -100,6 +103,48 @@ def test_n_ranks_learn_what_one_learns_with_unevenly_missing_labels(folder: Path
         if first["split"] == "val":
             assert first["emotion/labels"] == second["emotion/labels"] == 24
             assert first["pose/mae"] == pytest.approx(second["pose/mae"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_ends_a_validation_on_all_and_the_next_start_repeats_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    changes = ("train.epochs=2", "train.batch=4", "train.ema=0.9")  # six batches in each of two validations
+    for name, number in (("whole", 0), ("broken", 8)):
+        done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / name), str(number), *changes)
+        assert (done.returncode != 0) == (name == "broken"), done.stderr
+    state = runs.State.load(runs.find_checkpoint(tmp_path / "broken", "last"))
+    assert (state.samples_seen, state.unvalidated) == (160, True)
+    done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / "broken"), "0", *changes)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (runs.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken"))
+    for file in ("model.safetensors", "ema.safetensors", "state.json"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp_path: Path) -> None:
+    """Judged by one process that runs each rank's samples through the first norm, whose input no weight changes."""
+    run = tmp_path / "run"
+    changes = ("train.batch=8", "train.epochs=0.01", "augment={}", "train.ema=0.5")
+    done = torchrun(2, "-m", "tests.signalled", str(folder), str(run), "0", *changes)
+    assert done.returncode == 0, done.stderr
+    checkpoint, config = runs.find_checkpoint(run, "last"), runs.load_config(run)
+    torch.manual_seed(config.seed)
+    network = runs.build_network(config.model).train()
+    with open_job(made.config(folder, tmp_path / "alone", *changes), Ranks(0, 1, 0, 1)) as job:
+        with job.batches(0) as loader:
+            batch = next(loader).batch
+    found = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        alone = copy.deepcopy(network)
+        alone(prepare(batch[rows]))
+        found.append({name: value for name, value in alone.named_buffers() if "running" in name})
+    assert not torch.allclose(*(one["backbone.stem.1.running_mean"] for one in found))
+    for file in ("model.safetensors", "ema.safetensors"):
+        saved = load_file(checkpoint / file)
+        for name, value in found[0].items():
+            torch.testing.assert_close(saved[name], (value + found[1][name]) / 2, msg=name)
 
 
 @pytest.mark.slow

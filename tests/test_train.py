@@ -501,3 +501,87 @@ def test_a_network_learns_from_estimated_angles_and_is_validated_on_measured_one
     assert measured.angles_mask.any()
     assert not (measured.angles[measured.angles_mask] == 20).any()
     assert "data.val.0: no pose tables are named (pose:)" in capsys.readouterr().err
+
+
+def signalled_in_validation(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ask this process to stop in a validation, before one of its batches; how many batches each validation had."""
+    import signal
+
+    original, update, seen = learner_module.Learner.validate, HeadMetrics.update, []
+
+    def validate(self: learner_module.Learner, *given: object) -> object:
+        seen.append(0)
+        return original(self, *given)  # type: ignore[arg-type]
+
+    def count(self: HeadMetrics, outputs: Outputs, one: Batch) -> None:
+        seen[-1] += 1
+        if (len(seen), seen[-1]) == (number, batch):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        update(self, outputs, one)
+
+    monkeypatch.setattr(learner_module.Learner, "validate", validate)
+    monkeypatch.setattr(HeadMetrics, "update", count)
+    return seen
+
+
+def test_a_signal_ends_a_validation_which_the_next_start_repeats_bit_for_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.epochs=2", "train.ema=0.9", "train.batch=4")  # six batches in each of two validations
+    whole, broken = (made.config(folder, tmp_path / name, *settings) for name in ("whole", "broken"))
+    assert train(whole) == 0
+    for number, samples in ((1, 88), (2, 176)):  # in the first, and at the run's end
+        with monkeypatch.context() as patch:
+            batches = signalled_in_validation(number, 2, patch)
+            assert train(broken) == EXIT_AGAIN
+        assert batches[-1] in (2, 3)
+        state = State.load(runs.find_checkpoint(tmp_path / "broken", "last"))
+        assert (state.samples_seen, state.unvalidated) == (samples, True)
+    assert train(broken) == 0
+    last = [runs.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken")]
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"):
+        assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
+    best = [runs.find_checkpoint(tmp_path / name, "best") for name in ("whole", "broken")]
+    assert best[0].name == best[1].name
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in text.splitlines()]
+        for text in ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "broken"))
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_start_that_is_killed_after_it_has_repeated_a_validation_does_not_log_it_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made.config(folder, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signalled_in_validation(1, 1, patch)
+        assert train(config) == EXIT_AGAIN
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(learner_module.Learner, "save", killed)
+        train(config)
+    assert train(config) == 0
+    splits = [json.loads(line)["split"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert splits.count("val") == 1
+
+
+def test_faces_that_the_bins_leave_out_are_counted_once_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    turned = [
+        Sample(s.key, s.image, s.extension, replace(s.record, yaw=120.0 if number % 4 == 0 else s.record.yaw))
+        for number, s in enumerate(made.samples(16))
+    ]
+    info = write_shard(tmp_path / "shards/train-000000.tar", "train", turned)
+    Manifest("made", "squares", "none", True, "none", {}, (info,)).save(tmp_path / "shards")
+    given = [f"data.{split}.0={{shards: {tmp_path / 'shards'}, split: train}}" for split in ("train", "val")]
+    for kind, told in (("bins66", 1), ("sixd", 0)):
+        head = f"model.heads={{pose: {{kind: {kind}}}}}"
+        with open_job(made.config(tmp_path, tmp_path / kind, *given, head), Ranks(0, 1, 0, 1)):
+            said = capsys.readouterr().err
+        assert said.count("4 of 16 faces with angles have one of 99° or more") == told
