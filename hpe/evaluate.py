@@ -105,13 +105,14 @@ def evaluate(
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
     ):
-        mine = _predict(network.to(here.device), loader, here, bar, ranks.world, views)
+        mine = _predict(network.to(here.device), loader, here, bar, views)
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
-    total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
-    assert isinstance(total, Tensor)
-    damaged = int(total)
+        total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
+        assert isinstance(total, Tensor)
+        damaged = int(total)
+        bar.reach(stream.samples)  # all ranks have come here; this one may have had no part of the last batch
     folder.mkdir(exist_ok=True)
     part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
     _write(part, mine)
@@ -145,9 +146,7 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict(
-    network: MultiTask, loader: Iterable[Loaded], here: "Accelerator", bar: Bar, ranks: int, views: Views
-) -> "pa.Table":
+def _predict(network: MultiTask, loader: Iterable[Loaded], here: "Accelerator", bar: Bar, views: Views) -> "pa.Table":
     """Predictions and truth of this rank's samples, as far as they can be read."""
     import pyarrow as pa
 
@@ -158,7 +157,7 @@ def _predict(
         with here.autocast():
             estimates = estimate(network, batch.angles if network.takes_angles else prepare(batch), views)
         found.append(rows_of(batch, estimates).filter(loaded.readable))
-        bar.advance(len(batch) * ranks)
+        bar.reach(loaded.samples_seen)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 
 
