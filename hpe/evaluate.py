@@ -120,14 +120,14 @@ def evaluate(
             loader,
             here.device,
             bar,
-            ranks.world,
         )
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
-    total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
-    assert isinstance(total, Tensor)
-    damaged = int(total)
+        total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
+        assert isinstance(total, Tensor)
+        damaged = int(total)
+        bar.reach(stream.samples)  # all ranks have come here; this one may have had no part of the last batch
     folder.mkdir(exist_ok=True)
     part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
     _write(part, mine)
@@ -162,11 +162,7 @@ def _say(name: str, text: str) -> None:
 
 @torch.inference_mode()
 def _predict(
-    ask: Callable[[Batch], Estimates],
-    loader: Iterable[Loaded],
-    device: torch.device,
-    bar: Bar,
-    ranks: int,
+    ask: Callable[[Batch], Estimates], loader: Iterable[Loaded], device: torch.device, bar: Bar
 ) -> "pa.Table":
     """Predictions and truth of this rank's samples, as far as they can be read."""
     import pyarrow as pa
@@ -176,7 +172,7 @@ def _predict(
         batch = loaded.batch.to(device)
         estimates = ask(batch)
         found.append(rows_of(batch, estimates).filter(loaded.readable))
-        bar.advance(len(batch) * ranks)
+        bar.reach(loaded.samples_seen)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 
 

@@ -18,6 +18,10 @@ class Bar(Protocol):
         """``count`` more units are done."""
         ...
 
+    def reach(self, done: int) -> None:
+        """``done`` units are done in all, by every rank."""
+        ...
+
     def note(self, text: str) -> None:
         """Show a short text, such as the loss, beside the bar."""
         ...
@@ -25,6 +29,8 @@ class Bar(Protocol):
 
 class _Silent:
     def advance(self, count: int = 1) -> None: ...
+
+    def reach(self, done: int) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -42,6 +48,9 @@ class _Lines:
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + _LINE_SECONDS
             self.print()
+
+    def reach(self, done: int) -> None:
+        self.advance(done - self.done)
 
     def note(self, text: str) -> None:
         self.text = text
@@ -111,6 +120,9 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
             self.now += count
             if time.monotonic() - self.drawn > _DRAW_SECONDS or self.now == total:
                 self.draw()
+
+        def reach(self, done: int) -> None:
+            self.advance(done - self.now)
 
         def draw(self) -> None:
             self.drawn = time.monotonic()

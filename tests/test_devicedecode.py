@@ -232,21 +232,24 @@ def test_the_trainers_stream_waits_for_the_pictures_and_their_memory_waits_for_t
         def __init__(self, device: torch.device) -> None:
             self.device = device
 
-        def record_event(self) -> str:
-            order.append(f"recorded on {self.device}")
-            return "event"
+        def wait_event(self, event: "Event") -> None:
+            order.append(f"the trainer's waits for the one on {event.where}")
 
-        def wait_event(self, event: str) -> None:
-            order.append(f"the trainer's waits for {event}")
+    class Event:
+        where: torch.device | None = None
+
+        def record(self, stream: Stream) -> None:
+            self.where = stream.device
+            order.append(f"recorded on {self.where}")
 
     def decode(rows: torch.Tensor, *_: object) -> tuple[torch.Tensor, dict[int, str]]:
         order.append(f"decoded on {current.index}, {current.stream.device}")
         return rows.permute(0, 3, 1, 2).clone(), {}
 
-    trainers = Stream(torch.device("cuda", 3))
+    trainers = Stream(torch.device("cuda", 3))  # of another thread
     monkeypatch.setattr(decoding, "decode_rows", decode)
     for name, value in {
-        "Stream": Stream, "current_stream": lambda _: trainers, "set_device": current.set_device,
+        "Stream": Stream, "Event": Event, "current_stream": lambda _: trainers, "set_device": current.set_device,
         "set_stream": lambda stream: setattr(current, "stream", stream),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
@@ -255,7 +258,7 @@ def test_the_trainers_stream_waits_for_the_pictures_and_their_memory_waits_for_t
         monkeypatch.setattr(loader, "device", lambda: torch.device("cuda", 3))
         next(batches)
     decoded = ["decoded on 3, cuda:3", "recorded on cuda:3"]
-    assert order == [*decoded, "the trainer's waits for event", "kept: True"]
+    assert order == [*decoded, "the trainer's waits for the one on cuda:3", "kept: True"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

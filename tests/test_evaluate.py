@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -156,11 +157,13 @@ def test_ranks_together_write_what_one_writes(run: Path, shards: Path, whole: An
     name = f"ranks{ranks}"
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment = kept | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["HPE_QUIET"] = ""
     command = [sys.executable, "-m", "hpe", "evaluate", str(run), str(shards), "--name", name, "--workers", "0"]
     # 80 samples in batches of 11: the last is short, and for the last rank smaller still.
     command += ["--batch", "11", "--processes", str(ranks)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert re.findall(r"^evaluate .*: (\d+) of 80 images", done.stderr, re.MULTILINE)[-1] == "80", done.stderr
     table, figures = result(run, name)
     alone, of_one = whole
     assert table.drop_columns([c for c in table.column_names if c.endswith(("_p", "_hat", "_sd"))]).equals(

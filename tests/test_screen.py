@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from hpe.progress import progress
 from hpe.screen import heads_table, pace, screen
 
 TRAIN = {
@@ -59,6 +60,22 @@ def test_a_terminal_gets_the_table_and_a_file_gets_lines(
     assert ("macro F1" in out.getvalue()) == table
     assert ("\x1b[" in out.getvalue()) == table
     assert "train it" in out.getvalue()
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_what_is_reached_is_the_count_whatever_was_counted_before(
+    kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = kind()
+    monkeypatch.setattr("sys.stderr", out)
+    monkeypatch.delenv("HPE_QUIET", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    with progress("judge", 80, unit="images") as bar:
+        bar.advance(3)
+        bar.reach(11)
+        bar.reach(80)
+        bar.reach(80)
+    assert ("80/80" if kind is Terminal else "judge: 80 of 80 images") in out.getvalue()
 
 
 def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,4 +86,8 @@ class Decoding:
             for name in _MASKS:
                 getattr(loaded.batch, name)[row] = False
         found = replace(loaded, batch=replace(loaded.batch, images=images), damage=(*loaded.damage, *damage))
-        return found, None if self._stream is None else self._stream.record_event()
+        if self._stream is None:
+            return found, None
+        there = torch.cuda.Event()
+        there.record(self._stream)
+        return found, there
