@@ -341,7 +341,7 @@ def test_frames_without_a_face_are_passed_over_and_long_gaps_start_afresh():
     near = filtered.next(other, 0.2)
     assert 0 < near[0] < 60
     np.testing.assert_allclose(filtered.next(other, 5.0), other, atol=1e-9)
-    with pytest.raises(ValueError, match="times must grow"):
+    with pytest.raises(ValueError, match="times must increase"):
         filtered.next(one, 5.0)
 
 

@@ -75,7 +75,9 @@ def asides(about: Mapping[str, Any]) -> list[str]:
     """What a reader must know before the metrics, from an evaluation's provenance."""
     texts = []
     if about.get("estimated"):
-        texts.append(f"Estimated, not measured, so these are agreements, not accuracies: {about['estimated']}.")
+        texts.append(
+            f"Labels are estimated, not measured, so the metrics show agreement and not accuracy: {about['estimated']}."
+        )
     if about.get("views"):
         texts.append(f"Evaluated with: {about['views']}.")
     return texts

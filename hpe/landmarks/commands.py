@@ -75,11 +75,12 @@ def extract(
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
+# One parameter per option, because Typer reads the options from the signature.
 @app.command()
 def compare(
     points: Annotated[Path, typer.Argument(help="Folder of `hpe landmarks extract`, an .npz file, or raw AFLW2000.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the table, the plot and the model to.")],
-    labels: Annotated[Path | None, typer.Option(help="Folder with the angles in <stem>.mat files.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder with the angles, a .mat file per picture.")] = None,
     own_points: Annotated[
         str | None, typer.Option(help="Use the raw dataset's own points (pt3d_68): 3d, or 2d for x and y only.")
     ] = None,
@@ -87,20 +88,22 @@ def compare(
     features: Annotated[str | None, typer.Option(help="Some of the features six,all,aligned.")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Outer folds; each needs 20 faces.")] = 5,
     keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep faces with angles beyond ±99°.")] = False,
-    picture_width: Annotated[float, typer.Option(help="In pixels; solve-PnP takes it as the focal length.")] = 450.0,
+    picture_width: Annotated[
+        float, typer.Option(help="Width of the pictures in pixels, which solve-PnP takes as the focal length.")
+    ] = 450.0,
     workers: _Workers = None,
     seed_rows: Annotated[
         bool,
         typer.Option(
             "--seed-rows",
-            help="Add rows with the settings of the seed, the project that this one is modelled on; default only "
-            "without --models.",
+            help="With --models: also add the rows with the settings of the seed, the project that this one is "
+            "modelled on. Without --models they are always added.",
         ),
     ] = False,
 ) -> None:
     """Compare regressors by nested cross-validation and save the best one, without pickle.
 
-    Needs 100 faces with known angles, and 20 for each outer fold.
+    Needs at least 100 faces with known angles, and 20 per outer fold.
 
     Examples: `hpe landmarks compare data/aflw2000/landmarks runs/landmarks`,
     `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`
