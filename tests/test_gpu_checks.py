@@ -23,7 +23,7 @@ from hpe.bench import Figure
 from hpe.cli import app
 from hpe.errors import UserError
 from hpe.gpucheck import CHECKS, Check, Row, command, decoding, environment, processes, resume, speed, training
-from hpe.gpucheck.place import CPU, GPU, Place, pack_heads
+from hpe.gpucheck.place import CPU, GPU, Place, data
 from hpe.gpucheck.waiting import Watch
 from hpe.learner import Learner
 from hpe.ranks import Ranks
@@ -482,7 +482,7 @@ def gpu_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("gpu")
     place = Place("cuda", folder, folder / "heads", GPU)
     place.save()
-    pack_heads(place)
+    assert [row.state for row in data(place)] == ["ok"]
     return place
 
 
