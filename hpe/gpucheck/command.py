@@ -203,23 +203,25 @@ def _problem(code: int | None, seconds: float) -> str | None:
 def _ended(name: str, work: Path, environment: dict[str, str], log: Path, seconds: float) -> int | None:
     """Exit code of a check's process, or None when its time was up; nothing of it is left."""
     command = [sys.executable, "-m", "hpe.gpucheck", name, str(work)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    start = time.monotonic()
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True, preexec_fn=partial(end_with_parent, signal.SIGKILL),
-        )  # fmt: skip
-    start = time.monotonic()
-    try:
-        while (left := start + seconds - time.monotonic()) > 0:
-            try:
-                return process.wait(min(left, _HEARTBEAT_SECONDS))
-            except subprocess.TimeoutExpired:
-                _say(f"  … {time.monotonic() - start:.0f} s")
-        return None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        ) as process,
+    ):  # fmt: skip
+        try:
+            while (left := start + seconds - time.monotonic()) > 0:
+                try:
+                    return process.wait(min(left, _HEARTBEAT_SECONDS))
+                except subprocess.TimeoutExpired:
+                    _say(f"  … {time.monotonic() - start:.0f} s")
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _read(path: Path) -> list[Row]:
