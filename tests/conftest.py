@@ -19,6 +19,15 @@ import pytest
 SHARED = Path(os.environ.get("HPE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU, with the reason why there is none."""
+    if item.get_closest_marker("gpu"):
+        from hpe.gpucheck.environment import why_no_gpu
+
+        if why := why_no_gpu():
+            pytest.skip(f"no GPU: {why}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)

@@ -6,6 +6,7 @@ crashes, hangs or spoils its CUDA context says so and the others still run.
 """
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -51,6 +52,8 @@ class Check:
             yield failed(self.name, error)
 
 
+DATA: Final = Check("data", "place:data", "rendered heads", 180)
+"""What the checks behind the first one need."""
 CHECKS: Final = (
     Check("environment", "environment:environment", "GPUs and versions", 60),
     Check("precision", "training:precision", "each precision trains", 120),
@@ -64,7 +67,8 @@ CHECKS: Final = (
 
 
 def failed(name: str, error: Exception) -> Row:
-    """The row of a check that broke."""
+    """The row of a check that broke; the traceback goes into its log."""
+    traceback.print_exception(error)
     return Row(name, "bad", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
@@ -73,7 +77,4 @@ def attempt(name: str, made: Callable[[], Row]) -> Row:
     try:
         return made()
     except Exception as error:
-        import traceback
-
-        traceback.print_exc()  # into the check's log
         return failed(name, error)

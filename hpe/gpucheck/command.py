@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,13 @@ from typing import Any, Final, Literal
 
 from hpe.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from hpe.files import make_folder, refuse_unwritable, write_json
-from hpe.gpucheck import CHECKS, Check, Row
+from hpe.gpucheck import CHECKS, DATA, Check, Row
 from hpe.ranks import end_with_parent
 
 REPORT: Final = "gpu-report.json"
 _SECONDS: Final = 480
 """For all checks together."""
 _HEARTBEAT_SECONDS: Final = 15
-_DATA: Final = Check("data", "", "rendered heads", 180)
 _LOG_LINES: Final = 30
 _COLOURS: Final = {"ok": "green", "note": "yellow", "skip": "dim", "bad": "bold red"}
 _NARROWEST: Final = 100
@@ -157,7 +157,7 @@ def _run_all(work: Path, kind: Literal["cuda", "cpu"], report: Report) -> None:
     first, *others = CHECKS
     _run(first, work, environment, report, deadline, f"check 1 of {of}: ")
     _say(f"rendering {place.sizes.heads:,} heads")
-    _run(_DATA, work, environment, report, deadline, "")
+    _run(DATA, work, environment, report, deadline, "")
     for number, check in enumerate(others, 2):
         _run(check, work, environment, report, deadline, f"check {number} of {of}: ")
     report.complete = all(check.name in report.seconds for check in CHECKS)
@@ -178,6 +178,7 @@ def _run(check: Check, work: Path, environment: dict[str, str], report: Report, 
         code = _ended(check.name, work, environment, log, seconds)
     finally:
         rows += _read(work / f"{check.name}.jsonl")
+        shutil.rmtree(work / "runs", ignore_errors=True)  # checkpoints: hundreds of megabytes
     report.seconds[check.name] = time.monotonic() - start
     if problem := _problem(code, seconds):
         last = _tail(log)[-1:]
@@ -202,23 +203,25 @@ def _problem(code: int | None, seconds: float) -> str | None:
 def _ended(name: str, work: Path, environment: dict[str, str], log: Path, seconds: float) -> int | None:
     """Exit code of a check's process, or None when its time was up; nothing of it is left."""
     command = [sys.executable, "-m", "hpe.gpucheck", name, str(work)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    start = time.monotonic()
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True, preexec_fn=partial(end_with_parent, signal.SIGKILL),
-        )  # fmt: skip
-    start = time.monotonic()
-    try:
-        while (left := start + seconds - time.monotonic()) > 0:
-            try:
-                return process.wait(min(left, _HEARTBEAT_SECONDS))
-            except subprocess.TimeoutExpired:
-                _say(f"  … {time.monotonic() - start:.0f} s")
-        return None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        ) as process,
+    ):  # fmt: skip
+        try:
+            while (left := start + seconds - time.monotonic()) > 0:
+                try:
+                    return process.wait(min(left, _HEARTBEAT_SECONDS))
+                except subprocess.TimeoutExpired:
+                    _say(f"  … {time.monotonic() - start:.0f} s")
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _read(path: Path) -> list[Row]:

@@ -17,6 +17,8 @@ from hpe.ranks import cores, cuda
 
 _TENSOR_CORES: Final = 7
 """Compute capability from which fp16 is fast; bf16 comes with the next one."""
+_DRIVERS: Final = ("/dev/nvidiactl", "/dev/dxg")
+"""Of Linux, and of Linux inside Windows."""
 _SIDE: Final = 256
 
 
@@ -32,7 +34,7 @@ def why_no_gpu() -> str | None:
         return f"torch {torch.__version__} is built for CPUs only; install a build of torch with CUDA"
     if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1", "NoDevFiles"):
         return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU; unset it"
-    if torch.version.cuda is not None and not Path("/dev/nvidiactl").exists() and sys.platform == "linux":
+    if torch.version.cuda is not None and not any(Path(driver).exists() for driver in _DRIVERS):
         return (
             "no NVIDIA driver is visible (/dev/nvidiactl does not exist); "
             "install the driver, or start the container with --gpus all"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -11,8 +11,9 @@ import torch
 
 from hpe.config import RunConfig, parse
 from hpe.files import write_json
+from hpe.gpucheck import Row
 from hpe.ranks import cores, device
-from hpe.shards import MANIFEST, Manifest
+from hpe.shards import Manifest
 
 _PLACE: Final = "place.json"
 
@@ -148,18 +149,14 @@ train:
         return parse(text, "hpe doctor --gpu", RunConfig, overrides)
 
 
-def pack_heads(place: Place) -> None:
-    """Render and pack the heads of a place, unless they lie there."""
+def data(place: Place) -> Iterator[Row]:
+    """Render and pack the heads of a place."""
     from hpe.pack import pack_source
     from hpe.packing import Options
 
     sizes = place.sizes
-    if (place.shards / MANIFEST).is_file():
-        return
     options = [f"count={sizes.heads}", f"people={sizes.people}", f"size={sizes.pixels}"]
     pack_source("synthetic", [str(place.shards)], options, cores(), Options(size=sizes.pixels))
-
-
-def mebibytes(paths: Sequence[Path]) -> float:
-    """What files take on the disk."""
-    return sum(path.stat().st_size for path in paths if path.is_file()) / 2**20
+    mebibytes = sum(path.stat().st_size for path in place.shards.rglob("*") if path.is_file()) / 2**20
+    text = f"{sizes.heads:,} rendered and packed, {sizes.pixels} pixels, {mebibytes:.0f} MiB"
+    yield Row("heads", "ok", text, {"mebibytes": mebibytes})

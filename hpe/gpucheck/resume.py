@@ -18,7 +18,7 @@ from hpe.ranks import end_with_parent
 from hpe.runs import State
 from hpe.train import train
 
-_CHECKPOINTS: Final = 20
+_CHECKPOINTS: Final = 10
 """In a run: the kill comes after the second."""
 _POLL_SECONDS: Final = 0.01
 _NAME: Final = "kill and resume"
@@ -83,7 +83,7 @@ def _write(place: Place, name: str) -> str:
     """A run's config beside its folder; the folder."""
     steps = place.sizes.resume_steps
     config = place.config(
-        name, "model.backbone=tiny", f"train.checkpoint_steps={max(1, steps // _CHECKPOINTS)}",
+        name, "model.backbone=tiny", "train.optimizer=sgd", f"train.checkpoint_steps={max(1, steps // _CHECKPOINTS)}",
         f"train.keep={2 * _CHECKPOINTS}", steps=steps,
     )  # fmt: skip
     _config_of(Path(config.run)).parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from hpe.bench.step import BARE, LOOP, STREAM, TRAIN, contestants
 from hpe.config import RunConfig
 from hpe.gpucheck import Row, failed
 from hpe.gpucheck.place import Place
-from hpe.gpucheck.training import ALONE, finish
+from hpe.gpucheck.training import ALONE, finish, forget_peak, peak
 from hpe.job import Job, open_job
 
 _ALONE: Final = "network alone"
@@ -100,11 +100,9 @@ def _with_peak(name: str, run: Callable[[], float], peaks: dict[str, float], pla
     """The same, noting the most memory of the device that it has held."""
 
     def measured() -> float:
-        if place.kind == "cuda":
-            torch.cuda.reset_peak_memory_stats(place.device)
+        forget_peak(place)
         rate = run()
-        if place.kind == "cuda":
-            peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated(place.device) / 2**20)
+        peaks[name] = max(peaks.get(name, 0.0), peak(place).get("peak_memory_mib", 0.0))
         return rate
 
     return measured
@@ -131,18 +129,15 @@ def _batch(place: Place) -> int:
 
 def _pose(place: Place) -> Iterator[Row]:
     """The pose pass with random weights, whose speed is that of trained ones."""
-    if place.kind == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(place.device)
+    forget_peak(place)
     backbone, folder = place.sizes.pose_backbone, place.folder / "pose-tables"
     settings = Settings(Path(place.folder), workers=place.workers, repeats=place.sizes.turns)
     figures, ratios = turns(backbone, place.shards, folder, place.device, settings)
     ours, network = figures[0], figures[1]
     share = ratios[0].value
-    values = {"images_per_second": ours.median, "network_alone": network.median, "share_of_limit": share}
+    values = {"images_per_second": ours.median, "network_alone": network.median, "share_of_limit": share, **peak(place)}
     text = f"{ours.median:,.0f} images/s, {share:.0%} of the network alone ({network.median:,.0f}/s)"
-    if place.kind == "cuda":
-        values["peak_memory_mib"] = torch.cuda.max_memory_allocated(place.device) / 2**20
+    if "peak_memory_mib" in values:
         text += f", {values['peak_memory_mib']:,.0f} MiB on the device"
     about = f"{backbone}, 224 pixels, fp32, {place.workers} workers"
     yield Row("pose pass", "ok" if share >= _WANTED else "note", f"{text} ({about})", {**values, "about": about})

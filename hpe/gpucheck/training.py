@@ -64,15 +64,14 @@ def _trains(place: Place, name: str) -> Row:
     from hpe.train import train
 
     config = place.config(f"precision-{name}", f"train.precision={name}")
-    if place.kind == "cuda":
-        torch.cuda.reset_peak_memory_stats(place.device)
+    forget_peak(place)
     with _computed_in(place.kind) as dtypes:
         code = train(config)
     logged = _logged(config)
     first, last = logged[0]["loss"], logged[-1]["loss"]  # of the first step, and the mean of the last ones
     speed = logged[-1]["speed/images_per_second"]
     values = {"first_loss": first, "last_loss": last, "images_per_second": speed, "code": code}
-    values |= _peak(place)
+    values |= peak(place)
     text = f"loss {first:.3g} → {last:.3g} in {logged[-1]['step']} steps, {speed:,.0f} images/s"
     if code:
         return Row(name, "bad", f"hpe train ended with {code}", values)
@@ -108,7 +107,16 @@ def _logged(config: RunConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _peak(place: Place) -> dict[str, float]:
+def forget_peak(place: Place) -> None:
+    """Begin anew to look for the most memory that the device holds."""
+    if place.kind == "cuda":
+        torch.cuda.init()  # without it there is nothing to forget, and torch says so by an error
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(place.device)
+
+
+def peak(place: Place) -> dict[str, float]:
+    """The most memory that tensors took on the device; of a CPU nothing."""
     if place.kind == "cpu":
         return {}
     return {"peak_memory_mib": round(torch.cuda.max_memory_allocated(place.device) / 2**20)}
@@ -180,7 +188,7 @@ def exact_products() -> Iterator[None]:
 
 def _stepped(place: Place, name: str, *overrides: str) -> _Trained:
     # Plain gradient steps are linear in the gradient; Adam would make much of a rounding near zero.
-    options = ("train.optimizer=sgd", "train.learning_rate=1e-2", *overrides)
+    options = ("train.optimizer=sgd", "train.learning_rate=1e-3", *overrides)
     with open_job(place.config(name, *options), ALONE) as job:
         with job.batches(0) as loader:
             batches = [_copied(one) for one in itertools.islice(loader, _COMPARED_STEPS)]

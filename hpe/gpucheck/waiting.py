@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpe.gpucheck import Row
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
-_OWN: Final = Path(__file__).resolve().parent
+_HIDDEN: Final = (Path(__file__).resolve().parent, Path(torch.__file__).resolve().parent)
+"""Lines of these are not named: those that call them are."""
 _MESSAGE: Final = "synchronizing CUDA operation"
 _OPTIMIZERS: Final = ("adam.py", "adamw.py", "sgd.py", "optimizer.py")
 _READS: Final = frozenset(
@@ -73,7 +74,11 @@ class Watch:
             yield
 
     def _note(self) -> None:
-        frames = [frame for frame in traceback.extract_stack() if not Path(frame.filename).is_relative_to(_OWN)]
+        frames = [
+            frame
+            for frame in traceback.extract_stack()
+            if not any(Path(frame.filename).is_relative_to(hidden) for hidden in _HIDDEN)
+        ]
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
         last = ours[-1] if ours else frames[-1]
         where = "/".join(Path(last.filename).parts[-2:])
