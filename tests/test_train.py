@@ -31,6 +31,8 @@ from hpe.stream import Loaded
 from hpe.train import train
 from tests import made
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
