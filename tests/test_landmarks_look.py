@@ -191,6 +191,7 @@ def _poses(shards: Path, told: Mapping[str, Sequence[float]]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_person_is_left_out_and_every_face_counts(marked, tmp_path):
     shards, python = marked
     points, out = tmp_path / "points", tmp_path / "out"
@@ -214,6 +215,7 @@ def test_every_person_is_left_out_and_every_face_counts(marked, tmp_path):
     assert (out / "look.parquet").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_pose_table_answers_for_faces_without_a_mesh(marked, tmp_path):
     shards, python = marked
     points = tmp_path / "points"
