@@ -1,19 +1,24 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
-# make lint   ruff, pyright, import contracts             make clean  forget the environment
+# make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
+#                                                         make clean  forget the environment
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= dev,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo test lint check install clean
+.PHONY: demo test quick lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/hpe demo
 
+# worksteal: neighbours share what a file makes once, and no worker waits for the last one's slow tests.
 test: $(STAMP)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
+
+quick: $(STAMP)
+	$(BIN)/pytest -n auto --dist worksteal -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,4 +39,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-newest

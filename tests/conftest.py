@@ -66,3 +66,15 @@ def mesh_python() -> Path:
     if not python.is_file():
         pytest.skip(f"no face mesh at {python}: `hpe landmarks install` makes it")
     return python
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw nothing for TensorBoard, which is most of the time of a validation here.
+
+    What is drawn is judged in test_samplegrid.py; trainings in processes of their own draw, too.
+    """
+    from hpe.log import Log
+
+    monkeypatch.setattr(Log, "confusions", lambda *_: None)
+    monkeypatch.setattr(Log, "faces", lambda *_: None)

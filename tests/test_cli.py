@@ -411,3 +411,4 @@ def test_the_makefile_and_pip_ask_for_the_same_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info[:2] < (3, 15)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "found <= 14" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -299,6 +299,7 @@ def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_
     assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
 
 
+@pytest.mark.slow
 def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
     tasks = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
     done = subprocess.run(
@@ -330,6 +331,7 @@ def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
 FAILS = "from hpe import __main__, cli; cli.app = lambda: 1 / 0; __main__.main()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grouped", "end", "seen"),
     [(True, "leave(75)", 75), (True, "leave(None)", 0), (True, FAILS, 1), (False, "leave(75)", 75), (False, FAILS, 1)],
@@ -376,6 +378,7 @@ def test_a_launchers_variables_that_are_no_numbers_are_told(
         Ranks.from_environment()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(made.config(folder, tmp_path / "run").dump())

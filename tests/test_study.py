@@ -531,6 +531,7 @@ class Job:
         return 0
 
 
+@pytest.mark.slow
 def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Path) -> None:
     jobs: list[Any] = [Job(tmp_path / "a", "no such thing; get one"), Job(tmp_path / "b", "")]
     heard = []
@@ -616,6 +617,7 @@ def test_a_rule_that_the_tables_lack_is_told(tmp_path: Path, shards: Path) -> No
         sources(config(tmp_path, shards, "sets.baseline.rule=thesis_network"), None)
 
 
+@pytest.mark.slow
 def test_the_study_trains_the_direction_network_that_the_proposed_set_needs(tmp_path: Path, shards: Path) -> None:
     network = "{name: network, backbone: angles, train: {epochs: 12, validate_epochs: 12, learning_rate: 1e-2}}"
     found = config(

@@ -31,6 +31,8 @@ from hpe.stream import Loaded
 from hpe.train import train
 from tests import made
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -164,6 +166,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(
         train(config)
 
 
+@pytest.mark.slow
 def test_eight_samples_are_learned_by_heart(tmp_path: Path) -> None:
     folder = made.shards(tmp_path / "shards", counts=(8,), val=8)
     extra = ("augment={}", "train.epochs=150", "train.validate_epochs=150", "train.learning_rate=5e-3")
@@ -187,6 +190,7 @@ def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path
     assert still == {name for name in before if name.startswith("backbone.stem")}
 
 
+@pytest.mark.slow
 def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_first_large_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +415,7 @@ def test_a_figure_that_is_no_number_is_worse_than_any(name: str, broken: float) 
     assert not any(better(name, broken, than) for than in (None, 0.5, broken))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["emotion/accuracy", "pose/mae"])
 def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], select: str
