@@ -240,7 +240,7 @@ def test_a_driver_that_torch_cannot_use_is_told_in_torchs_words(
     assert named_device("auto") == CPU
     assert named_device("auto") == CPU
     assert capsys.readouterr().err.count("runs on the CPU: there is an NVIDIA driver") == 1
-    with pytest.raises(UserError, match="--device cuda: torch sees no GPU here: .* too old .*use --device cpu"):
+    with pytest.raises(UserError, match=r"--device cuda: torch sees no GPU here: .* too old .*use --device cpu"):
         named_device("cuda")
     with pytest.raises(UserError, match=r"data\.decoder: gpu: .* too old"):
         job.decoder_of("gpu")
