@@ -17,8 +17,9 @@ from hpe.files import resolved
 
 _PACKAGES: Final = (
     "torch", "torchvision", "accelerate", "datasets", "webdataset", "torchmetrics", "typer", "tensorboard",
-    "timm", "simplejpeg", "onnxruntime",
+    "timm", "simplejpeg",
 )  # fmt: skip
+_ONNX_BUILDS: Final = ("onnxruntime", "onnxruntime-gpu")
 _LOW_DISK_GIB: Final = 10
 _FULL_DISK_GIB: Final = 1
 _REDUCE_SECONDS: Final = 90
@@ -80,9 +81,22 @@ def _versions() -> Iterator[Finding]:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
-    yield Finding("packages", "ok", ", ".join(found))
+    builds = [f"{name} {importlib.metadata.version(name)}" for name in _ONNX_BUILDS if _installed(name)]
+    yield Finding("packages", "ok", ", ".join((*found, *builds)))
+    if len(builds) > 1:
+        yield Finding(
+            "packages", "bad",
+            f"{' and '.join(builds)} have the same files, and either may be broken; pip uninstall -y onnxruntime, "
+            "then pip install --force-reinstall --no-deps onnxruntime-gpu",
+        )  # fmt: skip
+    if not builds:
+        missing.append(_ONNX_BUILDS[0])
     if missing:
         yield Finding("packages", "bad", f"not installed: {', '.join(missing)}; run pip install hpe again")
+
+
+def _installed(name: str) -> bool:
+    return any(importlib.metadata.distributions(name=name))
 
 
 def _devices() -> Iterator[Finding]:

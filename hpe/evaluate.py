@@ -161,9 +161,7 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict(
-    ask: Callable[[Batch], Estimates], loader: Iterable[Loaded], device: torch.device, bar: Bar
-) -> "pa.Table":
+def _predict(ask: Callable[[Batch], Estimates], loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
     """Predictions and truth of this rank's samples, as far as they can be read."""
     import pyarrow as pa
 

@@ -132,3 +132,50 @@ def test_a_launcher_that_was_stopped_leaves_no_rank(tmp_path: Path) -> None:
     process.terminate()
     process.wait(30)
     assert [one.name for one in tmp_path.iterdir() if Path(f"/proc/{one.name}").exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "told"), [((7, 5), "fp32, or mixed with train.precision: fp16"), ((8, 0), "mixed precision bf16")]
+)
+def test_the_precision_of_a_gpu_is_that_of_the_training(
+    quick, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], told: str
+) -> None:
+    """``torch.cuda.is_bf16_supported`` counts emulation, which `auto` never chooses."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GPU")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: type("P", (), {"name": "GPU", "total_memory": 16 * 2**30})
+    )
+    _, found = quick()
+    assert found["GPU"] == ("ok", f"0: GPU, 16 GiB, {told}")
+
+
+def test_a_gpu_that_torch_cannot_use_is_bad(quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("hpe.ranks.unused_gpu", lambda: "there is an NVIDIA driver, and torch cannot use it: too old")
+    code, found = quick()
+    assert code == 1
+    assert found["GPU"][0] == "bad"
+    assert "torch cannot use it: too old" in found["GPU"][1]
+
+
+@pytest.mark.parametrize(
+    ("builds", "state"),
+    [(("onnxruntime",), "ok"), (("onnxruntime-gpu",), "ok"), (("onnxruntime", "onnxruntime-gpu"), "bad"), ((), "bad")],
+)
+def test_one_build_of_onnx_runtime_is_right(
+    quick, monkeypatch: pytest.MonkeyPatch, builds: tuple[str, ...], state: str
+) -> None:
+    version = doctor.importlib.metadata.version
+    monkeypatch.setattr(doctor, "_installed", lambda name: name in builds)
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "version", lambda name: "1.31" if name.startswith("onnxruntime") else version(name)
+    )
+    assert quick()[1]["packages"][0] == state

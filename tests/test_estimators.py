@@ -3,6 +3,8 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,3 +316,60 @@ def test_the_direction_network_scales_with_the_scaler_in_its_weights(tmp_path: P
     assert len(digest) == 64
     with pytest.raises(UserError, match="backbone: angles"):
         load_direction_network(_run(tmp_path / "other", "{backbone: tiny, heads: {direction: {}}}"))
+
+
+class _Session:
+    """ONNX Runtime's session, as far as it can be told without a GPU."""
+
+    def __init__(self, providers: list[Any]) -> None:
+        self._providers = providers
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="image", shape=["batch", 3, 64, 64], type="tensor(float)")]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="pose", shape=["batch", 3], type="tensor(float)")]
+
+    def run(self, _: object, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [given["image"].mean((2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("available", "loaded", "why"),
+    [
+        (["CPUExecutionProvider"], ["CPUExecutionProvider"], "built without CUDA"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"], "cannot load its CUDA libraries"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"], None),
+    ],
+)
+def test_an_onnx_network_that_cannot_use_the_gpu_runs_on_the_cpu_or_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    available: list[str],
+    loaded: list[str],
+    why: str | None,
+) -> None:
+    """``--device auto`` falls back and says so; ``--device cuda`` is refused with the way out."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: _Session(loaded))
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    write = "weights: net.onnx\ncrop: none\ninput: {size: 64}\noutput: {kind: euler}\n"
+    (tmp_path / "net.yaml").write_text(write)
+    gpu = torch.device("cuda", 1)
+    estimator = load_estimator(tmp_path / "net.onnx", Compute(gpu, fall_back=True))
+    said = capsys.readouterr().err
+    if why is None:
+        assert (estimator.device, said) == (gpu, "")
+        return
+    assert estimator.device == torch.device("cpu")
+    assert "net.onnx runs on the CPU" in said
+    assert why in said
+    assert estimator.predict(random_faces(2, 64)).angles.device == torch.device("cpu")
+    with pytest.raises(UserError, match=rf"{why}; .*pip install .*onnxruntime-gpu.*--device cpu"):
+        load_estimator(tmp_path / "net.onnx", Compute(gpu))

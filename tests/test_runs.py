@@ -101,7 +101,7 @@ def test_new_on_several_processes_is_done_once_before_they_start(
     started: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["hpe", "train", "run.yaml", "--new", "-p", "2"])
     monkeypatch.setattr("hpe.ranks.relaunch", lambda _, arguments: started.append(arguments))
-    monkeypatch.setattr("hpe.train.train", lambda _: 0)
+    monkeypatch.setattr("hpe.train.train", lambda *_, **__: 0)
     with pytest.raises(typer.Exit):
         cli.train(tmp_path / "run.yaml", new=True, processes=2)
     assert started == [["train", "run.yaml", "-p", "2"]]

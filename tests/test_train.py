@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hpe import job as job_module
 from hpe import learner as learner_module
 from hpe import runs
 from hpe.batch import Batch
@@ -590,3 +592,60 @@ def test_faces_that_the_bins_leave_out_are_counted_once_before_the_first_step(
         with open_job(made.config(tmp_path, tmp_path / kind, *given, head), Ranks(0, 1, 0, 1)):
             said = capsys.readouterr().err
         assert said.count("4 of 16 faces with angles have one of 99° or more") == told
+
+
+def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    settings = ("train.precision=auto", "train.epochs=0.2")
+    assert train(made.config(folder, run, *settings)) == 0
+    assert runs.load_config(run).train.precision == "bf16"
+    assert "precision bf16: this CPU multiplies it" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert train(made.config(folder, run, *settings)) == 0
+    assert "precision bf16: as this run has used until now (this CPU has no bf16" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--change-precision"):
+        train(made.config(folder, run, "train.precision=fp32", "train.epochs=0.2"))
+    assert train(made.config(folder, run, *settings), change_precision=True) == 0
+    assert runs.load_config(run).train.precision == "fp32"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["precision"] for line in lines if line["split"] == "start"] == ["bf16", "bf16", "fp32"]
+
+
+def test_a_run_of_an_older_hpe_whose_precision_is_auto_goes_on(folder: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", ("train.precision=auto", "train.epochs=0.2")
+    assert train(made.config(folder, run, *settings)) == 0
+    (run / "config.yaml").write_text(made.config(folder, run, *settings).dump())
+    assert train(made.config(folder, run, *settings)) == 0
+    assert runs.load_config(run).train.precision in ("bf16", "fp32")
+
+
+def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 on another node, whose view of a shared folder comes late, or never."""
+    run = tmp_path / "run"
+    assert train(made.config(folder, run, "train.epochs=0.2")) == 0
+    checkpoint = runs.find_checkpoint(run, "last")
+    hidden = tmp_path / "hidden"
+    checkpoint.rename(hidden)
+    said = iter([None, json.dumps({"name": checkpoint.name, "files": job_module._sizes(hidden)})] * 2)
+    monkeypatch.setattr(job_module, "agree", lambda _: next(said))
+    monkeypatch.setattr(job_module, "_LOOK_SECONDS", 0.01)
+    config, other = made.config(folder, run), Ranks(1, 2, 0, 1)
+    comes = threading.Timer(0.2, hidden.rename, [checkpoint])
+    comes.start()
+    with job_module._folder(run, config, other, change_precision=False) as resume:
+        assert resume is not None
+        assert resume.resolve() == checkpoint.resolve()
+    comes.join()
+    assert "rank 1 waits until it sees this checkpoint" in capsys.readouterr().err
+    monkeypatch.setattr(job_module, "VISIBLE_SECONDS", 0.1)
+    (checkpoint / "optimizer.pt").write_bytes(b"")
+    with (
+        pytest.raises(UserError, match=r"cannot be seen here after 0 s \(.*not whole: optimizer.pt\).*all nodes share"),
+        job_module._folder(run, config, other, change_precision=False),
+    ):
+        pass

@@ -17,7 +17,8 @@ from hpe.ranks import Ranks
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _WAY_OUT: Final = (
-    "put its GPU build in its place (pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]')"
+    "put its GPU build in its place (pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps "
+    "onnxruntime-gpu)"
 )
 _FLOAT: Final = "tensor(float)"
 _NUMBERS: Final = (_FLOAT, "tensor(float16)", "tensor(double)")
