@@ -130,7 +130,7 @@ def test_the_normalisation_of_timms_networks_is_that_of_timms_own_transform(name
     with torch.device("meta"):
         network = timm.create_model(name)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))  # pyright: ignore
-    judge = transform.transforms[-1]
+    judge = transform.transforms[-1]  # pyright: ignore[reportAttributeAccessIssue]
     for weights in ("none", "hub"):
         mean, std = published_normalisation(f"timm/{name}", weights)
         torch.testing.assert_close((torch.tensor(mean), torch.tensor(std)), (judge.mean, judge.std))

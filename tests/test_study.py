@@ -478,11 +478,14 @@ def test_what_does_not_go_together_is_told_all_at_once(tmp_path: Path) -> None:
 
 def test_what_cannot_work_is_told_at_once(tmp_path: Path, shards: Path) -> None:
     given = "{name: a, backbone: resnet19}, {name: b, backbone: alexnet}, {name: c, backbone: tiny, weights: no.pth}"
+    given += ", {name: d, backbone: vit_b_32}, {name: e, backbone: regnet_y_400mf}"
     with pytest.raises(UserError) as caught:
         study(config(tmp_path / "s", shards, f"networks=[{given}]", "shown=a"), jobs=1, new=False)
     told = str(caught.value)
     assert "networks.a: model.backbone: unknown backbone 'resnet19'" in told
     assert "networks.b: alexnet cannot take pictures of 32 pixels" in told
+    assert "networks.d: vit_b_32 cannot take pictures of 32 pixels (Wrong image height!" in told
+    assert "networks.e" not in told
     assert "networks.c.weights: no.pth: no such file" in told
     assert not (tmp_path / "s").exists()
 

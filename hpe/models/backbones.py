@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hpe.augment import MEAN, STD
 from hpe.errors import UserError
@@ -128,8 +129,19 @@ def outline(name: str, *, stem: str = "standard") -> tuple[nn.Module, int]:
         with torch.device("meta"):
             return build_backbone(name, stem=stem)
     except NotImplementedError:  # torchvision computes the widths of its RegNets with tensors
-        backbone, features = build_backbone(name, stem=stem)
+        with _OnlyEmptyOnes():
+            backbone, features = build_backbone(name, stem=stem)
         return backbone.to("meta"), features
+
+
+class _OnlyEmptyOnes(TorchFunctionMode):
+    """Makes tensors without values, as layers make their weights, on the ``meta`` device, and no others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = kwargs.get("device") or "meta"
+        return func(*args, **kwargs)
 
 
 def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
