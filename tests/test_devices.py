@@ -188,7 +188,7 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
     folder: Path, tmp_path: Path
 ) -> None:
     """The average is judged by the published formula, over the weights after the steps that took place."""
-    changes = ("train.ema=0.9", "train.clip=1", "augment={}", "train.optimizer=sgd", "train.learning_rate=0.05")
+    changes = ("train.ema=0.9", "train.clip=1", "augment={}", "train.optimizer=sgd", "train.schedule=constant")
     config = made.config(folder, tmp_path / "run", *changes)
     taken, state = 0, State(samples_seen=0, step=0)
     with on_cpu(config, scale=2.0**22) as (job, learner), job.batches(0) as loader:
