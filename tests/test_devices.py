@@ -137,7 +137,7 @@ def test_the_batch_that_fits_is_tried_on_the_ranks_own_gpu(
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: None)
     weighted = f"model.heads={CLASSES % ('weights', 'logit-adjustment')}"
     with learning(made.config(folder, tmp_path / "run", "train.batch=auto", weighted), monkeypatch) as (job, _, _):
-        assert job.batch == 8 * WORLD  # of 64 samples each of the eight ranks may have eight
+        assert job.batch == WORLD  # what fits was tried without mixing devices; how much it was is made up: one each
 
 
 def test_a_mixed_device_and_a_wait_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +188,13 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
     folder: Path, tmp_path: Path
 ) -> None:
     """The average is judged by the published formula, over the weights after the steps that took place."""
-    changes = ("train.ema=0.9", "train.clip=1", "augment={}", "train.optimizer=sgd", "train.learning_rate=0.05")
+    changes = ("train.ema=0.9", "train.clip=1", "augment={}", "train.optimizer=sgd", "train.schedule=constant")
     config = made.config(folder, tmp_path / "run", *changes)
     taken, state = 0, State(samples_seen=0, step=0)
-    with on_cpu(config, scale=2.0**125) as (job, learner), job.batches(0) as loader:
+    with on_cpu(config, scale=2.0**22) as (job, learner), job.batches(0) as loader:
         assert learner.ema is not None
         expected = copied(learner.network)
-        for _ in range(40):
+        for _ in range(30):
             before, average = copied(learner.network), copied(learner.ema.module)
             loaded = next(loader)
             learner.step(loaded, state, stop=False, logged=True)
@@ -208,10 +208,10 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
             expected = {name: decay * expected[name] + (1 - decay) * value for name, value in after.items()}
             taken += 1
             assert 0.0 < float(learner._norm) < 1e4  # of the gradient as it is, not as it was scaled
-            if taken == 5:
+            if taken == 4:
                 break
-        assert taken == 5
-        assert state.step > taken + 5, "nothing was skipped: the start of the scale is too low"
+        assert taken == 4
+        assert state.step > taken + 2, "nothing was skipped: the start of the scale is too low"
         for name, value in copied(learner.ema.module).items():
             torch.testing.assert_close(value, expected[name])
         learner.save(job.run, state, best=False)

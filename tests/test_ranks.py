@@ -132,13 +132,14 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     checkpoint, config = runs.find_checkpoint(run, "last"), runs.load_config(run)
     torch.manual_seed(config.seed)
     network = runs.build_network(config.model).train()
-    with open_job(made.config(folder, tmp_path / "alone", *changes), Ranks(0, 1, 0, 1)) as job, job.batches(0) as loader:
+    alone = made.config(folder, tmp_path / "alone", *changes)
+    with open_job(alone, Ranks(0, 1, 0, 1)) as job, job.batches(0) as loader:
         batch = next(loader).batch
     found = []
     for rows in (slice(0, 4), slice(4, 8)):
-        alone = copy.deepcopy(network)
-        alone(prepare(batch[rows], network.normalisation))
-        found.append({name: value for name, value in alone.named_buffers() if "running" in name})
+        seeing = copy.deepcopy(network)
+        seeing(prepare(batch[rows], network.normalisation))
+        found.append({name: value for name, value in seeing.named_buffers() if "running" in name})
     assert not torch.allclose(*(one["backbone.stem.1.running_mean"] for one in found))
     for file in ("model.safetensors", "ema.safetensors"):
         saved = load_file(checkpoint / file)
