@@ -19,7 +19,7 @@ from hpe.log import METRICS, TENSORBOARD, Damages, Log
 from hpe.losses import HeadLoss
 from hpe.models.multitask import MultiTask
 from hpe.optim import freeze
-from hpe.ranks import Ranks, accelerator, agree, cuda, leave_a_core, precision_of
+from hpe.ranks import Ranks, accelerator, agree, cuda, precision_of, share_cores
 from hpe.refusals import all_small, impossible, pieces_refused, sizes_refused, steps_of, unlabelled
 from hpe.runs import State
 from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
@@ -159,7 +159,7 @@ def open_job(config: RunConfig, ranks: Ranks) -> Iterator[Job]:
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
-    leave_a_core(config.data.workers)
+    share_cores(config.data.workers)
     here = accelerator(precision_of(config.train.precision))
     if config.train.batch == "auto":
         found = _found_batch(config, network, losses, streams["train"].samples, ranks, here)
