@@ -31,7 +31,7 @@ from hpe.ranks import (
     cuda,
     device,
     lacks_precision,
-    leave_a_core,
+    share_cores,
     some_problem,
     some_rank,
     unused_gpu,
@@ -195,7 +195,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
     if network.takes_angles:
         _fit_scale(network, streams["train"])
     losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
-    leave_a_core(config.data.workers)
+    share_cores(config.data.workers)
     precision = _precision(run, config, change=change_precision)
     here = accelerator(precision.name)
     if some_rank(agree(precision.name) != precision.name):

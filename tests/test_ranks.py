@@ -20,7 +20,7 @@ from hpe import runs
 from hpe.augment import prepare
 from hpe.errors import EXIT_USAGE, UserError
 from hpe.job import open_job
-from hpe.ranks import Ranks, launched, relaunch
+from hpe.ranks import Ranks, launched, relaunch, share_cores
 from tests import made
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,35 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(40, 7, 33), unlabelled=3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(1, 0, 1), (1, 2, 1), (2, 1, 2), (4, 2, 4), (7, 2, 7), (8, 2, 7), (8, 0, 8), (64, 8, 63)],
+)
+def test_the_network_has_every_core_of_a_small_machine(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("hpe.ranks.cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(workers)
+    assert given == [threads]
+
+
+@pytest.mark.parametrize(("threads", "gpu"), [("3", False), (None, True)])
+def test_threads_that_the_user_has_set_and_a_gpus_host_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None, gpu: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("threads were set"))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    share_cores(2)
 
 
 def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
