@@ -26,7 +26,7 @@ from hpe.gpucheck import CHECKS, Check, Row, command, decoding, environment, pro
 from hpe.gpucheck.place import CPU, GPU, Place, data
 from hpe.gpucheck.waiting import Watch
 from hpe.learner import Learner
-from hpe.ranks import Ranks
+from hpe.ranks import Precision, Ranks
 from tests import made
 
 SMALL = dataclasses.replace(
@@ -75,7 +75,7 @@ def test_a_loss_that_does_not_fall_is_found(place: Place, monkeypatch: pytest.Mo
 
 
 def test_a_precision_that_is_not_the_one_asked_for_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpe.job.precision_of", lambda _: "no")
+    monkeypatch.setattr("hpe.job.chosen_precision", lambda _: Precision("fp32", "patched"))
     row = training._trains(place, "bf16")
     assert (row.state, row.text) == ("bad", "convolutions computed in torch.float32, expected torch.bfloat16")
 
