@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from hpe.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
 
 _PATIENCE_SECONDS = 10
 _WAYS_OUT = {
@@ -177,7 +177,7 @@ def _rank() -> str:
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
-    from hpe.ranks import from_parent, leave
+    from hpe.core.distributed import from_parent, leave
 
     from_parent()  # before the seconds of imports in which a launcher may be killed
     try:

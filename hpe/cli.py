@@ -94,7 +94,7 @@ def pack(
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
-    from hpe.packing import Options
+    from hpe.pack.job import Options
 
     if source == "list" and not paths:
         print(list_readers())
@@ -125,8 +125,8 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
 
     Example: `hpe verify data/aflw2000`
     """
-    from hpe.errors import EXIT_INCOMPLETE
-    from hpe.verify import verify
+    from hpe.core.errors import EXIT_INCOMPLETE
+    from hpe.pack.verify import verify
 
     damage = verify(shards)
     for found in damage:
@@ -157,8 +157,8 @@ def balance(
 
     Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
     """
-    from hpe.balance import balance, labels_of
-    from hpe.labels import DIRECTIONS, EMOTIONS
+    from hpe.core.labels import DIRECTIONS, EMOTIONS
+    from hpe.pack.balance import balance, labels_of
 
     balance(
         shards, poses, out, per_cell=per_cell, rule=rule, seed=seed, samples_per_shard=samples_per_shard,
@@ -210,8 +210,9 @@ def pose(
 
     Example: `hpe pose shards/aflw2000 -e configs/estimators/lwpose66.yaml --weights lwpose66.onnx --check`
     """
-    from hpe import ranks
-    from hpe.pose import as_choice, check_tables, run
+    from hpe.core import distributed
+    from hpe.pose import pose as run
+    from hpe.pose.plan import as_choice, check_tables
 
     chosen = as_choice(recrop=recrop, force=force, precision=precision)
     _relaunch(processes)
@@ -221,7 +222,7 @@ def pose(
         compiled=compile_, device=device, batch=batch, threads=threads, direction_network=direction_network, rule=rule,
         check=check,
     )  # fmt: skip
-    if check and ranks.Ranks.from_environment().main:
+    if check and distributed.Ranks.from_environment().main:
         check_tables(tasks)
     raise typer.Exit(code)
 
@@ -241,7 +242,7 @@ def calibrate(
 
     Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`, then `hpe pose … --rule ours.json`
     """
-    from hpe.calibrate import run
+    from hpe.pose.calibrate import run
 
     run(shards, poses=poses, estimator=estimator, split=split, target=target, out=out)
 
@@ -260,10 +261,10 @@ def _relaunch(processes: int | None, *done: str) -> None:
         processes: N.
         done: options that this process has done for all of them.
     """
-    from hpe import ranks
+    from hpe.core import distributed
 
     if processes is not None:
-        ranks.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
+        distributed.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
 @app.command()
@@ -285,9 +286,9 @@ def train(
 
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
-    from hpe.config import RunConfig, load
-    from hpe.errors import UserError
-    from hpe.ranks import launched, refuse_processes
+    from hpe.config.run import RunConfig, load
+    from hpe.core.distributed import launched, refuse_processes
+    from hpe.core.errors import UserError
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
@@ -297,7 +298,7 @@ def train(
                 f"--new: a launcher may start its ranks again, which would set aside what {loaded.run} has learned; "
                 "rename that folder first, or give another run:"
             )
-        from hpe.job import set_aside
+        from hpe.train.setup import set_aside
 
         refuse_processes(processes or 1)  # or the earlier run would be aside for nothing
         set_aside(Path(loaded.run))
@@ -332,7 +333,7 @@ def evaluate(
     """
     _relaunch(processes)
     from hpe import evaluate as module
-    from hpe.models.estimates import Views
+    from hpe.models.views import Views
     from hpe.stream import ShardSet
 
     folder = Path(shards).is_dir()
@@ -384,7 +385,7 @@ def predict(
     Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
     """
     from hpe import predict as module
-    from hpe.models.estimates import Views
+    from hpe.models.views import Views
 
     code = module.predict(
         network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
@@ -404,7 +405,7 @@ def list_runs(
 
     Example: `hpe runs runs/baseline runs/joint`
     """
-    from hpe import listing as module
+    from hpe.report import runs as module
 
     raise typer.Exit(module.runs(folders, json_file))
 
@@ -424,9 +425,9 @@ def study(
 
     Example: `hpe study configs/study/tiny.yaml --jobs 2`
     """
-    from hpe.config import load
+    from hpe.config.run import load
     from hpe.study import study as module
-    from hpe.studyconfig import StudyConfig
+    from hpe.study.config import StudyConfig
 
     raise typer.Exit(module(load(config, StudyConfig, overrides or ()), jobs=jobs, new=new))
 
@@ -467,7 +468,7 @@ def association(
 
     Example: `hpe association runs/ferplus/evaluate/test.parquet`
     """
-    from hpe import association_page as module
+    from hpe.report import association as module
 
     made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
     print("\n".join(made["sentences"]))
@@ -482,7 +483,7 @@ def list_configs(
 
     Example: `hpe configs configs`
     """
-    from hpe import configs as module
+    from hpe.config import recipes as module
 
     if out is None:
         for name, title in module.described():
@@ -510,14 +511,14 @@ def doctor(
     Example: `hpe doctor /data`
     """
     if gpu:
-        from hpe.gpucheck.command import gpu_doctor
+        from hpe.tools.gpucheck.command import gpu_doctor
 
         raise typer.Exit(gpu_doctor(folder, device=device, out=out))
     if device != "auto" or out is not None:
-        from hpe.errors import UserError
+        from hpe.core.errors import UserError
 
         raise UserError("--device and --out of hpe doctor go with --gpu; add it, or leave them out")
-    from hpe import doctor as module
+    from hpe.tools import doctor as module
 
     raise typer.Exit(module.doctor(folder, quick=quick))
 
@@ -537,8 +538,8 @@ def bench(
 
     Example: `hpe bench stream --workers 4 --json bench.json`
     """
-    from hpe import bench as module
-    from hpe.files import make_folder, write_json
+    from hpe.core.files import make_folder, write_json
+    from hpe.tools import bench as module
 
     settings = module.Settings(folder, workers, repeats, samples, shards, config)
     make_folder(folder, f"--folder {folder}")
@@ -574,6 +575,6 @@ def demo(
 
     Example: `hpe demo --seed 1 --out runs/demo1`
     """
-    from hpe.demo import demo
+    from hpe.tools.demo import demo
 
     raise typer.Exit(demo(out, seed=seed, processes=processes, count=count, people=people, new=new))

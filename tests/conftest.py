@@ -22,7 +22,7 @@ SHARED = Path(os.environ.get("HPE_SHARED", Path(__file__).parents[2] / "shared")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU, with the reason why there is none."""
     if item.get_closest_marker("gpu"):
-        from hpe.gpucheck.environment import why_no_gpu
+        from hpe.tools.gpucheck.environment import why_no_gpu
 
         if why := why_no_gpu():
             pytest.skip(f"no GPU: {why}")
@@ -72,9 +72,9 @@ def mesh_python() -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings draw nothing for TensorBoard, which is most of the time of a validation here.
 
-    What is drawn is judged in test_samplegrid.py; trainings in processes of their own draw, too.
+    What is drawn is judged in tests/train/test_sample_grid.py; trainings in processes of their own draw, too.
     """
-    from hpe.log import Log
+    from hpe.train.log import Log
 
     monkeypatch.setattr(Log, "confusions", lambda *_: None)
     monkeypatch.setattr(Log, "faces", lambda *_: None)

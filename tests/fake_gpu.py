@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from hpe import augment
+from hpe.stream import augment
 
 TRIED: Final = "2.15"
 RANK, WORLD = 1, 8
@@ -211,8 +211,8 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", _PassThrough)
     monkeypatch.setattr(Accelerator, "backward", _backward)
-    monkeypatch.setattr("hpe.job.agree", lambda text: text)
-    monkeypatch.setattr("hpe.ranks.from_parent", lambda *_: None)  # the test is not to die with its parent
+    monkeypatch.setattr("hpe.train.setup.agree", lambda text: text)
+    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda *_: None)  # the test is not to die with its parent
     AcceleratorState._reset_state(reset_partial_state=True)
     dist.init_process_group("fake", rank=RANK, world_size=WORLD, store=FakeStore())
     try:

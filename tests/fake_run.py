@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hpe.figures import figures, to_markdown
-from hpe.gallery import write_faces
+from hpe.evaluate.gallery import write_faces
+from hpe.metrics import figures, to_markdown
 from hpe.sources.synthetic.heads import Labels, head_at
 
 HOSTILE = '</script><script>window.hostile=1</script><img src=x onerror="window.hostile=1">|\n'

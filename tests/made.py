@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe.config import RunConfig, parse
-from hpe.images import encode_jpeg
-from hpe.records import Record
-from hpe.shards import Manifest, Sample, write_shard
+from hpe.config.run import RunConfig, parse
+from hpe.data.images import encode_jpeg
+from hpe.data.records import Record
+from hpe.data.shards import Manifest, Sample, write_shard
 
 SIDE = 32
 

@@ -1,4 +1,4 @@
-"""A rank of a training job whose backbone has no batch norm: started by ``tests/test_ranks.py``.
+"""A rank of a training job whose backbone has no batch norm: started by ``tests/core/test_distributed.py``.
 
 With batch norm N ranks cannot have the gradient of one (each norm sees a part of the batch); without it they
 must.
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpe import runs
-from hpe.ranks import leave
+from hpe.core.distributed import leave
+from hpe.models import run_folder
 from hpe.train import train
 from tests import made
 
@@ -24,6 +24,6 @@ def plain_backbone(*_: object, **__: object) -> tuple[nn.Module, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    runs.build_backbone = plain_backbone
+    run_folder.build_backbone = plain_backbone
     folder, run, *overrides = sys.argv[1:]
     leave(train(made.config(Path(folder), Path(run), *overrides)))

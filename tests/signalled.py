@@ -1,4 +1,7 @@
-"""A rank of a training job whose rank 1 alone gets a signal in a validation: started by ``tests/test_ranks.py``."""
+"""A rank of a training job whose rank 1 alone gets a signal in a validation.
+
+Started by ``tests/core/test_distributed.py``.
+"""
 
 import os
 import signal
@@ -7,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from hpe.batch import Batch
-from hpe.metrics import HeadMetrics
+from hpe.core.distributed import leave
+from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs
-from hpe.ranks import leave
 from hpe.train import train
+from hpe.train.metrics import HeadMetrics
 from tests import made
 
 

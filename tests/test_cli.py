@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 import hpe
 from hpe import __main__ as entry
 from hpe import cli
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "datasets", "matplotlib")
@@ -163,7 +163,7 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
     assert ends(monkeypatch, capsys, UserError("a.tar, face: no picture")) == (
@@ -273,7 +273,7 @@ OTHER_TROUBLE = [
 def test_trouble_among_ranks_is_one_message_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, code: int, told: str
 ) -> None:
-    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
     monkeypatch.setattr("time.sleep", lambda _: None)
     for name, value in {"RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
@@ -295,7 +295,7 @@ def test_trouble_among_ranks_is_one_message_with_the_cause(
 def test_an_error_beside_others_that_only_sounds_like_them_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
-    monkeypatch.setattr("hpe.ranks.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
     monkeypatch.setenv("RANK", "1")
     code, told = ends(monkeypatch, capsys, error)
     assert code == 1

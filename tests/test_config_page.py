@@ -10,15 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from hpe.config import RunConfig
-from hpe.studyconfig import (
-    BoostedConfig,
-    DirectionsConfig,
-    NetworkConfig,
-    PicturesConfig,
-    SetConfig,
-    StudyConfig,
-)
+from hpe.config.run import RunConfig
+from hpe.study.config import BoostedConfig, DirectionsConfig, NetworkConfig, PicturesConfig, SetConfig, StudyConfig
 
 PAGE = Path(__file__).parents[1] / "docs/config.md"
 ROW = re.compile(r"\| `([\w.]+)` \| (.+?) \| (.+?) \| (.+) \|$")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-from hpe import runs
-from hpe.errors import EXIT_AGAIN, EXIT_USAGE
+from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
+from hpe.models import run_folder
 from tests import made
 from tests.test_cli import EVERY
 
@@ -187,7 +187,7 @@ def test_a_launcher_starts_two_ranks_on_a_cpu_that_write_a_checkpoint(
         env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    state = runs.State.load(runs.find_checkpoint(run, "last"))
+    state = run_folder.State.load(run_folder.find_checkpoint(run, "last"))
     assert (state.samples_seen, state.ranks) == (24, 2)
 
 
@@ -216,7 +216,11 @@ def test_a_signal_to_the_launcher_alone_saves_and_the_same_command_goes_on(
 
 
 def samples_seen(run: Path) -> int:
-    return runs.State.load(runs.find_checkpoint(run, "last")).samples_seen if runs.checkpoints(run) else 0
+    return (
+        run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen
+        if run_folder.checkpoints(run)
+        else 0
+    )
 
 
 COMPOSE = ROOT / "docker" / "compose.yaml"

@@ -19,12 +19,12 @@ from torch.distributed.run import get_args_parser
 from typer.core import TyperCommand
 
 import hpe
-from hpe import runs
-from hpe.config import RunConfig, load
-from hpe.errors import UserError
-from hpe.images import encode_jpeg
-from hpe.stream.sources import ShardSet, resolve
-from hpe.studyconfig import StudyConfig
+from hpe.config.run import RunConfig, load
+from hpe.core.errors import UserError
+from hpe.data.images import encode_jpeg
+from hpe.models import run_folder
+from hpe.stream.shard_sets import ShardSet, resolve
+from hpe.study.config import StudyConfig
 from tests import made, test_config_page
 from tests.test_cli import EVERY
 
@@ -327,10 +327,10 @@ def test_the_python_of_readme_runs(
     config = made.config(shards, tmp_path / "runs" / "ferplus")
     run = Path(config.run)
     run.mkdir(parents=True)
-    (run / runs.CONFIG).write_text(config.dump(), encoding="utf-8")
-    runs.remember_shards(run, config)
-    network = runs.build_network(config.model)
-    runs.save_checkpoint(run, runs.State(8, 1), network, {}, ema=None, keep=1, best=True)
+    (run / run_folder.CONFIG).write_text(config.dump(), encoding="utf-8")
+    run_folder.remember_shards(run, config)
+    network = run_folder.build_network(config.model)
+    run_folder.save_checkpoint(run, run_folder.State(8, 1), network, {}, ema=None, keep=1, best=True)
     (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)

@@ -1,1 +1,13 @@
-"""Head-pose networks: what must be known of one, how it is loaded, and how its description is tested."""
+"""Head-pose networks: what must be known of one, how it is loaded, and how its description is tested.
+
+In reading order:
+
+    spec.py        what must be known of a head-pose network: its YAML
+    estimator.py   pictures in, angles and their uncertainty out
+    load.py        an estimator from what the user names
+    onnx.py        networks of ONNX Runtime
+    weights.py     torch networks: Hopenet's, and our runs'
+    landmarks.py   a landmark model behind the same interface
+    probe.py       does an estimator match its description?
+    diagnosis.py   names for systematic errors of angles
+"""

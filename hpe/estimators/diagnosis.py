@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from hpe.labels import ANGLES
+from hpe.core.labels import ANGLES
 
 _SPREAD_DEGREES: Final = 4.0
 """Truth that varies less says nothing about signs and order."""

@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from hpe.crops import CropRule
-from hpe.errors import UserError
+from hpe.core.errors import UserError
+from hpe.core.geometry import mean_rotation, mirror_angles, mixed_deviations
+from hpe.data.crops import CropRule
 from hpe.estimators.spec import InputSpec, OutputSpec, read_output
-from hpe.geometry import mean_rotation, mirror_angles, mixed_deviations
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""

@@ -9,15 +9,15 @@ from typing import Final
 import torch
 from torch import nn
 
-from hpe.config import load
-from hpe.crops import CropRule
-from hpe.errors import UserError
+from hpe.config.run import load
+from hpe.core.errors import UserError
+from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator, Network, Precision
 from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
-from hpe.runs import CONFIG, SHARDS, crop_rules, load_run, normalisation_of
+from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, load_run, normalisation_of
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -143,7 +143,7 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
 
 
 def _of_landmarks(folder: Path, compute: Compute) -> Estimator:
-    from hpe.landmarks.estimator import as_pose_estimator
+    from hpe.estimators.landmarks import as_pose_estimator
 
     if compute.precision != "fp32" or compute.compiled_batch is not None:
         raise UserError(f"{folder}: a landmark model runs on the CPU as it is; leave out --precision and --compile")

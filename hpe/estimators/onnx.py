@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpe.errors import UserError
+from hpe.core.distributed import Ranks
+from hpe.core.errors import UserError
 from hpe.estimators.spec import VALUES, EstimatorSpec, OutputSpec
-from hpe.ranks import Ranks
 
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"

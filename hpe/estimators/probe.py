@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from hpe.core.labels import ANGLES, LARGEST_DEGREES
 from hpe.estimators.diagnosis import diagnose
 from hpe.estimators.estimator import Estimator
-from hpe.labels import ANGLES, LARGEST_DEGREES
 
 LEAST_FACES: Final = 16
 _STUCK_DEGREES: Final = 1e-4

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from hpe.config import Section
-from hpe.crops import CropRule
-from hpe.errors import UserError
-from hpe.geometry import euler_from_rotation, rotation_from_6d
-from hpe.labels import ANGLES
+from hpe.config.run import Section
+from hpe.core.errors import UserError
+from hpe.core.geometry import euler_from_rotation, rotation_from_6d
+from hpe.core.labels import ANGLES
+from hpe.data.crops import CropRule
 from hpe.models.multitask import BIN_DEGREES, BINS, bins_deviation, bins_mean
 
 Angle = Literal["yaw", "pitch", "roll"]

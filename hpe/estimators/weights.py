@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 from hpe.models.backbones import read_state
 from hpe.models.hopenet import Hopenet, fit_state_dict
 

@@ -1,7 +1,7 @@
 """Rotations from points: the mean head, the rotation that fits it best, and angles in numpy.
 
 Points here are ``heads``: centred, of unit root-mean-square radius, in axes x right, y up, z towards the viewer,
-so that a head shape ``X`` (rows) appears in the picture as ``X @ R`` (``hpe.geometry``: ``Rᵀ X``).
+so that a head shape ``X`` (rows) appears in the picture as ``X @ R`` (``hpe.core.geometry``: ``Rᵀ X``).
 """
 
 import numpy as np

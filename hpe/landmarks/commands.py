@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from hpe.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
+from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
     name="landmarks",
@@ -108,13 +108,13 @@ def compare(
     Examples: `hpe landmarks compare data/aflw2000/landmarks runs/landmarks`,
     `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`
     """
-    from hpe.files import write_text
+    from hpe.core.files import write_text
+    from hpe.core.process_pool import Stopped
     from hpe.landmarks import table
     from hpe.landmarks.compare import Options, compare
     from hpe.landmarks.disk import writing
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
     from hpe.landmarks.report import markdown, plot_comparison
-    from hpe.workers import Stopped
 
     if own_points not in (None, "3d", "2d"):
         raise UserError(f"--own-points {own_points}: expected 3d or 2d")

@@ -24,8 +24,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
-from hpe.errors import UserError
-from hpe.files import aside, locked, make_folder, write_json
+from hpe.core.distributed import signals
+from hpe.core.errors import UserError
+from hpe.core.files import aside, locked, make_folder, write_json
+from hpe.core.process_pool import Stopped, Workers
+from hpe.core.progress import progress
 from hpe.landmarks.align import angles_of
 from hpe.landmarks.disk import read_object
 from hpe.landmarks.features import AlignedFeatures, Angles, Points
@@ -35,9 +38,6 @@ from hpe.landmarks.regress import FEATURES, MODELS, STACK, STACKED, regressor, t
 from hpe.landmarks.scores import Scores, scores
 from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
 from hpe.landmarks.table import LIMIT_DEGREES, NO_ANGLES, Faces, usable
-from hpe.progress import progress
-from hpe.ranks import signals
-from hpe.workers import Stopped, Workers
 
 FORMAT: Final = "hpe-landmarks-compare/1"
 SUMMARY: Final = "compare.json"

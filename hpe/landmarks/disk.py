@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 
 
 @contextmanager

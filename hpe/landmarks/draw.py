@@ -9,12 +9,12 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from hpe import draw
-from hpe.directions import OURS
-from hpe.errors import UserError
-from hpe.files import aside, make_folder
-from hpe.images import DecodeError, decode_rgb
-from hpe.images import Picture as Pixels
+from hpe.core.errors import UserError
+from hpe.core.files import aside, make_folder
+from hpe.data import annotate
+from hpe.data.directions import OURS
+from hpe.data.images import DecodeError, decode_rgb
+from hpe.data.images import Picture as Pixels
 from hpe.landmarks.disk import writing
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
 from hpe.landmarks.extract import DamagedError, Picture, pictures_of
@@ -41,28 +41,28 @@ class Drawn:
 
 
 def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
-    """An RGB picture with each face's axes, as :func:`hpe.draw.with_axes` paints them."""
+    """An RGB picture with each face's axes, as :func:`hpe.data.annotate.with_axes` paints them."""
     image = Image.fromarray(picture)
     for face in faces:
-        image = draw.with_axes(image, draw.Reading(face.box, _angles(face)))
+        image = annotate.with_axes(image, annotate.Reading(face.box, _angles(face)))
     return image
 
 
 def photo(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
     """One RGB picture with each face's axes, angles and direction by our thresholds, as ``hpe predict`` draws it."""
-    return draw.photo(Image.fromarray(picture), [_reading(face) for face in faces])
+    return annotate.photo(Image.fromarray(picture), [_reading(face) for face in faces])
 
 
-def _angles(face: PosedFace) -> draw.Angles | None:
+def _angles(face: PosedFace) -> annotate.Angles | None:
     yaw, pitch, roll = (float(angle) for angle in face.angles)
     return (yaw, pitch, roll) if np.isfinite(face.angles).all() else None
 
 
-def _reading(face: PosedFace) -> draw.Reading:
+def _reading(face: PosedFace) -> annotate.Reading:
     angles, one = _angles(face), face.angles[None].astype(np.float32)
     direction = int(OURS(one, np.full_like(one, np.nan))[0])
-    note = "" if angles is None else draw.angles_note(angles)
-    return draw.Reading(face.box, angles, None if direction < 0 else direction, None, note)
+    note = "" if angles is None else annotate.angles_note(angles)
+    return annotate.Reading(face.box, angles, None if direction < 0 else direction, None, note)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:

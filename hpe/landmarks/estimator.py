@@ -1,28 +1,17 @@
-"""Pictures to angles by mesh and regressor, for `hpe predict` and as an estimator of `hpe pose`."""
+"""Pictures to angles by mesh and regressor: what ``hpe predict`` and ``hpe landmarks draw`` call."""
 
-import hashlib
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from jaxtyping import Float
 
-from hpe.errors import UserError
-from hpe.images import Picture
+from hpe.core.errors import UserError
+from hpe.data.images import Picture
 from hpe.landmarks.mesh import MeshFace, MeshPool, Which, interpreter
-from hpe.landmarks.model import MODEL, LandmarkModel, model_folder
+from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.topology import MESH468
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hpe.estimators.estimator import Estimator
-
-_MESH_INPUT: Final = 320
-_MESH_CROP: Final = "square-1.6@box"
 
 
 @dataclass(frozen=True)
@@ -85,36 +74,3 @@ class LandmarkEstimator:
             if faces := self.find(picture):
                 points[row] = faces[0].points
         return self.model.angles(points)
-
-
-def as_pose_estimator(folder: Path, *, python: Path | None = None) -> "Estimator":
-    """The model as an estimator of ``hpe pose``: it takes crops and gives Euler angles.
-
-    Faces that the mesh does not find have NaN angles. The mesh ends when the estimator is garbage-collected.
-    """
-    import torch
-
-    from hpe.crops import CropRule
-    from hpe.estimators.estimator import Estimator
-    from hpe.estimators.spec import InputSpec, OutputSpec
-
-    estimator = LandmarkEstimator(folder, python=python)
-
-    def network(pictures: "Tensor") -> "tuple[Tensor, ...]":
-        raw = pictures.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
-        return (torch.from_numpy(estimator.estimate(list(raw))).float(),)
-
-    weakref.finalize(network, estimator.close)
-    file = (model_folder(folder) or folder) / MODEL
-    unscaled = InputSpec(size=_MESH_INPUT, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
-    return Estimator(
-        name=f"landmarks-{estimator.model.name}",
-        weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        crop=CropRule.parse(_MESH_CROP),
-        input=unscaled,
-        output=OutputSpec(kind="euler", unit="degrees"),
-        network=network,
-        device=torch.device("cpu"),
-        channels_last=False,
-        finds_faces=True,
-    )

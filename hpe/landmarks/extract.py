@@ -22,15 +22,15 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpe.errors import UserError
-from hpe.files import aside, make_folder, write_json
-from hpe.images import DecodeError, decode_rgb
+from hpe.core.errors import UserError
+from hpe.core.files import aside, make_folder, write_json
+from hpe.core.progress import progress
+from hpe.data.images import DecodeError, decode_rgb
+from hpe.data.records import Record
+from hpe.data.shards import MANIFEST, Manifest, read_samples
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
 from hpe.landmarks.table import SUFFIXES
-from hpe.progress import progress
-from hpe.records import Record
-from hpe.shards import MANIFEST, Manifest, read_samples
 
 FORMAT: Final = "hpe-landmarks/3"
 SUMMARY: Final = "extract.json"

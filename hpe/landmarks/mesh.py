@@ -19,9 +19,9 @@ from typing import IO, Final, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.images import Picture
+from hpe.core.errors import UserError
+from hpe.data.crops import Box
+from hpe.data.images import Picture
 from hpe.landmarks.topology import MESH468
 
 VERSION: Final = "mediapipe 0.10.21"

@@ -8,8 +8,8 @@ from typing import Any, Final, Self
 import numpy as np
 from jaxtyping import Float
 
-from hpe.errors import UserError
-from hpe.files import aside, write_json
+from hpe.core.errors import UserError
+from hpe.core.files import aside, write_json
 from hpe.landmarks.mesh import VIEWS
 from hpe.landmarks.topology import TOPOLOGIES
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.figures.markdown import table
-from hpe.files import aside
+from hpe.core.files import aside
+from hpe.metrics.markdown import table
 
 _SEED: Final = (
     "The seed is the project that this one is modelled on. Its protocol: one random split, unscaled features, no face "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from hpe.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
+from hpe.core.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
 
 _DRAWS: Final = 1000
 Angles = Float[np.ndarray, "faces 3"]

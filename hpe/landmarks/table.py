@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 from hpe.landmarks.topology import Topology, topology_of
 
 LIMIT_DEGREES: Final = 99.0

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Int64
 
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _pairs(text: str) -> tuple[tuple[int, int], ...]:
 
 
 # Nearest neighbours of the mirrored mean of 1,843 frontalised meshes of AFLW2000. 28 points in the middle are their own
-# mirror images. tests/test_landmarks.py computes the pairs again from the real points.
+# mirror images. tests/landmarks/test_landmarks.py computes the pairs again from the real points.
 _MESH_PAIRS: Final = _pairs("""
 3 248 7 249 20 250 21 251 22 252 23 253 24 254 25 255 26 256 27 257 28 258 29 259 30 260 31 261 32 262 33
 263 34 264 35 265 36 266 37 267 38 268 39 269 40 270 41 271 42 272 43 273 44 274 45 275 46 276 47 277 48

@@ -19,15 +19,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from hpe.errors import UserError
-from hpe.faces import ahead
-from hpe.files import make_folder
-from hpe.images import Picture
+from hpe.core.errors import UserError
+from hpe.core.files import make_folder
+from hpe.core.progress import progress
+from hpe.data.images import Picture
+from hpe.data.shard_reader import ahead
 from hpe.landmarks.align import angles_of, rotations_of
 from hpe.landmarks.draw import with_axes
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
 from hpe.landmarks.mesh import Which
-from hpe.progress import progress
 
 VIDEOS: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LONGEST_GAP_SECONDS: Final = 0.5

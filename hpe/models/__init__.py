@@ -1,1 +1,11 @@
-"""Networks, and how a run folder becomes one again."""
+"""Networks, and how a run folder becomes one again.
+
+In reading order:
+
+    backbones.py    by name: a picture in, a feature vector out
+    multitask.py    the network: a backbone, and a head for each label
+    hopenet.py      the released Hopenet
+    views.py        predictions in the units of labels, from one view or several
+    inference.py    how evaluate and predict run a network: one precision, pieces of one size
+    run_folder.py   checkpoints on disk, and a network back from one
+"""

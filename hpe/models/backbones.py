@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hpe.augment import MEAN, STD
-from hpe.errors import UserError
+from hpe.core.errors import UserError
+from hpe.data.normalise import MEAN, STD
 
 TIMM: Final = "timm/"
 _INCEPTIONS: Final = ("googlenet", "inception_v3")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from hpe.augment import IMAGENET, Normalisation
-from hpe.geometry import euler_from_rotation, rotation_from_6d
-from hpe.labels import DIRECTIONS, EMOTIONS
+from hpe.core.geometry import euler_from_rotation, rotation_from_6d
+from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.normalise import IMAGENET, Normalisation
 
 BINS: Final = 66
 BIN_DEGREES: Final = 3.0

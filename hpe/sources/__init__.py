@@ -1,4 +1,21 @@
-"""Readers of raw datasets, chosen by name or recognised from what lies in the folder."""
+"""Readers of raw datasets, chosen by name or recognised from what lies in the folder.
+
+In reading order:
+
+    base.py               what a reader hands on: Raw, or Reject
+    mat.py                small arrays from MATLAB files, without trusting them
+    columns.py            what the columns of a table mean
+    affectnet.py          AffectNet as released
+    affectnet_copies.py   copies of AffectNet in circulation
+    fer.py                FER2013 and FER+
+    faces3d.py            AFLW2000-3D and 300W-LP
+    biwi.py               BIWI Kinect
+    pointing04.py         Pointing'04
+    folders.py            a folder per class: RAF-DB, and anybody's own
+    table.py              any CSV or Parquet table, any dataset of Hugging Face
+    rendered.py           rendered heads as a source
+    synthetic/            the renderer of these heads
+"""
 
 import importlib
 import inspect
@@ -7,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hpe.errors import UserError
+from hpe.core.errors import UserError
 from hpe.sources.base import ImageData, Raw, Reader, Reject, Source, shown, subfolders
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]

@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.files import open_regular
-from hpe.labels import AFFECTNET_NOT_EMOTIONS, AFFECTNET_UNLABELLED_VALENCE, EMOTIONS
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
+from hpe.core.labels import AFFECTNET_NOT_EMOTIONS, AFFECTNET_UNLABELLED_VALENCE, EMOTIONS
+from hpe.data.crops import Box
+from hpe.data.records import Record
 from hpe.sources.base import (
     Keys,
     Raw,

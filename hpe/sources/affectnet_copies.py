@@ -9,11 +9,11 @@ from typing import Any, Final
 import yaml
 from PIL import Image
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.files import open_regular
-from hpe.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
+from hpe.core.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word
+from hpe.data.crops import Box
+from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE
 from hpe.sources.base import (
     Keys,

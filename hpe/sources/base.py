@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.files import open_regular
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
+from hpe.data.crops import Box
+from hpe.data.records import Record
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
 _LONGEST_KEY: Final = 80
@@ -117,7 +117,7 @@ class Source:
         variant: which of the dataset's forms was found, in words for the manifest.
         licence: the dataset's terms as stated where it was found.
         publishable: False where the terms forbid passing pictures on.
-        default_crop: crop rule that suits it (:class:`hpe.crops.CropRule` as text).
+        default_crop: crop rule that suits it (:class:`hpe.data.crops.CropRule` as text).
         splits: the splits that the dataset itself names, and every record carries; () when it names none, so
             that the packer makes all of them. With train and test but no val, val is cut from train.
         rows: reads it; every call starts afresh and gives the same rows in the same order. Where labels lie in

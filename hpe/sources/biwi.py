@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.files import open_regular
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
+from hpe.data.crops import Box
+from hpe.data.records import Record
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, choice, entries, sample, shown, subfolders
 
 LICENCE: Final = "non-commercial use such as university research and education (ETH Zurich)"

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hpe.crops import Box
-from hpe.errors import UserError
-from hpe.labels import (
+from hpe.core.errors import UserError
+from hpe.core.labels import (  # fmt: skip
     AFFECTNET_NOT_EMOTIONS,
     ALPHABETICAL,
     FER2013,
@@ -15,8 +14,9 @@ from hpe.labels import (
     Emotion,
     direction_from_word,
     emotion_from_word,
-)  # fmt: skip
-from hpe.records import Record
+)
+from hpe.data.crops import Box
+from hpe.data.records import Record
 from hpe.sources.base import box_of, number, pairs, whole
 from hpe.sources.folders import SPLIT_WORDS
 

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from hpe.errors import UserError
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.data.records import Record
 from hpe.sources.base import (
     NOT_ITS_OWN,
     Keys,

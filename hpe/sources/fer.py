@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from hpe.errors import UserError
-from hpe.labels import FER2013, FERPLUS, FERPLUS_COLUMNS
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.labels import FER2013, FERPLUS, FERPLUS_COLUMNS
+from hpe.data.records import Record
 from hpe.sources.base import (
     Keys,
     Raw,

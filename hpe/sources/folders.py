@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from hpe.errors import UserError
-from hpe.labels import RAF_DB, Emotion, direction_from_word, emotion_from_word
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.labels import RAF_DB, Emotion, direction_from_word, emotion_from_word
+from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE as AFFECTNET_LICENCE
 from hpe.sources.affectnet import OFFICIAL_VALIDATION
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, pairs, pictures, sample, shown, subfolders

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64
 
-from hpe.files import open_regular
+from hpe.core.files import open_regular
 
 LARGEST_FILE_BYTES: Final = 1 << 20
 _LARGEST_ELEMENT_BYTES: Final = 4 << 20

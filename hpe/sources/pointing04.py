@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hpe.crops import Box
-from hpe.directions import pointing04_direction
-from hpe.errors import UserError
-from hpe.files import open_regular
-from hpe.labels import direction_from_word
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
+from hpe.core.labels import direction_from_word
+from hpe.data.crops import Box
+from hpe.data.directions import pointing04_direction
+from hpe.data.records import Record
 from hpe.sources.base import (
     NOT_ITS_OWN,
     Keys,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hpe.errors import UserError
-from hpe.labels import Direction
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.labels import Direction
+from hpe.data.records import Record
 from hpe.sources.base import Raw, Reader, Reject, Source
 
 _LARGEST_SIDE: Final = 1024

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.errors import UserError
-from hpe.labels import emotion_from_word
-from hpe.records import Record
+from hpe.core.errors import UserError
+from hpe.core.labels import emotion_from_word
+from hpe.data.records import Record
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, inside, sample, shown, table_rows
 from hpe.sources.columns import EMOTION_ORDERS, UNITS, Columns
 from hpe.sources.folders import SPLIT_WORDS

@@ -9,14 +9,28 @@
         samples_seen = loaded.samples_seen
     for loaded in stream.once(batch=256, rank=0, ranks=1):
         ...
+
+In reading order:
+
+    shard_sets.py      what a user names as shards, resolved into files
+    remote_cache.py    remote shards, fetched once per node
+    index.py           where each sample of a shard lies, and its labels
+    order.py           which sample stands at which position
+    stream.py          Stream: sets of shards, checked and counted, in one order
+    worker.py          what a reader process does: positions in, images out
+    batch_block.py     a batch in one block of memory
+    shared_memory.py   blocks that readers fill and the trainer reads
+    loader.py          the trainer's side: batches in the order of the plan
+    decoding.py        batches whose JPEGs the device decodes, one ahead of the trainer
+    augment.py         augmentation of whole batches on their device
 """
 
-from hpe.stream.datasets import Balance, Counts, Stream
+from hpe.stream.batch_block import Damage, Loaded
+from hpe.stream.index import LabelSource
 from hpe.stream.loader import Loader
-from hpe.stream.packed import Damage, Loaded
-from hpe.stream.readers import Reading
-from hpe.stream.shelf import LabelSource
-from hpe.stream.sources import ShardSet, resolve
+from hpe.stream.shard_sets import ShardSet, resolve
+from hpe.stream.stream import Balance, Counts, Stream
+from hpe.stream.worker import Reading
 
 __all__ = [
     "Balance",

@@ -8,10 +8,10 @@ from typing import Final
 
 import torch
 
-from hpe.devicedecode import decode_rows
-from hpe.errors import UserError
-from hpe.stream.packed import Damage, Loaded, Packed
-from hpe.stream.readers import Reading
+from hpe.core.errors import UserError
+from hpe.data.gpu_decode import decode_rows
+from hpe.stream.batch_block import Damage, Loaded, Packed
+from hpe.stream.worker import Reading
 
 _AHEAD: Final = 2
 """The batch that is asked for, and the one after it."""

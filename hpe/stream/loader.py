@@ -11,13 +11,13 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader
 
-from hpe.errors import UserError
-from hpe.ranks import cuda, device, from_parent
+from hpe.core.distributed import cuda, device, from_parent
+from hpe.core.errors import UserError
+from hpe.stream.batch_block import Damage, Loaded, Packed, layout
 from hpe.stream.decoding import Decoding
 from hpe.stream.order import Plan
-from hpe.stream.packed import Damage, Loaded, Packed, layout
-from hpe.stream.pool import Pool
-from hpe.stream.readers import Batches, Reading, Refusal
+from hpe.stream.shared_memory import Pool
+from hpe.stream.worker import Batches, Reading, Refusal
 
 _NAMED_DAMAGE: Final = 1000
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -4,7 +4,7 @@ An epoch of a dataset deals its shards out into windows by (seed, epoch) and per
 window; the endless sequence is one epoch after another. Of neighbouring shards each window gets one, so that
 a window of a dataset sorted by class holds every class in its share. The sample at position n follows from
 (counts, seed, n) alone: nothing is skipped on resume, and the number of ranks and workers plays no part (see
-:mod:`hpe.draws` for the permutations).
+:mod:`hpe.core.randomness` for the permutations).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from typing import Final, Protocol
 import numpy as np
 from jaxtyping import Int64
 
-from hpe.draws import hashes, permutation
-from hpe.errors import UserError
+from hpe.core.errors import UserError
+from hpe.core.randomness import hashes, permutation
 
 BLOCK: Final = 1000
 """Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""

@@ -1,0 +1,48 @@
+"""``hpe configs``: the configs that come with hpe, for installs that have no checkout beside them."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from hpe.core.errors import UserError
+from hpe.core.files import aside
+
+_PACKAGE: Final = Path(__file__).parents[1]
+
+
+def folder() -> Path:
+    """Where the configs lie: in a wheel inside the package, in a checkout beside it."""
+    packaged = _PACKAGE / "recipes"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def described() -> list[tuple[str, str]]:
+    """Each config's path below :func:`folder`, and the first line of its head comment."""
+    return [
+        (path.relative_to(folder()).as_posix(), path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "))
+        for path in sorted(folder().rglob("*.yaml"))
+    ]
+
+
+def copy(out: Path) -> list[Path]:
+    """Write the configs below ``out``, where they may be edited; the same files once more are no change.
+
+    Raises:
+        UserError: a config there has been edited, or the folder cannot be written; no config is written then.
+    """
+    texts = {out / name: (folder() / name).read_text(encoding="utf-8") for name, _ in described()}
+    try:
+        edited = [
+            str(path) for path, text in texts.items() if path.exists() and path.read_text(encoding="utf-8") != text
+        ]
+        if edited:
+            raise UserError(
+                f"{', '.join(edited)}: differs from the config that comes with hpe; give a folder without it"
+            )
+        with ExitStack() as all_or_none:
+            for path, text in texts.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                all_or_none.enter_context(aside(path)).write_text(text, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{out}: cannot write the configs here ({error}); give another folder") from error
+    return list(texts)

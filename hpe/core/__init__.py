@@ -1,0 +1,15 @@
+"""What everything else stands on: labels, angles, numbers, files, processes. It imports nothing of hpe.
+
+In reading order:
+
+    errors.py         UserError, and the exit codes of every command
+    labels.py         emotions, directions, angles: their order, words and colours
+    geometry.py       Euler angles, rotation matrices, 6D, errors, the mirror
+    statistics.py     counts, intervals, tests
+    randomness.py     random numbers as pure functions of a key
+    files.py          files that are either whole or absent; locks
+    progress.py       one progress line, or plain lines where there is no terminal
+    distributed.py    ranks, launchers, signals, devices
+    process_pool.py   jobs on worker processes, results in order
+    work_queue.py     shares items among ranks, even if a rank dies
+"""

@@ -1,0 +1,668 @@
+"""Who am I among the processes of a job: the one file that knows ranks, launchers and signals.
+
+A job runs as one process (``hpe train``), as N on one machine (``hpe train --processes N``, which starts
+Accelerate's launcher), under ``accelerate launch -m hpe train``, ``torchrun -m hpe train`` or ``srun hpe
+train`` with one task a GPU. All of them end up as the variables RANK, WORLD_SIZE, LOCAL_RANK.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn, Self
+
+from hpe.core.errors import EXIT_AGAIN, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+_SLURM: Final = {
+    "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS",
+    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+}  # fmt: skip
+_PR_SET_PDEATHSIG: Final = 1
+_PORTS: Final = 1 << 16
+_SPARE_ONE_OF: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the job."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The ranks that the launcher has set, which can find each other; alone when there is none.
+
+        Inside ``srun`` with several tasks Slurm's numbers are used (``MASTER_ADDR`` and ``MASTER_PORT`` come
+        from the batch script).
+
+        Raises:
+            UserError: the variables contradict each other, or do not say where the ranks meet.
+        """
+        found = cls._numbered()
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if found.world > 1 and missing:
+            by, way = "WORLD_SIZE", "start with accelerate launch or torchrun, or set them: the first node, a free port"
+            if _slurm_tasks() > 1:
+                by, way = "SLURM_NTASKS", "start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+            raise UserError(f"{by} is {found.world}, without {' and '.join(missing)}; {way}")
+        port = os.environ.get("MASTER_PORT", "29500")
+        if not (port.isdecimal() and int(port) < _PORTS):
+            raise UserError(f"MASTER_PORT is {port!r}: expected a port's number, such as 29500")
+        return found
+
+    @classmethod
+    def _numbered(cls) -> Self:
+        env = os.environ
+        if "RANK" not in env and _slurm_tasks() > 1:
+            for name, slurm in _SLURM.items():
+                env.setdefault(name, env.get(slurm, "1"))
+        try:
+            rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+            local_rank = int(env.get("LOCAL_RANK", "0"))
+            local_world = int(env.get("LOCAL_WORLD_SIZE", str(world)))
+        except ValueError as error:
+            raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK: expected whole numbers ({error})") from error
+        if not 0 <= rank < world:
+            raise UserError(
+                f"RANK is {rank} and WORLD_SIZE is {world}: expected 0 <= RANK < WORLD_SIZE; "
+                "unset both, or start with accelerate launch or torchrun"
+            )
+        return cls(rank, world, local_rank, local_world)
+
+    @property
+    def main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+
+def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
+    """Accelerate's object for this process: device, process group and mixed precision (fp32, bf16, fp16).
+
+    Every setting that changes the arithmetic is given here, as Accelerate takes from its variables (and its launcher
+    from a file in the home folder) whatever is not.
+
+    Raises:
+        UserError: the environment asks for another way of training, or two ranks have one GPU.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DynamoBackend, GradientAccumulationPlugin, TorchDynamoPlugin
+
+    from_parent()
+    ranks = Ranks.from_environment()
+    refuse_other_engines()
+    if ranks.main:
+        _tell_what_is_not_used()
+        tell_of_devices()
+    named = "no" if precision == "fp32" else precision
+    # A process may train in one precision and evaluate in another (hpe study); the process group stays.
+    AcceleratorState._reset_state()
+    try:
+        here = Accelerator(
+            mixed_precision=named,
+            cpu=not cuda(),
+            dynamo_plugin=TorchDynamoPlugin(
+                backend=DynamoBackend.NO, mode="default", fullgraph=False, dynamic=False, use_regional_compilation=False
+            ),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Gradients as views of the buckets that travel between ranks: one copy of them less in memory.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
+            ],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        given = ", ".join(sorted(name for name in os.environ if name.startswith("ACCELERATE_"))) or "none"
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"Accelerate does not start: {why} (its variables that are set here: {given})") from error
+    expected = {
+        "device": "cuda" if cuda() else "cpu",
+        "mixed precision": named,
+        "ranks": ranks.world,
+        "gradient accumulation": 1,
+    }
+    found = {
+        "device": here.device.type,
+        "mixed precision": here.mixed_precision,
+        "ranks": here.num_processes,
+        "gradient accumulation": here.gradient_accumulation_steps,
+    }
+    if wrong := [f"{name} {found[name]}" for name in expected if found[name] != expected[name]]:
+        raise UserError(
+            f"Accelerate chooses {', '.join(wrong)}, where hpe asks for "
+            + ", ".join(f"{name} {expected[name]}" for name in expected if found[name] != expected[name])
+            + "; unset the ACCELERATE_ variables, and use an environment without torch_xla and other devices' plugins"
+        )
+    import torch
+
+    if ranks.world > 1 and torch.distributed.get_backend() == "nccl":
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        identity = torch.cuda.get_device_properties(here.device).uuid
+        refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
+    return here
+
+
+_TRUE: Final = ("1", "true", "yes", "y", "t", "on")
+_ENGINES: Final = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+_CONFIG_DECIDES: Final = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "train.precision"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "train.compile"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "train.micro_batch"),
+}
+"""Variables of Accelerate that are not used: the value that a launcher sets unasked, and the setting that decides."""
+
+
+def refuse_other_engines() -> None:
+    """See that Accelerate's variables ask for nothing that hpe does not do.
+
+    Raises:
+        UserError: they ask for another engine than data-parallel training, or for a device by name.
+    """
+    for variable, engine in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in _TRUE:
+            raise UserError(
+                f"{variable} is {os.environ[variable]}: hpe trains data-parallel (DDP), not with {engine}; unset it. "
+                "Where accelerate launch has set it, from a file that `accelerate config` wrote, start with hpe train "
+                "--processes N or torchrun, or give it one of launch/*.yaml with --config_file"
+            )
+    if named := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        raise UserError(
+            f"ACCELERATE_TORCH_DEVICE is {named}: each rank takes the GPU of its LOCAL_RANK; unset it, and choose GPUs "
+            "with CUDA_VISIBLE_DEVICES, or the CPU with ACCELERATE_USE_CPU=true"
+        )
+
+
+def _tell_what_is_not_used() -> None:
+    for variable, (usual, setting) in _CONFIG_DECIDES.items():
+        if (value := os.environ.get(variable, usual)).lower() != usual:
+            _tell_once(f"{variable}={value} is not used: {setting} in the run's config decides")
+
+
+def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str) -> None:
+    """See that every rank has a GPU of its own, before NCCL finds out in words of its own.
+
+    Args:
+        store: where the ranks met.
+        ranks: this process among them.
+        mine: this rank's host and GPU.
+
+    Raises:
+        UserError: two ranks have the same.
+    """
+    store.set(f"hpe/gpu/{ranks.rank}", mine)
+    taken: dict[str, int] = {}
+    for rank in range(ranks.world):
+        gpu = store.get(f"hpe/gpu/{rank}").decode()
+        if gpu in taken:
+            raise UserError(
+                f"ranks {taken[gpu]} and {rank} have the same GPU ({gpu}): more ranks were started than GPUs are "
+                "visible; start one rank a GPU (see CUDA_VISIBLE_DEVICES), or use ACCELERATE_USE_CPU=true for CPU ranks"
+            )
+        taken[gpu] = rank
+
+
+PRECISIONS: Final = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A precision (``bf16``, ``fp16``, ``fp32``), and why it is this one."""
+
+    name: str
+    why: str
+
+
+def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked: str = "train.precision") -> Precision:
+    """The precision that a setting means on a device (None: this rank's): the one rule of every command.
+
+    ``auto`` is bf16 where the hardware multiplies it, else fp32. It is never fp16, which scales losses and skips steps:
+    that is for the user to choose.
+
+    Raises:
+        UserError: the device cannot do it, or it is none; ``asked`` names the option.
+    """
+    where = device() if where is None else where
+    if setting == "auto":
+        why = lacks_precision("bf16", where, emulated=True)
+        return Precision("bf16", f"{_kind(where)} multiplies it") if why is None else Precision("fp32", why)
+    if setting not in PRECISIONS:
+        raise UserError(f"{asked}: {setting!r}: expected auto, {', '.join(PRECISIONS)}")
+    if (why := lacks_precision(setting, where)) is not None:
+        raise UserError(f"{asked}: {why}")
+    return Precision(setting, "as asked for")
+
+
+def lacks_precision(name: str, where: "torch.device", *, emulated: bool = False) -> str | None:
+    """Why a device does not do a precision, or None; with ``emulated`` also where a CPU would do it in software."""
+    if name == "fp16" and where.type != "cuda":
+        return "fp16 needs a GPU; use bf16, fp32 or auto on a CPU"
+    if name != "bf16" or multiplies_bf16(where):
+        return None
+    import torch
+
+    if where.type == "cuda":
+        return (
+            f"bf16 needs a GPU of compute capability 8.0 or more (A100, RTX 30 and later), and "
+            f"{torch.cuda.get_device_name(where)}, {_kind(where)}, would emulate it slowly; use fp16, fp32 or auto"
+        )
+    return f"{_kind(where)} has no bf16 instructions" if emulated else None
+
+
+def multiplies_bf16(where: "torch.device") -> bool:
+    """Whether a device has instructions for bf16; what torch calls supported may be emulated (V100, T4)."""
+    import torch
+
+    if where.type != "cuda":
+        return torch.cpu._is_avx512_bf16_supported()
+    if torch.version.hip:  # capabilities are numbered otherwise there
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(where) >= (8, 0)
+
+
+def _kind(where: "torch.device") -> str:
+    """What a device is, in words."""
+    import torch
+
+    if where.type != "cuda":
+        return "this CPU"
+    major, minor = torch.cuda.get_device_capability(where)
+    return f"a GPU of compute capability {major}.{minor}"
+
+
+def agree(text: str | None) -> str | None:
+    """Rank 0's text on every rank: a collective call, so that all ranks go on, or fail, alike."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def some_problem(text: str | None) -> str | None:
+    """What one rank or more find wrong, on every rank; None where no rank does: a collective call."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return text
+    box: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, text)
+    told: dict[str, list[str]] = {}
+    for rank, problem in enumerate(box):
+        if problem is not None:
+            told.setdefault(problem, []).append(str(rank))
+    lines = [f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}: {problem}" for problem, ranks in told.items()]
+    return "\n".join(lines) or None
+
+
+def some_rank(said: bool) -> bool:
+    """Whether it is so on one rank or more: a collective call."""
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return said
+    box = torch.tensor(int(said), device=device())
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return bool(box)
+
+
+def cuda() -> bool:
+    """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
+    return not _cpu_wanted() and _sees_gpu()[0]
+
+
+def _cpu_wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
+
+
+def _sees_gpu() -> tuple[bool, str]:
+    """Whether torch sees a GPU, and what it says about that (a driver that is too old makes it warn)."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        seen = torch.cuda.is_available()
+    return seen, " ".join(" ".join(str(one.message).split()) for one in told)
+
+
+_NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/version")
+_AMD_DRIVER: Final = Path("/dev/kfd")
+
+
+def unused_gpu() -> str | None:
+    """Why torch does not see a GPU that this machine seems to have; None where nothing speaks of one, or it is seen.
+
+    Nothing is said where the user wants the CPU.
+    """
+    import torch
+
+    seen, told = _sees_gpu()
+    if seen or _cpu_wanted():
+        return None
+    if torch.backends.mps.is_available():
+        return "Apple's GPU (MPS) is not supported"
+    if _NVIDIA_DRIVER.is_file():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if torch.version.cuda is None:
+            return (
+                f"there is an NVIDIA driver, and torch {torch.__version__} is built without CUDA; install torch's "
+                "build for CUDA"
+            )
+        if visible is not None and not (visible and visible[0].isalnum()):
+            return f"there is an NVIDIA driver, and CUDA_VISIBLE_DEVICES={visible!r} hides its GPUs"
+        why = told.removeprefix("CUDA initialization: ").partition(" (Triggered internally")[0]
+        return (
+            "there is an NVIDIA driver, and torch cannot use it: "
+            + (why or "it names no reason; see nvidia-smi")[:300]
+            + f" (torch {torch.__version__} is built for CUDA {torch.version.cuda})"
+        )
+    if _AMD_DRIVER.exists() and not torch.version.hip:
+        return "there is an AMD GPU, and this torch is not built for ROCm (with which hpe is not tested)"
+    return None
+
+
+def rocm() -> str | None:
+    """A message where the GPUs are AMD's, which torch shows as ``cuda``."""
+    import torch
+
+    if cuda() and torch.version.hip:
+        return f"AMD GPUs through ROCm {torch.version.hip}: torch shows them as cuda; hpe is not tested with them"
+    return None
+
+
+def tell_of_devices() -> None:
+    """A line about GPUs that are there and not used, or not tested."""
+    if (why := unused_gpu()) is not None:
+        _tell_once(f"runs on the CPU: {why}")
+    if (why := rocm()) is not None:
+        _tell_once(why)
+
+
+@cache
+def _tell_once(text: str) -> None:
+    print(f"hpe: {text}", file=sys.stderr, flush=True)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(workers: int) -> None:
+    """On a CPU, give the network's threads the cores, where nobody has set OMP_NUM_THREADS.
+
+    Readers run beside them; of eight cores and more one is left to the readers.
+    """
+    import torch
+
+    if not cuda() and "OMP_NUM_THREADS" not in os.environ:
+        threads = cores()
+        # Threads that share a core with a reader hold up the whole team: a step of T seconds on one core, with R of
+        # reading, takes about T/n + R on all n cores and the larger of T/(n - 1) and R on all but one. For FER+ (R is
+        # 2.5 % of T) the first is shorter on 2 to 7 cores; on 2 it was measured: 253 images/s with both cores against
+        # 152 with one (configs/ferplus_multitask.yaml). The rule looks at the machine alone and tries nothing out:
+        # another number of threads gives other last digits, and the same command must give the same bytes.
+        torch.set_num_threads(threads - (workers > 0 and threads >= _SPARE_ONE_OF))
+
+
+def device() -> "torch.device":
+    """This rank's device, for work that needs no process group."""
+    import torch
+
+    if not cuda():
+        return torch.device("cpu")
+    return torch.device("cuda", Ranks._numbered().local_rank % torch.cuda.device_count())
+
+
+def named_device(name: str) -> "torch.device":
+    """The device that a user names: ``auto`` and ``cuda`` are this rank's.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        if Ranks._numbered().main:
+            tell_of_devices()
+        return device()
+    try:
+        named = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if named.type not in ("cpu", "cuda"):
+        what = "Apple's GPU (MPS) is not supported" if named.type == "mps" else f"{named.type} is not supported"
+        raise UserError(f"--device {name}: {what}; expected auto, cpu, cuda or cuda:N")
+    if named.type == "cpu":
+        return named
+    if not _sees_gpu()[0]:
+        why = unused_gpu()
+        raise UserError(f"--device {name}: torch sees no GPU here{f': {why}' if why else ''}; use --device cpu")
+    count = torch.cuda.device_count()
+    if named.index is None:
+        return torch.device("cuda", Ranks._numbered().local_rank % count)
+    if named.index >= count:
+        raise UserError(f"--device {name}: only {_gpus(count)} visible, numbered from 0")
+    return named
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s are' if count > 1 else ' is'}"
+
+
+def from_parent(number: int = signal.SIGTERM) -> None:
+    """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
+    if "RANK" in os.environ:
+        end_with_parent(number)
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the process that started this one ends, however it ends."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def leave(code: int | str | None) -> NoReturn:
+    """End this process as ``sys.exit`` does; a member of a process group does so without taking Python apart.
+
+    A thread of gloo may let go of the last collective's tensor a moment after its result is there. Met by a Python
+    that is being taken apart it aborts the process (exit code -6 of a job that is done), and destroying the group
+    first can wait for that thread for ever, which waits for Python (pytorch/pytorch, pull request 179291).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        sys.exit(code)
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()  # as multiprocessing ends its processes
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1 if isinstance(code, str) else code or 0)
+
+
+def launched() -> bool:
+    """True inside a rank that some launcher has started."""
+    return "RANK" in os.environ or _slurm_tasks() > 1
+
+
+def _slurm_tasks() -> int:
+    """How many tasks of Slurm this one is among; 1 outside of them, as in the shell of ``salloc``."""
+    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    if not tasks.isdecimal():
+        raise UserError(f"SLURM_NTASKS is {tasks!r}: expected a whole number; start with srun, or unset it")
+    return int(tasks)
+
+
+def refuse_processes(processes: int) -> None:
+    """See that this machine is one for so many processes.
+
+    Raises:
+        UserError: more processes than GPUs, or, where there are none, than cores (``ACCELERATE_USE_CPU`` says that
+            they are meant for the CPU, however many); or fewer than one.
+    """
+    if processes < 1:
+        raise UserError(f"--processes {processes}: expected 1 or more")
+    if cuda():
+        import torch
+
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"--processes {processes}: only {_gpus(torch.cuda.device_count())} visible; use at most that, "
+                "or ACCELERATE_USE_CPU=true for CPU processes"
+            )
+    elif processes > (most := max(_ALWAYS_TRIED, cores())) and not _cpu_wanted():
+        raise UserError(
+            f"--processes {processes}: torch sees no GPU here (`hpe doctor` says what it sees), and there are "
+            f"{cores()} CPU cores, where each process takes memory of its own; use --processes {most} or fewer, or "
+            "ACCELERATE_USE_CPU=true to do it all the same"
+        )
+
+
+def several() -> int:
+    """Two processes, or one where this machine has a single GPU: what shows a command's work on several, unrefused."""
+    import torch
+
+    return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
+
+
+def relaunch(processes: int, arguments: list[str]) -> None:
+    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
+
+    Returns in those processes, and where one is asked for.
+
+    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
+    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+
+    Raises:
+        UserError: see :func:`refuse_processes`; or Slurm has started several tasks already.
+        SystemExit: with the exit code of the first rank that failed, else 0.
+    """
+    if "RANK" in os.environ:
+        return
+    if launched():
+        raise UserError(
+            f"--processes {processes}: Slurm has started {_slurm_tasks()} tasks here; start with srun as "
+            "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
+        )
+    refuse_processes(processes)
+    refuse_other_engines()
+    if processes == 1:
+        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
+    if not cuda():
+        if not _cpu_wanted():
+            told = f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores"
+            print(told, file=sys.stderr, flush=True)
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    # A pre-emption signal must reach the ranks, which save and leave.
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
+        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    _hush("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.elastic.agent.server.api")
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # `--multi_gpu` is what makes real processes, on a CPU too.
+    options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
+    try:
+        # What `accelerate config` has left in the home folder would fill in what the options leave out.
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hpe-launch-") as config:
+            config.write(_LAUNCH_CONFIG.format(processes=processes))
+            config.flush()
+            options += ["--config_file", config.name]
+            launch_command(launch_command_parser().parse_args([*options, "-m", "hpe", *arguments]))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        code = failure.exitcode
+        if code < 0 or code not in _SPOKEN:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
+            print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
+        sys.exit(code if code > 0 else 1)
+    except SignalException:  # the ranks were told, and had time to save
+        sys.exit(EXIT_AGAIN)
+    sys.exit(0)
+
+
+_LAUNCH_CONFIG: Final = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: {processes}
+machine_rank: 0
+gpu_ids: all
+mixed_precision: "no"
+use_cpu: false
+debug: false
+"""
+_OUT_OF_MEMORY: Final = (
+    ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
+    "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"
+)
+_ALWAYS_TRIED: Final = 2
+"""Processes that a CPU of a single core may run too: enough to see that a command works on several."""
+_SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
+"""Exit codes after which the rank itself has printed why."""
+
+
+def _hush(*names: str) -> None:
+    import logging
+
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class Signals:
+    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a wish to stop, asked for between two steps."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if self.caught is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = number
+
+
+@contextmanager
+def signals() -> Iterator[Signals]:
+    """Catch the stop signals inside the block; a second Ctrl-C stops at once."""
+    caught = Signals()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before: dict[int, Callable[..., object] | int | None] = {n: signal.signal(n, caught) for n in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,21 @@
+"""Shards, pictures, pose tables and batches: what flows from one stage to the next.
+
+In reading order:
+
+    records.py        a sample's record: what the raw dataset says of a picture
+    crops.py          which part of a picture is the face
+    images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
+    shards.py         the shard format: tar files, manifest, reading and writing
+    shard_reader.py   faces out of shards, decoded ahead by threads
+    pose_tables.py    pose tables as the pass writes them
+    pose_labels.py    pose tables as labels: joined to shards by key
+    directions.py     a direction from angles: the thesis' rule, ours, Pointing'04's
+    batch.py          the training batch
+    recipe.py         how a stored picture is made of a raw one
+    normalise.py      pixels as a network takes them
+    decode.py         a sample's bytes straight into a row of a batch, on the CPU
+    gpu_decode.py     the same on the training device
+    detect.py         finding faces where a dataset has no boxes
+    annotate.py       predictions drawn on a picture
+    provenance.py     which version produced a result, from which data
+"""

@@ -1,0 +1,374 @@
+"""Predictions drawn on the picture: axes or a cube, the direction, bars of emotions.
+
+Everything is painted four times larger and scaled down, so that lines are smooth. Colours are those of
+``hpe.core.labels``; the axes are Hopenet's (red to the picture's right for a frontal face, green down, blue out of
+the face), and only :func:`hpe.core.geometry.axes_in_picture` computes where they end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+from hpe.core import geometry
+from hpe.core.labels import AXIS_COLOURS, DIRECTION_COLOURS, DIRECTIONS, EMOTION_COLOURS, EMOTIONS
+from hpe.data.crops import Box
+
+Angles = tuple[float, float, float]
+_FINER: Final = 4
+_MOST_PIXELS: Final = 4096
+"""Longest side of the enlarged layer; large faces in large photos are enlarged less than four times."""
+_AXIS_SHARE: Final = 0.5
+"""Length of an axis as a fraction of the face box's side, as Hopenet draws it."""
+_PHOTO_SIDES: Final = (800, 2400)
+_WIDEST: Final = 3
+"""Largest width of a card's picture, as a multiple of its height: JPEG allows 65,535 pixels per side."""
+_PANEL: Final = (18, 20, 24, 205)
+_INK: Final = (255, 255, 255, 255)
+_FAINT: Final = (255, 255, 255, 150)
+_TRACK: Final = (255, 255, 255, 40)
+_HALO: Final = (0, 0, 0, 110)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The predictions for one face; None: not predicted.
+
+    Attributes:
+        box: the face in pixels of the picture, x0, y0, x1, y1.
+        angles: yaw, pitch, roll in degrees.
+        direction: 0..4, as the viewer sees it.
+        emotion_p: a probability per emotion.
+        note: a line of text above the bars.
+    """
+
+    box: Box
+    angles: Angles | None = None
+    direction: int | None = None
+    emotion_p: Sequence[float] | None = None
+    note: str = ""
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Where the axes start."""
+        x0, y0, x1, y1 = self.box
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+    @property
+    def side(self) -> float:
+        """The longer side of the box."""
+        x0, y0, x1, y1 = self.box
+        return max(x1 - x0, y1 - y0, 1.0)
+
+
+Marker = Callable[[Image.Image, Reading], Image.Image]
+
+
+def axis_ends(angles: Angles, centre: tuple[float, float], length: float) -> Float[np.ndarray, "3 2"]:
+    """Where the red, green and blue axes end, in pixels of the picture."""
+    ends = geometry.axes_in_picture(torch.tensor(angles, dtype=torch.float64)).numpy()
+    return np.asarray(centre) + length * ends
+
+
+def with_axes(image: Image.Image, reading: Reading) -> Image.Image:
+    """The RGB picture with the three axes of a head (unchanged without angles)."""
+    if reading.angles is None:
+        return image
+    length = _AXIS_SHARE * reading.side
+    ends, start = axis_ends(reading.angles, reading.centre, length), np.asarray(reading.centre)
+    width = max(length / 16, 1.2)
+    depth = _depths(reading.angles, np.array(((1.0, 0, 0), (0, -1.0, 0), (0, 0, 1.0))))
+    order = np.argsort(depth, kind="stable")  # the nearest is painted last
+
+    def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
+        for index in order:
+            _arrow(draw, at(start), at(ends[index]), at.scale * width, _rgba(AXIS_COLOURS[index]))
+        radius = at.scale * width * 0.9
+        x, y = at(start)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_INK, outline=_HALO)
+
+    return _painted(image, _around(reading.centre, length * 1.25), paint)
+
+
+def with_cube(image: Image.Image, reading: Reading) -> Image.Image:
+    """The picture with a cube turned as the head is; its front side is outlined in blue."""
+    if reading.angles is None:
+        return image
+    half = 0.36 * reading.side
+    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+    rotation = geometry.rotation_from_euler(torch.tensor(reading.angles, dtype=torch.float64))
+    corners = geometry.project(torch.from_numpy(signs * half), rotation).numpy()
+    at_pixels = corners[:, :2] + np.asarray(reading.centre)
+    sides = []
+    for axis in range(3):
+        for sign in (-1, 1):
+            ring = [i for i in range(8) if signs[i, axis] == sign]
+            ring = [ring[0], ring[1], ring[3], ring[2]]
+            front = axis == 2 and sign == 1
+            colour = _rgba(AXIS_COLOURS[2 if front else min(axis, 1)])
+            sides.append((corners[ring, 2].mean(), ring, colour, front))
+    width = max(half / 18, 1.2)
+
+    def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
+        for depth, ring, colour, front in sorted(sides, key=lambda side: side[0]):
+            points = [at(at_pixels[i]) for i in ring]
+            if depth > 0:
+                draw.polygon(points, fill=(*colour[:3], 70 if front else 38))
+            strength = 255 if front else 230 if depth > 0 else 90
+            line = round(at.scale * width * (1.35 if front else 1.0 if depth > 0 else 0.6))
+            closed = [*points, points[0], points[1]]
+            draw.line(closed, fill=(*colour[:3], strength), width=max(line, 1), joint="curve")
+
+    return _painted(image, _around(reading.centre, half * 2.0), paint)
+
+
+def with_box(image: Image.Image, reading: Reading) -> Image.Image:
+    """The picture with the corners of the face box, in the direction's colour."""
+    x0, y0, x1, y1 = reading.box
+    arm, width = 0.18 * min(x1 - x0, y1 - y0), max(reading.side / 130, 1.2)
+    colour = _rgba("#ffffff" if reading.direction is None else DIRECTION_COLOURS[reading.direction])
+
+    def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
+        for shade, wide in ((_HALO, 2.2), (colour, 1.0)):
+            for x, y, dx, dy in ((x0, y0, 1, 1), (x1, y0, -1, 1), (x0, y1, 1, -1), (x1, y1, -1, -1)):
+                bend = [at((x + dx * arm, y)), at((x, y)), at((x, y + dy * arm))]
+                draw.line(bend, fill=shade, width=max(round(at.scale * width * wide), 1), joint="curve")
+
+    return _painted(image, (x0 - width * 2, y0 - width * 2, x1 + width * 2, y1 + width * 2), paint)
+
+
+def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
+    """A photo with every face marked, and a panel of direction and emotions beside each.
+
+    Args:
+        image: RGB; not altered.
+        readings: boxes in its pixels.
+        marker: :func:`with_axes` or :func:`with_cube`.
+    """
+    drawn = image.convert("RGB")
+    for reading in sorted(readings, key=lambda one: one.side):
+        drawn = marker(with_box(drawn, reading), reading)
+    taken = [reading.box for reading in readings]
+    for reading in readings:
+        drawn = _with_panel(drawn, reading, taken)
+    return drawn
+
+
+def photo(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
+    """:func:`annotate` at a readable size: the longer side is 800 to 2400 pixels.
+
+    Args:
+        image: RGB; not altered.
+        readings: boxes in its pixels.
+        marker: see :func:`annotate`.
+    """
+    scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+    return annotate(image, [_scaled(reading, scale) for reading in readings], marker)
+
+
+def _scaled(reading: Reading, scale: float) -> Reading:
+    x0, y0, x1, y1 = (side * scale for side in reading.box)
+    return replace(reading, box=(x0, y0, x1, y1))
+
+
+def angles_note(angles: Angles) -> str:
+    """A note of yaw, pitch and roll."""
+    return "  ".join(f"{n} {round(a):+d}°" for n, a in zip("ypr", angles, strict=True))
+
+
+def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
+    """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops.
+
+    A picture more than three times as wide as high is scaled to that width, and is lower than ``height``.
+    """
+    scale = min(height / image.height, _WIDEST * height / image.width)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    placed = _scaled(reading, scale)
+    picture = marker(picture, placed)
+    letters = height / 17
+    width, _ = _panel_size(placed, letters)
+    whole = Image.new("RGB", (round(picture.width + width), height), _PANEL[:3])
+    whole.paste(picture, (0, (height - picture.height) // 2))
+    region = (float(picture.width), 0.0, float(whole.width), float(height))
+    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)))
+
+
+def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image.Image:
+    """The picture with a reading's panel; the panel's box is appended to ``taken``."""
+    if reading.emotion_p is None and reading.direction is None and not reading.note:
+        return image
+    size = float(np.clip(reading.side / 15, 11, 34))
+    width, height = _panel_size(reading, size)
+    x, y = _panel_corner(reading, (width, height), image.size, taken)
+    taken.append((x, y, x + width, y + height))
+
+    def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
+        corner, opposite = at((x, y)), at((x + width, y + height))
+        draw.rounded_rectangle((*corner, *opposite), radius=at.scale * size * 0.5, fill=_PANEL)
+        _panel(draw, at, reading, size, (x, y))
+
+    return _painted(image, (x, y, x + width, y + height), paint)
+
+
+def _panel_corner(
+    reading: Reading, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
+) -> tuple[float, float]:
+    """Where the panel hides least of faces and other panels; preferably right of the face, then left, below, above."""
+    (width, height), (x0, y0, x1, y1), gap = panel, reading.box, 0.13 * reading.side
+    beside = [(x, y) for y in (y0, y1 - height) for x in (x1 + gap, x0 - gap - width)]
+    stacked = [(x, y) for y in (y1 + gap, y0 - gap - height) for x in (x0, x1 - width)]
+
+    def hidden(corner: tuple[float, float]) -> float:
+        x, y = corner
+        return sum(
+            max(0.0, min(x + width, box[2]) - max(x, box[0])) * max(0.0, min(y + height, box[3]) - max(y, box[1]))
+            for box in taken
+        )
+
+    inside = [
+        (min(max(x, 0.0), max(image[0] - width, 0.0)), min(max(y, 0.0), max(image[1] - height, 0.0)))
+        for x, y in beside + stacked
+    ]
+    return min(inside, key=lambda corner: round(hidden(corner)))
+
+
+def _panel_size(reading: Reading, size: float) -> tuple[float, float]:
+    lines = bool(reading.note) + (reading.direction is not None)
+    bars = 0 if reading.emotion_p is None else len(reading.emotion_p)
+    return size * 12.5, size * (1.0 + 1.6 * lines + (0.3 if lines and bars else 0) + 1.4 * bars)
+
+
+def _panel(draw: ImageDraw.ImageDraw, at: "_Map", reading: Reading, size: float, corner: tuple[float, float]) -> None:
+    x, y = corner[0] + size * 0.7, corner[1] + size * 0.5
+    if reading.note:
+        _text(draw, at, (x, y + size * 0.8), reading.note[:24], size, _INK)
+        y += size * 1.6
+    if reading.direction is not None:
+        colour = _rgba(DIRECTION_COLOURS[reading.direction])
+        _pointer(draw, at, (x + size * 0.5, y + size * 0.8), size * 0.55, reading.direction, colour)
+        _text(draw, at, (x + size * 1.5, y + size * 0.8), DIRECTIONS[reading.direction], size, _INK)
+        y += size * 1.6
+    if reading.emotion_p is None:
+        return
+    if y > corner[1] + size:
+        y += size * 0.3
+    best = int(np.argmax(reading.emotion_p))
+    for index, (name, share) in enumerate(zip(EMOTIONS, reading.emotion_p, strict=True)):
+        middle, ink = y + size * 0.7, _INK if index == best else _FAINT
+        _text(draw, at, (x, middle), name, size * 0.92, ink)
+        left, right = x + size * 5.0, corner[0] + size * 9.6
+        high = size * 0.26
+        track = (*at((left, middle - high)), *at((right, middle + high)))
+        draw.rounded_rectangle(track, radius=at.scale * high, fill=_TRACK)
+        end = left + max((right - left) * float(np.clip(share, 0, 1)), 2 * high)
+        bar = (*at((left, middle - high)), *at((end, middle + high)))
+        draw.rounded_rectangle(bar, radius=at.scale * high, fill=_rgba(EMOTION_COLOURS[index]))
+        _text(draw, at, (corner[0] + size * 11.9, middle), f"{100 * share:.0f} %", size * 0.88, ink, anchor="rm")
+        y += size * 1.4
+
+
+def _pointer(
+    draw: ImageDraw.ImageDraw,
+    at: "_Map",
+    middle: tuple[float, float],
+    radius: float,
+    direction: int,
+    colour: tuple[int, int, int, int],
+) -> None:
+    """A triangle that points where the viewer sees the face turn; a ring for forward."""
+    towards = {1: (-1.0, 0.0), 2: (1.0, 0.0), 3: (0.0, -1.0), 4: (0.0, 1.0)}.get(direction)
+    x, y = at(middle)
+    r = radius * at.scale
+    if towards is None:
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=max(round(r * 0.42), 1))
+        return
+    dx, dy = towards
+    tip, across = (x + dx * r, y + dy * r), (-dy * r * 0.95, dx * r * 0.95)
+    base = (x - dx * r * 0.75, y - dy * r * 0.75)
+    points = [tip, (base[0] + across[0], base[1] + across[1]), (base[0] - across[0], base[1] - across[1])]
+    draw.polygon(points, fill=colour)
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """From pixels of the picture to pixels of the enlarged layer."""
+
+    left: float
+    top: float
+    scale: float
+
+    def __call__(self, point: Sequence[float] | np.ndarray) -> tuple[float, float]:
+        return (float(point[0]) - self.left) * self.scale, (float(point[1]) - self.top) * self.scale
+
+
+def _painted(image: Image.Image, region: Box, paint: Callable[[ImageDraw.ImageDraw, _Map], None]) -> Image.Image:
+    """The RGB picture with one region painted on at a larger scale; paint outside the region is cut."""
+    x0, y0 = max(int(np.floor(region[0])), 0), max(int(np.floor(region[1])), 0)
+    x1, y1 = min(int(np.ceil(region[2])), image.width), min(int(np.ceil(region[3])), image.height)
+    if x1 <= x0 or y1 <= y0:
+        return image
+    scale = max(1, min(_FINER, _MOST_PIXELS // max(x1 - x0, y1 - y0)))
+    # Enlarged without smoothing and averaged back, pixels that are not painted on keep their exact values.
+    large = image.crop((x0, y0, x1, y1)).resize(((x1 - x0) * scale, (y1 - y0) * scale), Image.Resampling.NEAREST)
+    paint(ImageDraw.Draw(large, "RGBA"), _Map(x0, y0, scale))
+    whole = image.copy()
+    whole.paste(large.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), (x0, y0))
+    return whole
+
+
+def _around(centre: tuple[float, float], reach: float) -> Box:
+    return centre[0] - reach, centre[1] - reach, centre[0] + reach, centre[1] + reach
+
+
+def _depths(angles: Angles, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
+    rotation = geometry.rotation_from_euler(torch.tensor(angles, dtype=torch.float64))
+    return geometry.project(torch.from_numpy(points), rotation).numpy()[:, 2]
+
+
+def _arrow(
+    draw: ImageDraw.ImageDraw,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    width: float,
+    colour: tuple[int, int, int, int],
+) -> None:
+    """An arrow with a dark rim; nothing if it points at the viewer, where the dot of the centre is."""
+    along = np.subtract(end, start)
+    length = float(np.hypot(*along))
+    if length < width:
+        return
+    unit = along / length
+    across = np.array((-unit[1], unit[0]))
+    head = min(width * 3.2, length * 0.6)
+    neck = np.asarray(end) - unit * head
+    for shade, grown in ((_HALO, width * 0.45), (colour, 0.0)):
+        thick = round(width + 2 * grown)
+        draw.line((*start, *(neck + unit * head * 0.2)), fill=shade, width=max(thick, 1))
+        wing = across * (width * 1.35 + grown * 1.6)
+        tip = np.asarray(end) + unit * grown * 1.6
+        back = neck - unit * grown
+        draw.polygon([tuple(tip), tuple(back + wing), tuple(back - wing)], fill=shade)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    at: _Map,
+    point: tuple[float, float],
+    text: str,
+    size: float,
+    ink: tuple[int, int, int, int],
+    anchor: str = "lm",
+) -> None:
+    draw.text(at(point), text, font=ImageFont.load_default(max(size * at.scale, 1.0)), fill=ink, anchor=anchor)
+
+
+def _rgba(colour: str) -> tuple[int, int, int, int]:
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue, 255

@@ -1,0 +1,127 @@
+"""The hot path from a sample's bytes to pixels: straight into a row of a preallocated batch.
+
+What is plain (a JPEG, an 8-bit grey or RGB PNG) is decoded by the fastest decoder; everything else, and
+everything that is damaged, goes to :func:`hpe.data.images.decode_rgb`, which knows hostile files. All decoders
+here let other threads run while they work.
+"""
+
+import io
+from typing import Final, Literal
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from PIL.PngImagePlugin import PngImageFile
+
+from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
+
+Colour = Literal["rgb", "grey"]
+Row = UInt8[np.ndarray, "size size 3"]
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_EXIF: Final = "exif"
+_LUMA: Final = np.asarray((19595, 38470, 7471), np.uint32)
+"""ITU-R 601 in 1/65536, as Pillow's ``convert("L")``."""
+
+
+def decode_into(data: bytes, out: Row, colour: Colour = "rgb") -> None:
+    """Decode a picture into ``out``; what has another size loses the ends of its longer side and is resized.
+
+    A JPEG that is larger is scaled while it is decoded (by eighths), then resized once, antialiased. ``grey``
+    writes the luma into all three channels.
+
+    Args:
+        data: the encoded picture.
+        out: a contiguous row of a batch, overwritten.
+        colour: ``rgb`` or ``grey``.
+
+    Raises:
+        DecodeError: the bytes are no whole picture.
+    """
+    if data[:2] == b"\xff\xd8" and _jpeg_into(data, out, colour):
+        return
+    if data[:8] == _PNG and _png_into(data, out):
+        if colour == "grey":
+            _grey(out)
+        return
+    _fit(decode_rgb(data), out)
+    if colour == "grey":
+        _grey(out)
+
+
+def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
+    """False where :func:`decode_rgb` must do it."""
+    size = len(out)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours in ("CMYK", "YCCK") or _has_exif(data):
+            return False
+        if int(height) * int(width) > MAX_PIXELS:
+            raise DecodeError(f"{width} × {height} pixels, more than the {MAX_PIXELS:,} allowed")
+        wanted = "RGB" if colour == "rgb" else "GRAY"
+        if height == size and width == size:
+            if colour == "rgb":
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            else:
+                out[:] = simplejpeg.decode_jpeg(data, "GRAY")
+            return True
+        pixels = simplejpeg.decode_jpeg(data, wanted, min_height=size, min_width=size)
+    except DecodeError:
+        raise
+    except ValueError:
+        return False
+    _fit(pixels, out)
+    return True
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG has the usual colours and subsampling, an allowed size, and nothing that says "turn me"."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return colours not in ("CMYK", "YCCK") and not _has_exif(data) and int(height) * int(width) <= MAX_PIXELS
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the application segments, which come first in a JPEG, is EXIF: it may say "turn me"."""
+    at = 2
+    while at + 10 < len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
+            return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
+
+
+def _png_into(data: bytes, out: Row) -> bool:
+    """False where :func:`decode_rgb` must do it: anything but whole 8-bit grey or RGB without transparency."""
+    try:
+        image = PngImageFile(io.BytesIO(data))
+        if image.mode not in ("L", "RGB") or "transparency" in image.info or _EXIF in image.info:
+            return False
+        if image.width * image.height > MAX_PIXELS:
+            return False
+        pixels = np.array(image)
+    except Exception:  # Pillow's decoders raise a dozen types on damaged files
+        return False
+    _fit(pixels if pixels.ndim == 3 else pixels[..., None], out)
+    return True
+
+
+def _fit(pixels: UInt8[np.ndarray, "height width channels"], out: Row) -> None:
+    """The centred square of a picture, resized into ``out``; one channel is written into three."""
+    size, (height, width, channels) = len(out), pixels.shape
+    side = min(height, width)
+    y, x = round((height - side) / 2), round((width - side) / 2)
+    square = pixels[y : y + side, x : x + side]
+    if side != size:
+        planes = torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1)[None]
+        resized = F.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+        square = resized[0].permute(1, 2, 0).numpy()
+    out[:] = square if channels == 3 else square[..., :1]
+
+
+def _grey(out: Row) -> None:
+    out[:] = ((out @ _LUMA + 0x8000) >> 16)[..., None]

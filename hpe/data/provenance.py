@@ -1,0 +1,43 @@
+"""Which version of this package made a result, and from which data."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from hpe import __version__
+from hpe.core.errors import UserError
+from hpe.data.shards import MANIFEST, Manifest
+
+_FIELDS: Final = ("dataset", "variant", "licence", "publishable", "crop")
+
+
+def about_package() -> dict[str, str | None]:
+    """Version, and the git commit of the package's checkout (``-dirty``: with changes); None where it is none."""
+    return {"hpe": __version__, "commit": _commit(Path(__file__).resolve().parents[2])}
+
+
+def _commit(folder: Path) -> str | None:
+    if not (folder / ".git").exists():  # an installed package may lie inside a checkout of something else
+        return None
+    asked = ("git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
+
+
+def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
+    """What the manifests beside local shards say of dataset, variant, licence, its bounds, crop rule and notes, each
+    once."""
+    folders = dict.fromkeys(Path(url).parent for url in urls)
+    manifests = []
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            try:
+                manifests.append(Manifest.load(folder))
+            except UserError:  # the figures do not depend on it
+                continue
+    said = {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
+    return said | {"notes": list(dict.fromkeys(note for one in manifests for note in one.notes))}

@@ -1,0 +1,333 @@
+"""``hpe evaluate``: every sample once over any number of ranks; predictions as a table, figures from the table.
+
+Each rank writes the rows that it has seen; rank 0 puts them together, checks that every sample is there
+once, and computes every figure from that one table. So no figure depends on the number of ranks.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpe.config.run import DataConfig
+from hpe.core.distributed import Ranks, accelerator, agree
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.core.files import aside, write_json, write_text
+from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.core.progress import Bar, progress
+from hpe.data.batch import Batch
+from hpe.data.images import encode_jpeg
+from hpe.data.normalise import prepare
+from hpe.data.provenance import about_package, about_shards
+from hpe.evaluate.gallery import choose_rows, write_faces
+from hpe.metrics import figures, to_markdown
+from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
+from hpe.models.inference import judge, judging_precision
+from hpe.models.run_folder import load_run
+from hpe.models.views import PLAIN, Estimates, Views
+from hpe.stream import Loaded, ShardSet, Stream
+from hpe.train.log import Damages
+from hpe.train.setup import reading
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLDER: Final = "evaluate"
+_KEPT_FACES: Final = 200
+_FACE_QUALITY: Final = 90
+
+
+def evaluate(
+    run: Path,
+    sets: list[ShardSet],
+    *,
+    name: str,
+    which: str = "best",
+    batch: int = 256,
+    workers: int | None = None,
+    views: Views = PLAIN,
+    precision: str | None = None,
+    replicates: int = 1000,
+) -> int:
+    """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
+
+    Angles and directions come from where the run's config takes them; a set without pose tables is judged by
+    what its records say.
+
+    Args:
+        run: run folder.
+        sets: the shards.
+        name: of the files.
+        which: checkpoint: ``best``, ``last`` or a step's folder name.
+        batch: samples of a batch over all ranks.
+        workers: reader processes a rank; None: as in training.
+        views: how each picture is looked at.
+        precision: of the network's arithmetic, ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of its training.
+        replicates: bootstrap draws of the intervals.
+
+    Returns:
+        The exit code: 1 when samples could not be read (they are counted and named).
+
+    Raises:
+        UserError: no such run or checkpoint, or shards without any label of the run's heads.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not name or Path(name).name != name:
+        raise UserError(f"--name {name!r}: expected a plain file name, such as test")
+    ranks = Ranks.from_environment()
+    here = accelerator("fp32")  # of its precisions none is used: hpe.models.inference has its own block
+    network, config, weights = load_run(run, which)
+    judged = judging_precision(precision, config.train.precision, here.device)
+    if ranks.main and judged.name != config.train.precision:
+        _say(name, f"precision {judged.name}: {judged.why}")
+    # Decoders of GPUs give other pixels than the processor's, and what a figure is must not depend on the machine.
+    data = config.data.model_copy(update={"decoder": "cpu"})
+    if not any(one.pose for one in sets):
+        if ranks.main and {data.angles, data.direction} != {"record"}:
+            _say(name, "no pose tables (--pose): angles and directions are those of the records, where they hold any")
+        data = data.model_copy(update={"angles": "record", "direction": "record"})
+    stream = Stream(sets, reading(data, workers=workers))
+    counts = stream.label_counts()
+    labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
+    labels["affect"] = counts.affect
+    if not any(labels[head] for head in config.model.heads.on):
+        raise UserError(
+            f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(config.model.heads.on)}); "
+            "for predictions without figures use hpe predict"
+        )
+    if views != PLAIN and network.takes_angles:
+        raise UserError(f"{run}: --flips and --centre are for networks of pictures; this run reads angles")
+    folder = run / FOLDER
+    with (
+        stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
+        progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
+    ):
+        network.to(here.device).eval()
+        mine = _predict(
+            lambda of: judge(
+                network,
+                of.angles if network.takes_angles else prepare(of, network.normalisation),
+                views=views,
+                precision=judged,
+                batch=batch,
+            ),
+            loader,
+            here.device,
+            bar,
+        )
+        told = Damages(f"{name}:")
+        told.tell(loader)
+        told.close()
+        total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
+        assert isinstance(total, Tensor)
+        damaged = int(total)
+        bar.reach(stream.samples)  # all ranks have come here; this one may have had no part of the last batch
+    folder.mkdir(exist_ok=True)
+    part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
+    _write(part, mine)
+    here.wait_for_everyone()
+    problem = None
+    if ranks.main:
+        parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
+        try:
+            rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
+            about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
+            about |= {"views": str(views)} if views != PLAIN else {}
+            print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
+        except UserError as error:
+            problem = str(error)
+        for one in parts:
+            one.unlink(missing_ok=True)
+    if problem := agree(problem):
+        raise UserError(problem)
+    return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _estimated(data: DataConfig, sets: Sequence[ShardSet]) -> dict[str, str]:
+    """Which labels are an estimator's, so that agreement with it is not taken for truth."""
+    tables = ", ".join(str(one.pose) for one in sets if one.pose)
+    labels = ["angles"] * (data.angles == "pose") + ["directions"] * (data.direction != "record")
+    return {"estimated": f"{' and '.join(labels)} of {tables}"} if labels and tables else {}
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+
+@torch.inference_mode()
+def _predict(ask: Callable[[Batch], Estimates], loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
+    """Predictions and truth of this rank's samples, as far as they can be read."""
+    import pyarrow as pa
+
+    found: list[pa.Table] = []
+    for loaded in loader:
+        batch = loaded.batch.to(device)
+        estimates = ask(batch)
+        found.append(rows_of(batch, estimates).filter(loaded.readable))
+        bar.reach(loaded.samples_seen)
+    return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
+
+
+def rows_of(batch: Batch, estimates: Estimates) -> "pa.Table":
+    """A batch's rows of a predictions table: truth, and what a network says of it."""
+    import pyarrow as pa
+
+    columns: dict[str, pa.Array] = {"key": pa.array(batch.keys, pa.string())}
+    for head, truth, mask, shares in (
+        ("emotion", batch.emotion, batch.emotion_mask, estimates.emotion_p),
+        ("direction", batch.direction, batch.direction_mask, estimates.direction_p),
+    ):
+        columns[head] = pa.array(_numpy(truth).astype(np.int8), mask=~_numpy(mask))
+        if shares is not None:
+            columns[f"{head}_p"] = _lists(shares)
+    columns |= _numbers(ANGLES, batch.angles, batch.angles_mask)
+    if estimates.angles is not None:
+        columns |= _numbers([f"{angle}_hat" for angle in ANGLES], estimates.angles)
+    if estimates.deviations is not None:
+        columns |= _numbers([f"{angle}_sd" for angle in ANGLES], estimates.deviations)
+    columns |= _numbers(("valence", "arousal"), batch.affect, batch.affect_mask)
+    if estimates.affect is not None:
+        columns |= _numbers(("valence_hat", "arousal_hat"), estimates.affect)
+    return pa.table(columns)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _lists(values: Tensor) -> "pa.Array":
+    import pyarrow as pa
+
+    flat = pa.array(_numpy(values.float()).ravel(), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _numbers(names: Iterable[str], values: Tensor, mask: Tensor | None = None) -> dict[str, "pa.Array"]:
+    import pyarrow as pa
+
+    missing = None if mask is None else ~_numpy(mask)
+    columns = _numpy(values.float()).T
+    return {name: pa.array(column, pa.float32(), mask=missing) for name, column in zip(names, columns, strict=True)}
+
+
+def keep(
+    folder: Path,
+    name: str,
+    rows: "pa.Table",
+    stream: Stream,
+    *,
+    damaged: int,
+    about: Mapping[str, str],
+    replicates: int,
+) -> str:
+    """Write predictions and their figures; the figures as Markdown.
+
+    Args:
+        folder: of the evaluation.
+        name: of the files.
+        rows: as :func:`rows_of` gives them, of every sample that could be read.
+        stream: what was read.
+        damaged: samples that could not be read.
+        about: where the predictions come from, ``weights`` and ``precision``, and ``views`` where there are
+            several; which labels are ``estimated``.
+        replicates: bootstrap draws of the intervals.
+
+    Raises:
+        UserError: a sample is there twice, or missing without having been damaged.
+    """
+    table, positions = _whole(rows, stream, damaged)
+    _write(folder / f"{name}.parquet", table)
+    _write_gallery(folder / f"{name}.faces.parquet", table, positions, stream)
+    if silent := _without_number(table):
+        _say(
+            name,
+            f"WARNING: for {silent:,} of {table.num_rows:,} samples the network gave no number (NaN); its weights are "
+            "damaged or overflow: try another --which",
+        )
+    return _report(folder, name, table, stream, damaged, about, replicates)
+
+
+def _without_number(table: "pa.Table") -> int:
+    """Rows for which one of the heads gave no finite number."""
+    said: list[Guesses | Numbers | None] = [
+        guesses(table, "emotion", len(EMOTIONS)),
+        guesses(table, "direction", len(DIRECTIONS)),
+        numbers(table, [f"{angle}_hat" for angle in ANGLES]),
+        numbers(table, ("valence_hat", "arousal_hat")),
+    ]
+    masks = [one.mask for one in said if one is not None]
+    return int((~np.all(masks, axis=0)).sum()) if masks else 0
+
+
+def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", list[int]]:
+    """The rows in the order of the shards, with what the records say beside, and their positions there.
+
+    Raises:
+        UserError: a sample is there twice, or missing without having been damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    said = list(stream.records())
+    order = {key: place for place, (_, key, _) in enumerate(said)}
+    if len(order) != len(said):
+        raise UserError(f"{len(said) - len(order)} keys of these shards occur twice; evaluate the sets one by one")
+    places = [order.get(key, -1) for key in rows["key"].to_pylist()]
+    if len(set(places)) != len(places) or -1 in places or len(places) + damaged < len(said):
+        raise UserError(
+            f"{rows.num_rows:,} predictions for {len(said):,} samples, {damaged:,} damaged; expected each once. "
+            "Were the shards changed meanwhile? Run hpe verify, then this command again"
+        )
+    said = [said[place] for place in sorted(places)]
+    rows = rows.take(
+        pc.sort_indices(  # pyright: ignore[reportAttributeAccessIssue]
+            pa.chunked_array([places])
+        )
+    )
+    rows = rows.append_column("shard", pa.array([shard for shard, _, _ in said], pa.string()))
+    for field in ("split", "subject", "source"):
+        rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in said], pa.string()))
+    groups = sorted({group for _, _, record in said if record for group in record.groups})
+    for group in groups:
+        values = [record.groups.get(group) if record else None for _, _, record in said]
+        rows = rows.append_column(f"group_{group}", pa.array(values, pa.string()))
+    return rows, sorted(places)
+
+
+def _write(path: Path, table: "pa.Table") -> None:
+    import pyarrow.parquet as pq
+
+    with aside(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: Stream) -> None:
+    """Keep the faces that a report shows, as the network saw them."""
+    chosen = choose_rows(table, _KEPT_FACES)
+    keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
+    rows, jpegs = [], []
+    pictures = stream.pictures([positions[row] for row in chosen])
+    for row, (key, picture) in zip(chosen, pictures, strict=True):
+        if picture is not None and key == keys[row]:
+            rows.append(row)
+            jpegs.append(encode_jpeg(picture, _FACE_QUALITY))
+    write_faces(path, [keys[row] for row in rows], [shards[row] for row in rows], jpegs)
+
+
+def _report(
+    folder: Path, name: str, table: "pa.Table", stream: Stream, damaged: int, about: Mapping[str, str], replicates: int
+) -> str:
+    found = figures(table, replicates=replicates)
+    urls = [shard.url for shards in stream.sets for shard in shards]
+    counts = {"shards": urls, "samples": table.num_rows, "unreadable": damaged}
+    found["about"] = {"name": name, **about, **counts} | about_shards(urls) | about_package()
+    write_json(folder / f"{name}.json", found)
+    text = to_markdown(found)
+    write_text(folder / f"{name}.md", text)
+    return text

@@ -1,0 +1,190 @@
+"""Metrics as Markdown: the tables of notes and model cards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hpe.core.labels import ANGLES
+from hpe.metrics.values import Figure
+
+DEGREES = "°"
+
+
+def cell(value: object) -> str:
+    """Text that cannot break a Markdown table, and cannot add HTML or a link."""
+    plain = str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+    return plain.replace("<", "&lt;").replace("[", "\\[")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    lines = [head, [":--", *("--:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+
+
+def percent(figure: Figure) -> str:
+    """``52.3 % (49.5–55.1)``, or a dash."""
+    return _shown(figure, 100.0, 1, "\u00a0%")
+
+
+def decimal(figure: Figure) -> str:
+    """``0.518 (0.490–0.545)``, or a dash."""
+    return _shown(figure, 1.0, 3, "")
+
+
+def degrees(figure: Figure) -> str:
+    """``4.21° (4.05–4.38)``, or a dash."""
+    return _shown(figure, 1.0, 2, DEGREES)
+
+
+def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
+    if figure.get("value") is None:
+        return "–"
+    text = f"{figure['value'] * scale:.{digits}f}{unit}".replace("-", "−")
+    if figure.get("low") is None:
+        return text
+    low, high = f"{figure['low'] * scale:.{digits}f}", f"{figure['high'] * scale:.{digits}f}"
+    return f"{text} ({low}{' to ' if low.startswith('-') else '–'}{high})".replace("-", "−")
+
+
+def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure]]:
+    """Name, formatter and metric of the summary of a run, without absent ones."""
+    emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
+    seven = figures["protocols"]["affectnet_7"]
+    found: list[tuple[str, Callable[[Figure], str], Figure | None]] = [
+        ("Emotion accuracy", percent, emotion.get("accuracy")),
+        ("Emotion macro F1", decimal, emotion.get("macro_f1")),
+        ("Emotion top-2", percent, emotion.get("top_2")),
+        ("Calibration error", decimal, emotion.get("calibration", {}).get("ece")),
+        ("AffectNet-7 accuracy", percent, seven.get("accuracy")),
+        ("Direction accuracy", percent, direction.get("accuracy")),
+        ("Pose MAE", degrees, pose.get("all", {}).get("mae")),
+        ("Geodesic error", degrees, pose.get("all", {}).get("geodesic")),
+        ("Pose MAE, ±99° only", degrees, pose.get("within_99", {}).get("mae")),
+        ("Valence CCC", decimal, figures["valence"].get("ccc")),
+        ("Arousal CCC", decimal, figures["arousal"].get("ccc")),
+    ]
+    return [(name, text, one) for name, text, one in found if one is not None and one["value"] is not None]
+
+
+def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Name, value with interval, and count of :func:`headline_figures`."""
+    return [(name, text(one), one["n"]) for name, text, one in headline_figures(figures)]
+
+
+def asides(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the metrics, from an evaluation's provenance."""
+    texts = []
+    if about.get("estimated"):
+        texts.append(
+            f"Labels are estimated, not measured, so the metrics show agreement and not accuracy: {about['estimated']}."
+        )
+    if about.get("views"):
+        texts.append(f"Evaluated with: {about['views']}.")
+    return texts
+
+
+def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
+    """Every table of :func:`hpe.metrics.figures`, with the reason for each section that is absent."""
+    about = figures.get("about", {})
+    interval, unreadable = figures["interval"], about.get("unreadable", 0)
+    lost = f", {unreadable:,} more could not be read" if unreadable else ""
+    parts = [
+        f"# {title}",
+        f"{figures['rows']:,} samples{lost}; {interval['confidence']:.0%} intervals ({interval['method']}; "
+        f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
+        f"seed {interval['seed']}).",
+        *asides(about),
+        "## Headline",
+        table(["metric", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
+    ]
+    for name in ("emotion", "direction"):
+        parts += [f"## {name.capitalize()}", *_classes(figures[name])]
+    parts += ["## Head pose", *_pose(figures["pose"]), "## Valence and arousal", *_affect(figures)]
+    parts += ["## Emotion accuracy by direction", *_cells(figures["cells"])]
+    for name, groups in figures["by"].items():
+        parts += [f"## By {cell(name.removeprefix('group_'))}", _groups(name, groups)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _classes(section: Figure) -> list[str]:
+    if "accuracy" not in section:
+        return [f"Absent: {section['reason']}."]
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in section["left_out"].items())
+    rows = [
+        (
+            name,
+            one["support"],
+            one["chosen"],
+            one["correct"],
+            *(decimal(one[k]) for k in ("precision", "recall", "f1")),
+        )
+        for name, one in section["per_class"].items()
+    ]
+    names = section["names"]
+    return [
+        f"{section['n']:,} samples" + (f"; left out: {left_out}" if left_out else "") + ".",
+        table(
+            ["metric", "value"],
+            [
+                ("accuracy", percent(section["accuracy"])),
+                ("always the most common class", percent(section["chance"])),
+                ("balanced accuracy", percent(section["balanced_accuracy"])),
+                ("macro F1", decimal(section["macro_f1"])),
+                ("weighted F1", decimal(section["weighted_f1"])),
+                ("top-2", percent(section["top_2"])),
+                ("ECE", decimal(section["calibration"].get("ece", {}))),
+            ],
+        ),
+        table(["class", "true", "chosen", "correct", "precision", "recall", "F1"], rows),
+        "Confusion (rows true, columns chosen):",
+        table(["", *names], [(n, *row) for n, row in zip(names, section["confusion"], strict=True)]),
+    ]
+
+
+def _pose(section: Figure) -> list[str]:
+    if "all" not in section:
+        return [f"Absent: {section['reason']}."]
+    rows = []
+    for title, name in (("all", "all"), ("no angle beyond ±99°", "within_99")):
+        one = section[name]
+        measures = ("mae", *ANGLES, "geodesic", "maev")
+        rows.append((title, f"{one['n']:,}", *(degrees(one.get(measure, {})) for measure in measures)))
+    return [table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
+
+
+def _affect(figures: Mapping[str, Any]) -> list[str]:
+    rows, reasons = [], []
+    for name in ("valence", "arousal"):
+        one = figures[name]
+        if "ccc" in one:
+            rows.append((name, f"{one['n']:,}", decimal(one["ccc"]), decimal(one["rmse"]), percent(one["sagr"])))
+        else:
+            reasons.append(f"{name.capitalize()} absent: {one['reason']}.")
+    return ([table(["", "n", "CCC", "RMSE", "SAGR"], rows)] if rows else []) + reasons
+
+
+def _cells(section: Figure) -> list[str]:
+    if "count" not in section:
+        return [f"Absent: {section['reason']}."]
+    rows = [
+        (name, *(f"{k} of {n}" if n else "none" for k, n in zip(correct, count, strict=True)))
+        for name, correct, count in zip(section["rows"], section["correct"], section["count"], strict=True)
+    ]
+    return ["Correct of all samples in the cell:", table(["", *section["columns"]], rows)]
+
+
+def _groups(name: str, groups: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            value,
+            f"{one['rows']:,}",
+            percent(one["emotion"].get("accuracy", {})),
+            decimal(one["emotion"].get("macro_f1", {})),
+            percent(one["direction"].get("accuracy", {})),
+            degrees(one["pose"].get("mae", {})),
+            degrees(one["pose"].get("geodesic", {})),
+        )
+        for value, one in groups.items()
+    ]
+    head = [name.removeprefix("group_"), "n", "emotion accuracy", "emotion macro F1", "direction accuracy"]
+    return table([*head, "pose MAE", "geodesic"], rows)

@@ -1,0 +1,337 @@
+"""Run folders (contract C5): config, checkpoints, what was logged; and a network back from one.
+
+::
+
+    runs/name/
+        config.yaml                    resolved
+        shards.json                    what it is trained on: dataset, crop rule, size, quality … of each manifest
+        checkpoints/
+            step-00012000/
+                model.safetensors      weights
+                ema.safetensors        averaged weights, where train.ema is on
+                optimizer.pt           optimizer and gradient scaler
+                state.json             samples seen, step, best figure, ranks
+            last -> step-00012000
+            best -> step-00009000
+        metrics.jsonl  tensorboard/  evaluate/  report/
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hpe.config.run import ModelConfig, RunConfig, load
+from hpe.core.errors import UserError
+from hpe.core.files import write_json
+from hpe.data.crops import CropRule
+from hpe.data.normalise import MEAN, STD, Normalisation
+from hpe.data.recipe import Recipe
+from hpe.data.shards import MANIFEST, Manifest
+from hpe.models.backbones import Triple, build_backbone, published_normalisation
+from hpe.models.multitask import MultiTask
+
+CONFIG: Final = "config.yaml"
+SHARDS: Final = "shards.json"
+CHECKPOINTS: Final = "checkpoints"
+_STEP: Final = re.compile(r"step-(\d{8,})")
+
+
+def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
+    """The network of a config; ``weights`` overrides ``model.weights``. A run folder stands for its best weights.
+
+    Raises:
+        UserError: unknown backbone, or weights that do not fit.
+    """
+    start = model.weights if weights is None else weights
+    if start not in ("none", "hub") and Path(start).is_dir():
+        start = str(weights_of(Path(start)))
+    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
+    mean, std = map(torch.tensor, normalisation_of(model))
+    heads = model.heads
+    return MultiTask(
+        backbone,
+        features,
+        emotion=heads.emotion is not None,
+        direction=heads.direction is not None,
+        pose=heads.pose.kind if heads.pose else None,
+        affect=heads.affect is not None,
+        conditioned=bool(heads.emotion and heads.emotion.conditioned_on_pose),
+        dropout=(
+            heads.emotion.dropout if heads.emotion else 0.0,
+            heads.direction.dropout if heads.direction else 0.0,
+        ),
+        learned_weights=learned_weights,
+        normalisation=Normalisation(mean, std),
+    )
+
+
+def normalisation_of(model: ModelConfig) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of the pixels of a config's network.
+
+    Its own numbers; else those of the run that it starts from; else what the backbone expects by its publisher.
+
+    Raises:
+        UserError: it starts from a folder that is no run.
+    """
+    if model.mean is not None and model.std is not None:
+        return model.mean, model.std
+    if model.weights not in ("none", "hub") and Path(model.weights).is_dir():
+        return normalisation_of(load_config(Path(model.weights)).model)
+    return published_normalisation(model.backbone, model.weights)
+
+
+def with_normalisation(config: RunConfig) -> RunConfig:
+    """The config with the numbers of :func:`normalisation_of`: those of its run folder, where it has one.
+
+    Raises:
+        UserError: a config in the run folder, or a run to start from, that cannot be read.
+    """
+    if config.model.mean is not None:
+        return config
+    run = Path(config.run)
+    return _normalised_by(config, *normalisation_of((load_config(run) if (run / CONFIG).is_file() else config).model))
+
+
+def _normalised_by(config: RunConfig, mean: Triple, std: Triple) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"mean": mean, "std": std})})
+
+
+Position = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands: everything else follows from ``samples_seen``.
+
+    ``unvalidated``: a validation was due here, and a signal came before it was done: it comes before the next step.
+    """
+
+    samples_seen: Position
+    step: Position
+    best: float | None = None
+    best_samples: Position = 0
+    ranks: int = 1
+    unvalidated: bool = False
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        """The state of a checkpoint folder.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_json((checkpoint / "state.json").read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
+            why = str(error)
+            if isinstance(error, ValidationError):
+                why = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint (state.json: {why}); remove this folder to go on from the one before"
+            ) from error
+
+
+def save_checkpoint(
+    run: Path,
+    state: State,
+    network: nn.Module,
+    optimizer: Mapping[str, Any],
+    *,
+    ema: nn.Module | None,
+    keep: int,
+    best: bool,
+) -> Path:
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, drop old ones.
+
+    A kill at any moment leaves the checkpoint before, or this one; never half of it.
+
+    Raises:
+        UserError: it could not be written, most often as the disk is full; the checkpoint before stands.
+    """
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:08d}"
+    part = folder / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        save_file(_plain(network), part / "model.safetensors")
+        if ema is not None:
+            save_file(_plain(ema), part / "ema.safetensors")
+        with (part / "optimizer.pt").open("wb") as stream:
+            torch.save(dict(optimizer), stream)
+        write_json(part / "state.json", asdict(state))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        last = checkpoints(run)[-1:]
+        why = error.__context__ if isinstance(error.__context__, OSError) else error  # below torch's own words
+        raise UserError(
+            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some room on this disk, "
+            "then run the same command again: "
+            + (f"it goes on from {last[0].name}" if last else "it starts over, as nothing is saved yet")
+        ) from error
+    if target.exists():  # an earlier start of the run ended after this step, and came here again
+        shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
+        target.rename(before)  # quicker than removing it: `last` may point here, and a kill may come between
+    part.rename(target)
+    _link(folder / "last", target)
+    if best:
+        _link(folder / "best", target)
+    _prune(folder, keep)
+    return target
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu").contiguous().clone() for key, value in network.state_dict().items()}
+
+
+def _link(link: Path, target: Path) -> None:
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    part.replace(link)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
+    for old in checkpoints(folder.parent)[:-keep]:
+        if old.resolve() not in kept:
+            shutil.rmtree(old)
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = (run / CHECKPOINTS).glob("step-*")
+    return sorted((p for p in found if _STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def remember_shards(run: Path, config: RunConfig) -> None:
+    """Keep with a run what its training shards are, once: it is used where they no longer lie."""
+    if (run / SHARDS).exists():
+        return
+    named = [one.shards for one in config.data.train]
+    folders = dict.fromkeys(Path(one) for one in named if isinstance(one, str))
+    manifests = {str(folder): Manifest.load(folder) for folder in folders if (folder / MANIFEST).is_file()}
+    if manifests:
+        known = ("dataset", "variant", "licence", "publishable", "crop", "image")
+        write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
+
+
+def crop_rules(run: Path) -> frozenset[CropRule]:
+    """The crop rules of the pictures that a run is trained on, as far as they are known.
+
+    Raises:
+        UserError: the run's record of its shards is damaged.
+    """
+    if not (run / SHARDS).is_file():
+        return frozenset()
+    try:
+        told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+        rules = {one["crop"] for one in told.values()}
+        return frozenset(CropRule.parse(rule) for rule in rules)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
+
+
+def recipes(run: Path) -> frozenset[Recipe]:
+    """How the pictures that a run is trained on were made; empty where that is not known of every one of them.
+
+    Raises:
+        UserError: the run's record of its shards is damaged.
+    """
+    rules = crop_rules(run)
+    if not rules:
+        return frozenset()
+    told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in told.values()]
+    return frozenset(one for one in found if one is not None) if None not in found else frozenset()
+
+
+def _recipe(crop: CropRule, image: Any) -> Recipe | None:
+    match image:
+        case {"encoding": "original"}:
+            return Recipe(None, 0, grey=False, quality=0)
+        case {"encoding": "jpeg", "size": int(size), "quality": int(quality), "colour": "grey" | "rgb" as colour}:
+            return Recipe(crop, size, colour == "grey", quality)
+    return None  # an older hpe recorded no more than the rule, or the manifest does not say it
+
+
+def load_config(run: Path) -> RunConfig:
+    """The resolved config of a run folder; one from before configs held ``model.mean`` was trained with ImageNet's.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: no {CONFIG} here; expected a run folder that `hpe train` wrote")
+    config = load(run / CONFIG, RunConfig)
+    return config if config.model.mean is not None else _normalised_by(config, MEAN, STD)
+
+
+def find_checkpoint(run: Path, which: str = "best") -> Path:
+    """A checkpoint by ``best`` (``last`` where no best was chosen yet), ``last``, or a step's folder name.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = run / CHECKPOINTS
+    for name in (which, "last") if which == "best" else (which,):
+        if (folder / name / "state.json").is_file():
+            return (folder / name).resolve()
+    names = [path.name for path in checkpoints(run)]
+    if which in ("last", "best") and names:  # the link points to what was removed
+        return folder / names[-1]
+    raise UserError(
+        f"{run}: no checkpoint {which!r}; "
+        + (f"there are {', '.join(names)}" if names else "the run has saved none yet: run hpe train first")
+    )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a checkpoint.
+
+    Raises:
+        UserError: damaged or missing.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: cannot read these weights ({str(error).splitlines()[0]})") from error
+
+
+def weights_of(run: Path, which: str = "best") -> Path:
+    """The weights file of a checkpoint: the averaged ones where the run has them.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    checkpoint = find_checkpoint(run, which)
+    averaged = checkpoint / "ema.safetensors"
+    return averaged if averaged.is_file() else checkpoint / "model.safetensors"
+
+
+def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
+    """The network of a run in evaluation mode, its config, and the weights file it came from.
+
+    Raises:
+        UserError: no run, no checkpoint, or weights that do not fit its config.
+    """
+    config, path = load_config(run), weights_of(run, which)
+    network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
+    try:
+        network.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
+    return network.eval(), config, path

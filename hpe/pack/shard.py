@@ -1,0 +1,325 @@
+"""One shard, from raw rows to a finished tar: the unit of work of ``hpe pack``, done by one process.
+
+A job is a function of its rows and its recipe alone, so that shards are the same bytes however many
+processes make them. What it learns goes into a journal beside the shards, ``.pack/<shard>.json``; a job whose
+journal and tar are there already is not done again.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image as Pillow
+
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular, write_text
+from hpe.data.crops import Box, CropRule, box_around, box_text
+from hpe.data.images import LARGEST_CROP, Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
+from hpe.data.recipe import Recipe
+from hpe.data.records import Record
+from hpe.data.shards import Sample, ShardInfo, write_shard
+from hpe.pack.near_copies import difference_hash, exact_digest
+from hpe.pack.summary import tally
+from hpe.sources.base import Raw
+
+if TYPE_CHECKING:
+    from hpe.data.detect import FaceDetector
+
+JOURNAL: Final = ".pack"
+_FORMATS_KEPT: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_ORIENTATION: Final = 0x0112
+_DECIMALS: Final = 2
+
+
+class RefusedError(ValueError):
+    """This row cannot become a sample; the message says why."""
+
+
+class StaleError(Exception):
+    """The finished shard was made of other rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A shard to be made: its rows are pickled pairs of a number and a :class:`Raw`."""
+
+    folder: Path
+    name: str
+    split: str
+    recipe: Recipe
+    rows: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The journal of one shard.
+
+    Attributes:
+        digest: of the rows and the recipe.
+        shard: None when no row became a sample: there is no tar then.
+        refused: number of the row, its source and the reason.
+        counts: see :func:`hpe.pack.summary.tally`.
+        samples: per sample the number of its row, its key, emotion, subject, and its two hashes in hex.
+    """
+
+    digest: str
+    shard: ShardInfo | None
+    refused: list[tuple[int, str, str]]
+    counts: Counter[str]
+    samples: list[tuple[int, str, int | None, str | None, str, str]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Outcome | None":
+        """The journal at ``path``; None when there is none, or it is not whole."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            shard = None if raw["shard"] is None else ShardInfo(**raw["shard"])
+            refused = [(int(i), str(source), str(why)) for i, source, why in raw["refused"]]
+            samples = [(i, key, emotion, subject, e, n) for i, key, emotion, subject, e, n in raw["samples"]]
+            return cls(raw["digest"], shard, refused, Counter(raw["counts"]), samples)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def save(self, path: Path) -> None:
+        """Write the journal, whole or not at all."""
+        raw = asdict(self) | {"counts": dict(self.counts)}
+        write_text(path, json.dumps(raw, separators=(",", ":")))
+
+
+def journal(folder: Path, shard: str) -> Path:
+    """Where the journal of a shard lies."""
+    return folder / JOURNAL / f"{shard}.json"
+
+
+def make_shard(job: Job) -> int:
+    """Make the shard, or find it made; returns how many rows it took.
+
+    Raises:
+        StaleError: a finished shard of this name was made of other rows.
+        OSError: the shard cannot be written (disk full).
+    """
+    rows: list[tuple[int, Raw]] = [pickle.loads(row) for row in job.rows]  # noqa: S301 (from our own parent)
+    digest, place = _digest(job, rows), journal(job.folder, job.name)
+    done = Outcome.load(place)
+    if done is not None:
+        if done.digest != digest:
+            raise StaleError(job.name)
+        if done.shard is None or _whole(job.folder, done.shard):
+            return len(rows)
+    refused: list[tuple[int, str, str]] = []
+    counts: Counter[str] = Counter()
+    known: list[tuple[int, str, int | None, str | None, str, str]] = []
+
+    def samples() -> Iterator[Sample]:
+        for number, raw in rows:
+            try:
+                made = finish(raw, job.recipe, job.split)
+            except RefusedError as reason:
+                refused.append((number, raw.record.source or raw.key, str(reason)))
+                continue
+            counts.update(made.counts)
+            record = made.sample.record
+            exact, near = made.exact.hex(), made.near.hex()
+            known.append((number, raw.key, record.emotion, record.subject, exact, near))
+            yield made.sample
+
+    shard = write_shard(job.folder / job.name, job.split, samples())
+    if not shard.samples:
+        (job.folder / job.name).unlink()
+    Outcome(digest, shard if shard.samples else None, refused, counts, known).save(place)
+    return len(rows)
+
+
+def fingerprints(recipe: Recipe, rows: tuple[bytes, ...]) -> list[tuple[int, bytes, bytes]]:
+    """Of each row that can become a sample: its number, and its exact and near hash."""
+    found = []
+    for number, raw in map(pickle.loads, rows):
+        try:
+            made = finish(raw, recipe, "train")
+        except RefusedError:
+            continue
+        found.append((number, made.exact, made.near))
+    return found
+
+
+def _digest(job: Job, rows: list[tuple[int, Raw]]) -> str:
+    digest = hashlib.sha256(repr((job.name, job.split, job.recipe)).encode())
+    for number, raw in rows:
+        digest.update(b"%d %s " % (number, raw.key.encode()))
+        digest.update(raw.record.to_json())
+    return digest.hexdigest()
+
+
+def _whole(folder: Path, shard: ShardInfo) -> bool:
+    try:
+        with open_regular(folder / shard.name) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A finished sample with what the audit wants to know of it."""
+
+    sample: Sample
+    exact: bytes
+    near: bytes
+    counts: list[str]
+
+
+def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
+    """Read, decode, crop, resize and encode one picture; box and landmarks move with it.
+
+    Raises:
+        RefusedError: the picture cannot be read, decoded or cropped, or whatever else is wrong with this row.
+    """
+    try:
+        made = _finish(raw, recipe, split)
+    except (RefusedError, UserError):
+        raise
+    except Exception as error:  # one row must not end the job
+        raise RefusedError(f"cannot be made: {type(error).__name__}: {_reason(error)}") from error
+    if problems := made.sample.record.problems():
+        raise RefusedError(f"after the crop: {'; '.join(problems)}")
+    return made
+
+
+def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
+    try:
+        data = raw.read()
+    except Exception as error:  # whatever a foreign library raises for a damaged row
+        raise RefusedError(f"cannot be read: {_reason(error)}") from error
+    try:
+        picture = decode_rgb(data)
+    except (ValueError, MemoryError) as error:
+        raise RefusedError(_reason(error)) from error
+    height, width = picture.shape[:2]
+    overlap = [] if raw.record.box is None else [f"has/{_inside(raw.record.box, width, height)}"]
+    if recipe.crop is None:
+        box = None
+        image, extension = _kept(data, picture)
+        green = picture[..., 1]
+    else:
+        box = _crop_box(raw.record, picture, recipe.crop, recipe.detector)
+        try:
+            stored = crop_resize(picture, box, recipe.size)
+        except (ValueError, MemoryError) as error:
+            raise RefusedError(_reason(error)) from error
+        green = stored[..., 1]
+        image, extension = encoded(stored, recipe), "jpg"
+    sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
+    return Made(
+        sample,
+        exact_digest(image),
+        difference_hash(green),
+        tally(sample.record, extension, width, height) + overlap,
+    )
+
+
+def encoded(stored: Picture, recipe: Recipe) -> bytes:
+    """A picture of the recipe's size as the shards hold it."""
+    return encode_jpeg(to_grey(stored) if recipe.grey else stored, recipe.quality)
+
+
+def _inside(box: Box, width: int, height: int) -> str:
+    """How a face box lies in its picture, in words for the audit.
+
+    Raises:
+        RefusedError: it encloses nothing, its centre is not in the picture, or it is far larger than that.
+    """
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        raise RefusedError(f"box {box_text(box)} has no positive width and height")
+    if not (0 <= x0 + x1 <= 2 * width and 0 <= y0 + y1 <= 2 * height):
+        raise RefusedError(f"box {box_text(box)} lies outside the picture ({width} × {height})")
+    if max(x1 - x0, y1 - y0) > LARGEST_CROP * max(width, height):
+        raise RefusedError(f"box {box_text(box)} is far larger than the picture ({width} × {height})")
+    within = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+    return "box within the picture" if within else "box over the border"
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _crop_box(record: Record, picture: Picture, rule: CropRule, detector: str) -> Box:
+    height, width = picture.shape[:2]
+    if rule.shape == "none":
+        return 0.0, 0.0, float(width), float(height)
+    if rule.basis != "detector":
+        return rule.apply(labelled_box(record, rule))
+    from hpe.data.detect import the_face
+
+    face = the_face(_detector(detector).detect([picture])[0], width, height)
+    if face is None:
+        raise RefusedError(f"no face found by {detector}")
+    return rule.apply(face[0])
+
+
+def labelled_box(record: Record, rule: CropRule) -> Box:
+    """The box that a rule of ``box`` or ``landmarks`` starts from.
+
+    Raises:
+        RefusedError: the record has none.
+    """
+    if rule.basis == "box":
+        if record.box is None:
+            raise RefusedError(f"no box: the crop rule {rule} needs one")
+        return record.box
+    if record.landmarks is None:
+        raise RefusedError(f"no landmarks: the crop rule {rule} needs them")
+    try:
+        return box_around(np.asarray(record.landmarks, float))
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _detector(name: str) -> "FaceDetector":
+    """Built once in each process: building takes as long as some hundred faces."""
+    from hpe.data.detect import open_detector
+
+    return open_detector(name)
+
+
+def _moved(record: Record, split: str, box: Box | None, size: int) -> Record:
+    if box is None:
+        return replace(record, split=split)
+    inner, points = record.box, record.landmarks
+    if inner is not None:
+        x0, y0, x1, y1 = (round(side, _DECIMALS) for side in map_box(inner, box, size))
+        inner = (x0, y0, x1, y1)
+    if points is not None:
+        raw = np.asarray(points, float).reshape(-1, 2)
+        moved = np.round(map_points(raw, box, size), _DECIMALS)
+        moved[(raw == -1).all(1)] = -1  # the mark of a point that is not visible
+        points = tuple(map(tuple, moved.tolist()))
+    return replace(record, split=split, box=inner, landmarks=points)
+
+
+def _kept(data: bytes, picture: Picture) -> tuple[bytes, str]:
+    """The original bytes, where every reader of shards sees the same picture in them; else a PNG of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Pillow.open(io.BytesIO(data), formats=tuple(_FORMATS_KEPT)) as opened:
+                single = getattr(opened, "n_frames", 1) == 1
+                plain = opened.mode in ("L", "RGB") and "transparency" not in opened.info
+                if plain and single and opened.getexif().get(_ORIENTATION, 1) == 1:
+                    return data, _FORMATS_KEPT[opened.format or ""]
+        except Exception as error:  # damaged beside the pixels, which were read: the PNG holds those
+            del error
+    out = io.BytesIO()
+    Pillow.fromarray(picture).save(out, "PNG")
+    return out.getvalue(), "png"

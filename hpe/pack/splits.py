@@ -1,0 +1,163 @@
+"""Which sample is for training, validation and test: so that no person or photo stands in two of them."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from hpe.core.errors import UserError
+
+SPLITS: Final = ("train", "val", "test")
+_SEVERAL: Final = 10
+"""Subjects, from which on one person alone would be a poor test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What splitting needs to know of a sample."""
+
+    key: str
+    subject: str | None
+    emotion: int | None
+    split: str | None
+    """The dataset's own split."""
+    source: str | None = None
+
+
+def order(seed: int, name: str) -> int:
+    """A number that orders names at random, the same on every machine and in every order of asking."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
+
+
+def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float, official: Sequence[str]) -> list[str]:
+    """The split of each row: the dataset's own where it has one, the rest drawn by subject and by emotion.
+
+    Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects
+    stand in a seeded order; the first ``test_share`` of the samples are test, the next ``val_share`` val. A
+    split is thus a function of the set of rows, whatever their order. Where there are three subjects or more,
+    none of the splits that are asked for stays empty; of ten or more, each gets at least two.
+
+    Args:
+        official: the splits of the dataset that count. () draws all three; with train and test, val is cut from
+            train; with val or all three, nothing is drawn.
+    """
+    if not official:
+        return _draw(rows, seed, val_share, test_share)
+    split = [row.split or "train" for row in rows]
+    if "val" in official or not val_share:
+        return split
+    free = [i for i, row in enumerate(rows) if row.split == "train"]
+    drawn = _draw([rows[i] for i in free], seed, val_share, 0.0)
+    for i, name in zip(free, drawn, strict=True):
+        split[i] = name
+    return split
+
+
+def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> list[str]:
+    # A subject and a key of the same text must not become one group.
+    groups = [f"subject {row.subject}" if row.subject is not None else f"key {row.key}" for row in rows]
+    size = Counter(groups)
+    emotions: dict[str, Counter[int]] = defaultdict(Counter)
+    for row, group in zip(rows, groups, strict=True):
+        emotions[group][-1 if row.emotion is None else row.emotion] += 1
+    strata: dict[int, list[str]] = defaultdict(list)
+    for group, counted in emotions.items():
+        strata[min(counted, key=lambda e: (-counted[e], e))].append(group)
+
+    split: dict[str, str] = {}
+    for members in strata.values():
+        members.sort(key=lambda group: (order(seed, group), group))
+        total, before = sum(size[group] for group in members), 0
+        for group in members:
+            middle = (before + size[group] / 2) / total
+            split[group] = "test" if middle < test_share else "val" if middle < test_share + val_share else "train"
+            before += size[group]
+    _fill_empty(split, seed, [name for name, share in (("test", test_share), ("val", val_share)) if share])
+    return [split[group] for group in groups]
+
+
+def _fill_empty(split: dict[str, str], seed: int, wanted: Sequence[str]) -> None:
+    if len(split) <= len(wanted):
+        return
+    least = 2 if len(split) >= _SEVERAL else 1
+    for name in (*wanted, "train"):
+        while (counted := Counter(split.values()))[name] < least:
+            most, _ = counted.most_common(1)[0]
+            first = min((g for g in split if split[g] == most), key=lambda group: (order(seed, group), group))
+            split[first] = name
+
+
+class Lists:
+    """Given lists: ``train.txt``, ``val.txt``, ``test.txt`` with one sample a line.
+
+    A line is a key, the path inside the raw dataset, that path without its extension, or the file's name with
+    or without extension where only one sample has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the lists.
+
+        Raises:
+            UserError: no list there, or a line in two lists.
+        """
+        self.folder = folder
+        self._split: dict[str, str] = {}
+        paths = [path for name in SPLITS if (path := folder / f"{name}.txt").is_file()]
+        if not paths:
+            expected = ", ".join(f"{name}.txt" for name in SPLITS)
+            raise UserError(f"--splits {folder}: no lists there; expected {expected}, one sample a line")
+        for path in paths:
+            for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+                name = line.strip().replace("\\", "/").removeprefix("./")
+                if name and self._split.setdefault(name, path.stem) != path.stem:
+                    raise UserError(
+                        f"--splits: {name!r} stands in {self._split[name]}.txt and in {path.name}; "
+                        "a sample belongs to one split: remove it from the other"
+                    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that have a list."""
+        return tuple(name for name in SPLITS if name in self._split.values())
+
+    def assign(self, rows: Sequence[Row]) -> list[str | None]:
+        """The split of each row; None for rows in no list.
+
+        Raises:
+            UserError: no line names any of the rows.
+        """
+        short = Counter(name for row in rows for name in _short_names(row))
+        found: list[str | None] = []
+        for row in rows:
+            names = [*_long_names(row), *(name for name in _short_names(row) if short[name] == 1)]
+            found.append(next((self._split[name] for name in names if name in self._split), None))
+        if rows and not any(found):
+            raise UserError(
+                f"--splits {self.folder}: none of its {len(self._split):,} lines names a sample; the first "
+                f"line is {next(iter(self._split), '')!r}, the first sample {rows[0].source or rows[0].key!r}"
+            )
+        return found
+
+
+def _long_names(row: Row) -> list[str]:
+    if row.source is None:
+        return [row.key]
+    return list(dict.fromkeys((row.key, row.source, str(PurePosixPath(row.source).with_suffix("")))))
+
+
+def _short_names(row: Row) -> list[str]:
+    if row.source is None:
+        return []
+    path = PurePosixPath(row.source)
+    return list(dict.fromkeys((path.name, path.stem)))
+
+
+def shared_subjects(rows: Sequence[Row], splits: Sequence[str | None]) -> Mapping[str, tuple[str, ...]]:
+    """Subjects that stand in more than one split, with those splits: a leak, unless known and wanted."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for row, split in zip(rows, splits, strict=True):
+        if row.subject is not None and split is not None:
+            seen[row.subject].add(split)
+    return {s: tuple(n for n in SPLITS if n in names) for s, names in sorted(seen.items()) if len(names) > 1}

@@ -1,0 +1,69 @@
+"""A landmark model in ``hpe predict``: its mesh finds the faces in whole pictures, its regressor gives their angles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from hpe.data.directions import OURS
+from hpe.data.images import decode_rgb
+from hpe.landmarks.estimator import LandmarkEstimator
+from hpe.landmarks.mesh import MeshFace, Which
+from hpe.predict.face_finders import NO_FACE, Found, Loaded, loaded
+from hpe.predict.inputs import Item, Skipped
+from hpe.predict.network import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Meshed(Loaded):
+    meshes: Sequence[MeshFace] = ()
+
+
+class Meshed:
+    """Finds faces as :class:`hpe.predict.face_finders.Given` does, and answers as a predictor.
+
+    :meth:`close` ends the mesh.
+
+    Args:
+        folder: of the model.
+        which: with several faces: largest, centre or all.
+        keep_pictures: for drawing.
+    """
+
+    heads: tuple[str, ...] = ("pose",)
+
+    def __init__(self, folder: Path, which: Which, *, keep_pictures: bool) -> None:
+        self._estimator, self._keep = LandmarkEstimator(folder, which=which), keep_pictures
+
+    def close(self) -> None:
+        """End the face mesh."""
+        self._estimator.close()
+
+    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+        """Read, decode and look for faces, in a thread."""
+
+        def decode(data: bytes) -> Loaded:
+            assert isinstance(item, Item)
+            picture = decode_rgb(data)
+            height, width = picture.shape[:2]
+            return _Meshed(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
+
+        return loaded(item, decode)
+
+    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
+        """The faces of every picture, the largest first."""
+        found: list[Found | Skipped] = []
+        for one in group:
+            assert isinstance(one, _Meshed)
+            if not one.meshes:
+                found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
+            found += [Found(one, number, mesh.box, None, mesh.points) for number, mesh in enumerate(one.meshes)]
+        return found
+
+    def answer(self, faces: Float[np.ndarray, "faces points 3"]) -> Answers:
+        """Angles of points, and the direction by our thresholds."""
+        angles = self._estimator.model.angles(faces).astype(np.float32)
+        unknown = np.full_like(angles, np.nan)
+        return Answers(direction=OURS(angles, unknown), angles=angles, deviations=unknown)

@@ -1,0 +1,144 @@
+"""What a report reads: a run folder's config, learning curves, and evaluations."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from hpe.core.errors import UserError
+from hpe.evaluate.gallery import read_faces
+from hpe.metrics import SCHEMA, figures
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Curves = dict[str, dict[str, list[tuple[float, float]]]]
+"""Name of a metric → split → (samples seen, value)."""
+_SECTIONS: Final = (
+    "rows", "interval", "emotion", "protocols", "direction", "pose", "valence", "arousal", "cells", "by",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation: its metrics, their provenance, and its predictions if they were kept."""
+
+    name: str
+    figures: Mapping[str, Any]
+    about: Mapping[str, Any]
+    table: "pa.Table | None"
+    faces: Mapping[tuple[str | None, str], bytes]
+
+    def public(self) -> Self:
+        """Without its faces, unless the terms of all its datasets are known and allow sharing them."""
+        allowed = self.about.get("publishable") == ["True"]
+        return self if allowed else replace(self, faces={})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a report needs of a run folder; ``unread`` lines of its log were damaged."""
+
+    path: Path
+    name: str
+    config_text: str
+    config: Mapping[str, Any]
+    curves: Curves
+    unread: int
+    evaluations: tuple[Evaluation, ...]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: this is not a run folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a run folder that `hpe train` wrote")
+    text, config = _config(folder / "config.yaml")
+    curves, unread = _curves(folder / "metrics.jsonl")
+    found = {path.stem for suffix in ("json", "parquet") for path in (folder / "evaluate").glob(f"[!.]*.{suffix}")}
+    names = sorted(name for name in found if not name.endswith(".faces"))
+    if not text and not curves and not names:
+        if (folder / "study.yaml").is_file():
+            raise UserError(f"{folder}: this study is not finished, so it has no tables; run `hpe study` again")
+        raise UserError(
+            f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
+        )
+    evaluations = tuple(_evaluation(folder / "evaluate", name) for name in names)
+    return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations)
+
+
+def read_predictions(path: Path) -> "pa.Table":
+    """A predictions table.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run `hpe evaluate` again") from error
+
+
+def _evaluation(folder: Path, name: str) -> Evaluation:
+    predictions = folder / f"{name}.parquet"
+    table = read_predictions(predictions) if predictions.is_file() else None
+    read: Any = {}
+    path = folder / f"{name}.json"
+    if path.is_file():
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error}); run `hpe evaluate` again") from error
+    whole = isinstance(read, dict) and read.get("schema") == SCHEMA and all(key in read for key in _SECTIONS)
+    if not whole and table is None:
+        raise UserError(f"{path}: not the metrics of this version of hpe; run `hpe evaluate` again")
+    about = read.get("about") if isinstance(read, dict) else None
+    # Metrics of another version are computed again from the predictions.
+    made = read if whole or table is None else figures(table)
+    about = about if isinstance(about, dict) else {}
+    return Evaluation(name, made, about, table, read_faces(folder / f"{name}.faces.parquet"))
+
+
+def _config(path: Path) -> tuple[str, Mapping[str, Any]]:
+    import yaml
+
+    if not path.is_file():
+        return "", {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            # A few nested aliases can expand to gigabytes.
+            raise ValueError("YAML aliases (*name) are not allowed in configs; write the value out")
+        config = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    return text, config if isinstance(config, dict) else {}
+
+
+def _curves(path: Path) -> tuple[Curves, int]:
+    """Values by samples seen; of several lines for one point the last counts; damaged lines are counted."""
+    if not path.is_file():
+        return {}, 0
+    points: dict[str, dict[str, dict[float, float]]] = {}
+    unread = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+                samples, split = float(values["samples"]), str(values["split"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                unread += 1
+                continue
+            for name, value in values.items():
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if name not in ("step", "samples", "split") and number and math.isfinite(value):
+                    points.setdefault(name, {}).setdefault(split, {})[samples] = float(value)
+    return {n: {s: sorted(of.items()) for s, of in splits.items()} for n, splits in points.items()}, unread

@@ -1,0 +1,151 @@
+"""A batch in one block of memory: what travels from a worker to the trainer and on to the device.
+
+One block costs one shared-memory file, one pinned copy and one copy to the device, where the eleven fields
+of a :class:`hpe.data.batch.Batch` would cost eleven of each.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.batch import Batch
+from hpe.stream.shared_memory import pool_of
+
+LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll")
+"""Columns of a label row, NaN where a label is missing; the emotion's distribution follows."""
+COLUMNS: Final = len(LABELS) + len(EMOTIONS)
+LabelRows = Float32[np.ndarray, "rows columns"]
+_ALIGN: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A sample (or, without a key, a whole shard) that could not be read, and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}{f', {self.key}' if self.key else ''}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A batch and where it stands.
+
+    Attributes:
+        batch: this rank's part of the global batch.
+        first: position of its first row in the global sequence: the seed of its augmentation.
+        samples_seen: position after the *global* batch: what to store and to resume from.
+        damage: what could not be read; such a row is black with every mask false.
+    """
+
+    batch: Batch
+    first: int
+    samples_seen: int
+    damage: tuple[Damage, ...] = ()
+
+    @property
+    def readable(self) -> list[bool]:
+        """By row: whether it is a sample, and not the black place of one that could not be read."""
+        lost = {one.key for one in self.damage}
+        return [key not in lost for key in self.batch.keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A block in a pool of shared memory."""
+
+    pool: int
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch as one block of bytes: pictures, then the fields of :func:`layout`.
+
+    ``encoded``: by row, the shard's name and how many bytes of a JPEG stand where its pixels would (0: pixels);
+    empty where every row is pixels.
+    """
+
+    block: UInt8[Tensor, " bytes"] | Slot
+    keys: tuple[str, ...]
+    height: int
+    width: int
+    first: int
+    samples_seen: int
+    damage: tuple[Damage, ...] = ()
+    encoded: tuple[tuple[str, int], ...] = ()
+
+    def pin_memory(self) -> "Packed":
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        return replace(self, block=self._memory().pin_memory())
+
+    def _memory(self) -> UInt8[Tensor, " bytes"]:
+        if isinstance(self.block, Slot):
+            return pool_of(self.block.pool).lease(self.block.number, self.block.size)
+        return self.block
+
+    def unpack(self) -> Loaded:
+        """The batch as views of the block: images in channels-last memory, nothing copied."""
+        places, _ = layout(len(self.keys), self.height, self.width)
+        block = self._memory()
+        views = {
+            name: block[start:stop].view(dtype).view(shape) for name, (start, stop, dtype, shape) in places.items()
+        }
+        views["images"] = views["images"].permute(0, 3, 1, 2)
+        return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage)
+
+
+Place = tuple[int, int, torch.dtype, tuple[int, ...]]
+
+
+@cache
+def layout(rows: int, height: int, width: int) -> tuple[dict[str, Place], int]:
+    """Where each field lies (start, stop, type, shape) and the block's bytes."""
+    fields = {
+        "images": (torch.uint8, (rows, height, width, 3)),
+        "emotion": (torch.int64, (rows,)),
+        "direction": (torch.int64, (rows,)),
+        "emotion_target": (torch.float32, (rows, len(EMOTIONS))),
+        "angles": (torch.float32, (rows, 3)),
+        "affect": (torch.float32, (rows, 2)),
+        "emotion_mask": (torch.bool, (rows,)),
+        "direction_mask": (torch.bool, (rows,)),
+        "angles_mask": (torch.bool, (rows,)),
+        "affect_mask": (torch.bool, (rows,)),
+    }
+    places, at = {}, 0
+    for name, (dtype, shape) in fields.items():
+        size = int(np.prod(shape)) * dtype.itemsize
+        places[name] = (at, at + size, dtype, shape)
+        at += -(-size // _ALIGN) * _ALIGN
+    return places, at
+
+
+def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: int, width: int) -> None:
+    """Write label rows (see :data:`LABELS`) into a block's fields and masks."""
+    places, _ = layout(len(labels), height, width)
+
+    def field(name: str, dtype: type) -> np.ndarray:
+        start, stop, _, shape = places[name]
+        return block[start:stop].view(dtype).reshape(shape)
+
+    known: Any = np.isfinite(labels)
+    for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
+        named = known[:, column] & (labels[:, column] >= 0) & (labels[:, column] < len(classes))
+        field(name, np.int64)[:] = np.where(named, labels[:, column], 0).astype(np.int64)
+        field(f"{name}_mask", np.bool_)[:] = named
+    for name, columns in (("affect", slice(2, 4)), ("angles", slice(4, 7))):
+        here = known[:, columns].all(1)
+        field(name, np.float32)[:] = np.where(here[:, None], labels[:, columns], 0)
+        field(f"{name}_mask", np.bool_)[:] = here
+    field("emotion_target", np.float32)[:] = np.where(known[:, :1], labels[:, len(LABELS) :], 0)

@@ -1,0 +1,242 @@
+"""Datasets of shards, resolved, checked and counted: what loaders are made from."""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hpe.core.errors import UserError
+from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.data.pose_labels import mismatch
+from hpe.data.records import Record
+from hpe.data.shards import index_tar
+from hpe.stream.batch_block import COLUMNS
+from hpe.stream.index import WHOLE_SHARD, ShardTable
+from hpe.stream.loader import Loader
+from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
+from hpe.stream.remote_cache import Spool, node_folder
+from hpe.stream.shard_sets import ShardSet, resolve
+from hpe.stream.worker import Batches, Reading, Refusal, Shelf
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Balanced sampling: classes come equally often.
+
+    Attributes:
+        by: ``emotion``, ``direction``, or ``both`` (each pair is a class).
+        power: 1 equal shares, 0 the natural shares, between: in between.
+    """
+
+    by: Literal["emotion", "direction", "both"] = "emotion"
+    power: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many samples there are, and of which labels.
+
+    ``wide`` of those with ``angles`` have one of 99° or more, for which Hopenet has no bin.
+    """
+
+    samples: int
+    emotion: tuple[int, ...]
+    direction: tuple[int, ...]
+    both: tuple[tuple[int, ...], ...]
+    angles: int
+    affect: int
+    wide: int = 0
+
+
+class Stream:
+    """Datasets of shards, resolved, counted and checked: makes the loaders.
+
+    Raises:
+        UserError: every problem of every dataset: nothing there, no samples, pose tables that do not match.
+    """
+
+    def __init__(self, sets: Sequence[ShardSet], reading: Reading) -> None:
+        self.reading = reading
+        self._weights = [one.weight for one in sets]
+        self._spool = Spool.of_node(reading.spool_bytes)
+        self._cache = node_folder() / "tables"
+        self._cache.mkdir(exist_ok=True)
+        self.sets = resolve(sets)
+        self._shelf = Shelf(self.sets, reading.labels, self._spool, self._cache)
+        problems = self._problems()
+        if problems:
+            raise UserError("\n".join(problems))
+        self.counts = tuple(
+            tuple(self._count(d, s) if one.samples is None else one.samples for s, one in enumerate(shards))
+            for d, shards in enumerate(self.sets)
+        )
+        readable = [any(self._readable(d, s) for s in range(len(shards))) for d, shards in enumerate(self.sets)]
+        if empty := [one.shards for one, some in zip(sets, readable, strict=True) if not some]:
+            raise UserError("\n".join(f"{named}: no sample in these shards" for named in empty))
+        self.samples = sum(map(sum, self.counts))
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for shards in self.sets:
+            for shard in shards:
+                if not shard.remote and not Path(shard.url).is_file():
+                    problems.append(f"{shard.url}: there is no such file; expected a regular file")
+                elif self.reading.labels.needs_pose and shard.pose is not None:
+                    why = mismatch(
+                        shard.pose, shard=shard.name, sha256=shard.sha256, samples=shard.samples,
+                        rule=self.reading.labels.rule,
+                    )  # fmt: skip
+                    problems += [why] if why else []
+        return problems
+
+    def _count(self, dataset: int, shard: int) -> int:
+        table = self._table(dataset, shard)
+        # What a damaged tar has lost counts as one more sample that cannot be read, and so is named.
+        return len(table) + (WHOLE_SHARD in table.damage)
+
+    def _readable(self, dataset: int, shard: int) -> bool:
+        samples = self.sets[dataset][shard].samples
+        return bool(len(self._table(dataset, shard)) if samples is None else samples)
+
+    def _table(self, dataset: int, shard: int) -> ShardTable:
+        opened = self._shelf.open(dataset, shard)
+        if isinstance(opened, str):
+            raise UserError(f"{self.sets[dataset][shard].url}: {opened}")
+        return opened[1]
+
+    def endless(
+        self,
+        *,
+        seed: int,
+        batch: int,
+        samples_seen: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        window: int = 64,
+        balance: Balance | None = None,
+    ) -> Loader:
+        """Shuffled batches without end, from ``samples_seen`` on: a pure function of its arguments.
+
+        Every epoch of every dataset holds each of its samples exactly once; ranks together see the same
+        global batches whatever their number.
+
+        Args:
+            seed: of the order.
+            batch: samples of a batch over all ranks.
+            samples_seen: where to go on (``Loaded.samples_seen`` of the last batch).
+            rank, ranks: this process among those of the job.
+            window: shards within which samples are shuffled.
+            balance: draw classes equally often instead.
+
+        Raises:
+            UserError: balance is asked for, but no sample has the label.
+        """
+        if balance:
+            order: Order = self._balanced(balance, seed, window)
+        else:
+            parts = [Shuffled(counts, seed=seed + d, window=window, dataset=d) for d, counts in enumerate(self.counts)]
+            order = parts[0] if len(parts) == 1 else Mixed(parts, self._weights, seed=seed)
+        return self._loader(order, Plan(batch, rank, ranks, samples_seen))
+
+    def once(self, *, batch: int, rank: int = 0, ranks: int = 1) -> Loader:
+        """Every sample exactly once over all ranks, in order of dataset, shard and row.
+
+        The last batch may be short, and empty (then left out) for some ranks.
+        """
+        order = InOrder(self.counts)
+        return self._loader(order, Plan(batch, rank, ranks, 0, order.length))
+
+    def label_counts(self) -> Counts:
+        """How often each label occurs: reads every shard's records, once a node."""
+        emotion, direction, angles, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
+        both = np.zeros((8, 5), np.int64)
+        have = (emotion >= 0) & (direction >= 0)
+        np.add.at(both, (emotion[have], direction[have]), 1)
+        return Counts(
+            self.samples,
+            tuple(np.bincount(emotion[emotion >= 0], minlength=8).tolist()),
+            tuple(np.bincount(direction[direction >= 0], minlength=5).tolist()),
+            tuple(tuple(row) for row in both.tolist()),
+            int((~np.isnan(angles)).sum()),
+            int(affect.sum()),
+            int((angles >= BINS_REACH_DEGREES).sum()),
+        )
+
+    def records(self) -> Iterator[tuple[str, str, Record | None]]:
+        """Shard name, key and record of every sample, in the order of :meth:`once`; None: a damaged record."""
+        for dataset, counts in enumerate(self.counts):
+            for shard in range(len(counts)):
+                opened = self._shelf.open(dataset, shard)
+                if isinstance(opened, str):
+                    continue
+                with mmap.mmap(opened[0], 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
+                    index = index_tar(data)
+                    for key, (start, size) in zip(index.keys, index.records.tolist(), strict=True):
+                        try:
+                            record = Record.from_json(bytes(data[start : start + size]))
+                        except (ValueError, RecursionError):
+                            record = None
+                        yield self.sets[dataset][shard].name, key, record
+
+    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
+        """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
+        order = InOrder(self.counts)
+        reading = replace(self.reading, decoder="cpu")
+        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._shelf)
+        for position in positions:
+            packed = rows[position]
+            if isinstance(packed, Refusal):
+                raise UserError(packed.message)
+            batch = packed.unpack().batch
+            yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
+
+    def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Per shard: emotion and direction (-1: none), the largest angle (NaN: none), and whether there is affect.
+
+        Raises:
+            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute a shard.
+        """
+        for dataset, counts in enumerate(self.counts):
+            for shard, count in enumerate(counts):
+                rows = np.full((count, COLUMNS), np.nan, np.float32)
+                opened = self._shelf.open(dataset, shard)
+                named = self.sets[dataset][shard]
+                if isinstance(opened, str) and named.remote and not shard:
+                    raise UserError(f"{named.url}: {opened}; expected the shard that its manifest tells of")
+                if not isinstance(opened, str):
+                    known = opened[1].labels[:count]
+                    rows[: len(known)] = known
+                classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
+                yield (
+                    classes[:, 0], classes[:, 1], np.abs(rows[:, 4:7]).max(1), ~np.isnan(rows[:, 2:4]).any(1)
+                )  # fmt: skip
+
+    def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
+        labels: list[list[np.ndarray]] = [[] for _ in self.counts]
+        rows = self._labels()
+        for dataset, counts in enumerate(self.counts):
+            for _ in counts:
+                emotion, direction, _, _ = next(rows)
+                match balance.by:
+                    case "emotion":
+                        classes = emotion
+                    case "direction":
+                        classes = direction
+                    case "both":
+                        classes = np.where((emotion >= 0) & (direction >= 0), emotion * 5 + direction, -1)
+                labels[dataset].append(classes)
+        try:
+            return balanced(labels, seed=seed, window=window, power=balance.power)
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"balanced sampling by {balance.by}: no sample of these shards has this label") from None
+
+    def _loader(self, order: Order, plan: Plan) -> Loader:
+        if plan.batch < plan.ranks:
+            raise UserError(f"batch: {plan.batch} samples do not reach {plan.ranks} ranks; use at least {plan.ranks}")
+        return Loader(Batches(self.sets, order, plan, self.reading, self._shelf), plan, self.reading, self.samples)

@@ -1,0 +1,30 @@
+"""``hpe study``: the thesis from shards and pose tables to its tables.
+
+In reading order:
+
+    rebuild.py     the command: every model, set and seed, then the tables
+    config.py      the config of a study, and of each of its runs
+    sets.py        pose tables with directions, and the balanced sets
+    jobs.py        the runs, on a pool of processes
+    adaboost.py    the thesis' classical model
+    results.py     the predictions of the runs
+    tables.py      the thesis' tables, our results beside the published ones
+    compare.py     models in pairs, with tests
+    published.py   the thesis' published results
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpe.study.rebuild import study
+
+__all__ = ["study"]
+
+
+def __getattr__(name: str) -> object:
+    # Late, so that a file of this room can be imported without all that its command stands on.
+    if name in __all__:
+        from hpe.study import rebuild
+
+        return getattr(rebuild, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

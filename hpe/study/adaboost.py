@@ -1,0 +1,161 @@
+"""AdaBoost, the thesis' classical model: scikit-learn's, on histograms of oriented gradients or on features of
+a trained network. Its predictions are kept like a network's, so that every figure comes from one place.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.core.labels import EMOTIONS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hpe.data.batch import Batch
+    from hpe.stream import Reading, ShardSet, Stream
+
+_CELL: Final = 8
+_ORIENTATIONS: Final = 9
+_BLOCK: Final = 2
+_BATCH: Final = 256
+
+
+def hog(images: UInt8[np.ndarray, "batch height width"]) -> Float32[np.ndarray, "batch features"]:
+    """Histograms of oriented gradients (Dalal and Triggs, 2005), as scikit-image's ``hog`` defines them.
+
+    Cells of 8 × 8 pixels, 9 unsigned orientations without interpolation, blocks of 2 × 2 cells, L2-Hys.
+
+    Args:
+        images: grey; what exceeds whole cells is cut off.
+    """
+    count, height, width = images.shape
+    pixels = images.astype(np.float32)
+    down, across = np.zeros_like(pixels), np.zeros_like(pixels)
+    down[:, 1:-1] = pixels[:, 2:] - pixels[:, :-2]
+    across[:, :, 1:-1] = pixels[:, :, 2:] - pixels[:, :, :-2]
+    strength = np.hypot(across, down)
+    turn = np.rad2deg(np.arctan2(down, across)) % 180
+    place = np.minimum(turn * (_ORIENTATIONS / 180), _ORIENTATIONS - 1).astype(np.int8)
+    rows, columns = height // _CELL, width // _CELL
+    cells = np.empty((count, rows, columns, _ORIENTATIONS), np.float32)
+    for orientation in range(_ORIENTATIONS):
+        part = np.where(place == orientation, strength, 0)[:, : rows * _CELL, : columns * _CELL]
+        cells[..., orientation] = part.reshape(count, rows, _CELL, columns, _CELL).mean((2, 4))
+    offsets = [(i, j) for i in range(_BLOCK) for j in range(_BLOCK)]
+    blocks = np.concatenate([cells[:, i : rows - 1 + i, j : columns - 1 + j] for i, j in offsets], -1)
+    blocks = np.minimum(_unit(blocks), 0.2)
+    return _unit(blocks).reshape(count, -1)
+
+
+def _unit(blocks: np.ndarray) -> np.ndarray:
+    return blocks / np.sqrt((blocks**2).sum(-1, keepdims=True) + 1e-10)
+
+
+def hog_of(batch: "Batch") -> Float32[np.ndarray, "batch features"]:
+    """HOG of a batch of grey pictures."""
+    return hog(batch.images[:, 0].numpy())
+
+
+def features_of_run(run: Path) -> tuple[Callable[["Batch"], np.ndarray], "Reading"]:
+    """What turns a batch into the features of a run's backbone, and how that run reads pictures.
+
+    Raises:
+        UserError: no such run.
+    """
+    import torch
+
+    from hpe.core.distributed import device
+    from hpe.data.normalise import prepare
+    from hpe.models.run_folder import load_run
+    from hpe.train.setup import reading
+
+    network, config, _ = load_run(run)
+    where = device()
+    network = network.to(where)
+
+    @torch.inference_mode()
+    def features(batch: "Batch") -> np.ndarray:
+        return network.backbone(prepare(batch.to(where), network.normalisation)).float().cpu().numpy()
+
+    return features, reading(config.data)
+
+
+def boost(
+    run: Path,
+    train: "ShardSet",
+    tests: "Sequence[tuple[str, ShardSet]]",
+    reading: "Reading",
+    features: Callable[["Batch"], np.ndarray],
+    *,
+    described: str,
+    estimators: int,
+    depth: int,
+    learning_rate: float,
+    seed: int,
+    replicates: int,
+) -> int:
+    """Fit AdaBoost and write ``RUN/evaluate/NAME.*`` for every test set.
+
+    Args:
+        run: folder.
+        train: what it learns from.
+        tests: name and shards of what it is judged on.
+        reading: how pictures and labels are read.
+        features: of a batch.
+        described: the features, for the figures' origin.
+        estimators, depth, learning_rate: of the boosting and its trees.
+        seed: of the trees.
+        replicates: bootstrap draws of the figures.
+
+    Returns:
+        The exit code: 1 when samples could not be read.
+
+    Raises:
+        UserError: fewer than two emotions to learn.
+    """
+    import pyarrow as pa
+    from sklearn.ensemble import AdaBoostClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    from hpe.evaluate.measure import FOLDER, keep
+    from hpe.stream import Stream
+
+    rows, values, damaged = _read(Stream([train], reading), features)
+    labels = np.array([-1 if v is None else v for v in rows["emotion"].to_pylist()])
+    if len(found := np.unique(labels[labels >= 0])) < 2:
+        raise UserError(f"{train.shards}: {len(found)} emotions to learn from; AdaBoost needs two or more")
+    tree = DecisionTreeClassifier(max_depth=depth)
+    model = AdaBoostClassifier(tree, n_estimators=estimators, learning_rate=learning_rate, random_state=seed)
+    model.fit(values[labels >= 0], labels[labels >= 0])
+    about = f"AdaBoost ({estimators} trees of depth {depth}) on {described}, seed {seed}; refitted, not stored"
+    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    for name, shards in tests:
+        stream = Stream([shards], reading)
+        rows, values, lost = _read(stream, features)
+        chosen = model.predict(values).astype(np.int8)
+        assert chosen.max(initial=0) < len(EMOTIONS)
+        rows = rows.append_column("emotion_hat", pa.array(chosen, pa.int8()))
+        print(keep(run / FOLDER, name, rows, stream, damaged=lost, about={"weights": about}, replicates=replicates))
+        damaged += lost
+    return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _read(stream: "Stream", features: Callable[["Batch"], np.ndarray]) -> tuple["pa.Table", np.ndarray, int]:
+    """Truth and features of every sample that can be read, and how many cannot."""
+    import pyarrow as pa
+
+    from hpe.evaluate.measure import rows_of
+    from hpe.models.views import Estimates
+
+    tables: list[Any] = []
+    values: list[np.ndarray] = []
+    with stream.once(batch=_BATCH) as loader:
+        for loaded in loader:
+            tables.append(rows_of(loaded.batch, Estimates()).filter(loaded.readable))
+            values.append(features(loaded.batch)[loaded.readable])
+        damaged = loader.damaged
+    return pa.concat_tables(tables), np.concatenate(values), damaged

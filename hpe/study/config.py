@@ -1,0 +1,313 @@
+"""The config of a study: strict as a run's (:mod:`hpe.config.run`), and what follows from it: a config per run."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from hpe.config.run import (
+    AugmentConfig,
+    Count,
+    DataConfig,
+    DirectionHead,
+    EmotionHead,
+    HeadsConfig,
+    ModelConfig,
+    Positive,
+    RunConfig,
+    Section,
+    ShardsConfig,
+    Stem,
+    TrainConfig,
+    leaves,
+    load,
+)
+from hpe.core.errors import UserError
+
+STAMP: Final = "study.yaml"
+RUNS: Final = "runs"
+NATURAL: Final = "natural"
+"""Name of the evaluation on all test faces, as they come."""
+FROM_RECORDS: Final = "record"
+AUTO: Final = "auto"
+HOG: Final = "hog"
+NETWORK_RULE: Final = "thesis_network"
+OUR_RULE: Final = "ours"
+DIRECTION_SET: Final = "direction"
+SetName = Literal["baseline", "proposed"]
+SETS: Final[tuple[SetName, ...]] = ("baseline", "proposed")
+_NAME: Final = r"[a-z0-9][a-z0-9_]*"
+Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+EmotionName = Literal["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class SetConfig(Section):
+    """A balanced set: samples of each direction and emotion in train/val/test, and the direction rule.
+
+    ``rule: auto`` is the direction network's (a column ``direction_thesis_network`` of the pose tables, or the
+    network that the study trains itself under ``directions``), else ``ours``. ``directions`` and ``emotions``
+    leave others out, where a dataset has too few of them.
+    """
+
+    per_cell: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*/[1-9]\d*$")]
+    rule: str = AUTO
+    directions: Annotated[list[Literal["forward", "left", "right", "up", "down"]], Field(min_length=1)] | None = None
+    emotions: Annotated[list[EmotionName], Field(min_length=2)] | None = None
+
+
+class SetsConfig(Section):
+    """The two sets of the thesis."""
+
+    baseline: SetConfig
+    proposed: SetConfig
+
+
+class PicturesConfig(Section):
+    """How pictures are read, for every model."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = 224
+    grey: bool = True
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    window: Count = 64
+    sampling: Literal["natural", "balanced"] = "natural"
+
+
+class NetworkConfig(Section):
+    """A network of the study. What ``augment`` and ``train`` give replaces the study's own, key by key."""
+
+    name: Name
+    backbone: str
+    stem: Stem = "standard"
+    weights: str = "none"
+    freeze: list[str] = Field(default_factory=list)
+    heads: HeadsConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
+
+
+class BoostedConfig(Section):
+    """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name.
+
+    On HOG it has no chance in it: one run, with the first seed, stands for all.
+    """
+
+    name: Name = "adaboost"
+    features: Name = HOG
+    size: Annotated[int, Field(ge=32, le=256, multiple_of=8)] = 64
+    estimators: Count = 50
+    depth: Annotated[int, Field(ge=1, le=10)] = 1
+    learning_rate: Positive = 1.0
+    sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether every seed gives the same."""
+        return self.features == HOG
+
+
+class DirectionsConfig(Section):
+    """Table 3.4: networks that read the direction, on shards whose records hold true directions."""
+
+    shards: str
+    pose: str
+    networks: Annotated[list[NetworkConfig], Field(min_length=1)]
+
+
+class StudyConfig(Section):
+    """A study of ``hpe study``.
+
+    ``pose`` is the folder of the shards' pose tables, or ``record`` for the angles that the records hold.
+    ``shown`` is the model of the tables per cell, ``ours`` the one that baseline and proposed are compared with.
+    """
+
+    study: str
+    shards: str
+    pose: str
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    balance_seed: Seed = 0
+    sets: SetsConfig
+    pictures: PicturesConfig = PicturesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    networks: Annotated[list[NetworkConfig], Field(min_length=1)]
+    boosted: list[BoostedConfig] = Field(default_factory=list)
+    shown: str
+    ours: str | None = None
+    directions: DirectionsConfig | None = None
+    natural_test: bool = True
+    replicates: Annotated[int, Field(ge=100)] = 1000
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if problems := list(self._misfits()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _misfits(self) -> Iterator[str]:
+        """What does not go together."""
+        networks = {one.name: one for one in self.networks}
+        names = [one.name for one in (*self.networks, *self.boosted)]
+        if len(set(names)) < len(names):
+            yield "two models have one name; names of networks and boosted are the rows of the tables"
+        if len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds: {self.seeds} names a seed twice"
+        for key, wanted in (("shown", self.shown), ("ours", self.ours)):
+            if wanted is not None and wanted not in names:
+                yield f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}"
+        for one in self.networks:
+            if one.heads is not None and one.heads.emotion is None:
+                yield f"networks: {one.name} has no emotion head; add emotion: {{}}"
+        for one in self.boosted:
+            if one.deterministic:
+                continue
+            given = networks.get(one.features)
+            if given is None:
+                yield (
+                    f"boosted: features {one.features!r} are neither hog nor a network of this study "
+                    f"({', '.join(networks)})"
+                )
+            elif lacking := set(one.sets) - set(given.sets):
+                yield f"boosted: {one.name} needs {one.features} on the sets {', '.join(sorted(lacking))}"
+        for one in self.directions.networks if self.directions else ():
+            if one.heads is not None and one.heads.direction is None:
+                yield f"directions.networks: {one.name} has no direction head; add direction: {{}}"
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.study)
+
+    @property
+    def angle_network(self) -> NetworkConfig | None:
+        """The network on angles that the study trains itself, if it does."""
+        found = self.directions.networks if self.directions else ()
+        return next((one for one in found if one.backbone == "angles"), None)
+
+    def dump(self) -> str:
+        """The resolved config as YAML."""
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON. Models hold only what was set: their defaults mean "as the study's", and must not come back."""
+        whole = self.model_dump(mode="json")
+        for key in ("networks", "boosted"):
+            whole[key] = [one.model_dump(mode="json", exclude_unset=True) for one in getattr(self, key)]
+        if self.directions:
+            whole["directions"] = self.directions.model_dump(mode="json", exclude_unset=True)
+        return whole
+
+
+_FREE: Final = re.compile(r"(study|shown|ours|natural_test|replicates|pictures\.workers)$|train\.(log_steps|keep)$")
+"""Settings that change no run."""
+
+
+def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
+    """What differs and would change results that are there; more seeds and more models would not."""
+    old, new = _by_name(before), _by_name(after)
+    if new["seeds"][: len(old["seeds"])] == old["seeds"]:
+        new["seeds"] = old["seeds"]
+    new["networks"] = {k: v for k, v in new["networks"].items() if k in old["networks"] or not old["networks"]}
+    new["boosted"] = {k: v for k, v in new["boosted"].items() if k in old["boosted"]}
+    was, is_now = dict(leaves(old)), dict(leaves(new))
+    return [
+        f"{path}: {json.dumps(was.get(path))} -> {json.dumps(is_now.get(path))}"
+        for path in sorted(was.keys() | is_now.keys())
+        if not _FREE.match(path) and was.get(path) != is_now.get(path)
+    ]
+
+
+def _by_name(study: StudyConfig) -> dict[str, Any]:
+    """With models by name instead of by place, so that a difference names the model."""
+    whole = study.plain()
+    for section in (whole, whole["directions"] or {}):
+        for key in ("networks", "boosted"):
+            if key in section:
+                section[key] = {one.get("name", "adaboost"): one for one in section[key]}
+    return whole
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _merged(base: S, over: S) -> S:
+    return base.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
+
+
+def run_folder(study: StudyConfig, set_name: str, model: str, seed: int) -> Path:
+    """Where a run of the study is."""
+    return study.folder / RUNS / f"{set_name}-{model}-seed{seed}"
+
+
+def tests_of(study: StudyConfig) -> tuple[str, ...]:
+    """Names of what every model of emotion is judged on."""
+    return (*SETS, NATURAL) if study.natural_test else SETS
+
+
+def load_study(folder: Path) -> StudyConfig:
+    """The config of a study's folder.
+
+    Raises:
+        UserError: not a study.
+    """
+    if not (folder / STAMP).is_file():
+        raise UserError(f"{folder}: no {STAMP} here; expected the folder of an `hpe study`")
+    return load(folder / STAMP, StudyConfig)
+
+
+def run_config(
+    study: StudyConfig,
+    network: NetworkConfig,
+    *,
+    run: Path,
+    seed: int,
+    shards: Path,
+    pose: Path,
+    direction: str,
+    heads: HeadsConfig,
+) -> RunConfig:
+    """The config of one run.
+
+    Args:
+        run: its folder.
+        shards, pose: what it learns from.
+        direction: where directions come from: a rule, or ``record``.
+        heads: where the network names none.
+    """
+    train, val = ([ShardsConfig(shards=str(shards), split=split, pose=str(pose))] for split in ("train", "val"))
+    pictures = study.pictures.model_dump()
+    return RunConfig(
+        run=str(run),
+        seed=seed,
+        data=DataConfig(train=train, val=val, angles="pose", direction=direction, **pictures),
+        augment=_merged(study.augment, network.augment),
+        model=ModelConfig(
+            backbone=network.backbone,
+            stem=network.stem,
+            weights=network.weights,
+            freeze=network.freeze,
+            heads=network.heads or heads,
+        ),
+        train=_merged(study.train, network.train),
+    )
+
+
+def seeds_of(study: StudyConfig, model: str) -> list[int]:
+    """The seeds that a model is run with."""
+    once = any(one.deterministic for one in study.boosted if one.name == model)
+    return study.seeds[:1] if once else study.seeds
+
+
+EMOTION_ALONE: Final = HeadsConfig(emotion=EmotionHead())
+DIRECTION_ALONE: Final = HeadsConfig(direction=DirectionHead())
+
+
+def models(study: StudyConfig) -> Iterator[NetworkConfig | BoostedConfig]:
+    """Every model of emotion, in the order of the tables."""
+    yield from study.networks
+    yield from study.boosted

@@ -1,0 +1,51 @@
+"""What the runs of a study have predicted, as its tables read it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hpe.metrics import across_seeds
+from hpe.metrics.across_seeds import Judged, judge
+from hpe.metrics.values import Figure
+from hpe.report.load import read_predictions
+from hpe.study.config import DIRECTION_SET, StudyConfig, run_folder, seeds_of
+from hpe.study.sets import Sources
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Results:
+    """A config with the predictions that are there.
+
+    Attributes:
+        given: what its sets are drawn from.
+        dataset: its name.
+        emotions: of each set, in our integers.
+    """
+
+    config: StudyConfig
+    given: Sources
+    dataset: str
+    emotions: dict[str, tuple[int, ...]]
+
+    def judged(self, name: str, model: str, test: str) -> Judged | None:
+        """The choices of a model's seeds on a test set; None: none has finished."""
+        tables = self._tables(name, model, test)
+        return judge(tables, among=self.emotions[name]) if tables else None
+
+    def directions(self, model: str) -> Judged | None:
+        """The choices of a direction network's seeds; None: none has finished."""
+        tables = self._tables(DIRECTION_SET, model, "test")
+        return judge(tables, "direction") if tables else None
+
+    def _tables(self, name: str, model: str, test: str) -> "dict[int, pa.Table]":
+        paths = {
+            seed: run_folder(self.config, name, model, seed) / "evaluate" / f"{test}.parquet"
+            for seed in seeds_of(self.config, model)
+        }
+        return {seed: read_predictions(path) for seed, path in paths.items() if path.is_file()}
+
+    def summary(self, judged: Judged) -> dict[str, Figure]:
+        """Accuracy and macro F1 over seeds."""
+        return across_seeds.summary(judged, replicates=self.config.replicates)

@@ -1,0 +1,149 @@
+"""``hpe bench``: how fast each part is beside what else one could use, in one run on one machine.
+
+A part is a module of this package with a function ``measure(settings) -> Report``; its contestants take
+turns, so that a noisy neighbour slows all of them, and medians and their ratios are reported.
+"""
+
+import importlib
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hpe.core.errors import UserError
+from hpe.core.progress import progress
+
+PARTS: Final = ("stream", "pack", "pose", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a benchmark may be told.
+
+    Attributes:
+        folder: where it may write its data (kept, so that the next run is quicker).
+        workers: processes that a contestant may use.
+        repeats: turns of each contestant.
+        samples: pictures of a turn.
+        shards: shards to use instead of made ones.
+        config: of the run that ``step`` measures instead of its own.
+    """
+
+    folder: Path
+    workers: int = 2
+    repeats: int = 3
+    samples: int = 6000
+    shards: str | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One contestant's rates, one per turn."""
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median of all turns."""
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Our rate over another's: the median of the turns' ratios; what it should reach at least."""
+
+    name: str
+    value: float
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a part measured."""
+
+    part: str
+    unit: str
+    figures: tuple[Figure, ...]
+    ratios: tuple[Ratio, ...]
+    notes: tuple[str, ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=lambda: machine())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"medians": {figure.name: figure.median for figure in self.figures}}
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in [f.name for f in self.figures] + [r.name for r in self.ratios])
+        lines = [f"{self.part}, {self.unit} ({self.machine['cores']} cores, {self.machine['processor']})"]
+        for figure in sorted(self.figures, key=lambda figure: -figure.median):
+            turns = "  ".join(f"{value:,.0f}" for value in figure.values)
+            lines.append(f"  {figure.name:<{width}}  {figure.median:>10,.0f}   turns: {turns}")
+        for ratio in self.ratios:
+            target = f"   target {ratio.target:g}" if ratio.target else ""
+            missed = "  MISSED" if ratio.target and ratio.value < ratio.target else ""
+            lines.append(f"  {ratio.name:<{width}}  {ratio.value:>10.2f}{target}{missed}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def measure(part: str, settings: Settings) -> Report:
+    """Run one part.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    if part not in available():
+        raise UserError(f"bench {part}: no such part; expected one of {', '.join(available())}")
+    return importlib.import_module(f"hpe.tools.bench.{part}").measure(settings)
+
+
+def available() -> tuple[str, ...]:
+    """The parts that this installation has."""
+    here = Path(__file__).parent
+    return tuple(part for part in PARTS if (here / f"{part}.py").is_file())
+
+
+def take_turns(contestants: Mapping[str, Callable[[], float]], repeats: int, title: str) -> tuple[Figure, ...]:
+    """The rates of contestants that run one after another, ``repeats`` rounds, the order reversed each round."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    with progress(title, repeats * len(contestants), unit="turns") as bar:
+        for turn in range(repeats):
+            names = list(contestants) if turn % 2 == 0 else list(contestants)[::-1]
+            for name in names:
+                bar.note(name)
+                rates[name].append(contestants[name]())
+                bar.advance()
+    return tuple(Figure(name, tuple(values)) for name, values in rates.items())
+
+
+def ratio(figures: Sequence[Figure], ours: str, other: str, target: float | None = None) -> Ratio:
+    """Ours over another: the median over turns of the same round."""
+    by_name = {figure.name: figure.values for figure in figures}
+    pairs = zip(by_name[ours], by_name[other], strict=True)
+    return Ratio(f"ours / {other}", statistics.median(a / b for a, b in pairs), target)

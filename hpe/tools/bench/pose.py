@@ -1,0 +1,234 @@
+"""Faces a second of ``hpe pose``, beside its network alone and the thesis' way of one picture at a time.
+
+Two networks with three 66-bin heads and random weights (their speed is that of trained ones): Hopenet's
+ResNet-50, which bounds the pass on a CPU, and MobileNetV3-small, so light that decoding takes part of the
+cores. Every turn of the pass decodes, computes and writes its tables anew.
+"""
+
+import io
+import multiprocessing
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from hpe.config.run import HeadsConfig, ModelConfig, PoseHead
+from hpe.core.distributed import Ranks, cores, device
+from hpe.data.crops import CropRule
+from hpe.data.directions import OURS, direction_rules
+from hpe.data.images import encode_jpeg
+from hpe.data.records import Record
+from hpe.data.shard_reader import Framing, one_thread, open_shard, read_faces
+from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
+from hpe.estimators.estimator import Estimator
+from hpe.estimators.load import Compute
+from hpe.estimators.spec import InputSpec, OutputSpec
+from hpe.models.run_folder import build_network
+from hpe.pose.passes import Task, pose_pass
+from hpe.pose.plan import CPU_BATCH, GPU_BATCH, find_shards, tasks_of
+from hpe.tools.bench import Figure, Ratio, Report, Settings, ratio, take_turns
+
+_PER_SHARD: Final = 250
+_DISTINCT: Final = 100
+_SIZE: Final = 224
+_IN_MEMORY: Final = 1024
+_MOST: Final = 2000  # more would not make the figures steadier, and the bench would outlast three minutes
+_SCALING_SHARDS: Final = 4
+_PROCESSES: Final = (1, 2, 4)
+_HOPENET: Final = "resnet50"
+_LIGHT: Final = "mobilenet_v3_small"
+_CPU_SHARDS: Final = {_HOPENET: 1, _LIGHT: _MOST // _PER_SHARD}
+_ONE_AT_A_TIME: Final = 100
+
+
+def measure(settings: Settings) -> Report:
+    """Measure the pass, its network, and one picture at a time, on the machine's device."""
+    where = device()
+    samples = min(settings.samples, _MOST)
+    folder = Path(settings.shards) if settings.shards else _made(settings.folder / f"pose-{samples}", samples)
+    out = settings.folder / "pose-tables"
+    figures: tuple[Figure, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    for backbone in (_HOPENET, _LIGHT):
+        found, compared = turns(backbone, folder, out, where, settings)
+        figures, ratios = figures + found, ratios + compared
+    if where.type == "cpu":
+        scaling = _scaling(folder, out)
+        figures += tuple(scaling.values())
+        ratios += tuple(Ratio(f"{n} processes over 1", scaling[n].median / scaling[1].median) for n in scaling if n > 1)
+    notes = (
+        f"{where}, batches of {_batch(where)}, {settings.workers} workers, {_SIZE} pixels, fp32; scaling with {_LIGHT}",
+    )
+    return Report("pose", "faces/s", figures, ratios, notes)
+
+
+def turns(
+    backbone: str, folder: Path, out: Path, where: torch.device, settings: Settings
+) -> tuple[tuple[Figure, ...], tuple[Ratio, ...]]:
+    """The pass with a backbone over a folder of shards, its network alone, and one picture at a time; our ratios."""
+    batch, estimator = _batch(where), _estimator(where, backbone)
+    tasks = tasks_of(
+        find_shards([str(folder)]), estimator, direction_rules(OURS),
+        out=out, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
+    if where.type == "cpu":
+        tasks = tasks[: _CPU_SHARDS[backbone]]
+    batches = _decoded(tasks, batch)
+    ours, network, one = (
+        f"{backbone}: {what}" for what in ("hpe pose", "network alone, batches in memory", "one picture at a time")
+    )
+    figures = take_turns(
+        {
+            ours: lambda: _pass(tasks, estimator, out, batch, settings.workers),
+            network: lambda: _network(batches, estimator, settings.workers),
+            one: lambda: _one_at_a_time(tasks[0], estimator),
+        },
+        settings.repeats,
+        f"bench pose {backbone}",
+    )
+    target = 0.9 if where.type == "cpu" else 0.95
+    return figures, (ratio(figures, ours, network, target), ratio(figures, ours, one, 1.0))
+
+
+def _batch(where: torch.device) -> int:
+    return CPU_BATCH if where.type == "cpu" else GPU_BATCH
+
+
+def _scaling(folder: Path, out: Path) -> dict[int, Figure]:
+    """Faces a second of ranks of one thread each on the same shards; starting them is not counted."""
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[int, Figure] = {}
+    for world in _PROCESSES:
+        if world > cores():
+            break
+        shutil.rmtree(out, ignore_errors=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ready, seconds = spawn.Barrier(world), spawn.SimpleQueue()
+        ranks = [spawn.Process(target=_rank, args=(r, world, port, folder, out, ready, seconds)) for r in range(world)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        if any(rank.exitcode for rank in ranks):
+            raise RuntimeError(f"bench pose: a rank of {world} ended with {[rank.exitcode for rank in ranks]}")
+        faces, took = seconds.get()
+        found[world] = Figure(f"hpe pose, {world} process{'es' if world > 1 else ''} of one thread", (faces / took,))
+    return found
+
+
+def _rank(rank: int, world: int, port: int, folder: Path, out: Path, ready: Any, seconds: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    estimator = _estimator(torch.device("cpu"), _LIGHT)
+    tasks = tasks_of(
+        find_shards([str(folder)])[:_SCALING_SHARDS], estimator, direction_rules(OURS),
+        out=out, on_mismatch="force", precision="fp32", flips="none",
+    )  # fmt: skip
+    estimator.predict(torch.zeros((CPU_BATCH, 3, _SIZE, _SIZE), dtype=torch.uint8))  # pays for what torch builds lazily
+    ready.wait()
+    start = time.perf_counter()
+    pose_pass(
+        tasks, estimator, direction_rules(OURS),
+        flips="none", batch=CPU_BATCH, threads=1, ranks=Ranks(rank, world, rank, world),
+    )  # fmt: skip
+    ready.wait()
+    if rank == 0:
+        seconds.put((sum(task.shard.samples or 0 for task in tasks), time.perf_counter() - start))
+
+
+def _estimator(where: torch.device, backbone: str) -> Estimator:
+    torch.manual_seed(0)
+    heads = HeadsConfig(pose=PoseHead())
+    module = build_network(ModelConfig(backbone=backbone, heads=heads)).eval()
+    return Estimator(
+        name="bench",
+        weights_sha256="0" * 64,
+        crop=CropRule(),
+        input=InputSpec(size=_SIZE),
+        output=OutputSpec(kind="bins66-lower"),
+        network=Compute(where).network(module),
+        device=where,
+        channels_last=True,
+    )
+
+
+def _made(folder: Path, samples: int) -> Path:
+    """Shards of smooth noise, about as large in JPEG as faces are."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    pictures = []
+    for _ in range(_DISTINCT):
+        small = torch.from_numpy(generator.integers(0, 256, (1, 3, 28, 28), dtype=np.uint8)).float()
+        large = torch.nn.functional.interpolate(small, (_SIZE, _SIZE), mode="bicubic").clamp(0, 255)
+        pictures.append(encode_jpeg(large[0].permute(1, 2, 0).byte().contiguous().numpy(), 95))
+
+    def rows(start: int) -> Iterator[Sample]:
+        for row in range(start, min(start + _PER_SHARD, samples)):
+            yield Sample(f"{row:07d}", pictures[row % _DISTINCT], "jpg", Record())
+
+    infos = [
+        write_shard(folder / f"test-{number:06d}.tar", "test", rows(start))
+        for number, start in enumerate(range(0, samples, _PER_SHARD))
+    ]
+    Manifest("bench", "noise", "none", True, "none", {}, tuple(infos)).save(folder)
+    return folder
+
+
+def _pass(tasks: list[Task], estimator: Estimator, out: Path, batch: int, threads: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    pose_pass(
+        tasks, estimator, direction_rules(OURS),
+        flips="none", batch=batch, threads=threads, ranks=Ranks(0, 1, 0, 1),
+    )  # fmt: skip
+    return sum(task.shard.samples or 0 for task in tasks) / (time.perf_counter() - start)
+
+
+def _decoded(tasks: list[Task], batch: int) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for task in tasks:
+        shard = open_shard(task.shard.path)
+        for start in range(0, len(shard), batch):  # as the pass cuts a shard
+            if sum(map(len, found)) >= _IN_MEMORY:
+                return found
+            rows = range(start, min(start + batch, len(shard)))
+            pixels = np.empty((len(rows), _SIZE, _SIZE, 3), np.uint8)
+            read_faces(shard, rows, Framing(CropRule(), inside=False), pixels)
+            found.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return found
+
+
+def _network(batches: list[torch.Tensor], estimator: Estimator, threads: int) -> float:
+    """As the pass computes: side by side on a CPU, one after another on a device."""
+    start = time.perf_counter()
+    if estimator.device.type == "cpu":
+        with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
+            list(pool.map(estimator.predict, batches))
+    else:
+        for batch in batches:
+            estimator.predict(batch.pin_memory())
+        torch.cuda.synchronize()
+    return sum(map(len, batches)) / (time.perf_counter() - start)
+
+
+def _one_at_a_time(task: Task, estimator: Estimator) -> float:
+    from PIL import Image
+
+    shard = open_shard(task.shard.path)
+    count = min(len(shard), _ONE_AT_A_TIME)
+    start = time.perf_counter()
+    for row in range(count):
+        picture = Image.open(io.BytesIO(bytes(shard.image(row)))).convert("RGB").resize((_SIZE, _SIZE))
+        estimator.predict(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]).angles.cpu()
+    return count / (time.perf_counter() - start)

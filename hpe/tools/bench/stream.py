@@ -1,0 +1,256 @@
+"""Samples a second out of the stream, beside the bare decoder and other ways to read the same pictures.
+
+Every contestant hands out batches of 64 pictures as uint8 of 3 × 224 × 224 from the same encoded pictures,
+with as many worker processes. A turn is one pass; its clock runs from the first batch to the last, so
+starting processes counts for nobody.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hpe.core.labels import EMOTIONS
+from hpe.data.records import Record
+from hpe.data.shards import MANIFEST, Manifest, Sample, read_samples, write_shard
+from hpe.tools.bench import Report, Settings, ratio, take_turns
+
+SIZE: Final = 224
+BATCH: Final = 64
+_PER_SHARD: Final = 500
+_DISTINCT: Final = 500
+_OURS: Final = "hpe stream"
+_DECODER: Final = "decoder alone, bytes in memory"
+
+
+def measure(settings: Settings) -> Report:
+    """Measure every contestant that is installed."""
+    shards = made_shards(settings)
+    folder = _image_folder(settings.folder, shards)
+    workers = settings.workers
+    contestants: dict[str, Callable[[], float]] = {
+        _OURS: lambda: _pass(_ours(shards, workers)),
+        _DECODER: lambda: _decoder_alone(shards, workers),
+        "ImageFolder + Pillow": lambda: _pass(_torch_folder(folder, workers, _with_pillow)),
+        "ImageFolder + simplejpeg": lambda: _pass(_torch_folder(folder, workers, _with_simplejpeg)),
+        "WebDataset + simplejpeg": lambda: _pass(_webdataset(shards, workers)),
+        "datasets streaming + simplejpeg": lambda: _pass(_datasets(shards, workers)),
+    }
+    absent = []
+    if importlib.util.find_spec("litdata"):
+        made = _litdata_folder(settings.folder, shards)
+        contestants["litdata + simplejpeg"] = lambda: _pass(_litdata(made, workers))
+    else:
+        absent.append("litdata is not installed: left out")
+    figures = take_turns(contestants, settings.repeats, "bench stream")
+    targets = {_DECODER: 0.8, "ImageFolder + Pillow": 2.5, "ImageFolder + simplejpeg": 1.6}
+    others = [figure.name for figure in figures if figure.name != _OURS]
+    ratios = tuple(ratio(figures, _OURS, name, targets.get(name, 1.0)) for name in others)
+    size = sum(path.stat().st_size for path in shards) // sum(1 for path in shards for _ in read_samples(path))
+    notes = (f"{workers} workers, batches of {BATCH}, {size:,} bytes a sample, files in the page cache", *absent)
+    return Report("stream", "samples/s", figures, ratios, notes)
+
+
+def _pass(batches: Iterable[Any]) -> float:
+    """Samples a second from the first batch to the last."""
+    stream = iter(batches)
+    next(stream)
+    start, samples = time.perf_counter(), 0
+    for rows in stream:
+        samples += rows
+    return samples / (time.perf_counter() - start)
+
+
+def _ours(shards: list[Path], workers: int) -> Iterator[int]:
+    from hpe.stream import Reading, ShardSet, Stream
+
+    stream = Stream([ShardSet([str(path) for path in shards])], Reading(size=SIZE, workers=workers))
+    batches = stream.samples // BATCH
+    with stream.endless(seed=0, batch=BATCH) as loader:
+        for loaded, _ in zip(loader, range(batches), strict=False):
+            yield len(loaded.batch)
+
+
+def _decoder_alone(shards: list[Path], workers: int) -> float:
+    """Each process decodes its share of the pictures into one buffer, again and again."""
+    pictures = [sample.image for path in shards for sample in read_samples(path)]
+    context = multiprocessing.get_context("fork")
+    processes = max(1, workers)
+    ready = context.Barrier(processes + 1)
+    shares = [pictures[number::processes] for number in range(processes)]
+    running = [context.Process(target=_decode, args=(share, ready)) for share in shares]
+    for process in running:
+        process.start()
+    ready.wait()
+    start = time.perf_counter()
+    ready.wait()
+    rate = len(pictures) / (time.perf_counter() - start)
+    for process in running:
+        process.join()
+    return rate
+
+
+def _decode(pictures: list[bytes], ready: Any) -> None:
+    import simplejpeg
+
+    buffer = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8)
+    ready.wait()
+    for number, picture in enumerate(pictures):
+        simplejpeg.decode_jpeg(picture, buffer=buffer[number % BATCH])
+    ready.wait()
+
+
+def _rows(loader: Iterable[Any]) -> Iterator[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for pictures, *_ in loader:
+            assert tuple(pictures.shape[1:]) == (3, SIZE, SIZE)
+            yield len(pictures)
+
+
+def _loader(dataset: Any, workers: int, **options: Any) -> Iterator[int]:
+    from torch.utils.data import DataLoader
+
+    # Importing litdata makes spawning the default, and a start of seconds would count for the others.
+    context = "fork" if workers else None
+    return _rows(DataLoader(dataset, num_workers=workers, multiprocessing_context=context, **options))
+
+
+def _with_pillow(path: str) -> Any:
+    import torch
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _with_simplejpeg(path: str) -> Any:
+    return _tensor(Path(path).read_bytes())
+
+
+def _tensor(data: bytes) -> Any:
+    import simplejpeg
+    import torch
+
+    return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+
+
+def _torch_folder(folder: Path, workers: int, read: Callable[[str], Any]) -> Iterator[int]:
+    from torchvision.datasets import ImageFolder
+
+    return _loader(ImageFolder(str(folder), loader=read), workers, batch_size=BATCH, shuffle=True)
+
+
+def _webdataset(shards: list[Path], workers: int) -> Iterator[int]:
+    import webdataset.compat as webdataset
+
+    def decoded(sample: dict[str, Any]) -> tuple[Any, int]:
+        return _tensor(sample["jpg"]), json.loads(sample["json"])["emotion"]
+
+    urls = [str(path) for path in shards]
+    pipeline = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).map(decoded).batched(BATCH)
+    return _loader(pipeline, workers, batch_size=None)
+
+
+def _datasets(shards: list[Path], workers: int) -> Iterator[int]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    table: Any = datasets.load_dataset(
+        "webdataset", data_files={"train": [str(path) for path in shards]}, split="train", streaming=True
+    )
+    table = table.cast_column("jpg", datasets.Image(decode=False))
+    return _loader(table.map(_decoded_row).remove_columns(["jpg", "json", "__key__", "__url__"]), workers,
+                   batch_size=BATCH, collate_fn=_stacked)  # fmt: skip
+
+
+def _decoded_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {"pixels": _tensor(row["jpg"]["bytes"]), "emotion": row["json"]["emotion"]}
+
+
+def _stacked(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
+    import torch
+
+    return torch.stack([row["pixels"] for row in rows]), torch.tensor([row["emotion"] for row in rows])
+
+
+def _litdata(folder: Path, workers: int) -> Iterator[int]:
+    import litdata  # pyright: ignore[reportMissingImports]
+
+    table = litdata.StreamingDataset(str(folder), shuffle=True, transform=_decoded_litdata)
+    return _rows(litdata.StreamingDataLoader(table, batch_size=BATCH, num_workers=workers))
+
+
+def _decoded_litdata(row: dict[str, Any]) -> tuple[Any, int]:
+    return _tensor(row["jpg"]), row["emotion"]
+
+
+def _litdata_folder(folder: Path, shards: list[Path]) -> Path:
+    made = folder / "litdata"
+    if not (made / "index.json").is_file():
+        import litdata  # pyright: ignore[reportMissingImports]
+
+        rows = [{"jpg": s.image, "emotion": s.record.emotion} for path in shards for s in read_samples(path)]
+        litdata.optimize(_same, rows, str(made), chunk_bytes="16MB", num_workers=1)
+    return made
+
+
+def _same(row: Any) -> Any:
+    return row
+
+
+def made_shards(settings: Settings) -> list[Path]:
+    """The given shards, or made ones: smoothed noise, which compresses like a photo (about 18 kB at 224 px)."""
+    if settings.shards:
+        from hpe.stream.shard_sets import ShardSet, resolve
+
+        return [Path(shard.url) for shard in resolve([ShardSet(settings.shards)])[0]]
+    folder = settings.folder / f"shards-{settings.samples}"
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = [picture(number) for number in range(min(_DISTINCT, settings.samples))]
+        infos = []
+        for first in range(0, settings.samples, _PER_SHARD):
+            numbers = range(first, min(first + _PER_SHARD, settings.samples))
+            samples = (Sample(f"n{n:07d}", pictures[n % _DISTINCT], "jpg", _record(n)) for n in numbers)
+            infos.append(write_shard(folder / f"train-{first // _PER_SHARD:06d}.tar", "train", samples))
+        Manifest("bench", "noise", "none", True, "none", {}, tuple(infos)).save(folder)
+    return Manifest.load(folder).paths(folder, "train")
+
+
+def _record(number: int) -> Record:
+    return Record(emotion=number % len(EMOTIONS), valence=0.25, arousal=-0.5, yaw=10.0, pitch=-5.0, roll=1.5)
+
+
+def picture(seed: int) -> bytes:
+    """A JPEG of noise at several scales."""
+    import simplejpeg
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    pixels = np.full((SIZE, SIZE, 3), 128.0)
+    for cells in (4, 8, 16, 32, 64, 112):
+        noise = (random.normal(size=(cells, cells, 3)) * 120 / cells**0.5).astype(np.float32)
+        for channel in range(3):
+            scaled = Image.fromarray(noise[..., channel]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+            pixels[..., channel] += np.asarray(scaled)
+    return simplejpeg.encode_jpeg(pixels.clip(0, 255).astype(np.uint8), 90, colorsubsampling="420")
+
+
+def _image_folder(folder: Path, shards: list[Path]) -> Path:
+    """The same pictures as class folders, the way of torchvision and the thesis."""
+    made = folder / f"folders-{sum(path.stat().st_size for path in shards)}"
+    if not (made / "done").is_file():
+        for path in shards:
+            for sample in read_samples(path):
+                target = made / "images" / EMOTIONS[sample.record.emotion or 0]
+                target.mkdir(parents=True, exist_ok=True)
+                (target / f"{sample.key}.jpg").write_bytes(sample.image)
+        (made / "done").write_bytes(b"")
+    return made / "images"

@@ -1,0 +1,33 @@
+"""``hpe train``: streamed, multi-task, distributed, exactly resumable.
+
+In reading order:
+
+    loop.py          the training loop
+    step.py          one optimizer step, validation, checkpoints
+    losses.py        one loss per head, masked where the label is missing
+    metrics.py       validation metrics, exact over any number of ranks
+    optim.py         parameter groups and the learning rate
+    average.py       the moving average of the weights
+    setup.py         opens a run: folder, streams, network, losses
+    preflight.py     reasons a run cannot start, found before its first step
+    auto_batch.py    ``train.batch: auto``
+    log.py           metrics.jsonl, TensorBoard, one line on the terminal
+    console.py       progress bar and live table on a terminal
+    sample_grid.py   validation images with predictions
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpe.train.loop import train
+
+__all__ = ["train"]
+
+
+def __getattr__(name: str) -> object:
+    # Late, so that a file of this room can be imported without all that its command stands on.
+    if name in __all__:
+        from hpe.train import loop
+
+        return getattr(loop, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,155 @@
+"""What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one line or a live table for people."""
+
+import gc
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from torch import Tensor
+
+from hpe.core.distributed import Ranks
+from hpe.core.files import write_text
+from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.batch import Batch
+from hpe.models.multitask import Outputs
+from hpe.stream import Loader
+from hpe.train.sample_grid import sample_grid
+
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+_NAMED_DAMAGE: Final = 20
+
+
+class Log:
+    """Writes on rank 0, does nothing on the others.
+
+    Resumed at ``samples_seen``, lines that a killed start wrote after that point are dropped, so that the
+    file tells one straight story; with ``unvalidated`` a validation at that point is dropped too, as it comes again.
+    """
+
+    def __init__(self, run: Path, ranks: Ranks, samples_seen: int, *, unvalidated: bool = False) -> None:
+        self.run = run
+        self._lines = self._board = None
+        if ranks.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._keep_until(run / METRICS, samples_seen, unvalidated)
+            self._lines = (run / METRICS).open("a", encoding="utf-8")
+            self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1 if samples_seen else None)
+
+    @staticmethod
+    def _keep_until(path: Path, samples_seen: int, unvalidated: bool) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                told = json.loads(line)
+                if told["samples"] < samples_seen + (not unvalidated or told["split"] != "val"):
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a kill
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def start(self, step: int, samples: int, said: Mapping[str, str]) -> None:
+        """What a start of the run depends on that its config leaves to the machine."""
+        if self._lines is not None:
+            self._lines.write(json.dumps({"step": step, "samples": samples, "split": "start", **said}) + "\n")
+            self._lines.flush()
+
+    def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
+        """Figures of a split at a point of training; the x axis of TensorBoard is samples seen."""
+        if self._lines is None or self._board is None:
+            return
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items() if np.isfinite(value)}
+        self._lines.write(json.dumps({"step": step, "samples": samples, "split": split, **rounded}) + "\n")
+        self._lines.flush()
+        for name, value in rounded.items():
+            self._board.add_scalar(f"{name}/{split}", value, samples)
+
+    def image(self, name: str, samples: int, picture: np.ndarray) -> None:
+        """A picture, uint8 [height, width, 3]."""
+        if self._board is not None:
+            self._board.add_image(name, picture, samples, dataformats="HWC")
+
+    def text(self, name: str, text: str) -> None:
+        """A text, such as the config."""
+        if self._board is not None:
+            self._board.add_text(name, text)
+
+    def hyperparameters(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Settings and final figures, for TensorBoard's HPARAMS page."""
+        if self._board is not None:
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+            self._board.add_hparams(plain, dict(figures), run_name=".")
+
+    def confusions(self, samples: int, matrices: Mapping[str, Tensor]) -> None:
+        """Confusion matrices by head (rows are truth), as pictures of shares by row."""
+        if self._board is not None:
+            for head, matrix in matrices.items():
+                self.image(f"{head}/confusion", samples, _confusion_picture(head, matrix.numpy()))
+            gc.collect()  # figures refer to themselves: memory grew by half a megabyte a validation until then
+
+    def faces(self, samples: int, seen: Sequence[tuple[Batch, Outputs]]) -> None:
+        """Validation faces with what the network reads of them and what is true."""
+        if self._board is not None and (picture := sample_grid(seen)) is not None:
+            self.image("faces/val", samples, picture)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write out what is buffered."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Damages:
+    """What this rank could not read, told while it happens: the first by name, at the end how many in all.
+
+    Attributes:
+        count: samples so far, of training and validation; one that comes again counts again.
+    """
+
+    def __init__(self, told_as: str) -> None:
+        self._told_as = told_as
+        self.count = self._named = 0
+
+    def tell(self, loader: Loader) -> None:
+        """Tell what a loader could not read since it was last asked."""
+        named, count = loader.news()
+        for damage in named[: _NAMED_DAMAGE - self._named]:
+            self._named += 1
+            print(f"{self._told_as} could not read {damage}", file=sys.stderr, flush=True)
+        self.count += count
+
+    def close(self) -> None:
+        """Say how many there were, where not all were named."""
+        if self.count > self._named:
+            print(f"{self._told_as} could not read … {self.count:,} samples in all", file=sys.stderr, flush=True)
+
+
+def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = EMOTIONS if head == "emotion" else DIRECTIONS
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    for row, column in np.ndindex(share.shape):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{share[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

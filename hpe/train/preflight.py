@@ -1,0 +1,185 @@
+"""What speaks against a training: found before the first step, each as a line for the user.
+
+The functions return what is wrong; :func:`hpe.train.setup.open_job` raises all of it at once.
+"""
+
+import copy
+import itertools
+from typing import Final
+
+import torch
+
+from hpe.config.run import RunConfig
+from hpe.core.distributed import Ranks, cuda, device, lacks_precision
+from hpe.models.multitask import MultiTask, Outputs
+from hpe.stream import LabelSource, Stream
+from hpe.train.metrics import FIGURES
+from hpe.train.optim import frozen_norms
+
+_ROWS: Final = 1024
+
+
+def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
+    """What cannot work on this machine or with itself, whatever the data."""
+    settings, problems = config.train, []
+    if settings.batch == "auto":
+        if settings.micro_batch:
+            problems.append("train.batch: auto finds what fits in one piece; leave train.micro_batch out")
+    elif settings.batch % ranks.world:
+        lower = settings.batch // ranks.world * ranks.world
+        ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
+        problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
+    if settings.precision != "auto" and (why := lacks_precision(settings.precision, device())) is not None:
+        problems.append(f"train.precision: {why}")
+    labels = LabelSource(config.data.angles, config.data.direction)
+    if labels.needs_pose and not any(one.pose for one in config.data.train):
+        problems.append("data.train: pose tables are asked for (data.angles, data.direction), but no pose: names any")
+    heads = config.model.heads
+    known = [name for head in heads.on for name in FIGURES[head]]
+    if settings.select not in ("auto", *known):
+        problems.append(
+            f"train.select: {settings.select!r} is no figure of these heads; use auto or {', '.join(known)}"
+        )
+    if not any(getattr(heads, head).weight for head in heads.on):
+        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
+    if settings.schedule == "one-cycle" and settings.warmup_epochs:
+        problems.append(
+            f"train.warmup_epochs: {settings.warmup_epochs:g} beside train.schedule: one-cycle, which rises by itself "
+            "over the first 30 % of the run; leave warmup_epochs out, or use the schedule cosine"
+        )
+    if config.model.backbone == "angles" and settings.small_size:
+        problems.append(
+            "train.small_size: the backbone angles reads no pictures; leave small_size and small_epochs out"
+        )
+    if config.model.backbone == "angles" and heads.pose:
+        problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
+    return problems
+
+
+@torch.no_grad()
+def sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
+    """The sizes of pictures that the backbone cannot take: some are made for one, some need more pixels."""
+    if network.takes_angles:
+        return []
+    problems = []
+    network.eval()
+    for name, size in (("data.size", config.data.size), ("train.small_size", config.train.small_size)):
+        try:
+            if size is not None:
+                network(torch.zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            why = str(error).partition("\n")[0][:160]
+            problems.append(
+                f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why}); use a size that it "
+                "takes, or another model.backbone"
+            )
+    network.train()
+    return problems
+
+
+def without_gradient(network: MultiTask, config: RunConfig) -> list[str]:
+    """Parameters that no output depends on: they would never learn, and DDP stops at them in its second step."""
+    size = config.data.size
+    shape = (2, 3) if network.takes_angles else (2, 3, size, size)
+    try:
+        missing = unreached(network, shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = str(error).partition("\n")[0][:160]
+        return [f"model.backbone: {config.model.backbone} cannot be trained on pictures of {size} pixels ({why})"]
+    if not missing:
+        return []
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return [
+        f"model.backbone: {config.model.backbone} has {len(missing)} parameters that get no gradient "
+        f"({', '.join(missing[:3])}{more}); name their layers in model.freeze, or use another backbone"
+    ]
+
+
+def unreached(network: MultiTask, shape: tuple[int, ...]) -> list[str]:
+    """The names of trainable parameters that no output of the network depends on, in training; it stays as it is.
+
+    Tried on the ``meta`` device, which takes neither memory nor arithmetic, and with numbers where a layer needs them.
+    What is looked at is what DDP looks at: the graph, from the outputs back to the parameters.
+    """
+    try:
+        return _unreached(network, shape, torch.device("meta"))
+    except RuntimeError:
+        return _unreached(network, shape, torch.device("cpu"))
+
+
+def _unreached(network: MultiTask, shape: tuple[int, ...], device: torch.device) -> list[str]:
+    named = itertools.chain(network.named_parameters(), network.named_buffers())
+    state = {name: torch.empty_like(v, device=device).copy_(v.detach()) for name, v in named}
+    trained = {
+        name: state[name].requires_grad_()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and not name.startswith("log_variance.")  # those weigh the losses
+    }
+    network.train()
+    outputs: Outputs = torch.func.functional_call(network, state, (torch.zeros(shape, device=device),))
+    ahead, seen = [output.grad_fn for output in outputs.values()], set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    reached = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    return [name for name, value in trained.items() if id(value) not in reached]
+
+
+@torch.no_grad()
+def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
+    """What speaks against learning from a rank's share of a batch in pieces, where some are of a single picture."""
+    piece = share // -(-share // (config.train.micro_batch or share))
+    if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
+        return []
+    small = config.train.small_size if config.train.small_epochs else None
+    size = small or config.data.size
+    trial = copy.deepcopy(network).train()
+    for norm in frozen_norms(trial):
+        norm.eval()
+    try:
+        trial(torch.zeros(1, 3, size, size))
+    except ValueError as error:  # a batch norm of one value
+        name = "train.batch" if config.train.micro_batch is None else "train.micro_batch"
+        told = f"{config.model.backbone} cannot learn from one picture of {size} pixels at a time"
+        return [f"{name}: {told} ({str(error).partition(':')[0].lower()}); give every rank two or more"]
+    return []
+
+
+def all_small(config: RunConfig, samples: int, batch: int) -> str | None:
+    """What speaks against small pictures first: with few steps even the last may learn from them."""
+    settings = config.train
+    steps = steps_of(settings.epochs, samples, batch)
+    if settings.small_size and (steps - 1) * batch < settings.small_epochs * samples:
+        return (
+            f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs are all {steps:,} steps; "
+            f"none is left for pictures of {config.data.size} pixels: lower it, or train.batch"
+        )
+    return None
+
+
+def steps_of(epochs: float, samples: int, batch: int) -> int:
+    """Steps of a run on so many samples: its epochs, rounded up to whole batches; one or more."""
+    return -(-max(1, round(epochs * samples)) // batch)
+
+
+_LABEL_SOURCE: Final = {
+    "emotion": "pack shards with emotions, or switch this head off",
+    "direction": "name pose tables (pose:) and a rule of theirs (data.direction: ours), or switch this head off",
+    "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
+    "affect": "use shards with valence and arousal, or switch this head off",
+}
+
+
+def unlabelled(stream: Stream, head: str, split: str) -> str:
+    """What a head that has no label lacks: for poses, the angles that some of the first records could have had."""
+    told = f"no sample of data.{split} has its label"
+    if head == "pose" and not stream.reading.labels.needs_pose:
+        records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
+        missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]
+        if 0 < len(missing) < 3:
+            way = " (hpe pack pointing04 --option roll=upright takes it as 0)" if missing == ["roll"] else ""
+            lack = " and no ".join(missing) + way
+            told = f"it needs yaw, pitch and roll, and the samples of data.{split} have no {lack}"
+    return f"model.heads.{head}: {told}; {_LABEL_SOURCE[head]}"

@@ -1,0 +1,429 @@
+"""One optimizer step, validation and checkpoints of a run; the loop around them is in ``hpe.train.loop``.
+
+The host gives a GPU its work ahead of time: where it waits for a number of the GPU, the GPU soon waits for the host. So
+a step reads nothing but numbers of the step before, and copies nothing but from page-locked memory. Where the host does
+wait, a comment says so (``tests/train/test_devices.py`` finds the places).
+"""
+
+import math
+import pickle
+import time
+import warnings
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from hpe.config.run import RunConfig
+from hpe.core.distributed import Ranks
+from hpe.core.errors import NotFiniteError, UserError
+from hpe.data.batch import Batch
+from hpe.data.normalise import prepare
+from hpe.models import run_folder
+from hpe.models.backbones import synchronised
+from hpe.models.multitask import MultiTask, Outputs
+from hpe.models.run_folder import State
+from hpe.stream import Loaded, Loader
+from hpe.stream.augment import Augmentation, augment, scaled
+from hpe.train import optim
+from hpe.train.average import MovingAverage
+from hpe.train.log import Log
+from hpe.train.losses import HeadLoss, head_loss, label_mask, with_targets
+from hpe.train.sample_grid import SHOWN
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hpe.train.metrics import HeadMetrics
+
+_MIX: Final = 0x9E3779B97F4A7C15
+"""Splits one seed into many (Steele et al., SplitMix)."""
+
+
+class _Later:
+    """Numbers on their way from the device: to be read when the work that was given to it since keeps it busy."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)  # from a GPU: into page-locked memory, in its own time
+        self._arrived = None
+        if values.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        """The numbers; the host waits for their copy alone, not for what the device was given after it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(value) for value in self._values]
+
+
+class Learner:
+    """A network in training on this rank.
+
+    Args:
+        config: of the run.
+        network: with the weights to start from.
+        losses: what each head's loss depends on.
+        epoch_samples: samples of one epoch of the training data.
+        ranks: this process among those of the job.
+        accelerator: its device, process group and precision.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: MultiTask,
+        losses: dict[str, HeadLoss],
+        epoch_samples: int,
+        ranks: Ranks,
+        accelerator: "Accelerator",
+    ) -> None:
+        settings = config.train
+        self.config, self.epoch_samples, self.ranks = config, epoch_samples, ranks
+        self.augmentation = Augmentation(**config.augment.model_dump())
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.losses = {head: loss.to(self.device) for head, loss in losses.items()}
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:  # Pictures have one size: a search for the quickest algorithms pays. Another run may find others.
+            torch.backends.cudnn.benchmark = True
+        network = network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if settings.sync_batch_norm and on_gpu and ranks.world > 1:
+            network.backbone = synchronised(network.backbone)
+        self.network = network
+        self.frozen_norms = optim.frozen_norms(network)
+        groups = optim.parameter_groups(
+            network,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            head_rate=settings.head_rate,
+            layer_decay=settings.layer_decay,
+        )
+        self.groups = optim.describe_groups(groups)
+        optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=on_gpu or None)
+        self.ema = MovingAverage(network, settings.ema) if settings.ema else None
+        self._statistics = _norm_statistics(network, self.frozen_norms) if ranks.world > 1 else []
+        # The loader stays out of `prepare`, which would dispatch batches anew, and so does the rate.
+        self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+        if ranks.world > 1:  # DDP would send rank 0's to all before every step: they are alike, see _average_norms
+            self.model.broadcast_buffers = False
+        self.call = torch.compile(self.model) if settings.compile else self.model
+        self._pending: tuple[tuple[str, ...], State, _Later] | None = None
+        self._stopping = False
+        self._said: _Later | None = None
+        self._sums = torch.zeros(2 * len(losses), dtype=torch.float64, device=self.device)
+        self._norm = torch.zeros((), device=self.device)
+        self.start(State(samples_seen=0, step=0))
+
+    def start(self, state: State) -> None:
+        """Begin an interval of the log here."""
+        self._sums.zero_()
+        self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
+
+    def step(self, loaded: Loaded, state: State, *, stop: bool, logged: bool) -> bool:
+        """One optimizer step from a state, on this rank's part of a global batch.
+
+        With ``logged`` the gradient's norm is measured, for the log. Returns whether some rank has asked to stop:
+        all ranks answer alike, one step after it was asked, so that nobody waits for the device.
+
+        Raises:
+            NotFiniteError: the loss of the step before was not finite.
+        """
+        optim.set_rate(self.optimizer.optimizer, self.rate(state))
+        self._seed(state)
+        self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
+        batch = with_targets(loaded.batch.to(self.device), self.losses)
+        images, batch = augment(
+            batch,
+            self.augmentation,
+            seed=self.config.seed,
+            position=loaded.first,
+            by=self.network.normalisation,
+            largest_degrees=self.losses["pose"].largest_degrees if "pose" in self.losses else math.inf,
+        )
+        inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state.samples_seen))
+        counts, asked = self.count_labels(batch, stop=stop)
+        sums = self.forward_backward(inputs, batch, counts)
+        if self.config.train.clip or logged:
+            self.clip_gradients()
+        skipped = self.update()
+        self._sums += sums
+        told = torch.stack((sums[: len(self.losses)].sum(), asked, skipped.double()))
+        stopping = self._settle()
+        if self.ema is not None:  # after the step before has settled: only now is it known whether that one counts
+            self.ema.update(self.network, skipped=None if self.accelerator.scaler is None else skipped)
+        self._pending = (batch.keys, state, _Later(told))
+        return stopping
+
+    def count_labels(self, batch: Batch, *, stop: bool) -> tuple[Tensor, Tensor]:
+        """Per head, the labels in the global batch, at least 1; and how many ranks want to stop. A collective call."""
+        counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # of the poses as turned
+        # Filled on the device: a tensor made from a Python number is copied there, and the host waits for it.
+        asked = torch.full((), float(stop), dtype=torch.float64, device=self.device)
+        # One message for all numbers. Each rank has the sums: it divides by the same, and stops at the same step.
+        shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked]), "sum")
+        assert isinstance(shared, Tensor)
+        return shared[:-1].clamp(min=1), shared[-1]
+
+    def forward_backward(self, inputs: Tensor, batch: Batch, counts: Tensor) -> Tensor:
+        """Gradients of this rank's samples, as parts of the global batch; by heads: loss sums, then label counts."""
+        pieces = -(-len(batch) // (self.config.train.micro_batch or len(batch)))
+        bounds = [len(batch) * piece // pieces for piece in range(pieces + 1)]
+        sums = torch.zeros_like(self._sums)
+        for start, end in pairwise(bounds):
+            rows = slice(start, end)
+            # Ranks exchange gradients once, with the last piece.
+            with nullcontext() if end == len(batch) else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    outputs = self.call(inputs[rows])
+                total, parts = self._total(outputs, batch[rows], counts, pieces)
+                # DDP averages over the ranks, but the global count has divided already: without the factor the gradient
+                # would be that of one rank's share, the smaller the more ranks there are.
+                self.accelerator.backward(total * self.ranks.world)
+            sums += parts
+        return sums
+
+    def clip_gradients(self) -> None:
+        """Measure the gradient's norm, for the log, and shorten the gradient to ``train.clip`` where that is on."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip or math.inf)
+        assert isinstance(norm, Tensor)
+        self._norm = norm
+
+    def update(self) -> Tensor:
+        """One step of the optimizer; true, on the device, where the gradient scaler skipped it."""
+        scaler = self.accelerator.scaler
+        before = None if scaler is None else scaler._scale.clone()  # pyright: ignore[reportOptionalMemberAccess]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._average_norms()
+        if before is None:
+            return torch.zeros((), dtype=torch.bool, device=self.device)
+        # A scaler lowers its scale after an infinite gradient, and only then; to ask it otherwise is to wait for it.
+        return scaler._scale < before  # pyright: ignore[reportOptionalMemberAccess, reportOptionalOperand]
+
+    def _average_norms(self) -> None:
+        """Give every rank the mean of all ranks' batch-norm statistics.
+
+        Each rank's norms see its own samples alone. As running statistics are linear, the mean after every step is what
+        all ranks together have seen (timm's ``distribute_bn``, there once an epoch); and ranks stay alike, so that
+        average, validation and checkpoint need no rank's own.
+        """
+        if not self._statistics:
+            return
+        mean = self.accelerator.reduce(torch.cat([one.flatten() for one in self._statistics]), "mean")
+        assert isinstance(mean, Tensor)
+        parts = mean.split([one.numel() for one in self._statistics])
+        shaped = [part.view_as(one) for part, one in zip(parts, self._statistics, strict=True)]
+        torch._foreach_copy_(self._statistics, shaped)
+
+    def _total(self, outputs: Outputs, batch: Batch, counts: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), device=counts.device)
+        parts = []
+        for (head, settings), count in zip(self.losses.items(), counts, strict=True):
+            summed = head_loss(head, outputs[head], batch, settings).sum()
+            mean = summed / count.to(summed.dtype)
+            if head in self.network.log_variance:
+                log_variance = self.network.log_variance[head]
+                share = 1 / (pieces * self.ranks.world)
+                mean = torch.exp(-log_variance) * mean + log_variance * share
+            total = total + settings.weight * mean
+            parts.append((summed.detach().double(), label_mask(head, batch, settings).sum().double()))
+        return total, torch.stack([value for part in zip(*parts, strict=True) for value in part])
+
+    def _settle(self) -> bool:
+        """Look at the step before, once: whether some rank has asked to stop in it.
+
+        Its numbers have been on their way since it ended, and the device has this step's work to do meanwhile: the host
+        waits where it is more than a step ahead, and no sooner. Read for this step they would end that lead.
+        """
+        if self._pending is None:
+            return self._stopping
+        keys, state, told = self._pending
+        self._pending = None
+        loss, asked, skipped = told.read()
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                f"the loss became {loss} at step {state.step + 1} ({state.samples_seen:,} samples seen) "
+                f"with the samples {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''} on rank {self.ranks.rank}"
+            )
+        if self.ema is not None and skipped:
+            self.ema.steps -= 1
+        self._stopping |= asked > 0
+        return self._stopping
+
+    def some_rank(self, said: bool) -> bool:
+        """Whether some rank had said so by the call before, alike on all ranks: a collective call that waits for none.
+
+        ``hpe.core.distributed.some_rank`` answers at once, and waits for the device and for the slowest rank.
+        """
+        shared = self.accelerator.reduce(torch.full((1,), float(said), device=self.device), "sum")
+        assert isinstance(shared, Tensor)
+        before, self._said = self._said, _Later(shared)
+        return before is not None and before.read()[0] > 0
+
+    def _seed(self, state: State) -> None:
+        """Dropout depends on seed, samples seen and rank alone, never on what ran before."""
+        seed = (self.config.seed * _MIX + state.samples_seen * self.ranks.world + self.ranks.rank) % 2**63
+        torch.manual_seed(seed)
+
+    def rate(self, state: State) -> float:
+        """The learning rate at a state."""
+        settings = self.config.train
+        return settings.learning_rate * optim.rate_factor(
+            settings.schedule,
+            state.samples_seen / self.epoch_samples,
+            settings.epochs,
+            warmup_epochs=settings.warmup_epochs,
+            step_epochs=settings.step_epochs,
+            step_factor=settings.step_factor,
+        )
+
+    def size(self, position: int) -> int:
+        """The side of the pictures that a step from a position learns from."""
+        settings = self.config.train
+        if settings.small_size and position < settings.small_epochs * self.epoch_samples:
+            return settings.small_size
+        return self.config.data.size
+
+    def size_before(self, samples_seen: int) -> int:
+        """The side of the pictures of the step that has led to here."""
+        assert isinstance(self.config.train.batch, int)
+        return self.size(max(0, samples_seen - self.config.train.batch))
+
+    def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
+        """Write the figures since the last call, and return them. A collective call."""
+        shared = self.accelerator.reduce(self._sums, "sum")
+        assert isinstance(shared, Tensor)
+        # The host waits for the device here, once for every `train.log_steps` steps.
+        *sums, norm = torch.cat((shared, self._norm[None])).tolist()
+        heads = len(self.losses)
+        figures, total = {}, 0.0
+        for place, (head, settings) in enumerate(self.losses.items()):
+            if labels := sums[heads + place]:
+                figures[f"{head}/loss"] = sums[place] / labels
+                total += settings.weight * figures[f"{head}/loss"]
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        samples = state.samples_seen - self._since_samples
+        waited = loader.waited_seconds - self._waited_seconds
+        figures |= {
+            "loss": total,
+            "learning_rate": self.rate(state),
+            "gradient_norm": norm,
+            "speed/images_per_second": samples / seconds,
+            "speed/waiting_for_data": min(1.0, waited / seconds),
+            "epoch": state.samples_seen / self.epoch_samples,
+        }
+        if self.device.type == "cuda":
+            figures["speed/device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        log.scalars("train", state.step, state.samples_seen, figures)
+        self.start(state)
+        self._waited_seconds = loader.waited_seconds
+        return figures
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and used: the average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    @torch.no_grad()
+    def validate(
+        self, batches: Iterable[Batch], metrics: "HeadMetrics", samples_seen: int
+    ) -> list[tuple[Batch, Outputs]]:
+        """Add validation batches to the metrics, in the size that was learned last; the first few, to be looked at."""
+        size = self.size_before(samples_seen)
+        network, by = self.evaluated.eval(), self.network.normalisation
+        metrics.to(self.device)  # the host waits here, once: sums made on the CPU are copied
+        seen: list[tuple[Batch, Outputs]] = []
+        for read in batches:
+            batch = read.to(self.device)
+            inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch, by), size)
+            with self.accelerator.autocast():
+                outputs = network(inputs)
+            metrics.update(outputs, batch)
+            if sum(len(one) for one, _ in seen) < SHOWN:
+                # They are there when the metrics are, which come after them from the device.
+                few = {head: values[:SHOWN].to("cpu", non_blocking=True) for head, values in outputs.items()}
+                seen.append((read[:SHOWN].clone(), few))  # copied: a worker's memory is used again
+        return seen
+
+    def save(self, run: Path, state: State, *, best: bool) -> None:
+        """Write a checkpoint on rank 0; the others wait.
+
+        Raises:
+            NotFiniteError: there is nothing good to write: the loss or the weights are no numbers any more.
+        """
+        self._settle()
+        # Another rank's gradient may have spoilt the weights while this rank's loss was finite. The host waits.
+        if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.network.parameters()]).all()):
+            raise NotFiniteError(
+                f"the weights are no finite numbers after step {state.step} ({state.samples_seen:,} samples seen)"
+            )
+        if self.ranks.main:
+            optimizer = {"optimizer": self.optimizer.optimizer.state_dict()}
+            if self.accelerator.scaler is not None:
+                optimizer["scaler"] = self.accelerator.scaler.state_dict()
+                if self.ema is not None:  # fewer than steps: the scaler skips some
+                    optimizer["averaged"] = {"steps": self.ema.steps}
+            run_folder.save_checkpoint(
+                run,
+                replace(state, ranks=self.ranks.world),
+                self.network,
+                optimizer,
+                ema=None if self.ema is None else self.ema.module,
+                keep=self.config.train.keep,
+                best=best,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> State:
+        """Go back to a checkpoint; it may come from another number of ranks.
+
+        Raises:
+            UserError: it is damaged, or does not fit the config.
+        """
+        state = State.load(checkpoint)
+        try:
+            self.network.load_state_dict(run_folder.load_tensors(checkpoint / "model.safetensors"))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(run_folder.load_tensors(checkpoint / "ema.safetensors"))
+                self.ema.steps = state.step
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
+                saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            if self.ema is not None and "averaged" in saved:
+                self.ema.steps = int(saved["averaged"]["steps"])
+            own = self.optimizer.optimizer.param_groups
+            for group, mine in zip(saved["optimizer"]["param_groups"], own, strict=False):
+                group["fused"] = mine["fused"]  # of this machine, not of the one that saved
+            self.optimizer.optimizer.load_state_dict(saved["optimizer"])
+            if self.accelerator.scaler is not None and "scaler" in saved:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint ({' '.join(str(error).split())[:200]}); "
+                "remove this folder to go on from the one before, or take the version of hpe that wrote it"
+            ) from error
+        except pickle.UnpicklingError as error:  # its own text advises to unpickle what it refuses
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint (optimizer.pt holds more than tensors and numbers); "
+                "remove this folder to go on from the one before"
+            ) from error
+        return state
+
+
+def _norm_statistics(network: nn.Module, frozen: list[nn.Module]) -> list[Tensor]:
+    """Running means and variances that change in training, each rank's own: SyncBatchNorm's are alike everywhere."""
+    fixed = set(map(id, frozen))
+    return [
+        statistic
+        for norm in network.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
+        if id(norm) not in fixed
+        for statistic in (norm.running_mean, norm.running_var)
+        if statistic is not None
+    ]

@@ -1,0 +1,423 @@
+"""Several processes: the same samples and gradients as one, and what happens when one dies."""
+
+import contextlib
+import copy
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpe.core.distributed import Ranks, launched, relaunch, share_cores
+from hpe.core.errors import EXIT_USAGE, UserError
+from hpe.data.normalise import prepare
+from hpe.models import run_folder
+from hpe.train.setup import open_job
+from tests import made
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(40, 7, 33), unlabelled=3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(1, 0, 1), (1, 2, 1), (2, 1, 2), (4, 2, 4), (7, 2, 7), (8, 2, 7), (8, 0, 8), (64, 8, 63)],
+)
+def test_the_network_has_every_core_of_a_small_machine(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("hpe.core.distributed.cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(workers)
+    assert given == [threads]
+
+
+@pytest.mark.parametrize(("threads", "gpu"), [("3", False), (None, True)])
+def test_threads_that_the_user_has_set_and_a_gpus_host_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None, gpu: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("threads were set"))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    share_cores(2)
+
+
+def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*_: object) -> None:
+        raise AssertionError("Accelerate starts a single process without RANK, which would start another, without end")
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch)
+    assert relaunch(1, ["train", "x.yaml"]) is None
+
+
+def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", started.append)
+    monkeypatch.setattr("hpe.core.distributed.cores", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # remembered as absent: what the code sets is taken away again
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    with pytest.raises(
+        UserError, match=r"--processes 8: torch sees no GPU .* 4 CPU cores.* use --processes 4 or fewer"
+    ):
+        relaunch(8, ["train", "x.yaml"])
+    assert not started
+    with pytest.raises(SystemExit) as end:
+        relaunch(4, ["train", "x.yaml"])
+    assert (end.value.code, len(started)) == (0, 1)
+    assert "no GPU here: 4 processes on 4 CPU cores" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        relaunch(8, ["train", "x.yaml"])  # ACCELERATE_USE_CPU is set
+    assert (len(started), capsys.readouterr().err) == (2, "")
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_folder.find_checkpoint(run, "last") / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_n_ranks_learn_what_one_learns_with_unevenly_missing_labels(folder: Path, tmp_path: Path, ranks: int) -> None:
+    changes = ("train.batch=12", "augment={flip: 0.5}", "train.balance_losses=learned", "train.micro_batch=3")
+    changes += ("model.heads.emotion.dropout=0", "train.clip=1.0")
+    for name, count in (("one", 1), ("many", ranks)):
+        done = torchrun(count, "-m", "tests.norm_free", str(folder), str(tmp_path / name), *changes)
+        assert done.returncode == 0, done.stderr
+    one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=2e-4, atol=2e-5, msg=name)
+    figures = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "many")
+    ]
+    for first, second in zip(*figures, strict=True):
+        assert first["samples"] == second["samples"]
+        if first["split"] == "val":
+            assert first["emotion/labels"] == second["emotion/labels"] == 24
+            assert first["pose/mae"] == pytest.approx(second["pose/mae"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_ends_a_validation_on_all_and_the_next_start_repeats_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    changes = ("train.epochs=2", "train.batch=4", "train.ema=0.9")  # six batches in each of two validations
+    for name, number in (("whole", 0), ("broken", 8)):
+        done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / name), str(number), *changes)
+        assert (done.returncode != 0) == (name == "broken"), done.stderr
+    state = run_folder.State.load(run_folder.find_checkpoint(tmp_path / "broken", "last"))
+    assert (state.samples_seen, state.unvalidated) == (160, True)
+    done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / "broken"), "0", *changes)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (run_folder.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken"))
+    for file in ("model.safetensors", "ema.safetensors", "state.json"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp_path: Path) -> None:
+    """Judged by one process that runs each rank's samples through the first norm, whose input no weight changes."""
+    run = tmp_path / "run"
+    changes = ("train.batch=8", "train.epochs=0.01", "augment={}", "train.ema=0.5")
+    done = torchrun(2, "-m", "tests.signalled", str(folder), str(run), "0", *changes)
+    assert done.returncode == 0, done.stderr
+    checkpoint, config = run_folder.find_checkpoint(run, "last"), run_folder.load_config(run)
+    torch.manual_seed(config.seed)
+    network = run_folder.build_network(config.model).train()
+    alone = made.config(folder, tmp_path / "alone", *changes)
+    with open_job(alone, Ranks(0, 1, 0, 1)) as job, job.batches(0) as loader:
+        batch = next(loader).batch
+    found = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        seeing = copy.deepcopy(network)
+        seeing(prepare(batch[rows], network.normalisation))
+        found.append({name: value for name, value in seeing.named_buffers() if "running" in name})
+    assert not torch.allclose(*(one["backbone.stem.1.running_mean"] for one in found))
+    for file in ("model.safetensors", "ema.safetensors"):
+        saved = load_file(checkpoint / file)
+        for name, value in found[0].items():
+            torch.testing.assert_close(saved[name], (value + found[1][name]) / 2, msg=name)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    file.write_text(made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump())
+    command = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 200
+        while len(run_folder.checkpoints(run)) < 2 and time.monotonic() < deadline and job.poll() is None:
+            time.sleep(0.2)
+        ranks = [pid for pid in descendants(job.pid) if rank_of(pid) == 1]
+        assert ranks, "the job has no rank 1"
+        os.kill(ranks[0], signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in told
+    assert "memory runs out" in told
+    assert "data.workers" in told
+    assert "Traceback" not in told
+    seen = run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen
+    shorter = made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump()
+    file.write_text(shorter)
+    with subprocess.Popen([*command[:-2]], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        while time.monotonic() < deadline + 100 and job.poll() is None:
+            if run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen > seen:
+                break
+            time.sleep(0.2)
+        job.send_signal(signal.SIGTERM)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode == 75, told
+    assert run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen > seen
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_at_random_and_resumed_end_bit_for_bit_as_if_never_killed(
+    folder: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+    changes = ("train.epochs=6", "train.checkpoint_steps=3", "data.workers=1", "train.ema=0.9")
+    commands = {}
+    for name in ("whole", "killed"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(made.config(folder, tmp_path / name, *changes).dump())
+        commands[name] = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
+    subprocess.run(commands["whole"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    killed = 0
+    for _ in range(2):
+        run = tmp_path / "killed"
+        known = len(run_folder.checkpoints(run)) and run_folder.checkpoints(run)[-1]
+        with subprocess.Popen(commands["killed"], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL) as job:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and job.poll() is None:
+                if (newest := len(run_folder.checkpoints(run)) and run_folder.checkpoints(run)[-1]) != known and newest:
+                    break
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.2))  # in a step, between steps, or while a checkpoint is written
+            for pid in (*descendants(job.pid), job.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed += job.wait() == -signal.SIGKILL
+    subprocess.run(commands["killed"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    assert killed, "every start was done before it could be killed"
+    whole, resumed = (run_folder.find_checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def rank_of(pid: int) -> int | None:
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if entry.startswith(b"RANK="):
+            return int(entry[5:])
+    return None
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_by_all_ranks_together(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(folder, tmp_path / "run", "model.backbone=resnet19").dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "3"],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE
+    assert done.stderr.count("resnet19") == 1
+    assert "8 samples do not divide among 3 ranks; use 6 or 9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: Path) -> None:
+    shards = made.shards(tmp_path / "shards")
+    tar = shards / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"sample10005")  # batches of 8 on two ranks: the sixth face is the second rank's
+    at = data.index(b"\xff\xd8\xff", at)
+    data[at : at + 64] = bytes(64)
+    tar.write_bytes(data)
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(shards, tmp_path / "run", "data.damaged=fail").dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert done.stderr.count("hpe: rank 1: val-000000.tar, sample10005") == 1
+    assert "lost another rank" not in done.stderr
+
+
+@pytest.fixture
+def _third_task_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
+        monkeypatch.delenv(name)
+    for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    told = "SLURM_NTASKS is 4, without MASTER_ADDR; start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+    with pytest.raises(UserError, match=told):
+        Ranks.from_environment()
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
+        Ranks.from_environment()
+
+
+@pytest.mark.usefixtures("_third_task_of_four")
+def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; .* unset SLURM_NTASKS"):
+        relaunch(2, ["train", "x.yaml"])
+    monkeypatch.delenv("SLURM_PROCID")  # the shell of salloc
+    assert not launched()
+    assert Ranks.from_environment().world == 1
+    monkeypatch.setenv("RANK", "1")
+    assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
+
+
+@pytest.mark.slow
+def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
+    tasks = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hpe", "evaluate", str(tmp_path), str(tmp_path)],
+        env=ENVIRONMENT | tasks, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
+    assert done.stderr.startswith("hpe: SLURM_NTASKS is 2, without MASTER_ADDR and MASTER_PORT; start with srun")
+
+
+@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])
+def test_impossible_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        Ranks.from_environment()
+
+
+def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
+    code = (
+        "import sys, hpe.core.distributed\n"
+        "hpe.core.distributed.from_parent = lambda: sys.exit(8 if 'hpe.cli' in sys.modules else 7)\n"
+        "from hpe.__main__ import main\n"
+        "main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
+FAILS = "from hpe import __main__, cli; cli.app = lambda: 1 / 0; __main__.main()"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grouped", "end", "seen"),
+    [(True, "leave(75)", 75), (True, "leave(None)", 0), (True, FAILS, 1), (False, "leave(75)", 75), (False, FAILS, 1)],
+)
+def test_a_member_of_a_group_leaves_without_taking_python_apart(
+    tmp_path: Path, grouped: bool, end: str, seen: int
+) -> None:
+    script = f"""
+import atexit, os
+import torch.distributed as dist
+from hpe.core.distributed import leave
+
+class Last:
+    def __del__(self, write=os.write):
+        write(2, b"apart")
+
+last = Last()
+atexit.register(print, "at exit")
+if {grouped}:
+    dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
+print("said", end=" ")
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (seen, "said at exit\n")
+    assert ("apart" in done.stderr) is not grouped
+    assert done.stderr.count("ZeroDivisionError: division by zero\n") == (end == FAILS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS is 'x': expected a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+    ],
+)
+def test_a_launchers_variables_that_are_no_numbers_are_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        Ranks.from_environment()
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(made.config(folder, tmp_path / "run").dump())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        meeting = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = subprocess.run(
+            [sys.executable, "-m", "hpe", "train", str(file)],
+            env=ENVIRONMENT | meeting, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    assert f"127.0.0.1:{port}: the ranks cannot meet there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,107 @@
+"""Locks: only a holder keeps others out; a file system without locks stops nobody and is named."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpe.core import files
+from hpe.core.errors import UserError
+from hpe.core.files import locked
+from hpe.stream import remote_cache
+
+NO_LOCKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], Path]:
+    """A folder on whose file system ``flock`` gives an error; elsewhere it works."""
+    there, own = tmp_path / "lustre", tmp_path / "tmp"
+    there.mkdir()
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    monkeypatch.setattr(files, "_warn_of_no_locks", files._warn_of_no_locks.__wrapped__)
+    real = fcntl.flock
+
+    def fails_with(number: int) -> Path:
+        def flock(file: object, how: int) -> None:
+            descriptor = file if isinstance(file, int) else file.fileno()  # type: ignore[attr-defined]
+            if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(there):
+                raise OSError(number, os.strerror(number))
+            real(descriptor, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        return there
+
+    return fails_with
+
+
+def test_what_another_process_holds_is_refused_and_free_again_when_it_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="taken"), locked(path, "taken"):
+            pass
+        other.kill()
+    with locked(path, "taken"):
+        pass
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_without_locks_work_goes_on_with_a_warning_and_one_machine_still_keeps_order(
+    no_locks: Callable[[int], Path], number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = no_locks(number)
+    same = folder.parent / "same"
+    same.symlink_to(folder)
+    with locked(folder / "lock", "taken"):
+        told = capfd.readouterr().err
+        assert str(folder) in told
+        assert "no file locks" in told
+        for path in (folder / "lock", same / "lock"):  # by another path, too
+            with pytest.raises(UserError, match=r"^taken$"), locked(path, "taken"):
+                pass
+        with locked(folder / "another", "taken"):
+            pass
+    with locked(folder / "lock", "taken"):  # released
+        pass
+
+
+def test_a_link_planted_in_the_temporary_folder_is_not_followed(no_locks: Callable[[int], Path]) -> None:
+    folder = no_locks(errno.ENOSYS)
+    with locked(folder / "lock", "taken"):
+        pass
+    (local,) = Path(tempfile.gettempdir()).iterdir()
+    victim = folder / "victim"
+    local.unlink()
+    local.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"), locked(folder / "lock", "taken"):
+        pass
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_fault_of_the_disk_is_not_called_another_process(no_locks: Callable[[int], Path], number: int) -> None:
+    folder = no_locks(number)
+    told = rf"lock: cannot be locked \({os.strerror(number)}\)"
+    with pytest.raises(UserError, match=told), locked(folder / "lock", "another process is training"):
+        pass
+
+
+def test_the_cache_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
+    with remote_cache.locked(no_locks(errno.ENOSYS) / "room.lock"):
+        pass
+    with pytest.raises(OSError, match="Input/output"), remote_cache.locked(no_locks(errno.EIO) / "room.lock"):
+        pass

@@ -1,0 +1,375 @@
+"""Estimators: released state dicts, hostile files, descriptions that lie, and Hopenet's own numbers."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from hpe.config.run import ModelConfig, RunConfig, parse
+from hpe.core.errors import UserError
+from hpe.data.crops import CropRule
+from hpe.data.directions import ABSTAIN
+from hpe.estimators.diagnosis import diagnose
+from hpe.estimators.estimator import Estimator
+from hpe.estimators.load import Compute, load_estimator
+from hpe.estimators.probe import probe, random_faces
+from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
+from hpe.models.hopenet import Hopenet, fit_state_dict
+from hpe.models.multitask import angles_of
+from hpe.models.run_folder import State, build_network, load_run, save_checkpoint
+from hpe.pose.plan import load_direction_network
+
+CPU = Compute(torch.device("cpu"))
+EXAMPLE = Path(__file__).parents[2] / "configs" / "estimators" / "lwpose66.yaml"
+
+
+class Original(nn.Module):
+    """deep-head-pose's network, written from its description around torchvision's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = resnet50()
+        self.trunk.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+        self.heads = nn.ModuleList(nn.Linear(2048, 66) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.trunk(images)
+        degrees = torch.arange(66.0) * 3 - 99
+        return torch.stack([(head(x).softmax(1) * degrees).sum(1) for head in self.heads], 1)
+
+    def released(self) -> dict[str, Tensor]:
+        """Its state dict with the released names, from DataParallel, with the layer that nothing uses."""
+        state = {f"module.{name}": value for name, value in self.trunk.state_dict().items()}
+        for name, head in zip(("yaw", "pitch", "roll"), self.heads, strict=True):
+            state |= {f"module.fc_{name}.{key}": value for key, value in head.state_dict().items()}
+        state |= {"module.fc_finetune.weight": torch.zeros(3, 2051), "module.fc_finetune.bias": torch.zeros(3)}
+        return {name: value for name, value in state.items() if "num_batches" not in name}
+
+
+@pytest.fixture(scope="module")
+def original() -> Original:
+    torch.manual_seed(0)
+    return Original().eval()
+
+
+def test_released_hopenet_weights_give_the_originals_angles(original: Original, tmp_path: Path) -> None:
+    path = tmp_path / "hopenet_alpha1.pkl"
+    torch.save(original.released(), path, _use_new_zipfile_serialization=False)
+    estimator = load_estimator(path, CPU)
+    images = random_faces(2, 224)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        expected = original((images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    torch.testing.assert_close(estimator.predict(images).angles, expected, atol=2e-3, rtol=1e-4)
+    assert (estimator.name, str(estimator.crop)) == ("hopenet_alpha1", "hopenet-0.2@landmarks")
+
+
+def test_wrong_parameters_are_named(original: Original) -> None:
+    state = original.released()
+    state["module.fc_yaw.weight"] = torch.zeros(62, 2048)
+    del state["module.layer1.0.conv1.weight"]
+    state["module.fc_gaze.bias"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight is missing") as caught:
+        fit_state_dict(Hopenet(), state)
+    assert "fc_yaw.weight is [62, 2048], expected [66, 2048]" in str(caught.value)
+    assert "fc_gaze.bias is unknown" in str(caught.value)
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path, save: Callable[..., object]) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "hopenet.pkl"
+    save({"fc_yaw.weight": _Bomb(marker)}, path)
+    with pytest.raises(UserError, match="tensors alone"):
+        load_estimator(path, CPU)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04broken", b"\x80\x02}q\x00."])
+def test_files_that_are_no_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    for name in ("hopenet.pkl", "net.onnx"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        path.with_suffix(".yaml").write_text(f"weights: {name}\ncrop: none\noutput: {{kind: bins66-lower}}\n")
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            load_estimator(path, CPU)
+
+
+def test_a_description_with_mistakes_lists_them_all() -> None:
+    text = "weights: a.onnx\ncrop: circle\noutput: {kind: bins65, order: [yaw, yaw, roll], signs: {yaw: 2}}\nfoo: 1\n"
+    with pytest.raises(UserError) as caught:
+        parse(text, "e.yaml", EstimatorSpec)
+    for expected in ("crop", "output.kind", "output.order", "output.signs.yaw", "unknown key"):
+        assert expected in str(caught.value)
+
+
+def _angles(count: int = 40, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.uniform(-1, 1, (count, 3)) * (70, 40, 30)
+
+
+def test_outputs_are_read_by_kind_order_sign_and_unit() -> None:
+    truth = _angles()
+    yaw, pitch, roll = torch.from_numpy(truth).float().unbind(1)
+    euler = OutputSpec(kind="euler", order=("roll", "yaw", "pitch"), signs=Signs(yaw=-1), unit="radians")
+    found, deviations = read_output((torch.deg2rad(torch.stack((roll, -yaw, pitch), 1)),), euler)
+    np.testing.assert_allclose(found, truth, atol=1e-3)
+    assert deviations.isnan().all()
+    # SciPy's extrinsic x, y, z is Rz(roll) · Ry(yaw) · Rx(pitch).
+    matrix = torch.from_numpy(Rotation.from_euler("xyz", truth[:, [1, 0, 2]], degrees=True).as_matrix()).float()
+    np.testing.assert_allclose(read_output((matrix,), OutputSpec(kind="matrix"))[0], truth, atol=1e-3)
+    six = torch.cat((matrix[:, :, 0], matrix[:, :, 1]), 1)
+    np.testing.assert_allclose(read_output((six,), OutputSpec(kind="sixd"))[0], truth, atol=1e-3)
+
+
+def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
+    logits = torch.randn(5, 3, 66, generator=torch.Generator().manual_seed(0)) * 3
+    share = logits.softmax(-1).double().numpy()
+    for kind, first in (("bins66-lower", -99.0), ("bins66-centre", -97.5)):
+        angles, deviations = read_output((logits,), OutputSpec.model_validate({"kind": kind}))
+        degrees = first + 3 * np.arange(66)
+        mean = share @ degrees
+        np.testing.assert_allclose(angles, mean, atol=1e-3)
+        np.testing.assert_allclose(deviations**2, share @ degrees**2 - mean**2, rtol=1e-3)
+    with pytest.raises(ValueError, match="198"):
+        read_output((logits[..., :62],), OutputSpec(kind="bins66-lower"))
+
+
+class Pixels:
+    """A "network" that reads the pose from the picture: a bright blob's place is yaw and pitch."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda angles: angles) -> None:
+        self.change = change
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        light = images.sum(1)
+        across, along = light.sum(1), light.sum(2)
+        place = torch.linspace(1, -1, images.shape[-1])
+        yaw = 60 * (across * place).sum(1) / across.sum(1)
+        pitch = 60 * (along * place).sum(1) / along.sum(1)
+        return (self.change(torch.stack((yaw, pitch, torch.zeros_like(yaw)), 1)),)
+
+
+def _estimator(network: Callable[[Tensor], tuple[Tensor, ...]], **output: object) -> Estimator:
+    spec = OutputSpec.model_validate({"kind": "euler", **output}, strict=False)
+    plain = InputSpec(size=32, mean=(0, 0, 0), std=(1, 1, 1))
+    return Estimator("pixels", "0", CropRule(), plain, spec, network, torch.device("cpu"), channels_last=False)
+
+
+def _blobs(count: int = 24) -> tuple[Tensor, np.ndarray]:
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    generator = np.random.default_rng(3)
+    for image, (x, y) in zip(images, generator.integers(0, 30, (count, 2)), strict=True):
+        image[:, y : y + 2, x : x + 2] = 255
+    (angles,) = Pixels()(images.float())
+    return images, angles.numpy().astype(float)
+
+
+def test_an_honest_description_passes_the_probe() -> None:
+    images, truth = _blobs()
+    assert probe(_estimator(Pixels()), images, truth) == []
+    assert probe(_estimator(Pixels()), images, np.full_like(truth, np.nan)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "output", "knows_truth", "named"),
+    [
+        (lambda a: a[:, [1, 0, 2]], {}, False, "order: what is called yaw does not change its sign"),
+        (lambda a: torch.deg2rad(a), {}, False, "they are radians"),
+        (lambda a: a, {"unit": "radians"}, False, "they are degrees"),
+        (lambda a: a * torch.tensor([-1.0, 1.0, 1.0]), {}, True, "yaw negated"),
+        (lambda a: a * torch.tensor([1.0, -1.0, 1.0]), {}, True, "pitch negated"),
+        (lambda a: a * float("nan"), {}, False, "not finite"),
+        (lambda a: a * 0, {}, False, "same angles"),
+        (lambda a: a[:, :2], {}, False, "2 values a face"),
+    ],
+)
+def test_a_lie_is_named(
+    change: Callable[[Tensor], Tensor], output: dict[str, object], knows_truth: bool, named: str
+) -> None:
+    images, truth = _blobs()
+    found = probe(_estimator(Pixels(change), **output), images, truth if knows_truth else np.full_like(truth, np.nan))
+    assert named in " ".join(found)
+
+
+def test_mirror_images_are_averaged_with_the_sign_law() -> None:
+    images, truth = _blobs()
+    shifted = _estimator(Pixels(lambda angles: angles + torch.tensor([5.0, 0.0, 0.0])))
+    np.testing.assert_allclose(shifted.predict_with_flips(images).angles, truth, atol=1e-3)
+    assert float((shifted.predict(images).angles - torch.from_numpy(truth)).abs().max()) > 4
+
+
+def test_disagreement_with_truth_is_called_by_name() -> None:
+    truth = _angles(200)
+    noisy = truth + np.random.default_rng(1).normal(0, 6, truth.shape)
+    assert diagnose(noisy, truth) == []
+    assert "yaw negated" in diagnose(noisy * (-1, 1, 1), truth)[0]
+    assert "roll negated" in diagnose(noisy * (1, 1, -1), truth)[0]
+    assert "yaw and pitch swapped" in diagnose(noisy[:, [1, 0, 2]], truth)[0]
+    assert "radians" in diagnose(np.deg2rad(noisy), truth)[0]
+    assert "degrees taken for radians" in diagnose(np.rad2deg(noisy), truth)[0]
+    assert diagnose(np.random.default_rng(2).normal(0, 20, truth.shape), truth) == []
+
+
+@pytest.mark.real
+class TestLwpose66:
+    """The shared ONNX network and its example description."""
+
+    def test_it_loads_and_gives_angles_with_deviations(self, shared: Path) -> None:
+        estimator = load_estimator(EXAMPLE, CPU, weights=shared / "weights" / "lwpose66.onnx")
+        poses = estimator.predict(random_faces(3, 224))
+        assert poses.angles.shape == (3, 3)
+        assert bool((poses.deviations > 0).all())
+
+    def test_results_do_not_depend_on_the_callers_threads(self, shared: Path) -> None:
+        estimator = load_estimator(EXAMPLE, CPU, weights=shared / "weights" / "lwpose66.onnx")
+        images, before = random_faces(4, 224), torch.get_num_threads()
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(estimator.predict(images).angles)
+        torch.set_num_threads(before)
+        assert torch.equal(*found)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ("size: 224 -> size: 128", r"input\.size"),
+            ("name: image -> name: picture", r"input\.name is 'picture'"),
+            ("[yaw, pitch, roll] -> [yaw, pitch, tilt]", r"no output 'tilt'"),
+            ("kind: bins66-centre -> kind: euler", r"66 values a face"),
+            ("name: lwpose66 -> name: ../up", r"name"),
+        ],
+    )
+    def test_a_description_that_does_not_fit_the_graph_is_refused(
+        self, shared: Path, tmp_path: Path, change: str, named: str
+    ) -> None:
+        before, after = change.split(" -> ")
+        path = tmp_path / "e.yaml"
+        path.write_text(EXAMPLE.read_text().replace(before, after, 1))
+        with pytest.raises(UserError, match=named):
+            load_estimator(path, CPU, weights=shared / "weights" / "lwpose66.onnx")
+
+    def test_other_weights_than_described_are_refused(self, shared: Path, tmp_path: Path) -> None:
+        path = tmp_path / "e.yaml"
+        path.write_text(EXAMPLE.read_text() + f"sha256: {'a' * 64}\n")
+        with pytest.raises(UserError, match="other weights than the YAML describes"):
+            load_estimator(path, CPU, weights=shared / "weights" / "lwpose66.onnx")
+
+
+def _run(folder: Path, model: str, network: nn.Module | None = None) -> Path:
+    data = "{train: [{shards: gone}], val: [{shards: gone}], size: 64, grey: true}"
+    config = parse(f"run: {folder}\ndata: {data}\nmodel: {model}\n", "config.yaml", RunConfig)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.dump())
+    made = network or build_network(config.model)
+    save_checkpoint(folder, State(0, 1), made, {}, ema=None, keep=1, best=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bins66", "sixd"])
+def test_a_run_of_ours_is_an_estimator(tmp_path: Path, kind: str) -> None:
+    run = _run(tmp_path / "mine", f"{{backbone: tiny, heads: {{pose: {{kind: {kind}}}, emotion: {{}}}}}}")
+    with pytest.raises(UserError, match="give it with --crop"):
+        load_estimator(run, CPU)
+    with pytest.raises(UserError, match="has its own weights"):
+        load_estimator(run, CPU, crop="none", weights=tmp_path / "other.onnx")
+    estimator = load_estimator(run, CPU, crop="none")
+    images = random_faces(2, 64)
+    with torch.inference_mode():
+        outputs = load_run(run)[0](estimator.normalise(images))["pose"]
+    torch.testing.assert_close(estimator.predict(images).angles, angles_of(outputs), atol=1e-3, rtol=1e-4)
+    assert (estimator.name, estimator.input.size, estimator.input.colour) == ("mine", 64, "grey")
+    assert bool(estimator.predict(images).deviations.isfinite().all()) == (kind == "bins66")
+
+
+def test_a_run_without_a_pose_head_is_refused(tmp_path: Path) -> None:
+    run = _run(tmp_path / "emotion", "{backbone: tiny, heads: {emotion: {}}}")
+    with pytest.raises(UserError, match="no pose head"):
+        load_estimator(run, CPU, crop="none")
+
+
+def test_the_direction_network_scales_with_the_scaler_in_its_weights(tmp_path: Path) -> None:
+    text = "{backbone: angles, heads: {direction: {}}}"
+    network = build_network(parse(text, "m", ModelConfig)).eval()
+    network.backbone.fit_scale(torch.tensor([[-50.0, -40.0, -30.0], [60.0, 20.0, 10.0]]))  # pyright: ignore[reportCallIssue]
+    rule, digest = load_direction_network(_run(tmp_path / "direction", text, network))
+    angles = np.vstack((_angles(20), [np.nan] * 3))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(angles[:20]).float())["direction"].argmax(1).tolist()
+    assert rule(angles, angles).tolist() == [*expected, ABSTAIN]
+    assert len(digest) == 64
+    with pytest.raises(UserError, match="backbone: angles"):
+        load_direction_network(_run(tmp_path / "other", "{backbone: tiny, heads: {direction: {}}}"))
+
+
+class _Session:
+    """ONNX Runtime's session, as far as it can be told without a GPU."""
+
+    def __init__(self, providers: list[Any]) -> None:
+        self._providers = providers
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="image", shape=["batch", 3, 64, 64], type="tensor(float)")]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="pose", shape=["batch", 3], type="tensor(float)")]
+
+    def run(self, _: object, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [given["image"].mean((2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("available", "loaded", "why"),
+    [
+        (["CPUExecutionProvider"], ["CPUExecutionProvider"], "built without CUDA"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"], "cannot load its CUDA libraries"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"], None),
+    ],
+)
+def test_an_onnx_network_that_cannot_use_the_gpu_runs_on_the_cpu_or_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    available: list[str],
+    loaded: list[str],
+    why: str | None,
+) -> None:
+    """``--device auto`` falls back and says so; ``--device cuda`` is refused with the way out."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: _Session(loaded))
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    write = "weights: net.onnx\ncrop: none\ninput: {size: 64}\noutput: {kind: euler}\n"
+    (tmp_path / "net.yaml").write_text(write)
+    gpu = torch.device("cuda", 1)
+    estimator = load_estimator(tmp_path / "net.onnx", Compute(gpu, fall_back=True))
+    said = capsys.readouterr().err
+    if why is None:
+        assert (estimator.device, said) == (gpu, "")
+        return
+    assert estimator.device == torch.device("cpu")
+    assert "net.onnx runs on the CPU" in said
+    assert why in said
+    assert estimator.predict(random_faces(2, 64)).angles.device == torch.device("cpu")
+    with pytest.raises(UserError, match=rf"{why}; .*pip install .*onnxruntime-gpu.*--device cpu"):
+        load_estimator(tmp_path / "net.onnx", Compute(gpu))

@@ -1,0 +1,109 @@
+"""Run folders: what a disk that takes no more leaves of them."""
+
+import gc
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from hpe import cli
+from hpe.core.distributed import Ranks
+from hpe.core.errors import UserError
+from hpe.core.files import locked
+from hpe.models.run_folder import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+from hpe.train.log import Log
+from hpe.train.setup import LOCK, set_aside
+from tests import made
+
+
+@contextmanager
+def no_file_over(size: int) -> Iterator[None]:
+    """Writing beyond ``size`` bytes of a file fails, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [1_000, 20_000], ids=["for no weights", "for weights without optimizer"])
+def test_a_full_disk_is_one_message_and_the_checkpoint_before_stands(tmp_path: Path, room: int) -> None:
+    network, momentum = torch.nn.Linear(40, 40), {"momentum": torch.ones(10_000)}
+    first = save_checkpoint(tmp_path, State(8, 1), network, momentum, ema=None, keep=1, best=True)
+    with no_file_over(room), pytest.raises(UserError, match=r"00000002: could not be written .*goes on from step-0+1$"):
+        save_checkpoint(tmp_path, State(16, 2), network, momentum, ema=network, keep=1, best=True)
+    assert sorted(p.name for p in (tmp_path / CHECKPOINTS).iterdir()) == ["best", "last", first.name]
+    assert find_checkpoint(tmp_path, "last") == first
+    assert torch.equal(load_tensors(first / "model.safetensors")["weight"], network.weight)
+    second = save_checkpoint(tmp_path, State(16, 2), network, momentum, ema=network, keep=1, best=True)
+    assert find_checkpoint(tmp_path, "last") == second
+
+
+def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
+    path.write_text(lines, encoding="utf-8")
+    with no_file_over(100), pytest.raises(OSError, match="too large"):
+        Log(tmp_path, Ranks(0, 1, 0, 1), 2000)
+    assert path.read_text(encoding="utf-8") == lines
+
+
+def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    gc.disable()  # what Python would find sooner or later
+    try:
+        with Log(tmp_path, Ranks(0, 1, 0, 1), 0) as log:
+            log.confusions(8, {"direction": torch.eye(5)})
+            assert not [one for one in gc.get_objects() if type(one) is Figure]
+    finally:
+        gc.enable()
+
+
+def begun(folder: Path) -> Path:
+    """A run that has begun, and its config beside it."""
+    run = folder / "run"
+    run.mkdir()
+    for path in (run / "config.yaml", folder / "run.yaml"):
+        path.write_text(made.config(folder, run).dump(), encoding="utf-8")
+    return run
+
+
+def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    with locked(run / LOCK, "held"), pytest.raises(UserError, match="another process is training"):
+        set_aside(run)
+    assert set_aside(run) == tmp_path / "run.1"
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_NTASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
+def test_new_under_a_launcher_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
+) -> None:
+    run = begun(tmp_path)
+    for name in launcher:
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match=r"--new: .*run has learned; rename that folder first, or give another run:"):
+        cli.train(tmp_path / "run.yaml", new=True)
+    assert run.is_dir()
+
+
+def test_new_on_several_processes_is_done_once_before_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path)
+    started: list[list[str]] = []
+    monkeypatch.setattr("sys.argv", ["hpe", "train", "run.yaml", "--new", "-p", "2"])
+    monkeypatch.setattr("hpe.core.distributed.relaunch", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr("hpe.train.train", lambda *_, **__: 0)
+    with pytest.raises(typer.Exit):
+        cli.train(tmp_path / "run.yaml", new=True, processes=2)
+    assert started == [["train", "run.yaml", "-p", "2"]]
+    assert (tmp_path / "run.1").is_dir()
+    assert not run.exists()

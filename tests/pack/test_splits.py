@@ -1,0 +1,110 @@
+"""Splits: nobody in two of them, every emotion in each, and the same whatever the order of the rows."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpe.core.errors import UserError
+from hpe.pack.splits import Lists, Row, draw, shared_subjects
+
+SHARES: dict[str, Any] = {"seed": 3, "val_share": 0.1, "test_share": 0.2, "official": ()}
+
+
+def singles(count: int) -> list[Row]:
+    return [Row(f"k{i}", None, i % 7 if i % 3 else 0, None, f"a/k{i}.jpg") for i in range(count)]
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.one_of(st.none(), st.integers(0, 7))), min_size=1, max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, seed=st.integers(0, 5))
+def test_no_subject_stands_in_two_splits(rows: list[tuple[str, int | None]], seed: int):
+    made = [Row(f"k{i}", subject, emotion, None) for i, (subject, emotion) in enumerate(rows)]
+    found = draw(made, **{**SHARES, "seed": seed})
+    for subject in {row.subject for row in made}:
+        assert len({split for row, split in zip(made, found, strict=True) if row.subject == subject}) == 1
+    if len({row.subject for row in made}) >= 3:
+        assert set(found) == {"train", "val", "test"}
+
+
+def test_the_order_of_rows_changes_nothing():
+    rows = singles(500)
+    forward = dict(zip((r.key for r in rows), draw(rows, **SHARES), strict=True))
+    backward = dict(zip((r.key for r in rows[::-1]), draw(rows[::-1], **SHARES), strict=True))
+    assert forward == backward
+    assert forward != dict(zip(forward, draw(rows, **{**SHARES, "seed": 4}), strict=True))
+
+
+def test_every_emotion_has_its_share_in_each_split():
+    rows = singles(3000)
+    found = draw(rows, **SHARES)
+    totals = Counter(row.emotion for row in rows)
+    for split, share in (("test", 0.2), ("val", 0.1), ("train", 0.7)):
+        part = Counter(row.emotion for row, its in zip(rows, found, strict=True) if its == split)
+        for emotion, total in totals.items():
+            assert abs(part[emotion] - share * total) <= 1
+
+
+def test_official_splits_stay_and_val_is_cut_from_train_alone():
+    rows = [Row(f"k{i}", None, i % 8, "test" if i < 100 else "train") for i in range(1000)]
+    found = draw(rows, **{**SHARES, "official": ("train", "test")})
+    assert all(split == "test" for split in found[:100])
+    counted = Counter(found[100:])
+    assert set(counted) == {"train", "val"}
+    assert abs(counted["val"] - 90) <= 8  # at most one for each emotion
+    assert draw(rows, **{**SHARES, "official": ("train", "val", "test")}) == [row.split for row in rows]
+
+
+def test_lists_name_keys_paths_stems_and_unique_names(tmp_path):
+    rows = [
+        Row("key-one", None, None, None, "x/one.jpg"),
+        Row("k2", None, None, None, "x/two.jpg"),
+        Row("k3", None, None, None, "y/three.png"),
+        Row("k4", None, None, None, "y/four.png"),
+        Row("k5", None, None, None, "y/same.png"),
+        Row("k6", None, None, None, "z/same.png"),
+    ]
+    (tmp_path / "train.txt").write_text("key-one\nx/two.jpg\nsame.png\n")
+    (tmp_path / "test.txt").write_text("y/three\n\nfour\n")
+    assert Lists(tmp_path).assign(rows) == ["train", "train", "test", "test", None, None]
+
+
+def test_lists_that_contradict_or_name_nothing_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"expected train\.txt"):
+        Lists(tmp_path)
+    (tmp_path / "train.txt").write_text("a\n")
+    with pytest.raises(UserError, match="names a sample"):
+        Lists(tmp_path).assign(singles(3))
+    (tmp_path / "val.txt").write_text("b\na\n")
+    with pytest.raises(UserError, match="one split"):
+        Lists(tmp_path)
+
+
+def test_a_subject_in_two_splits_is_found():
+    rows = [Row("a", "Ada", None, None), Row("b", "Ada", None, None), Row("c", "Bob", None, None)]
+    assert shared_subjects(rows, ["train", "test", "test"]) == {"Ada": ("train", "test")}
+    assert not shared_subjects(rows, ["train", "train", "test"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fifteen_people_are_at_least_two_in_each_split(seed):
+    rows = [Row(f"p{person}-{i}", f"p{person}", None, None) for person in range(15) for i in range(4)]
+    split = draw(rows, seed=seed, val_share=0.1, test_share=0.1, official=())
+    people = Counter({(row.subject, name) for row, name in zip(rows, split, strict=True)})
+    assert len(people) == 15  # nobody in two
+    held = Counter(name for _, name in people)
+    assert held["test"] == 2
+    assert held["val"] == 2
+
+
+def test_a_list_with_a_byte_order_mark_keeps_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfhappy/0.jpg\r\nhappy/1.jpg\r\n")
+    rows = [Row(f"k{i}", None, 1, None, f"happy/{i}.jpg") for i in range(2)]
+    assert Lists(tmp_path).assign(rows) == ["train", "train"]

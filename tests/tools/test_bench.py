@@ -1,0 +1,63 @@
+"""The benchmark's arithmetic, and that every installed contestant really reads the pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from hpe.core.errors import UserError
+from hpe.tools.bench import Figure, Report, Settings, available, measure, ratio, take_turns
+from tests import made
+
+
+def test_contestants_take_turns_in_alternating_order() -> None:
+    calls: list[str] = []
+
+    def contestant(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    figures = take_turns({"a": lambda: contestant("a"), "b": lambda: contestant("b")}, 2, "test")
+    assert calls == ["a", "b", "b", "a"]
+    assert figures == (Figure("a", (1.0, 4.0)), Figure("b", (2.0, 3.0)))
+
+
+def test_a_ratio_is_the_median_of_the_turns_ratios_and_a_missed_target_is_said() -> None:
+    figures = (Figure("ours", (10.0, 30.0, 8.0)), Figure("other", (5.0, 10.0, 8.0)))
+    found = ratio(figures, "ours", "other", 2.5)
+    assert found.value == 2.0
+    text = str(Report("stream", "samples/s", figures, (found,)))
+    assert "MISSED" in text
+    assert text.index("ours") < text.index("other")
+
+
+def test_an_unknown_part_is_refused_with_those_there_are() -> None:
+    assert "stream" in available()
+    with pytest.raises(UserError, match=r"expected one of .*stream"):
+        measure("speed", Settings(Path()))
+
+
+@pytest.mark.slow
+def test_every_contestant_of_the_stream_reads_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    report = measure("stream", Settings(tmp_path, workers=0, repeats=1, samples=640))
+    assert len(report.figures) >= 6
+    assert all(figure.median > 0 for figure in report.figures)
+    assert report.to_json()["medians"]["hpe stream"] > 0
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_given_config_are_measured_and_what_bounds_them_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hpe.tools.bench.step._ROUNDS", 1)
+    config = tmp_path / "run.yaml"
+    config.write_text(made.config(made.shards(tmp_path / "shards"), tmp_path / "unused").dump())
+    report = measure("step", Settings(tmp_path, workers=0, repeats=1, config=config))
+    assert len(report.figures) == 4
+    assert all(figure.median > 0 for figure in report.figures)
+    said = " ".join(report.notes)
+    assert "one rank is bound by" in said
+    assert "an all-reduce of the" in said
+    assert "resumed at 90%" in said
+    assert not (tmp_path / "unused").exists()
