@@ -106,7 +106,7 @@ class Learner:
         self.groups = optim.describe_groups(groups)
         optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=on_gpu or None)
         self.ema = MovingAverage(network, settings.ema) if settings.ema else None
-        self._statistics = _norm_statistics(network, self.frozen_norms) if ranks.world > 1 else []
+        self._own_norms = _counting_norms(network, self.frozen_norms) if ranks.world > 1 else []
         # The loader stays out of `prepare`, which would dispatch batches anew, and so does the rate.
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if ranks.world > 1:  # DDP would send rank 0's to all before every step: they are alike, see _average_norms
@@ -214,13 +214,14 @@ class Learner:
         all ranks together have seen (timm's ``distribute_bn``, there once an epoch); and ranks stay alike, so that
         average, validation and checkpoint need no rank's own.
         """
-        if not self._statistics:
+        if not self._own_norms:
             return
-        mean = self.accelerator.reduce(torch.cat([one.flatten() for one in self._statistics]), "mean")
+        # Asked of the norms anew: Accelerate's `prepare` has put other tensors in the place of their buffers.
+        both = (one for norm in self._own_norms for one in (norm.running_mean, norm.running_var))
+        statistics = [one for one in both if one is not None]
+        mean = self.accelerator.reduce(torch.cat(statistics), "mean")
         assert isinstance(mean, Tensor)
-        parts = mean.split([one.numel() for one in self._statistics])
-        shaped = [part.view_as(one) for part, one in zip(parts, self._statistics, strict=True)]
-        torch._foreach_copy_(self._statistics, shaped)
+        torch._foreach_copy_(statistics, mean.split([len(one) for one in statistics]))
 
     def _total(self, outputs: Outputs, batch: Batch, counts: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), device=counts.device)
@@ -416,14 +417,12 @@ class Learner:
         return state
 
 
-def _norm_statistics(network: nn.Module, frozen: list[nn.Module]) -> list[Tensor]:
-    """Running means and variances that change in training, each rank's own: SyncBatchNorm's are alike everywhere."""
+def _counting_norms(network: nn.Module, frozen: list[nn.Module]) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Norms whose statistics change in training, each rank's on its own: SyncBatchNorm's are alike everywhere."""
     fixed = set(map(id, frozen))
     return [
-        statistic
+        norm
         for norm in network.modules()
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
-        if id(norm) not in fixed
-        for statistic in (norm.running_mean, norm.running_var)
-        if statistic is not None
+        if norm.track_running_stats and id(norm) not in fixed
     ]

@@ -173,7 +173,7 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     for file in ("model.safetensors", "ema.safetensors"):
         saved = load_file(checkpoint / file)
         for name, value in found[0].items():
-            torch.testing.assert_close(saved[name], (value + found[1][name]) / 2, msg=name)
+            torch.testing.assert_close(saved[name], (value + found[1][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
