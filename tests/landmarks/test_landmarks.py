@@ -77,7 +77,7 @@ def test_angles_of_labels_beyond_90_degrees_come_back(angles):
 
 
 def test_angles_name_the_same_rotation_whatever_the_branch():
-    turns = Rotation.random(200, rng=np.random.default_rng(1)).as_matrix()
+    turns = Rotation.random(200, np.random.default_rng(1)).as_matrix()
     np.testing.assert_allclose(rotations_of(angles_of(turns)), turns, atol=1e-9)
 
 
