@@ -337,6 +337,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         python.write_text(f"#!/bin/sh\nname=$3 folder=$4\n{script}\n")
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(command, "_PATIENCE", {"cpu": 1.0})
         monkeypatch.setattr(command, "CHECKS", tuple(Check(name, "", f"about {name}", seconds) for name in names))
 
     return stubbed

@@ -34,8 +34,9 @@ _BF16_CAPABILITY: Final = (8, 0)
 _FP16_CAPABILITY: Final = (5, 3)
 _COMPARED_STEPS: Final = 4
 _TIMED_STEPS: Final = 8
-_CLOSE: Final = 0.05
-"""How far outputs of compiled and eager training may differ, as a share of how far training has moved them."""
+_CLOSE: Final = 0.1
+"""How far outputs of compiled and eager training may differ, as a share of how far training has moved them: rounding
+gives up to 0.005 (measured on a CPU), a wrong gradient about 1."""
 _WARM_UP: Final = 3
 _WATCHED_STEPS: Final = 4
 
