@@ -23,6 +23,7 @@ from hpe.core.distributed import (
 )
 from hpe.core.errors import UserError
 from hpe.models.inference import judging_precision
+from hpe.models.run_folder import with_normalisation
 from hpe.train import setup
 from hpe.train.preflight import impossible
 from tests import made
@@ -351,7 +352,7 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
     with pytest.raises(UserError, match=r"has learned in bf16 until now.*go on in fp32.*--change-precision"):
         setup._precision(tmp_path / "run", config, change=False)
     assert setup._precision(tmp_path / "run", config, change=True).name == "fp32"
-    fp32 = setup._with_train(config, precision="fp32")
+    fp32 = setup._with_train(with_normalisation(config), precision="fp32")
     with (
         pytest.raises(UserError, match="--change-precision to go on in another") as refused,
         setup._claim(tmp_path / "run", fp32),

@@ -38,7 +38,7 @@ def test_a_rank_of_the_pass_dies_with_its_launcher(tmp_path: Path) -> None:
         "import hpe.pose.plan as p, os, time\n"
         f"def network(*a, **k):\n    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
         "p.load_estimator = network\n"
-        "p.run([], estimator=None, weights=None, name=None, crop=None, out=None, split=None, on_mismatch='refuse',\n"
+        "p.pose([], estimator=None, weights=None, name=None, crop=None, out=None, split=None, on_mismatch='refuse',\n"
         "      flips='none', precision='fp32', compiled=False, device='cpu', batch=None, threads=None,\n"
         "      direction_network=None, rule=None, check=False)\n"
     )

@@ -141,7 +141,7 @@ def test_more_processes_than_gpus_are_refused_before_the_first_stage(
 ) -> None:
     machine(monkeypatch, gpus=1)
     chain(monkeypatch, "raise SystemExit('a stage was started')")
-    with pytest.raises(UserError, match="--processes 2: this machine shows 1 GPU"):
+    with pytest.raises(UserError, match="--processes 2: only 1 GPU is visible"):
         run(tmp_path / "demo", processes=2)
     assert not (tmp_path / "demo").exists()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpe.core.distributed import Ranks
 from hpe.data.batch import Batch
 from hpe.models.run_folder import State
-from hpe.train.losses import HeadLoss, geodesic_loss, head_loss, hopenet_loss
+from hpe.train.losses import HeadLoss, geodesic_loss, head_loss, hopenet_loss, with_targets
 from hpe.train.setup import open_job
 from hpe.train.step import Learner
 from tests import made
@@ -44,6 +44,11 @@ def batch(rows: int = ROWS) -> Batch:
     )
 
 
+def majority(samples: Batch) -> Batch:
+    """The samples with their majority as target, as a training without votes has them."""
+    return with_targets(samples, {"emotion": HeadLoss(soft=False)})
+
+
 def logits(*shape: int) -> Tensor:
     return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(4))
 
@@ -52,7 +57,7 @@ def logits(*shape: int) -> Tensor:
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
 def test_one_label_is_torchs_cross_entropy(weights: Tensor | None, smoothing: float) -> None:
     output, samples = logits(ROWS, 8), batch()
-    mine = head_loss("emotion", output, samples, HeadLoss(class_weights=weights, smoothing=smoothing, soft=False))
+    mine = head_loss("emotion", output, majority(samples), HeadLoss(class_weights=weights, smoothing=smoothing))
     judge = F.cross_entropy(output, samples.emotion, weight=weights, label_smoothing=smoothing, reduction="none")
     torch.testing.assert_close(mine, judge)
 
@@ -77,13 +82,13 @@ def test_logit_adjustment_is_menons_loss() -> None:
     """Menon et al., 2021, equation 10, tau 1: log(1 + sum over the others of p_other / p_y * exp(f_other - f_y))."""
     output, samples = logits(ROWS, 8), batch()
     prior = np.array([40, 20, 10, 10, 8, 6, 4, 2]) / 100
-    adjusted = HeadLoss(log_prior=torch.tensor(np.log(prior), dtype=torch.float32), soft=False)
+    adjusted = HeadLoss(log_prior=torch.tensor(np.log(prior), dtype=torch.float32))
     f = output.double().numpy()
     judge = []
     for scores, y in zip(f, samples.emotion.numpy(), strict=True):
         others = [prior[k] / prior[y] * np.exp(scores[k] - scores[y]) for k in range(8) if k != y]
         judge.append(np.log1p(sum(others)))
-    mine = head_loss("emotion", output, samples, adjusted)
+    mine = head_loss("emotion", output, majority(samples), adjusted)
     np.testing.assert_allclose(mine.numpy(), judge, rtol=1e-4, atol=1e-6)
 
 

@@ -81,7 +81,8 @@ class Watch:
         ]
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
         last = ours[-1] if ours else frames[-1]
-        where = "/".join(Path(last.filename).parts[-2:])
+        file = Path(last.filename)
+        where = file.relative_to(_PACKAGE.parent) if file.is_relative_to(_PACKAGE.parent) else file.name
         self.lines[f"{where}:{last.lineno}"] += 1
 
     def row(self, name: str, steps: int) -> Row:
