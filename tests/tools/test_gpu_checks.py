@@ -7,6 +7,7 @@ in its own process on rendered heads, as the command does.
 import dataclasses
 import inspect
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -403,8 +404,12 @@ def test_checks_after_the_whole_time_are_said_not_to_have_run(
 
 
 def test_ctrl_c_shows_what_there_is(tmp_path: Path, stub: Any, capfd: Any) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
     stub(f"{GOOD}\n[ $name != b ] || {{ sleep 0.5; kill -INT $PPID; sleep 60; }}", "a", "b", "c")
-    code, report = judge(tmp_path / "here")
+    try:
+        code, report = judge(tmp_path / "here")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, report["complete"]) == (130, False)
     assert ("a", "ok") in {(row["check"], row["state"]) for row in report["rows"]}
     assert "not all checks ran" in capfd.readouterr().out

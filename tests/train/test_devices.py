@@ -22,9 +22,9 @@ from tests.fake_gpu import RANK, WORLD, HostWaits, fake_rank
 PACKAGE = Path(hpe.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
 RANKS = Ranks(RANK, WORLD, RANK, WORLD)
-ONCE_AN_INTERVAL = {("step.py:log", "a copy from cuda to cpu")}
-BEFORE_A_VALIDATION = {("step.py:validate", "a copy from pageable memory to cuda")}
-AFTER_A_VALIDATION = {("metrics.py:compute", "a copy from cuda to cpu")}
+ONCE_AN_INTERVAL = {("train/step.py:log", "a copy from cuda to cpu")}
+BEFORE_A_VALIDATION = {("train/step.py:validate", "a copy from pageable memory to cuda")}
+AFTER_A_VALIDATION = {("train/metrics.py:compute", "a copy from cuda to cpu")}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def learning(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
 
 def places(waits: HostWaits) -> set[tuple[str, str]]:
     """Where the host has waited since this was last asked, but for what it copies to a device once and for all."""
-    found = {(place, kind) for place, kind in waits.found if place != "augment.py:_constant"}
+    found = {(place, kind) for place, kind in waits.found if place != "stream/augment.py:_constant"}
     waits.found.clear()
     return found
 
@@ -239,7 +239,7 @@ def test_a_compiled_network_learns_what_the_plain_one_does(folder: Path, tmp_pat
     found = []
     for name in ("plain", "compiled"):
         compiled = f"train.compile={str(name == 'compiled').lower()}"
-        config = made.config(folder, tmp_path / name, compiled, "model.heads.emotion.dropout=0")
+        config = made.config(folder, tmp_path / name, compiled, "model.heads.emotion.dropout=0", "train.optimizer=sgd")
         with on_cpu(config) as (job, learner), job.batches(0) as loader:
             state = State(samples_seen=0, step=0)
             for _ in range(3):
@@ -250,5 +250,6 @@ def test_a_compiled_network_learns_what_the_plain_one_does(folder: Path, tmp_pat
     (plain, norm), (compiled, its) = found
     assert plain.keys() == compiled.keys()
     assert its == pytest.approx(norm, rel=1e-2)
-    for name, value in plain.items():  # three steps of AdamW at 2e-3 move a weight by up to 6e-3
-        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3)
+    # SGD: the first steps of AdamW move a weight by the rate whatever the size of its gradient, rounding included.
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)
