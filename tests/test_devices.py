@@ -145,7 +145,7 @@ def test_a_mixed_device_and_a_wait_are_noticed(monkeypatch: pytest.MonkeyPatch) 
     with fake_rank(monkeypatch, PACKAGE.parent) as waits:
         here = torch.zeros(3, device="cuda:1")
         with pytest.raises(RuntimeError, match=r"devices?"):
-            here + torch.zeros(3, device="cuda:0")
+            torch.add(here, torch.zeros(3, device="cuda:0"))
         for wait in (
             lambda: float(here.sum()),
             lambda: here[here > 0],
