@@ -22,6 +22,7 @@ Pillow.init()  # registers the decoders of every format, which open(formats=…)
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _BACKGROUND: Final = (255, 255, 255)
 _ORIENTATION: Final = 0x0112
+_JPEG: Final = b"\xff\xd8\xff"
 _HARMLESS: Final = ("extraneous bytes", "inconsistent progression", "unknown adobe", "unknown jfif")
 """What libjpeg warns of though every pixel is there."""
 LARGEST_CROP: Final = 4.0
@@ -44,7 +45,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     if not data:
         raise DecodeError("empty file (0 bytes)")
-    if data[:3] == b"\xff\xd8\xff":
+    if data.startswith(_JPEG):
         picture = _jpeg(data, max_pixels)
         if picture is not None:
             return picture
@@ -91,6 +92,8 @@ def _with_pillow(data: bytes, max_pixels: int) -> Picture:
         except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
             raise DecodeError(f"more than the {max_pixels:,} pixels allowed") from error
         except Pillow.UnidentifiedImageError as error:
+            if data.startswith(_JPEG):  # Pillow 11 and 12.0 say so of a damaged one
+                raise DecodeError("damaged or truncated JPEG: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
             raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error

@@ -24,6 +24,10 @@ _TRUSTED: Final = frozenset(
         "hpe.landmarks.regress.KernelSvr",
         "hpe.landmarks.regress.SoftScaler",
         "hpe.landmarks.regress.StackedRegressor",
+        # The loss of boosting, which skops 0.13 knows of scikit-learn 1.9 and not of 1.6.
+        "sklearn._loss.link.IdentityLink",
+        "sklearn._loss.link.Interval",
+        "sklearn._loss.loss.HalfSquaredError",
         "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
         "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",

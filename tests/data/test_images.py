@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from hpe.data.images import DecodeError, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 
@@ -254,3 +254,19 @@ def test_jpeg_comes_back_in_colour_and_grey_and_is_the_same_every_time() -> None
     assert opened.mode == "L"
     assert difference(np.asarray(opened), grey) < 2
     assert difference(decode_rgb(encode_jpeg(grey, 92))[..., 1], grey) < 2
+
+
+def test_a_jpeg_that_pillow_does_not_recognise_is_damaged_and_what_is_none_is_no_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damaged = bytearray(encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90))
+    damaged[3:8] = bytes(5)
+
+    def unknown(*_: object, **__: object) -> None:  # as Pillow 11 and 12.0 do with some
+        raise UnidentifiedImageError
+
+    monkeypatch.setattr(Image, "open", unknown)
+    with pytest.raises(DecodeError, match="damaged"):
+        decode_rgb(bytes(damaged))
+    with pytest.raises(DecodeError, match="not a picture: it starts with b'GARBAGE"):
+        decode_rgb(b"GARBAGE" * 9)
