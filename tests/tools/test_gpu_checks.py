@@ -32,7 +32,7 @@ from tests import made
 
 SMALL = dataclasses.replace(
     CPU, pixels=made.SIDE, side=made.SIDE, batch=8, steps=24, speed_batch=8, turn_seconds=0.01, turns=1, reduce_mib=1,
-    resume_steps=20,
+    resume_steps=20, pose_shards="val-*.tar",
 )  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def test_a_step_that_reads_nothing_passes() -> None:
         optimizer.step()
         kept.copy_(loss.detach(), non_blocking=True)
         assert float(kept) == 1.0  # of the host's own copy
+        assert float(loss.detach().to("cpu", non_blocking=True)) == 1.0
         weight.detach()[weight.detach() > 2] = 0.0
 
     assert watched(step).state == "ok"

@@ -30,6 +30,7 @@ class Sizes:
         speed_backbone: the network whose speed is measured, in full size.
         speed_batch: its largest batch; less memory takes a smaller one.
         pose_backbone: the network of the pose pass.
+        pose_shards: which shards the pose pass reads.
         turn_seconds: about how long one measurement of speed lasts.
         turns: how often each speed is measured; the median is reported.
         reduce_mib: what the all-reduce sums.
@@ -46,6 +47,7 @@ class Sizes:
     speed_backbone: str
     speed_batch: int
     pose_backbone: str
+    pose_shards: str
     turn_seconds: float
     turns: int
     reduce_mib: int
@@ -54,14 +56,14 @@ class Sizes:
 
 GPU: Final = Sizes(
     heads=2000, people=100, pixels=224, side=64, backbone="resnet18", batch=64, steps=80,
-    speed_backbone="resnet50", speed_batch=256, pose_backbone="resnet50", turn_seconds=3.0, turns=3,
-    reduce_mib=128, resume_steps=1000,
+    speed_backbone="resnet50", speed_batch=256, pose_backbone="resnet50", pose_shards="*.tar",
+    turn_seconds=3.0, turns=3, reduce_mib=128, resume_steps=1000,
 )  # fmt: skip
 """About 50 MiB of data."""
 CPU: Final = Sizes(
     heads=512, people=32, pixels=64, side=64, backbone="tiny", batch=32, steps=32,
-    speed_backbone="tiny", speed_batch=32, pose_backbone="mobilenet_v3_small", turn_seconds=1.0, turns=1,
-    reduce_mib=8, resume_steps=120,
+    speed_backbone="tiny", speed_batch=32, pose_backbone="mobilenet_v3_small", pose_shards="test-*.tar",
+    turn_seconds=1.0, turns=1, reduce_mib=8, resume_steps=40,
 )  # fmt: skip
 """Enough to see on a machine without a GPU that the checks work."""
 

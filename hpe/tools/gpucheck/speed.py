@@ -132,7 +132,7 @@ def _pose(place: Place) -> Iterator[Row]:
     forget_peak(place)
     backbone, folder = place.sizes.pose_backbone, place.folder / "pose-tables"
     settings = Settings(Path(place.folder), workers=place.workers, repeats=place.sizes.turns)
-    figures, ratios = turns(backbone, place.shards, folder, place.device, settings)
+    figures, ratios = turns(backbone, place.shards / place.sizes.pose_shards, folder, place.device, settings)
     ours, network = figures[0], figures[1]
     share = ratios[0].value
     values = {"images_per_second": ours.median, "network_alone": network.median, "share_of_limit": share, **peak(place)}

@@ -109,12 +109,16 @@ class _Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "copy_" and isinstance(args[0], Tensor):
-            storage = args[0].untyped_storage()
-            self._copies[storage._cdata] = StorageWeakRef(storage)
+        if name == "copy_":
+            self.copied(args[0])
         if not self.paused and (name in _READS or _chooses_by_mask(name, args)) and not self._on_host(args[0]):
             self._note()
         return func(*args, **(kwargs or {}))
+
+    def copied(self, tensor: Tensor) -> None:
+        """A tensor lies on the host, once a copy is done that nobody waits for."""
+        storage = tensor.untyped_storage()
+        self._copies[storage._cdata] = StorageWeakRef(storage)
 
     def _on_host(self, tensor: Tensor) -> bool:
         known = self._copies.get(tensor.untyped_storage()._cdata)
@@ -127,7 +131,10 @@ class _Reads(TorchDispatchMode):
 
 
 class _Unread(TorchFunctionMode):
-    """Leaves out functions that look at their input on a CPU only: a GPU's kernel checks it by itself."""
+    """Leaves out functions that look at their input on a CPU only, where a GPU's kernel checks it by itself.
+
+    And notes copies to the host that nobody waits for (``to("cpu", non_blocking=True)``), which on a CPU copy nothing.
+    """
 
     def __init__(self, reads: _Reads) -> None:
         super().__init__()
@@ -136,9 +143,12 @@ class _Unread(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before, self._reads.paused = self._reads.paused, self._reads.paused or func is F.one_hot
         try:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
         finally:
             self._reads.paused = before
+        if func is Tensor.to and args[1:] == ("cpu",) and (kwargs or {}).get("non_blocking"):
+            self._reads.copied(result)
+        return result
 
 
 def _chooses_by_mask(name: str, args: tuple[Any, ...]) -> bool:
