@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import hpe
+from hpe import runs
 from hpe.config import RunConfig, load
 from hpe.job import Job, open_job
 from hpe.learner import Learner
@@ -238,8 +239,8 @@ def test_frozen_norms_keep_their_statistics_and_the_others_learn_them(folder: Pa
 def test_a_compiled_network_learns_what_the_plain_one_does(folder: Path, tmp_path: Path) -> None:
     found = []
     for name in ("plain", "compiled"):
-        compiled = f"train.compile={str(name == 'compiled').lower()}"
-        config = made.config(folder, tmp_path / name, compiled, "model.heads.emotion.dropout=0")
+        changes = ("model.heads.emotion.dropout=0", "train.optimizer=sgd", "train.learning_rate=0.01", "train.clip=1")
+        config = made.config(folder, tmp_path / name, f"train.compile={str(name == 'compiled').lower()}", *changes)
         with on_cpu(config) as (job, learner), job.batches(0) as loader:
             state = State(samples_seen=0, step=0)
             for _ in range(3):
@@ -250,5 +251,8 @@ def test_a_compiled_network_learns_what_the_plain_one_does(folder: Path, tmp_pat
     (plain, norm), (compiled, its) = found
     assert plain.keys() == compiled.keys()
     assert its == pytest.approx(norm, rel=1e-2)
-    for name, value in plain.items():  # three steps of AdamW at 2e-3 move a weight by up to 6e-3
-        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3)
+    for name, value in plain.items():  # AdamW would turn the rounding of a gradient near zero into a whole step
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4, msg=name)
+    torch.manual_seed(config.seed)
+    start = runs.build_network(config.model).state_dict()
+    assert max(float((value - start[name]).abs().max()) for name, value in plain.items()) > 1e-3
