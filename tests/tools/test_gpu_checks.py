@@ -157,6 +157,18 @@ def test_a_step_that_reads_nothing_passes() -> None:
     assert watched(step).state == "ok"
 
 
+def test_a_step_may_read_what_the_step_before_has_copied() -> None:
+    watch, loss = Watch("cpu"), torch.ones(4)
+    with watch.during("off"):
+        kept = loss.sum().to("cpu", non_blocking=True)
+    with watch.during("note"):
+        assert float(kept) == 4.0
+    assert watch.row("step", 1).state == "ok"
+    with watch.during("note"):
+        assert float(loss.sum().cpu()) == 4.0
+    assert watch.row("step", 1).state == "bad"
+
+
 @pytest.mark.parametrize(
     "read",
     [

@@ -43,13 +43,19 @@ class Watch:
     def __init__(self, kind: Literal["cuda", "cpu"]) -> None:
         self.kind = kind
         self.lines: Counter[str] = Counter()
+        self._reads = _Reads(self._note)
 
     @contextmanager
     def during(self, mode: Literal["off", "note", "refuse"]) -> Iterator[None]:
         """Watch what runs inside: note its waits, or on a GPU end it at the first with torch's RuntimeError."""
         with ExitStack() as stack:
-            if mode != "off":
-                stack.enter_context(self._on_cpu() if self.kind == "cpu" else self._on_gpu(mode))
+            if self.kind == "cpu":
+                # What a step copies the next one reads: an unwatched step is followed too.
+                self._reads.paused = mode == "off"
+                stack.enter_context(self._reads)
+                stack.enter_context(_Unread(self._reads))
+            elif mode != "off":
+                stack.enter_context(self._on_gpu(mode))
             yield
 
     @contextmanager
@@ -66,12 +72,6 @@ class Watch:
                 yield
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-
-    @contextmanager
-    def _on_cpu(self) -> Iterator[None]:
-        reads = _Reads(self._note)
-        with reads, _Unread(reads):
-            yield
 
     def _note(self) -> None:
         frames = [
