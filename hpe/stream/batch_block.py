@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
-from hpe.stream.shared_memory import pool_of
+from hpe.stream.shared_memory import memory_of
 
 LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll")
 """Columns of a label row, NaN where a label is missing; the emotion's distribution follows."""
@@ -61,15 +61,15 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A block in a pool of shared memory."""
+    """A block in shared memory: of which memory, its number there, and how many bytes are used."""
 
-    pool: int
+    memory: int
     number: int
     size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class BatchBlock:
     """A batch as one block of bytes: pictures, then the fields of :func:`layout`.
 
     ``encoded``: by row, the shard's name and how many bytes of a JPEG stand where its pixels would (0: pixels);
@@ -85,13 +85,13 @@ class Packed:
     damage: tuple[Damage, ...] = ()
     encoded: tuple[tuple[str, int], ...] = ()
 
-    def pin_memory(self) -> "Packed":
+    def pin_memory(self) -> "BatchBlock":
         """The same in page-locked memory (called by torch's DataLoader)."""
         return replace(self, block=self._memory().pin_memory())
 
     def _memory(self) -> UInt8[Tensor, " bytes"]:
         if isinstance(self.block, Slot):
-            return pool_of(self.block.pool).lease(self.block.number, self.block.size)
+            return memory_of(self.block.memory).lease(self.block.number, self.block.size)
         return self.block
 
     def unpack(self) -> Loaded:

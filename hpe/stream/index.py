@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, open_regular
+from hpe.core.files import aside
 from hpe.core.labels import EMOTIONS
 from hpe.data.pose_labels import read_labels
 from hpe.data.records import Record
 from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS, LABELS, LabelRows
-from hpe.stream.remote_cache import Spool, locked
+from hpe.stream.remote_cache import waiting_lock
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1
@@ -90,23 +90,6 @@ class ShardTable:
         return [self.key(row) for row in range(len(self))]
 
 
-def open_local(shard: Shard, spool: Spool) -> int:
-    """A file descriptor of the shard, fetched first where it is remote.
-
-    Raises:
-        OSError: it cannot be opened or fetched.
-    """
-    for _ in range(3):
-        path = spool.path(shard.url, shard.sha256) if shard.remote else Path(shard.url)
-        try:
-            with open_regular(path) as file:
-                return os.dup(file.fileno())
-        except FileNotFoundError:
-            if not shard.remote:  # another reader may have made room of this very file
-                raise
-    raise OSError("removed from the spool again and again: its limit is too small for one window of shards")
-
-
 def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> ShardTable:
     """The shard's table, from the node's cache where it is there.
 
@@ -134,7 +117,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
     path = cache / f"{name}.table"
     if (table := _load(path)) is not None:
         return table
-    with locked(cache / f"{name[:2]}.lock"):
+    with waiting_lock(cache / f"{name[:2]}.lock"):
         if (table := _load(path)) is None:
             table = _joined(_parse(file), shard, labels)
             _save(path, table)

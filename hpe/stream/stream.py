@@ -16,10 +16,11 @@ from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS
 from hpe.stream.index import WHOLE_SHARD, ShardTable
 from hpe.stream.loader import Loader
+from hpe.stream.open_tables import OpenTables, Unreadable
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
-from hpe.stream.remote_cache import Spool, node_folder
+from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
-from hpe.stream.worker import Batches, Reading, Refusal, Shelf
+from hpe.stream.worker import Batches, Reading, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,11 @@ class Stream:
     def __init__(self, sets: Sequence[ShardSet], reading: Reading) -> None:
         self.reading = reading
         self._weights = [one.weight for one in sets]
-        self._spool = Spool.of_node(reading.spool_bytes)
-        self._cache = node_folder() / "tables"
-        self._cache.mkdir(exist_ok=True)
+        remote = RemoteCache.of_node(reading.remote_cache_bytes)
+        tables = node_folder() / "tables"
+        tables.mkdir(exist_ok=True)
         self.sets = resolve(sets)
-        self._shelf = Shelf(self.sets, reading.labels, self._spool, self._cache)
+        self._tables = OpenTables(self.sets, reading.labels, remote, tables)
         problems = self._problems()
         if problems:
             raise UserError("\n".join(problems))
@@ -102,10 +103,10 @@ class Stream:
         return bool(len(self._table(dataset, shard)) if samples is None else samples)
 
     def _table(self, dataset: int, shard: int) -> ShardTable:
-        opened = self._shelf.open(dataset, shard)
-        if isinstance(opened, str):
-            raise UserError(f"{self.sets[dataset][shard].url}: {opened}")
-        return opened[1]
+        opened = self._tables.open(dataset, shard)
+        if isinstance(opened, Unreadable):
+            raise UserError(f"{self.sets[dataset][shard].url}: {opened.reason}")
+        return opened.table
 
     def endless(
         self,
@@ -169,10 +170,10 @@ class Stream:
         """Shard name, key and record of every sample, in the order of :meth:`once`; None: a damaged record."""
         for dataset, counts in enumerate(self.counts):
             for shard in range(len(counts)):
-                opened = self._shelf.open(dataset, shard)
-                if isinstance(opened, str):
+                opened = self._tables.open(dataset, shard)
+                if isinstance(opened, Unreadable):
                     continue
-                tar = open_tar(opened[0])
+                tar = open_tar(opened.file)
                 for row, key in enumerate(tar.keys):
                     try:
                         record = tar.record(row)
@@ -184,13 +185,13 @@ class Stream:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
         reading = replace(self.reading, decoder="cpu")
-        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._shelf)
+        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
         for position in positions:
-            packed = rows[position]
-            if isinstance(packed, Refusal):
-                raise UserError(packed.message)
-            batch = packed.unpack().batch
-            yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
+            block = rows[position]
+            if isinstance(block, Refusal):
+                raise UserError(block.message)
+            batch = block.unpack().batch
+            yield batch.keys[0], None if block.damage else batch.images[0].permute(1, 2, 0).numpy()
 
     def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Per shard: emotion and direction (-1: none), the largest angle (NaN: none), and whether there is affect.
@@ -201,13 +202,13 @@ class Stream:
         for dataset, counts in enumerate(self.counts):
             for shard, count in enumerate(counts):
                 rows = np.full((count, COLUMNS), np.nan, np.float32)
-                opened = self._shelf.open(dataset, shard)
+                opened = self._tables.open(dataset, shard)
                 named = self.sets[dataset][shard]
-                if isinstance(opened, str) and named.remote and not shard:
-                    raise UserError(f"{named.url}: {opened}; expected the shard that its manifest tells of")
-                if not isinstance(opened, str):
-                    known = opened[1].labels[:count]
+                if not isinstance(opened, Unreadable):
+                    known = opened.table.labels[:count]
                     rows[: len(known)] = known
+                elif named.remote and not shard:
+                    raise UserError(f"{named.url}: {opened.reason}; expected the shard that its manifest lists")
                 classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
                 yield (
                     classes[:, 0], classes[:, 1], np.abs(rows[:, 4:7]).max(1), ~np.isnan(rows[:, 2:4]).any(1)
@@ -237,4 +238,4 @@ class Stream:
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples do not reach {plan.ranks} ranks; use at least {plan.ranks}")
-        return Loader(Batches(self.sets, order, plan, self.reading, self._shelf), plan, self.reading, self.samples)
+        return Loader(Batches(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)
