@@ -100,5 +100,5 @@ def test_a_batch_of_more_shards_than_are_kept_open_has_the_pictures_of_its_own_s
     assert set(numbers.tolist()) == set(range(SAMPLES))
     assert torch.allclose(batch.images.float().mean((1, 2, 3)), 4.0 * (numbers % 60), atol=1.5)
     assert not loader.damaged_samples
-    names = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    assert sum(name.startswith(str(made.folder)) for name in names) <= 2
+    open_files = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert sum(name.startswith(str(made.folder)) for name in open_files) <= 2

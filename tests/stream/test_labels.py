@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,27 +11,9 @@ import torch
 
 from hpe.core.errors import UserError
 from hpe.data.records import Record
-from hpe.data.shards import Sample, ShardInfo, write_shard
+from hpe.data.shards import Sample, write_shard
 from hpe.stream import Balance, LabelSource, ShardSet, Stream
-from tests.stream.tiny import COUNTS, Made, make, picture, stream, taken
-
-
-def pose_table(folder: Path, info: ShardInfo, keys: list[str], **metadata: str) -> None:
-    folder.mkdir(exist_ok=True)
-    rows = len(keys)
-    columns = {
-        "key": pa.array(keys), "yaw": pa.array([10.0 + r for r in range(rows)], pa.float32()),
-        "pitch": pa.array([None] + [2.0] * (rows - 1), pa.float32()), "roll": pa.array([3.0] * rows, pa.float32()),
-        "direction_ours": pa.array([None if r % 2 else r % 5 for r in range(rows)], pa.int8()),
-    }  # fmt: skip
-    said = {"hpe.shard": info.name, "hpe.shard_sha256": info.sha256} | metadata
-    pq.write_table(pa.table(columns).replace_schema_metadata(said), folder / f"{info.name[:-4]}.parquet")
-
-
-def pose_tables(made: Made, folder: Path) -> None:
-    ends = np.cumsum(COUNTS)
-    for info, end in zip(made.infos, ends, strict=True):
-        pose_table(folder, info, made.keys[end - info.samples : end])
+from tests.stream.tiny import Made, make, picture, pose_table, pose_tables, stream, taken
 
 
 def test_angles_and_directions_are_joined_from_pose_tables(made: Made, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
 import torch
 
@@ -66,3 +68,21 @@ def same(one: Batch, other: Batch) -> bool:
     return one.keys == other.keys and all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in Batch.__slots__ if name != "keys"
     )
+
+
+def pose_table(folder: Path, info: ShardInfo, keys: list[str], **metadata: str) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = len(keys)
+    columns = {
+        "key": pa.array(keys), "yaw": pa.array([10.0 + r for r in range(rows)], pa.float32()),
+        "pitch": pa.array([None] + [2.0] * (rows - 1), pa.float32()), "roll": pa.array([3.0] * rows, pa.float32()),
+        "direction_ours": pa.array([None if r % 2 else r % 5 for r in range(rows)], pa.int8()),
+    }  # fmt: skip
+    said = {"hpe.shard": info.name, "hpe.shard_sha256": info.sha256} | metadata
+    pq.write_table(pa.table(columns).replace_schema_metadata(said), folder / f"{info.name[:-4]}.parquet")
+
+
+def pose_tables(made: Made, folder: Path) -> None:
+    ends = np.cumsum(COUNTS)
+    for info, end in zip(made.infos, ends, strict=True):
+        pose_table(folder, info, made.keys[end - info.samples : end])
