@@ -1,4 +1,4 @@
-"""What flows through the pipeline: a sample's record (contract C1); its batch (C4) is in ``hpe.data.batch``."""
+"""A sample's record (contract C1): the labels that its raw dataset has."""
 
 import json
 import math
@@ -20,7 +20,7 @@ IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The json member of a sample: what the raw dataset says, nothing guessed; None is "not said".
+    """The json member of a sample: the labels of the raw dataset, nothing guessed; None: it has none.
 
     Attributes:
         emotion: AffectNet's integer, 0..7.
@@ -86,9 +86,9 @@ class Record:
         )  # a dataclass's own pickling takes four times as long
 
     def to_json(self) -> bytes:
-        """Canonical bytes: fields in order, no spaces, UTF-8; only what is said."""
-        said = {name: value for name in _ORDER if (value := getattr(self, name)) is not None and value != {}}
-        return _CANONICAL.encode(said).encode()
+        """Canonical bytes: fields in order, no spaces, UTF-8; without fields that are None."""
+        fields = {name: value for name in _ORDER if (value := getattr(self, name)) is not None and value != {}}
+        return _CANONICAL.encode(fields).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":

@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """What the manifest says of one shard."""
+    """One shard in the manifest."""
 
     name: str
     split: str
@@ -118,14 +118,14 @@ class Manifest:
             raise ValueError(f"it holds {_kind(raw)}, expected an object")
         if raw.get("format") != FORMAT:
             raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
-        said = _said("", raw, _FIELDS, optional=("counts", "options", "notes"))
-        if not said["shards"]:
+        fields = _typed("", raw, _FIELDS, optional=("counts", "options", "notes"))
+        if not fields["shards"]:
             raise ValueError("shards is empty, expected at least one")
-        shards = tuple(_shard(f"shards[{at}]", shard) for at, shard in enumerate(said["shards"]))
-        notes = tuple(said.get("notes", ()))
+        shards = tuple(_shard(f"shards[{at}]", shard) for at, shard in enumerate(fields["shards"]))
+        notes = tuple(fields.get("notes", ()))
         if not all(isinstance(note, str) for note in notes):
             raise ValueError("notes are not all text")
-        return cls(**said | {"shards": shards, "notes": notes})
+        return cls(**fields | {"shards": shards, "notes": notes})
 
     def paths(self, folder: Path, split: str) -> list[Path]:
         """The shards of a split, in order."""
@@ -148,7 +148,7 @@ _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "true or 
 def _shard(where: str, raw: Any) -> ShardInfo:
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is {_kind(raw)}, expected an object")
-    shard = ShardInfo(**_said(f"{where}.", raw, _SHARD_FIELDS))
+    shard = ShardInfo(**_typed(f"{where}.", raw, _SHARD_FIELDS))
     try:
         plain = (
             Path(shard.name).name == shard.name and shard.name not in ("", "..") and b"\0" not in shard.name.encode()
@@ -167,7 +167,7 @@ def _shard(where: str, raw: Any) -> ShardInfo:
     return shard
 
 
-def _said(
+def _typed(
     where: str, raw: Mapping[str, Any], expected: Mapping[str, type], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The fields of a JSON object, each of its type."""

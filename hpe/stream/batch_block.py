@@ -38,7 +38,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A batch and where it stands.
+    """A batch and its place in the global sequence.
 
     Attributes:
         batch: this rank's part of the global batch.
@@ -72,7 +72,7 @@ class Slot:
 class BatchBlock:
     """A batch as one block of bytes: pictures, then the fields of :func:`layout`.
 
-    ``encoded``: by row, the shard's name and how many bytes of a JPEG stand where its pixels would (0: pixels);
+    ``encoded``: by row, the shard's name and how many bytes of a JPEG lie in the place of its pixels (0: pixels);
     empty where every row is pixels.
     """
 
@@ -105,11 +105,11 @@ class BatchBlock:
         return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage)
 
 
-Place = tuple[int, int, torch.dtype, tuple[int, ...]]
+FieldPlace = tuple[int, int, torch.dtype, tuple[int, ...]]
 
 
 @cache
-def layout(rows: int, height: int, width: int) -> tuple[dict[str, Place], int]:
+def layout(rows: int, height: int, width: int) -> tuple[dict[str, FieldPlace], int]:
     """Where each field lies (start, stop, type, shape) and the block's bytes."""
     fields = {
         "images": (torch.uint8, (rows, height, width, 3)),

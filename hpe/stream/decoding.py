@@ -41,7 +41,7 @@ class DeviceDecoder:
         """The next batch; the one after it is on its way.
 
         Raises:
-            UserError: a picture cannot be decoded, where the reading says ``fail``.
+            UserError: a picture cannot be decoded, and ``reading.damaged`` is ``fail``.
         """
         while len(self._coming) < _AHEAD:
             self._coming.append(self._submitted())
@@ -73,7 +73,7 @@ class DeviceDecoder:
             torch.cuda.set_stream(self._stream)
 
     def _decoded(self, block: BatchBlock) -> tuple[Loaded, torch.cuda.Event | None]:
-        """A batch, and what tells when its pictures are there; what cannot be decoded is damage, as in a reader."""
+        """A batch, and the event after which its pictures are there; what cannot be decoded is damage."""
         loaded = block.unpack()
         if not block.encoded:
             return loaded, None

@@ -27,7 +27,7 @@ from hpe.stream.remote_cache import waiting_lock
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1
-"""The row under which damage of the tar itself stands."""
+"""The row of damage to the tar itself."""
 _FORMAT: Final = "3"
 _ANGLES: Final = slice(LABELS.index("yaw"), LABELS.index("roll") + 1)
 _DIRECTION: Final = LABELS.index("direction")
@@ -38,7 +38,7 @@ _NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
 class LabelSource:
     """Where labels come from that a record and a pose table may both hold.
 
-    A dataset that names no pose tables keeps what its records say: measured angles go with estimated ones.
+    A dataset that names no pose tables keeps the labels of its records: measured angles go with estimated ones.
 
     Attributes:
         angles: ``record`` or ``pose``.
@@ -104,7 +104,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
         OSError: the tar cannot be read.
     """
     state = os.fstat(file)
-    said: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
+    identity: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
     if labels.needs_pose and shard.pose is not None:
         try:
             pose = shard.pose.stat()
@@ -112,8 +112,8 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
             raise UserError(
                 f"{shard.pose}: no pose table of {shard.name} ({error.strerror}); run `hpe pose`"
             ) from error
-        said += [str(shard.pose.resolve()), pose.st_size, pose.st_mtime_ns, labels.angles, labels.direction]
-    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:40]
+        identity += [str(shard.pose.resolve()), pose.st_size, pose.st_mtime_ns, labels.angles, labels.direction]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]
     path = cache / f"{name}.table"
     if (table := _load(path)) is not None:
         return table
@@ -152,20 +152,23 @@ def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows
 
 
 def label_row(record: bytes) -> list[float]:
-    """A record's labels as a row, NaN where it says nothing.
+    """A record's labels as a row, NaN where it has no label.
 
     Raises:
         ValueError: not a record, or an impossible one.
     """
-    said = Record.from_json(record)
-    if problems := said.problems():
+    labels = Record.from_json(record)
+    if problems := labels.problems():
         raise ValueError("; ".join(problems))
-    row = [np.nan if said.emotion is None else said.emotion, np.nan if said.direction is None else said.direction]
-    row += [np.nan if (value := getattr(said, name)) is None else value for name in _NUMBERS]
-    votes = said.emotion_votes
+    row = [
+        np.nan if labels.emotion is None else labels.emotion,
+        np.nan if labels.direction is None else labels.direction,
+    ]
+    row += [np.nan if (value := getattr(labels, name)) is None else value for name in _NUMBERS]
+    votes = labels.emotion_votes
     if votes and (total := sum(votes)) > 0:
         return row + [vote / total for vote in votes]
-    return row + [float(said.emotion == emotion) for emotion in range(len(EMOTIONS))]
+    return row + [float(labels.emotion == emotion) for emotion in range(len(EMOTIONS))]
 
 
 def _joined(table: ShardTable, shard: Shard, labels: LabelSource) -> ShardTable:

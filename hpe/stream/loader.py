@@ -147,8 +147,8 @@ class _Readers(DataLoader):
     def check_worker_number_rationality(self) -> None:
         """Do without torch's warning of more readers than cores.
 
-        ``data.workers`` is the user's own number, and right where readers wait for a network or a disk. How long a
-        training has waited for its readers stands in its log.
+        ``data.workers`` is the user's own number, and right where readers wait for a network or a disk. The log
+        of a training shows how long it has waited for its readers.
         """
 
 

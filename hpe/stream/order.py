@@ -1,4 +1,4 @@
-"""Which sample stands at which position: pure arithmetic over sample counts, never over buffers.
+"""Which sample comes at which position: pure arithmetic over sample counts, never over buffers.
 
 An epoch of a dataset deals its shards out into windows by (seed, epoch) and permutes the samples of each
 window; the endless sequence is one epoch after another. Of neighbouring shards each window gets one, so that

@@ -2,7 +2,7 @@
 
 All readers of a node share the folder: who needs a shard first fetches it (under a file lock, aside and then
 renamed), the others wait. The least recently used shards make room when the folder reaches its bound. File
-names are digests, so nothing that a server or a tar says becomes a path.
+names are digests, so no text of a server or a tar becomes a path.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ def _with_retries(attempt: Callable[[bool], T]) -> T:
     """The result of ``attempt(last)``, tried again after a while; ``last`` is true for the last try.
 
     Raises:
-        FetchError: no try worked, or the server says that none will.
+        FetchError: no try worked, or the server's status rules every other try out.
     """
     for number in range(1, _TRIES + 1):
         try:
@@ -180,7 +180,7 @@ def _chunks(url: str) -> Iterator[bytes]:
     """The bytes behind a URL.
 
     Raises:
-        FetchError: there are fewer than the server says, or the command of a pipe fails.
+        FetchError: there are fewer than the server announced, or the command of a pipe fails.
     """
     size = 0
     with _open(url) as source:

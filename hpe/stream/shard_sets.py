@@ -25,7 +25,7 @@ class ShardSet:
             ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
             ``pipe:`` command or anything else that WebDataset opens; or a list of these.
         split: the split, where ``shards`` is a folder.
-        pose: folder of the pose tables, one Parquet file a shard.
+        pose: folder of the pose tables, one Parquet file per shard.
         weight: share among several datasets.
     """
 
@@ -37,7 +37,7 @@ class ShardSet:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard: a local path or a URL, and what the manifest says of it (None: there is none)."""
+    """One shard: a local path or a URL, and what the manifest contains about it (None: there is none)."""
 
     url: str
     name: str

@@ -52,7 +52,7 @@ class SharedMemory:
 
     def lease(self, slot: int, size: int) -> Tensor:
         """In the trainer: a slot as a tensor; when it and all its views have died, the slot is free."""
-        # A tensor keeps the array that it was made from, so the array's death tells of the last view's.
+        # A tensor keeps the array that it was made from, so the array is freed with the last view.
         array = np.frombuffer(self.bytes_of(slot, size).data, np.uint8)
         tensor = torch.from_numpy(array)
         weakref.finalize(array, self._free, slot).atexit = False

@@ -96,7 +96,7 @@ class Batches(Dataset[BatchBlock | Refusal]):
             return Damage(name, f"row-{row}", opened.reason)
         table = opened.table
         if row >= len(table):
-            why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest says more"
+            why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"
             return Damage(name, f"row-{row}", why)
         if overwritten or row in table.damage:
             return Damage(name, table.key(row), table.damage.get(row) or "the shard was written over while in use")
