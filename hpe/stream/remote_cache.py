@@ -1,7 +1,7 @@
-"""Shards that are not local files, fetched once a node into a bounded folder.
+"""Shards that are not local files, fetched once per node into a bounded folder.
 
-All readers of a node share the folder: who needs a shard first fetches it (under a file lock, aside and then
-renamed), the others wait. The least recently used shards make room when the folder reaches its bound. File
+All readers of a node share the folder: the first that needs a shard fetches it (under a file lock, aside and then
+renamed) while the others wait. The least recently used shards make room when the folder reaches its bound. File
 names are digests, so no text of a server or a tar becomes a path.
 """
 

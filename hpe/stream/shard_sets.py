@@ -3,8 +3,9 @@
 import glob
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -82,13 +83,15 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
         raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
     if not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
-    if one.pose is None:
-        return tuple(shards)
-    folder = Path(one.pose)
+    return tuple(shards if one.pose is None else _with_pose_tables(shards, Path(one.pose)))
+
+
+def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
+    """The shards, each with the path of its pose table."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of pose tables; run `hpe pose` on these shards first")
     names = [shard.name for shard in shards]
-    if double := next((name for name in names if names.count(name) > 1), None):
+    if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
     tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
     # Also where no label is read from them: who names a folder means its tables.
@@ -96,7 +99,7 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
         raise UserError(
             f"{folder}: holds no pose table of these shards, expected {tables[0].name}; run `hpe pose` on them first"
         )
-    return tuple(Shard(s.url, s.name, s.samples, s.sha256, table) for s, table in zip(shards, tables, strict=True))
+    return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
 
 def _of(text: str, split: str | None) -> list[Shard]:

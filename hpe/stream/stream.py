@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from hpe.core.errors import UserError
-from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
 from hpe.data.shard_reader import open_tar
@@ -50,6 +50,15 @@ class Counts:
     angles: int
     affect: int
     wide: int = 0
+
+
+class _ShardLabels(NamedTuple):
+    """Labels of a shard's samples: -1 and NaN where there is none."""
+
+    emotion: Int64[np.ndarray, " rows"]
+    direction: Int64[np.ndarray, " rows"]
+    largest_angle: Float32[np.ndarray, " rows"]
+    affect: Bool[np.ndarray, " rows"]
 
 
 class Stream:
@@ -151,19 +160,19 @@ class Stream:
         return self._loader(order, Plan(batch, rank, ranks, 0, order.length))
 
     def label_counts(self) -> Counts:
-        """How often each label occurs: reads every shard's records, once a node."""
-        emotion, direction, angles, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
-        both = np.zeros((8, 5), np.int64)
+        """How often each label occurs: reads every shard's records, once per node."""
+        emotion, direction, largest_angle, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
+        both = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
         have = (emotion >= 0) & (direction >= 0)
         np.add.at(both, (emotion[have], direction[have]), 1)
         return Counts(
             self.samples,
-            tuple(np.bincount(emotion[emotion >= 0], minlength=8).tolist()),
-            tuple(np.bincount(direction[direction >= 0], minlength=5).tolist()),
+            tuple(np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS)).tolist()),
+            tuple(np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS)).tolist()),
             tuple(tuple(row) for row in both.tolist()),
-            int((~np.isnan(angles)).sum()),
+            int((~np.isnan(largest_angle)).sum()),
             int(affect.sum()),
-            int((angles >= BINS_REACH_DEGREES).sum()),
+            int((largest_angle >= BINS_REACH_DEGREES).sum()),
         )
 
     def records(self) -> Iterator[tuple[str, str, Record | None]]:
@@ -193,11 +202,11 @@ class Stream:
             batch = block.unpack().batch
             yield batch.keys[0], None if block.damage else batch.images[0].permute(1, 2, 0).numpy()
 
-    def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Per shard: emotion and direction (-1: none), the largest angle (NaN: none), and whether there is affect.
+    def _labels(self) -> Iterator[_ShardLabels]:
+        """The labels of every shard, in order.
 
         Raises:
-            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute a shard.
+            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute each.
         """
         for dataset, counts in enumerate(self.counts):
             for shard, count in enumerate(counts):
@@ -210,9 +219,12 @@ class Stream:
                 elif named.remote and not shard:
                     raise UserError(f"{named.url}: {opened.reason}; expected the shard that its manifest lists")
                 classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
-                yield (
-                    classes[:, 0], classes[:, 1], np.abs(rows[:, 4:7]).max(1), ~np.isnan(rows[:, 2:4]).any(1)
-                )  # fmt: skip
+                yield _ShardLabels(
+                    emotion=classes[:, 0],
+                    direction=classes[:, 1],
+                    largest_angle=np.abs(rows[:, 4:7]).max(1),
+                    affect=~np.isnan(rows[:, 2:4]).any(1),
+                )
 
     def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
         labels: list[list[np.ndarray]] = [[] for _ in self.counts]
@@ -226,7 +238,8 @@ class Stream:
                     case "direction":
                         classes = direction
                     case "both":
-                        classes = np.where((emotion >= 0) & (direction >= 0), emotion * 5 + direction, -1)
+                        known = (emotion >= 0) & (direction >= 0)
+                        classes = np.where(known, emotion * len(DIRECTIONS) + direction, -1)
                 labels[dataset].append(classes)
         try:
             return balanced(labels, seed=seed, window=window, power=balance.power)
