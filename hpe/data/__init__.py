@@ -6,7 +6,8 @@ In reading order:
     crops.py          which part of a picture is the face: crop rules, and what a network gets to see
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
     shards.py         the shard format: tar files and their manifest, written
-    shard_reader.py   the one way to open a shard: where each sample lies, its record and its face
+    shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record
+    faces.py          faces of an open shard, decoded and cropped
     shard_files.py    local shards that a user names
     prefetch.py       work done by threads ahead of its consumer
     pose_tables.py    pose tables as the pass writes them

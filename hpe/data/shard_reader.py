@@ -1,7 +1,8 @@
 """The one way to open a shard: a tar mapped into memory, its layout checked, and where each sample lies in it.
 
 A tar is indexed by its headers alone, so opening a shard of 300 MB reads some 2 MB of it; pictures and records are
-read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.stream.remote_cache`).
+read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.stream.remote_cache`). Nothing here
+imports torch, whose import takes longer than ``hpe verify`` needs for a small dataset.
 """
 
 import contextlib
@@ -14,15 +15,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from hpe.core.files import open_regular
-from hpe.data.crops import Framing
-from hpe.data.images import DecodeError, crop_resize, decode_rgb
 from hpe.data.records import IMAGE_EXTENSIONS, Record
 from hpe.data.shards import BLOCK, Sample
 
-Pixels = UInt8[np.ndarray, "size size 3"]
 _LARGEST_MEMBER: Final = 1 << 60
 """Bytes; a larger size in a header is damage, and would overflow the sums of the walk."""
 _FIELD: Final = {name: name for name in (*IMAGE_EXTENSIONS, "json")}
@@ -141,36 +139,6 @@ def read_samples(path: Path) -> Iterator[Sample]:
         yield shard.sample(row)
     if shard.damage:
         raise ValueError(f"{path}: {shard.damage}")
-
-
-def read_face(shard: OpenShard, row: int, framing: Framing, size: int) -> Pixels:
-    """The face of a row as a square of ``size`` pixels.
-
-    Raises:
-        DecodeError: the bytes are no picture.
-        ValueError: the crop is impossible.
-    """
-    image = decode_rgb(bytes(shard.image(row)))
-    height, width = image.shape[:2]
-    if framing.rule.shape != "none":
-        return crop_resize(image, framing.box(shard.record(row), width, height), size)
-    if (height, width) == (size, size):
-        return image
-    return crop_resize(image, (0, 0, width, height), size)
-
-
-def read_faces(
-    shard: OpenShard, rows: range, framing: Framing, into: UInt8[np.ndarray, "rows size size 3"]
-) -> dict[int, str]:
-    """Read rows into an array; rows that give no face are black there and returned with their problem."""
-    problems = {}
-    for place, row in enumerate(rows):
-        try:
-            into[place] = read_face(shard, row, framing, into.shape[1])
-        except (DecodeError, ValueError, TypeError, RecursionError) as error:
-            into[place] = 0
-            problems[row] = str(error)[:200] or type(error).__name__
-    return problems
 
 
 def index_tar(data: memoryview) -> ShardIndex:

@@ -28,10 +28,11 @@ from hpe.core.progress import Bar, progress
 from hpe.core.work_queue import Claims, claims
 from hpe.data.crops import Framing
 from hpe.data.directions import DirectionRules
+from hpe.data.faces import read_faces
 from hpe.data.pose_tables import Identity, ShardPoses, differences, write_table
 from hpe.data.prefetch import ahead
 from hpe.data.shard_files import ShardFile
-from hpe.data.shard_reader import OpenShard, open_shard, read_faces
+from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.data.shards import MANIFEST
 from hpe.estimators.estimator import Estimator, Poses, averaged
 from hpe.estimators.load import sha256_of

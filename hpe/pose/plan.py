@@ -19,10 +19,11 @@ from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
+from hpe.data.faces import read_faces
 from hpe.data.pose_tables import SUFFIX, Identity
 from hpe.data.records import Record
 from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
-from hpe.data.shard_reader import open_shard, read_faces
+from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator, Precision
 from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces

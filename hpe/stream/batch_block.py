@@ -22,6 +22,7 @@ LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "
 COLUMNS: Final = len(LABELS) + len(EMOTIONS)
 LabelRows = Float32[np.ndarray, "rows columns"]
 _ALIGN: Final = 64
+"""Bytes: a field starts on a cache line, and so where every dtype may be viewed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from hpe.stream.shard_sets import Shard
 WHOLE_SHARD: Final = -1
 """The row of damage to the tar itself."""
 _FORMAT: Final = "3"
+"""Of the stored arrays; part of a file's name, so tables of another version are not read, but made again."""
 _ANGLES: Final = slice(LABELS.index("yaw"), LABELS.index("roll") + 1)
 _DIRECTION: Final = LABELS.index("direction")
 _NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
@@ -117,7 +118,8 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
     path = cache / f"{name}.table"
     if (table := _load(path)) is not None:
         return table
-    with waiting_lock(cache / f"{name[:2]}.lock"):
+    with waiting_lock(cache / f"{name[:2]}.lock"):  # two digits: 256 lock files serve all tables
+        # Looked for again: another reader may have stored it while this one waited.
         if (table := _load(path)) is None:
             table = _joined(_parse(file), shard, labels)
             _save(path, table)

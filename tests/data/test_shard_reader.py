@@ -1,6 +1,8 @@
 """Opening a shard: whole, damaged, empty, or no file at all; and the local shards that a user names."""
 
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -85,3 +87,9 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(packed: Path) -> None:
     assert matching(str(packed / "val-000000.tar")) is None
     (packed / "train-[0].tar").touch()
     assert matching(str(packed / "train-[0].tar")) is None
+
+
+def test_a_shard_is_opened_without_torch() -> None:
+    """Commands that only look into shards would else wait for its import."""
+    read = "import sys, hpe.data.shard_files, hpe.data.shard_reader, hpe.pack.verify; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True).stdout == "False\n"
