@@ -69,7 +69,7 @@ class Record:
         for name in ("yaw", "pitch", "roll"):
             value = getattr(self, name)
             if value is not None and not abs(value) <= _LARGEST_DEGREES:
-                found.append(f"{name} {value} is no angle in degrees")
+                found.append(f"{name} {value} is not an angle in degrees")
         if self.box is not None and not all(abs(side) <= _FARTHEST_PIXEL for side in self.box):
             found.append(f"box {list(self.box)} is not four places in a picture")
         if self.landmarks is not None and not all(
@@ -126,7 +126,7 @@ def _checked(name: str, value: Any) -> Any:
     try:
         return _field(name, value)
     except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} is not what a record holds there: {error}") from None
+        raise ValueError(f"{name}: not valid in a record: {error}") from None
 
 
 def _field(name: str, value: Any) -> Any:
@@ -150,4 +150,4 @@ def _field(name: str, value: Any) -> Any:
         case "emotion_votes" | "box", list():
             if name != "box" or len(value) == 4:
                 return tuple(float(v) for v in value)
-    raise ValueError(f"{name}: {str(value)[:80]!r} is not what a record holds there")
+    raise ValueError(f"{name}: {str(value)[:80]!r} is not valid in a record")

@@ -73,5 +73,5 @@ def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
         UserError: there is no such split.
     """
     if split not in manifest.splits:
-        raise UserError(f"{where}: split {split!r} is not there; expected one of {', '.join(manifest.splits)}")
+        raise UserError(f"{where}: there is no split {split!r}; expected one of {', '.join(manifest.splits)}")
     return [shard for shard in manifest.shards if shard.split == split]

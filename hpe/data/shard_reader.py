@@ -123,7 +123,7 @@ def open_shard(path: Path) -> OpenShard:
         raise ValueError(shard.damage)
     if len(set(shard.keys)) < len(shard):
         double = next(key for key, count in Counter(shard.keys).items() if count > 1)
-        raise ValueError(f"the key {double!r} is there more than once: damaged, or two shards put together")
+        raise ValueError(f"the key {double!r} appears more than once: the tar is damaged, or two shards were joined")
     return shard
 
 

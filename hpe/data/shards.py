@@ -93,14 +93,14 @@ class Manifest:
         except OSError as error:
             raise UserError(f"{folder}: cannot be read: {error.strerror}; expected a folder of shards") from error
         if is_file:
-            raise UserError(f"{folder}: is a file; expected the folder of shards that it lies in")
+            raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
             raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise UserError(
-                f"{path}: not a manifest of `hpe pack`: {error}; pack again, or bring the manifest back"
+                f"{path}: not a manifest of `hpe pack`: {error}; pack again, or restore the manifest"
             ) from error
 
     @classmethod
@@ -208,7 +208,7 @@ def _members(shard: str, samples: Iterable[Sample], seen: set[str]) -> Iterator[
     """The bytes of the tar, sample by sample; every key is put into ``seen``."""
     for sample in samples:
         if sample.key in seen or not _plain(sample.key):
-            raise ValueError(f"{shard}: key {sample.key!r} is double, empty, too long or has . / \\ in it")
+            raise ValueError(f"{shard}: key {sample.key!r} is used twice, empty, too long, or contains . / or \\")
         seen.add(sample.key)
         pieces: list[bytes] = []
         for extension, data in ((sample.extension, sample.image), ("json", sample.record.to_json())):

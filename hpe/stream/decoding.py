@@ -81,7 +81,7 @@ class DeviceDecoder:
         images, refused = decode_rows(rows, lengths, self._reading.colour, self._device)
         damage = [Damage(block.encoded[row][0], block.keys[row], why) for row, why in refused.items()]
         if damage and self._reading.damaged == "fail":
-            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
+            raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
         for row in refused:
             for name in _MASKS:
                 getattr(loaded.batch, name)[row] = False

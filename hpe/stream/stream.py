@@ -250,5 +250,5 @@ class Stream:
 
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
-            raise UserError(f"batch: {plan.batch} samples do not reach {plan.ranks} ranks; use at least {plan.ranks}")
+            raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
         return Loader(Batches(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)

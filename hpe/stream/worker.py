@@ -76,7 +76,7 @@ class Batches(Dataset[BatchBlock | Refusal]):
         lengths = [self._decode(place, image) for place, image in zip(places, images, strict=True)]
         labels, damage = self._mask_damaged(places, lengths, images)
         if damage and self._reading.damaged == "fail":
-            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
+            raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
         write_labels(memory, labels, self._reading.size, self._reading.size)
         return self._seal(block, number, places, lengths, damage)
 

@@ -77,7 +77,7 @@ def test_a_packed_folder_gives_its_shards_by_split_with_what_its_manifest_contai
         every[2],
         ShardFile(packed / "other.tar"),
     ]
-    with pytest.raises(UserError, match="split 'test' is not there; expected one of train, val"):
+    with pytest.raises(UserError, match="there is no split 'test'; expected one of train, val"):
         packed_shards(packed, "test")
 
 
