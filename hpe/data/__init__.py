@@ -2,11 +2,14 @@
 
 In reading order:
 
-    records.py        a sample's record: what the raw dataset says of a picture
-    crops.py          which part of a picture is the face
+    records.py        a sample's record: the raw dataset's labels of a picture
+    crops.py          which part of a picture is the face: crop rules, and what a network gets to see
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
-    shards.py         the shard format: tar files, manifest, reading and writing
-    shard_reader.py   faces out of shards, decoded ahead by threads
+    shards.py         the shard format: tar files and their manifest, written
+    shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record
+    faces.py          faces of an open shard, decoded and cropped
+    shard_files.py    local shards that a user names
+    prefetch.py       work done by threads ahead of its consumer
     pose_tables.py    pose tables as the pass writes them
     pose_labels.py    pose tables as labels: joined to shards by key
     directions.py     a direction from angles: the thesis' rule, ours, Pointing'04's

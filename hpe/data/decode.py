@@ -77,7 +77,7 @@ def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether a JPEG has the usual colours and subsampling, an allowed size, and nothing that says "turn me"."""
+    """Whether a JPEG has the usual colours and subsampling, an allowed size, and no orientation to apply."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -86,7 +86,7 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 
 def _has_exif(data: bytes) -> bool:
-    """Whether one of the application segments, which come first in a JPEG, is EXIF: it may say "turn me"."""
+    """Whether one of a JPEG's first segments (the application's) is EXIF, which may contain an orientation."""
     at = 2
     while at + 10 < len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
         if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":

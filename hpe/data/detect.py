@@ -3,7 +3,7 @@
 Two detectors, both with weights that come in their package:
 
 - ``mtcnn``: Zhang et al., "Joint Face Detection and Alignment Using Multi-task Cascaded Convolutional
-  Networks", 2016, in facenet-pytorch 2.6.0 (MIT), which asks for an old torch and works with the present one:
+  Networks", 2016, in facenet-pytorch 2.6.0 (MIT), which requires an old torch and works with the present one:
   ``pip install requests && pip install --no-deps facenet-pytorch==2.6.0``. Finds profiles; uses a GPU.
 - ``hog``: dlib's gradient histograms (``pip install dlib-bin``). Faces that look at the camera only.
 """
@@ -67,7 +67,7 @@ def _require(package: str, name: str) -> None:
     if importlib.util.find_spec(package) is None or (
         package == "facenet_pytorch" and importlib.util.find_spec("requests") is None
     ):
-        raise UserError(f"detector {name}: {package} is not installed, or not whole; {WAYS_TO_INSTALL[name]}")
+        raise UserError(f"detector {name}: {package} is not installed, or incomplete; {WAYS_TO_INSTALL[name]}")
 
 
 def the_face(faces: Sequence[Face], width: int, height: int) -> Face | None:

@@ -2,7 +2,7 @@
 
 Angles come in our signs (yaw positive = the viewer's left); the thesis' tree is written in its own, with
 yaw negated, and is converted here. Every rule gives ``hpe.core.labels.Direction`` as int8, with
-:data:`ABSTAIN` where it does not decide. The thesis' small network is in ``hpe.models.direction_network``.
+:data:`ABSTAIN` where it does not decide. The thesis' small network is trained like any other (backbone ``angles``).
 """
 
 import json

@@ -1,7 +1,7 @@
 """JPEGs decoded by the training device: a reader hands the encoded bytes on, and the device decodes a batch at once.
 
-The bytes travel where the pixels would have stood, in the rows of the batch's own memory. What is no plain JPEG,
-or larger than its row, is decoded by the reader as ever; what the device refuses is decoded by the processor.
+The bytes travel in the rows of the batch's own memory, in the place of the pixels. What is no plain JPEG, or larger
+than its row, is decoded by the reader as ever; what the device refuses is decoded by the CPU.
 """
 
 import warnings
@@ -72,7 +72,7 @@ def _decode(encoded: list[Tensor], colour: Colour, device: torch.device) -> list
     from torchvision.io import ImageReadMode, decode_jpeg
 
     mode = ImageReadMode.RGB if colour == "rgb" else ImageReadMode.GRAY
-    with warnings.catch_warnings():  # some versions speak of a successor, which has no decoder of batches
+    with warnings.catch_warnings():  # some versions name a successor, which cannot decode a batch
         warnings.simplefilter("ignore")
         decoded = decode_jpeg(encoded, mode=mode, device=device)
     assert isinstance(decoded, list)

@@ -32,7 +32,7 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 
 class DecodeError(ValueError):
-    """The bytes are no whole picture; the message says why."""
+    """The bytes are no whole picture, for the reason in the message."""
 
 
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -75,7 +75,7 @@ def _turned(data: bytes, max_pixels: int) -> bool:
         warnings.simplefilter("ignore")
         try:
             return _open(data, max_pixels).getexif().get(_ORIENTATION, 1) != 1
-        except Exception:  # damaged EXIF tells of no orientation
+        except Exception:  # damaged EXIF has no orientation to apply
             return False
 
 
@@ -132,7 +132,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
 def _upright(image: Pillow.Image) -> Pillow.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF tells of no orientation
+    except Exception:  # damaged EXIF has no orientation to apply
         return image
 
 

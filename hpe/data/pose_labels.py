@@ -26,7 +26,7 @@ class PoseMetadata:
 
     rows: int
     columns: tuple[str, ...]
-    said: dict[str, str]
+    metadata: dict[str, str]
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -50,8 +50,8 @@ def read_metadata(path: Path) -> PoseMetadata:
         raise UserError(f"{path}: no pose table of this shard; run `hpe pose` on these shards first") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a pose table: {error}; remove it and run `hpe pose` again") from error
-    said = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
-    return PoseMetadata(footer.num_rows, tuple(schema.names), said)
+    metadata = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
+    return PoseMetadata(footer.num_rows, tuple(schema.names), metadata)
 
 
 def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None, rule: str | None = None) -> str | None:
@@ -59,7 +59,7 @@ def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None,
 
     Args:
         path: the table.
-        shard, sha256, samples: the shard's file name, and its digest and count where a manifest says them.
+        shard, sha256, samples: the shard's file name, and its digest and count where a manifest lists them.
         rule: a direction rule that the table must hold.
     """
     try:
@@ -67,13 +67,13 @@ def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None,
     except UserError as error:
         return str(error)
     way_out = "run `hpe pose` on these shards again"
-    said_sha, said_shard = (footer.said.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
+    made_for_sha256, made_for = (footer.metadata.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
     if samples is not None and footer.rows != samples:
         return f"{path}: {footer.rows} rows, but {shard} has {samples} samples; {way_out}"
-    if said_shard and said_shard.removesuffix(".tar") != shard.removesuffix(".tar"):
-        return f"{path}: made for the shard {said_shard}, not for {shard}; {way_out}"
-    if sha256 and said_sha and said_sha != sha256:
-        return f"{path}: made for a shard with sha256 {said_sha[:12]}…, {shard} has {sha256[:12]}…; {way_out}"
+    if made_for and made_for.removesuffix(".tar") != shard.removesuffix(".tar"):
+        return f"{path}: made for the shard {made_for}, not for {shard}; {way_out}"
+    if sha256 and made_for_sha256 and made_for_sha256 != sha256:
+        return f"{path}: made for a shard with sha256 {made_for_sha256[:12]}…, {shard} has {sha256[:12]}…; {way_out}"
     wanted = ["key", *ANGLES] + ([DIRECTION_PREFIX + rule] if rule else [])
     if absent := [name for name in wanted if name not in footer.columns]:
         rules = ", ".join(footer.rules) or "none"

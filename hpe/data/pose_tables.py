@@ -91,14 +91,14 @@ def differences(path: Path, identity: Identity) -> list[str] | None:
     different = []
     for name, expected in identity.metadata().items():
         if name == _BATCH and name.encode() not in found:
-            continue  # written before it was told
+            continue  # an older table, without this entry
         had = found.get(name.encode(), b"(absent)").decode("utf-8", "replace")
         if had != expected:
-            different += _told(name.removeprefix(_PREFIX), had, expected)
+            different += _value_differences(name.removeprefix(_PREFIX), had, expected)
     return different
 
 
-def _told(name: str, had: str, expected: str) -> list[str]:
+def _value_differences(name: str, had: str, expected: str) -> list[str]:
     """What differs between two values: of JSON objects only the entries that differ, at any depth."""
     one, other = _object(had), _object(expected)
     if one is None or other is None:
@@ -110,10 +110,10 @@ def _told(name: str, had: str, expected: str) -> list[str]:
             shown = f"…{_short(had[alike:])}", f"…{_short(expected[alike:])}"
         return [f"{name} is {shown[0]}, expected {shown[1]}"]
     return [
-        told
+        line
         for key in dict.fromkeys([*one, *other])
         if (was := one.get(key, "(absent)")) != (now := other.get(key, "(absent)"))
-        for told in _told(f"{name}.{key}", was, now)
+        for line in _value_differences(f"{name}.{key}", was, now)
     ]
 
 

@@ -20,17 +20,16 @@ def about_package() -> dict[str, str | None]:
 def _commit(folder: Path) -> str | None:
     if not (folder / ".git").exists():  # an installed package may lie inside a checkout of something else
         return None
-    asked = ("git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    command = ("git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     try:
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
-    """What the manifests beside local shards say of dataset, variant, licence, its bounds, crop rule and notes, each
-    once."""
+    """Dataset, variant, licence, its bounds, crop rule and notes from the manifests beside local shards, each once."""
     folders = dict.fromkeys(Path(url).parent for url in urls)
     manifests = []
     for folder in folders:
@@ -39,5 +38,5 @@ def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
                 manifests.append(Manifest.load(folder))
             except UserError:  # the figures do not depend on it
                 continue
-    said = {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
-    return said | {"notes": list(dict.fromkeys(note for one in manifests for note in one.notes))}
+    about = {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
+    return about | {"notes": list(dict.fromkeys(note for one in manifests for note in one.notes))}

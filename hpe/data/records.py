@@ -1,4 +1,4 @@
-"""What flows through the pipeline: a sample's record (contract C1); its batch (C4) is in ``hpe.data.batch``."""
+"""A sample's record (contract C1): the labels that its raw dataset has."""
 
 import json
 import math
@@ -20,7 +20,7 @@ IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The json member of a sample: what the raw dataset says, nothing guessed; None is "not said".
+    """The json member of a sample: the labels of the raw dataset, nothing guessed; None: it has none.
 
     Attributes:
         emotion: AffectNet's integer, 0..7.
@@ -69,7 +69,7 @@ class Record:
         for name in ("yaw", "pitch", "roll"):
             value = getattr(self, name)
             if value is not None and not abs(value) <= _LARGEST_DEGREES:
-                found.append(f"{name} {value} is no angle in degrees")
+                found.append(f"{name} {value} is not an angle in degrees")
         if self.box is not None and not all(abs(side) <= _FARTHEST_PIXEL for side in self.box):
             found.append(f"box {list(self.box)} is not four places in a picture")
         if self.landmarks is not None and not all(
@@ -86,9 +86,9 @@ class Record:
         )  # a dataclass's own pickling takes four times as long
 
     def to_json(self) -> bytes:
-        """Canonical bytes: fields in order, no spaces, UTF-8; only what is said."""
-        said = {name: value for name in _ORDER if (value := getattr(self, name)) is not None and value != {}}
-        return _CANONICAL.encode(said).encode()
+        """Canonical bytes: fields in order, no spaces, UTF-8; without fields that are None."""
+        fields = {name: value for name in _ORDER if (value := getattr(self, name)) is not None and value != {}}
+        return _CANONICAL.encode(fields).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Record":
@@ -126,7 +126,7 @@ def _checked(name: str, value: Any) -> Any:
     try:
         return _field(name, value)
     except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} is not what a record holds there: {error}") from None
+        raise ValueError(f"{name}: not valid in a record: {error}") from None
 
 
 def _field(name: str, value: Any) -> Any:
@@ -150,4 +150,4 @@ def _field(name: str, value: Any) -> Any:
         case "emotion_votes" | "box", list():
             if name != "box" or len(value) == 4:
                 return tuple(float(v) for v in value)
-    raise ValueError(f"{name}: {str(value)[:80]!r} is not what a record holds there")
+    raise ValueError(f"{name}: {str(value)[:80]!r} is not valid in a record")

@@ -124,7 +124,7 @@ def evaluate(
         told = Damages(f"{name}:")
         told.tell(loader)
         told.close()
-        total = here.reduce(torch.tensor(loader.damaged, device=here.device), "sum")
+        total = here.reduce(torch.tensor(loader.damaged_samples, device=here.device), "sum")
         assert isinstance(total, Tensor)
         damaged = int(total)
         bar.reach(stream.samples)  # all ranks have come here; this one may have had no part of the last batch

@@ -39,7 +39,8 @@ from hpe.core.progress import Bar, progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS, WAYS_TO_INSTALL
-from hpe.data.shard_reader import ahead, one_thread
+from hpe.data.prefetch import ahead, one_thread
+from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
@@ -47,7 +48,7 @@ from hpe.models.views import PLAIN, Views
 from hpe.pack.job import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
 from hpe.predict.face_finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
-from hpe.predict.inputs import Input, PictureFile, ShardFile, Skipped, find_inputs, items, pictures_in
+from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in
 from hpe.predict.mesh_finder import Meshed
 from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
 from hpe.predict.output import BOX, Row, format_of, open_table, readings

@@ -10,19 +10,23 @@
     for loaded in stream.once(batch=256, rank=0, ranks=1):
         ...
 
-In reading order:
+A batch's way through the files, which is also their reading order::
 
-    shard_sets.py      what a user names as shards, resolved into files
-    remote_cache.py    remote shards, fetched once per node
-    index.py           where each sample of a shard lies, and its labels
-    order.py           which sample stands at which position
-    stream.py          Stream: sets of shards, checked and counted, in one order
-    worker.py          what a reader process does: positions in, images out
-    batch_block.py     a batch in one block of memory
-    shared_memory.py   blocks that readers fill and the trainer reads
-    loader.py          the trainer's side: batches in the order of the plan
-    decoding.py        batches whose JPEGs the device decodes, one ahead of the trainer
-    augment.py         augmentation of whole batches on their device
+    trainer     shard_sets.py     what a user names → shards: files, URLs, commands
+       │        remote_cache.py   shards that are not local, fetched once per node
+       │        index.py          a shard → a table: where each sample lies, and its labels
+       │        open_tables.py    the shards that a process has open
+       │        stream.py         Stream: sets of shards, checked and counted
+       │        order.py          batch number → positions of this rank → samples
+       │        loader.py         Loader: forks the readers, and hands out batch numbers
+       │ number
+    reader      worker.py         locate, advise the kernel, decode, mask damaged samples, seal
+       │        batch_block.py    the batch as one block of bytes
+       │ block  shared_memory.py  where the block lies: a message names only its slot
+    trainer     loader.py         views of the block, nothing copied, in the order of the plan
+       │        decoding.py       with decoder "gpu": JPEGs decoded on the device, one batch ahead
+       │ Loaded
+    device      augment.py        random changes to the whole batch
 """
 
 from hpe.stream.batch_block import Damage, Loaded

@@ -71,7 +71,7 @@ class Augmentation:
         return not square or self.shift > 0 or self.rotate > 0
 
 
-class _Draws:
+class _Uniforms:
     """Uniform numbers by name; the names' numbers must never change, or resumed runs would differ."""
 
     NAMES: Final = (
@@ -113,7 +113,7 @@ def augment(
         largest_degrees: no rotation takes a face from below this angle to beyond it (``HeadLoss.largest_degrees``).
     """
     rows = len(batch)
-    draws = _Draws(seed, position, rows)
+    draws = _Uniforms(seed, position, rows)
     images = batch.images
     if settings.flip:
         images, batch = _flip(images, batch, _on(images, draws("flip") < settings.flip))
@@ -174,7 +174,7 @@ def _flip(images: Tensor, batch: Batch, chosen: Tensor) -> tuple[Tensor, Batch]:
 
 
 def _move(
-    images: Images, batch: Batch, settings: Augmentation, draws: _Draws, largest_degrees: float
+    images: Images, batch: Batch, settings: Augmentation, draws: _Uniforms, largest_degrees: float
 ) -> tuple[Images, Batch]:
     """One bilinear sampling for crop, shift and rotation: x' of the output looks at x of the input."""
     area = draws.between("area", *settings.crop_scale)
@@ -230,7 +230,7 @@ def _luma(images: Images) -> Float[Tensor, "batch 1 height width"]:
     return (images * weights).sum(1, keepdim=True)
 
 
-def _colour(images: Images, settings: Augmentation, draws: _Draws) -> Images:
+def _colour(images: Images, settings: Augmentation, draws: _Uniforms) -> Images:
     for name in ("brightness", "contrast", "saturation"):
         if reach := getattr(settings, name):
             factor = _per_row(images, draws.between(name, 1 - reach, 1 + reach))
@@ -289,7 +289,7 @@ _RANDOM_OPS: Final = (
 )  # fmt: skip
 
 
-def _randaugment(images: Images, strength: float, draws: _Draws) -> Images:
+def _randaugment(images: Images, strength: float, draws: _Uniforms) -> Images:
     images = images.clone()
     for turn in ("first", "second"):
         which = (draws(f"{turn} op") * (len(_RANDOM_OPS) + 1)).astype(int)  # one more: no change
@@ -318,7 +318,7 @@ def _blur(images: Images, chosen: np.ndarray, sigma_draw: Uniform) -> Images:
     return images.index_copy(0, rows, part)  # pyright: ignore[reportArgumentType]
 
 
-def _erase(images: Images, probability: float, draws: _Draws) -> Images:
+def _erase(images: Images, probability: float, draws: _Uniforms) -> Images:
     """Blank (the mean colour, which is 0 after normalisation) one rectangle."""
     height, width = images.shape[2:]
     area, ratio = draws.between("erase area", 0.02, 0.2), np.exp(draws.between("erase ratio", -1.2, 1.2))
@@ -332,7 +332,9 @@ def _erase(images: Images, probability: float, draws: _Draws) -> Images:
     return images * ~(in_y[:, :, None] & in_x[:, None, :])[:, None]
 
 
-def _mixup(images: Images, batch: Batch, alpha: float, seed: int, position: int, draws: _Draws) -> tuple[Images, Batch]:
+def _mixup(
+    images: Images, batch: Batch, alpha: float, seed: int, position: int, draws: _Uniforms
+) -> tuple[Images, Batch]:
     from scipy.special import betaincinv
 
     partner = _on(images, permutation(seed, 99, position, count=len(batch)))

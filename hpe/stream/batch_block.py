@@ -15,13 +15,14 @@ from torch import Tensor
 
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
-from hpe.stream.shared_memory import pool_of
+from hpe.stream.shared_memory import memory_of
 
 LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll")
 """Columns of a label row, NaN where a label is missing; the emotion's distribution follows."""
 COLUMNS: Final = len(LABELS) + len(EMOTIONS)
 LabelRows = Float32[np.ndarray, "rows columns"]
 _ALIGN: Final = 64
+"""Bytes: a field starts on a cache line, and so where every dtype may be viewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A batch and where it stands.
+    """A batch and its place in the global sequence.
 
     Attributes:
         batch: this rank's part of the global batch.
@@ -61,18 +62,18 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A block in a pool of shared memory."""
+    """A block in shared memory: of which memory, its number there, and how many bytes are used."""
 
-    pool: int
+    memory: int
     number: int
     size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class BatchBlock:
     """A batch as one block of bytes: pictures, then the fields of :func:`layout`.
 
-    ``encoded``: by row, the shard's name and how many bytes of a JPEG stand where its pixels would (0: pixels);
+    ``encoded``: by row, the shard's name and how many bytes of a JPEG lie in the place of its pixels (0: pixels);
     empty where every row is pixels.
     """
 
@@ -85,13 +86,13 @@ class Packed:
     damage: tuple[Damage, ...] = ()
     encoded: tuple[tuple[str, int], ...] = ()
 
-    def pin_memory(self) -> "Packed":
+    def pin_memory(self) -> "BatchBlock":
         """The same in page-locked memory (called by torch's DataLoader)."""
         return replace(self, block=self._memory().pin_memory())
 
     def _memory(self) -> UInt8[Tensor, " bytes"]:
         if isinstance(self.block, Slot):
-            return pool_of(self.block.pool).lease(self.block.number, self.block.size)
+            return memory_of(self.block.memory).lease(self.block.number, self.block.size)
         return self.block
 
     def unpack(self) -> Loaded:
@@ -105,11 +106,11 @@ class Packed:
         return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage)
 
 
-Place = tuple[int, int, torch.dtype, tuple[int, ...]]
+FieldPlace = tuple[int, int, torch.dtype, tuple[int, ...]]
 
 
 @cache
-def layout(rows: int, height: int, width: int) -> tuple[dict[str, Place], int]:
+def layout(rows: int, height: int, width: int) -> tuple[dict[str, FieldPlace], int]:
     """Where each field lies (start, stop, type, shape) and the block's bytes."""
     fields = {
         "images": (torch.uint8, (rows, height, width, 3)),

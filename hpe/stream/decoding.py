@@ -10,7 +10,7 @@ import torch
 
 from hpe.core.errors import UserError
 from hpe.data.gpu_decode import decode_rows
-from hpe.stream.batch_block import Damage, Loaded, Packed
+from hpe.stream.batch_block import BatchBlock, Damage, Loaded
 from hpe.stream.worker import Reading
 
 _AHEAD: Final = 2
@@ -18,7 +18,7 @@ _AHEAD: Final = 2
 _MASKS: Final = ("emotion_mask", "direction_mask", "angles_mask", "affect_mask")
 
 
-class Decoding:
+class DeviceDecoder:
     """Decodes batches in their order, one ahead of the trainer.
 
     In a thread, because nvJPEG returns to its caller only when a batch is done, and what it refuses the processor
@@ -31,7 +31,7 @@ class Decoding:
         device: where to decode, and where the pictures lie.
     """
 
-    def __init__(self, read: Callable[[], Packed], reading: Reading, device: torch.device) -> None:
+    def __init__(self, read: Callable[[], BatchBlock], reading: Reading, device: torch.device) -> None:
         self._read, self._reading, self._device = read, reading, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "decode", initializer=self._begin)
@@ -41,7 +41,7 @@ class Decoding:
         """The next batch; the one after it is on its way.
 
         Raises:
-            UserError: a picture cannot be decoded, where the reading says ``fail``.
+            UserError: a picture cannot be decoded, and ``reading.damaged`` is ``fail``.
         """
         while len(self._coming) < _AHEAD:
             self._coming.append(self._submitted())
@@ -72,16 +72,16 @@ class Decoding:
             torch.cuda.set_device(self._device)  # of a new thread it is GPU 0, whatever rank this is
             torch.cuda.set_stream(self._stream)
 
-    def _decoded(self, packed: Packed) -> tuple[Loaded, torch.cuda.Event | None]:
-        """A batch, and what tells when its pictures are there; what cannot be decoded is damage, as in a reader."""
-        loaded = packed.unpack()
-        if not packed.encoded:
+    def _decoded(self, block: BatchBlock) -> tuple[Loaded, torch.cuda.Event | None]:
+        """A batch, and the event after which its pictures are there; what cannot be decoded is damage."""
+        loaded = block.unpack()
+        if not block.encoded:
             return loaded, None
-        rows, lengths = loaded.batch.images.permute(0, 2, 3, 1), [length for _, length in packed.encoded]
+        rows, lengths = loaded.batch.images.permute(0, 2, 3, 1), [length for _, length in block.encoded]
         images, refused = decode_rows(rows, lengths, self._reading.colour, self._device)
-        damage = [Damage(packed.encoded[row][0], packed.keys[row], why) for row, why in refused.items()]
+        damage = [Damage(block.encoded[row][0], block.keys[row], why) for row, why in refused.items()]
         if damage and self._reading.damaged == "fail":
-            raise UserError(f"{damage[0]}; mend or pack again, or read with damaged: skip")
+            raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
         for row in refused:
             for name in _MASKS:
                 getattr(loaded.batch, name)[row] = False

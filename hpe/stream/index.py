@@ -7,7 +7,6 @@ on a node, parsing in each of them would cost as much as decoding.
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +17,19 @@ import numpy as np
 from jaxtyping import Int64
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, open_regular
+from hpe.core.files import aside
 from hpe.core.labels import EMOTIONS
 from hpe.data.pose_labels import read_labels
 from hpe.data.records import Record
-from hpe.data.shards import index_tar
+from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS, LABELS, LabelRows
-from hpe.stream.remote_cache import Spool, locked
+from hpe.stream.remote_cache import waiting_lock
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1
-"""The row under which damage of the tar itself stands."""
+"""The row of damage to the tar itself."""
 _FORMAT: Final = "3"
+"""Of the stored arrays; part of a file's name, so tables of another version are not read, but made again."""
 _ANGLES: Final = slice(LABELS.index("yaw"), LABELS.index("roll") + 1)
 _DIRECTION: Final = LABELS.index("direction")
 _NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
@@ -39,7 +39,7 @@ _NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
 class LabelSource:
     """Where labels come from that a record and a pose table may both hold.
 
-    A dataset that names no pose tables keeps what its records say: measured angles go with estimated ones.
+    A dataset that names no pose tables keeps the labels of its records: measured angles go with estimated ones.
 
     Attributes:
         angles: ``record`` or ``pose``.
@@ -91,23 +91,6 @@ class ShardTable:
         return [self.key(row) for row in range(len(self))]
 
 
-def open_local(shard: Shard, spool: Spool) -> int:
-    """A file descriptor of the shard, fetched first where it is remote.
-
-    Raises:
-        OSError: it cannot be opened or fetched.
-    """
-    for _ in range(3):
-        path = spool.path(shard.url, shard.sha256) if shard.remote else Path(shard.url)
-        try:
-            with open_regular(path) as file:
-                return os.dup(file.fileno())
-        except FileNotFoundError:
-            if not shard.remote:  # another reader may have made room of this very file
-                raise
-    raise OSError("removed from the spool again and again: its limit is too small for one window of shards")
-
-
 def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> ShardTable:
     """The shard's table, from the node's cache where it is there.
 
@@ -122,7 +105,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
         OSError: the tar cannot be read.
     """
     state = os.fstat(file)
-    said: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
+    identity: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
     if labels.needs_pose and shard.pose is not None:
         try:
             pose = shard.pose.stat()
@@ -130,14 +113,15 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
             raise UserError(
                 f"{shard.pose}: no pose table of {shard.name} ({error.strerror}); run `hpe pose`"
             ) from error
-        said += [str(shard.pose.resolve()), pose.st_size, pose.st_mtime_ns, labels.angles, labels.direction]
-    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:40]
+        identity += [str(shard.pose.resolve()), pose.st_size, pose.st_mtime_ns, labels.angles, labels.direction]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]
     path = cache / f"{name}.table"
     if (table := _load(path)) is not None:
         return table
-    with locked(cache / f"{name[:2]}.lock"):
+    with waiting_lock(cache / f"{name[:2]}.lock"):  # two digits: 256 lock files serve all tables
+        # Looked for again: another reader may have stored it while this one waited.
         if (table := _load(path)) is None:
-            table = _joined(_parse(file, state.st_size), shard, labels)
+            table = _joined(_parse(file), shard, labels)
             _save(path, table)
     return table
 
@@ -145,25 +129,22 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
 def still_holds(file: int, table: ShardTable) -> bool:
     """Whether an open tar has the samples of its table, at their places: false when it was written over."""
     try:
-        now = _parse(file, os.fstat(file).st_size)
+        now = _parse(file)
     except (OSError, ValueError):
         return False
     return now.key_bytes == table.key_bytes and np.array_equal(now.places, table.places)
 
 
-def _parse(file: int, size: int) -> ShardTable:
-    if not size:
-        return _table([], np.empty((0, 2), np.int64), {WHOLE_SHARD: "empty file"}, np.empty((0, COLUMNS), np.float32))
-    with mmap.mmap(file, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
-        index = index_tar(data)
-        rows = np.full((len(index), COLUMNS), np.nan, np.float32)
-        damage = {WHOLE_SHARD: index.damage} if index.damage else {}
-        for row, (at, length) in enumerate(index.records.tolist()):
-            try:
-                rows[row] = label_row(bytes(data[at : at + length]))
-            except (ValueError, RecursionError) as error:
-                damage[row] = f"damaged record: {error}"
-    return _table(index.keys, index.images, damage, rows)
+def _parse(file: int) -> ShardTable:
+    shard = open_tar(file)
+    rows = np.full((len(shard), COLUMNS), np.nan, np.float32)
+    damage = {WHOLE_SHARD: shard.damage} if shard.damage else {}
+    for row in range(len(shard)):
+        try:
+            rows[row] = label_row(shard.record_bytes(row))
+        except (ValueError, RecursionError) as error:
+            damage[row] = f"damaged record: {error}"
+    return _table(shard.keys, shard.index.images, damage, rows)
 
 
 def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows: LabelRows) -> ShardTable:
@@ -173,20 +154,23 @@ def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows
 
 
 def label_row(record: bytes) -> list[float]:
-    """A record's labels as a row, NaN where it says nothing.
+    """A record's labels as a row, NaN where it has no label.
 
     Raises:
         ValueError: not a record, or an impossible one.
     """
-    said = Record.from_json(record)
-    if problems := said.problems():
+    labels = Record.from_json(record)
+    if problems := labels.problems():
         raise ValueError("; ".join(problems))
-    row = [np.nan if said.emotion is None else said.emotion, np.nan if said.direction is None else said.direction]
-    row += [np.nan if (value := getattr(said, name)) is None else value for name in _NUMBERS]
-    votes = said.emotion_votes
+    row = [
+        np.nan if labels.emotion is None else labels.emotion,
+        np.nan if labels.direction is None else labels.direction,
+    ]
+    row += [np.nan if (value := getattr(labels, name)) is None else value for name in _NUMBERS]
+    votes = labels.emotion_votes
     if votes and (total := sum(votes)) > 0:
         return row + [vote / total for vote in votes]
-    return row + [float(said.emotion == emotion) for emotion in range(len(EMOTIONS))]
+    return row + [float(labels.emotion == emotion) for emotion in range(len(EMOTIONS))]
 
 
 def _joined(table: ShardTable, shard: Shard, labels: LabelSource) -> ShardTable:

@@ -1,4 +1,4 @@
-"""Which sample stands at which position: pure arithmetic over sample counts, never over buffers.
+"""Which sample comes at which position: pure arithmetic over sample counts, never over buffers.
 
 An epoch of a dataset deals its shards out into windows by (seed, epoch) and permutes the samples of each
 window; the endless sequence is one epoch after another. Of neighbouring shards each window gets one, so that
@@ -20,6 +20,10 @@ from hpe.core.randomness import hashes, permutation
 
 BLOCK: Final = 1000
 """Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""
+
+# What is drawn, as the first number behind the seed, so that draws of one kind never repeat those of another. With
+# other numbers a resumed run would see other samples than it would have seen without the stop.
+_SHARDS_OF_WINDOWS, _ROWS_OF_WINDOW, _PARTS_OF_BLOCK, _SEED_OF_CLASS = 1, 2, 3, 4
 
 Picks = Int64[np.ndarray, "positions 3"]
 """Per position: dataset, shard in the dataset, row in the shard."""
@@ -59,6 +63,7 @@ class Shuffled:
         self.counts = np.asarray(counts, np.int64)
         self.samples = int(self.counts.sum())
         self._seed, self._window, self._dataset = seed, window, dataset
+        # A batch may reach over the end of a window or an epoch. What is forgotten here is computed again, the same.
         self._epoch = lru_cache(4)(self._epoch_at)
         self._shuffled = lru_cache(4)(self._window_at)
 
@@ -80,8 +85,9 @@ class Shuffled:
         shards = len(self.counts)
         windows = -(-shards // self._window)
         groups = -(-shards // windows)
-        draw = hashes(self._seed, 1, epoch, count=groups * windows).reshape(groups, windows)
+        draw = hashes(self._seed, _SHARDS_OF_WINDOWS, epoch, count=groups * windows).reshape(groups, windows)
         table = np.argsort(draw, axis=1, kind="stable") + np.arange(groups)[:, None] * windows
+        # A row is a group of neighbouring shards, a column is a window; the last group may lack shards.
         columns = tuple(column[column < shards] for column in table.T)
         return columns, np.cumsum([self.counts[column].sum() for column in columns])
 
@@ -89,7 +95,7 @@ class Shuffled:
         shards = self._epoch(epoch)[0][window]
         ends = np.cumsum(self.counts[shards])
         places = np.stack((np.full_like(shards, self._dataset), shards), 1)
-        return _locate(places, ends, permutation(self._seed, 2, epoch, window, count=int(ends[-1])))
+        return _locate(places, ends, permutation(self._seed, _ROWS_OF_WINDOW, epoch, window, count=int(ends[-1])))
 
 
 class Mixed:
@@ -124,11 +130,11 @@ class Mixed:
 
     def _block_at(self, block: int) -> Int64[np.ndarray, " positions"]:
         of_part = np.repeat(np.arange(len(self.shares)), self.shares)
-        return of_part[permutation(self._seed, 3, block, count=BLOCK)]
+        return of_part[permutation(self._seed, _PARTS_OF_BLOCK, block, count=BLOCK)]
 
 
 def shares_of(weights: Sequence[float], whole: int) -> tuple[int, ...]:
-    """``whole`` divided by weights into whole numbers of at least one (largest remainder).
+    """``whole`` divided by weights into integers of at least one (largest remainder).
 
     Raises:
         UserError: more weights than ``whole``.
@@ -155,6 +161,7 @@ class OfClass:
 
     def __init__(self, rows: Sequence[Int64[np.ndarray, " n"]], *, seed: int, window: int, dataset: int) -> None:
         self._shards = np.asarray([s for s, of_shard in enumerate(rows) if len(of_shard)], np.int64)
+        # Every reader holds these for every sample: int32 is half as much memory.
         self._rows = [of_shard.astype(np.int32) for of_shard in rows if len(of_shard)]
         counts = [len(of_shard) for of_shard in self._rows]
         self.samples = sum(counts)
@@ -171,12 +178,12 @@ class OfClass:
 def balanced(
     labels: Sequence[Sequence[Int64[np.ndarray, " rows"]]], *, seed: int, window: int, power: float = 1.0
 ) -> Mixed:
-    """Samples so drawn that every class comes equally often; samples without a label (-1) never come.
+    """An order in which every class comes equally often, and samples without a label (-1) never.
 
     Args:
         labels: per dataset and shard, the class of each row, or -1.
         seed, window: as for :class:`Shuffled`; each class is shuffled, and repeated, on its own.
-        power: 1 gives every class the same share, 0 the share that it has, between: in between.
+        power: 1 gives every class the same share, 0 the share that it has; values between lie between.
 
     Raises:
         ValueError: no sample has a label.
@@ -188,7 +195,7 @@ def balanced(
         counts = [sum(map(len, shards)) for shards in members]
         for dataset, (shards, count) in enumerate(zip(members, counts, strict=True)):
             if count:
-                part_seed = int(hashes(seed, 4, label, dataset, count=1)[0])
+                part_seed = int(hashes(seed, _SEED_OF_CLASS, label, dataset, count=1)[0])
                 parts.append(OfClass(shards, seed=part_seed, window=window, dataset=dataset))
                 weights.append(count / sum(counts) * sum(counts) ** (1 - power))
     if not parts:

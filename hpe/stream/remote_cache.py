@@ -1,8 +1,8 @@
-"""Shards that are not local files, fetched once a node into a bounded folder.
+"""Shards that are not local files, fetched once per node into a bounded folder.
 
-All readers of a node share the folder: who needs a shard first fetches it (under a file lock, aside and then
-renamed), the others wait. The least recently used shards make room when the folder reaches its bound. File
-names are digests, so nothing that a server or a tar says becomes a path.
+All readers of a node share the folder: the first that needs a shard fetches it (under a file lock, aside and then
+renamed) while the others wait. The least recently used shards make room when the folder reaches its bound. File
+names are digests, so no text of a server or a tar becomes a path.
 """
 
 import contextlib
@@ -28,8 +28,10 @@ _CHUNK: Final = 1 << 20
 _TIMEOUT_SECONDS: Final = 60.0
 _TRIES: Final = 5
 _TEXT_LIMIT: Final = 1 << 28
-_FOR_GOOD: Final = (400, 401, 403, 404, 410)
+_PERMANENT_STATUSES: Final = (400, 401, 403, 404, 410)
 _TAR_END: Final = bytes(512)
+_FOLDER: Final = "spool"
+"""Below :func:`node_folder`; an older version's fetched shards are found there."""
 
 T = TypeVar("T")
 
@@ -54,8 +56,14 @@ def node_folder() -> Path:
     return folder
 
 
+def _session() -> str:
+    if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
+        return str(os.getppid())
+    return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def waiting_lock(path: Path) -> Iterator[None]:
     """Hold a lock file of this node; released also when the process dies.
 
     Without locks on ``$HPE_CACHE``'s file system readers may do the same work twice: each file is renamed to its
@@ -71,13 +79,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Spool:
+class RemoteCache:
     """The folder of fetched shards.
 
     Attributes:
         folder: node-local.
         limit_bytes: what it may hold.
-        session: tells one job from another: a shard without a known digest is fetched again by each job.
+        session: distinguishes jobs: a shard without a known digest is fetched again by each job.
     """
 
     folder: Path
@@ -85,24 +93,21 @@ class Spool:
     session: str
 
     @classmethod
-    def of_node(cls, limit_bytes: int | None = None) -> "Spool":
-        """The spool below :func:`node_folder`, by default half of the free disk."""
-        folder = node_folder() / "spool"
+    def of_node(cls, limit_bytes: int | None = None) -> "RemoteCache":
+        """The cache below :func:`node_folder`, by default half of the free disk."""
+        folder = node_folder() / _FOLDER
         folder.mkdir(exist_ok=True)
-        # Ranks of one launcher share their parent, and with it what they fetch.
-        session = os.getppid() if "LOCAL_RANK" in os.environ else os.getpid()
-        return cls(folder, limit_bytes or shutil.disk_usage(folder).free // 2, f"{session}-{int(time.time())}"
-                   if "LOCAL_RANK" not in os.environ else str(session))  # fmt: skip
+        return cls(folder, limit_bytes or shutil.disk_usage(folder).free // 2, _session())
 
-    def path(self, url: str, sha256: str | None) -> Path:
+    def local_copy(self, url: str, sha256: str | None) -> Path:
         """A local copy of the shard, fetched when there is none; it may be removed once it is open.
 
         Raises:
-            FetchError: it could not be fetched, or is not what the manifest says.
+            FetchError: it could not be fetched, or its digest is not the manifest's.
         """
         digest = hashlib.sha256(f"{url}\0{sha256 or self.session}".encode()).hexdigest()[:40]
         path = self.folder / f"{digest}.tar"
-        with locked(self.folder / f"{digest}.lock"):
+        with waiting_lock(self.folder / f"{digest}.lock"):
             if path.is_file():
                 os.utime(path)
                 return path
@@ -111,20 +116,20 @@ class Spool:
         return path
 
     def _fetch(self, url: str, sha256: str | None, path: Path) -> None:
-        def once(last: bool) -> None:
+        def attempt(last: bool) -> None:
             with aside(path) as part:
                 found = _copy(url, part)
                 if sha256 and found != sha256:
-                    raise FetchError(f"sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
+                    raise FetchError(f"sha256 is {found[:12]}…, expected {sha256[:12]}… (manifest)")
                 # Without a digest or a length, an early end shows in the tar only. The last try's is kept:
                 # a tar may lack its end at the source, and its readers name what they miss.
                 if not sha256 and not last and not _ended(part):
                     raise FetchError("the tar has no end")
 
-        _persist(once)
+        _with_retries(attempt)
 
     def _make_room(self, keep: Path) -> None:
-        with locked(self.folder / "room.lock"):
+        with waiting_lock(self.folder / "room.lock"):
             held = []
             for entry in os.scandir(self.folder):
                 if entry.name.endswith(".tar"):
@@ -139,20 +144,20 @@ class Spool:
                     over -= size
 
 
-def _persist(once: Callable[[bool], T]) -> T:
-    """What ``once`` gives, tried again after a while; it is told whether a try is the last.
+def _with_retries(attempt: Callable[[bool], T]) -> T:
+    """The result of ``attempt(last)``, tried again after a while; ``last`` is true for the last try.
 
     Raises:
-        FetchError: no try worked, or the server says that none will.
+        FetchError: no try worked, or the server's status rules every other try out.
     """
-    for attempt in range(1, _TRIES + 1):
+    for number in range(1, _TRIES + 1):
         try:
-            return once(attempt == _TRIES)
+            return attempt(number == _TRIES)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if attempt == _TRIES or getattr(error, "code", None) in _FOR_GOOD:
-                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+            if number == _TRIES or getattr(error, "code", None) in _PERMANENT_STATUSES:
+                tries = "1 try" if number == 1 else f"{number} tries"
                 raise FetchError(f"cannot be fetched ({tries}): {error or type(error).__name__}") from error
-        time.sleep(min(0.25 * 4**attempt, 30))
+        time.sleep(min(0.25 * 4**number, 30))
     raise AssertionError("unreachable")
 
 
@@ -175,7 +180,7 @@ def _chunks(url: str) -> Iterator[bytes]:
     """The bytes behind a URL.
 
     Raises:
-        FetchError: there are fewer than the server says, or the command of a pipe fails.
+        FetchError: there are fewer than the server announced, or the command of a pipe fails.
     """
     size = 0
     with _open(url) as source:
@@ -216,7 +221,7 @@ def fetch_parsed(url: str, parse: Callable[[str], T]) -> T:
         UserError: it cannot be fetched, or ``parse`` raises ValueError on it.
     """
 
-    def once(_: bool) -> T:
+    def attempt(_: bool) -> T:
         data = bytearray()
         for chunk in _chunks(url):
             data += chunk
@@ -225,6 +230,6 @@ def fetch_parsed(url: str, parse: Callable[[str], T]) -> T:
         return parse(data.decode("utf-8"))
 
     try:
-        return _persist(once)
+        return _with_retries(attempt)
     except FetchError as error:
         raise UserError(f"{url}: {error}; expected the manifest of `hpe pack` there") from error

@@ -1,8 +1,12 @@
 """Memory that reader processes fill and the trainer reads, used again and again.
 
 A fresh shared-memory file for each batch costs a page fault for every 4 KiB on both sides and a descriptor
-sent through a socket: 5 to 10 % of decoding. The pool is mapped once, before the workers are forked, and a
-message only names a slot. A slot is free again when the last tensor that looks at it has died.
+sent through a socket: 5 to 10 % of decoding. This memory is mapped once, before the workers are forked, and a
+message only names a slot.
+
+State: a byte for each slot, 1 from :meth:`SharedMemory.take` until the last tensor that views the slot is gone.
+Owner: a slot belongs to one worker, which alone sets its byte, and the trainer alone clears it. So neither needs a
+lock: a reader that sees a 1 too long takes another slot, or fresh memory.
 """
 
 import itertools
@@ -16,10 +20,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 _numbers = itertools.count()
-_POOLS: Final[weakref.WeakValueDictionary[int, "Pool"]] = weakref.WeakValueDictionary()
+_MEMORIES: Final[weakref.WeakValueDictionary[int, "SharedMemory"]] = weakref.WeakValueDictionary()
 
 
-class Pool:
+class SharedMemory:
     """Slots of shared memory, some for each worker."""
 
     def __init__(self, workers: int, slots_per_worker: int, slot_bytes: int) -> None:
@@ -29,7 +33,7 @@ class Pool:
         slots = workers * slots_per_worker
         self._memory = np.frombuffer(mmap.mmap(-1, max(1, slots * self._slot_bytes)), np.uint8)
         self._taken = np.frombuffer(mmap.mmap(-1, max(1, slots)), np.uint8)
-        _POOLS[self.number] = self
+        _MEMORIES[self.number] = self
 
     def take(self, worker: int) -> int | None:
         """In a worker: one of its free slots, or None when the trainer still holds them all."""
@@ -48,7 +52,7 @@ class Pool:
 
     def lease(self, slot: int, size: int) -> Tensor:
         """In the trainer: a slot as a tensor; when it and all its views have died, the slot is free."""
-        # A tensor keeps the array that it was made from, so the array's death tells of the last view's.
+        # A tensor keeps the array that it was made from, so the array is freed with the last view.
         array = np.frombuffer(self.bytes_of(slot, size).data, np.uint8)
         tensor = torch.from_numpy(array)
         weakref.finalize(array, self._free, slot).atexit = False
@@ -58,6 +62,6 @@ class Pool:
         self._taken[slot] = 0
 
 
-def pool_of(number: int) -> Pool:
-    """The pool of this process by its number."""
-    return _POOLS[number]
+def memory_of(number: int) -> SharedMemory:
+    """The memory with this number, in the process that made it or was forked after."""
+    return _MEMORIES[number]

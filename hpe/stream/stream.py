@@ -1,26 +1,26 @@
 """Datasets of shards, resolved, checked and counted: what loaders are made from."""
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from hpe.core.errors import UserError
-from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
-from hpe.data.shards import index_tar
+from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS
 from hpe.stream.index import WHOLE_SHARD, ShardTable
 from hpe.stream.loader import Loader
+from hpe.stream.open_tables import OpenTables, Unreadable
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
-from hpe.stream.remote_cache import Spool, node_folder
+from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
-from hpe.stream.worker import Batches, Reading, Refusal, Shelf
+from hpe.stream.worker import Batches, Reading, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,15 @@ class Counts:
     wide: int = 0
 
 
+class _ShardLabels(NamedTuple):
+    """Labels of a shard's samples: -1 and NaN where there is none."""
+
+    emotion: Int64[np.ndarray, " rows"]
+    direction: Int64[np.ndarray, " rows"]
+    largest_angle: Float32[np.ndarray, " rows"]
+    affect: Bool[np.ndarray, " rows"]
+
+
 class Stream:
     """Datasets of shards, resolved, counted and checked: makes the loaders.
 
@@ -62,11 +71,11 @@ class Stream:
     def __init__(self, sets: Sequence[ShardSet], reading: Reading) -> None:
         self.reading = reading
         self._weights = [one.weight for one in sets]
-        self._spool = Spool.of_node(reading.spool_bytes)
-        self._cache = node_folder() / "tables"
-        self._cache.mkdir(exist_ok=True)
+        remote = RemoteCache.of_node(reading.remote_cache_bytes)
+        tables = node_folder() / "tables"
+        tables.mkdir(exist_ok=True)
         self.sets = resolve(sets)
-        self._shelf = Shelf(self.sets, reading.labels, self._spool, self._cache)
+        self._tables = OpenTables(self.sets, reading.labels, remote, tables)
         problems = self._problems()
         if problems:
             raise UserError("\n".join(problems))
@@ -103,10 +112,10 @@ class Stream:
         return bool(len(self._table(dataset, shard)) if samples is None else samples)
 
     def _table(self, dataset: int, shard: int) -> ShardTable:
-        opened = self._shelf.open(dataset, shard)
-        if isinstance(opened, str):
-            raise UserError(f"{self.sets[dataset][shard].url}: {opened}")
-        return opened[1]
+        opened = self._tables.open(dataset, shard)
+        if isinstance(opened, Unreadable):
+            raise UserError(f"{self.sets[dataset][shard].url}: {opened.reason}")
+        return opened.table
 
     def endless(
         self,
@@ -151,69 +160,71 @@ class Stream:
         return self._loader(order, Plan(batch, rank, ranks, 0, order.length))
 
     def label_counts(self) -> Counts:
-        """How often each label occurs: reads every shard's records, once a node."""
-        emotion, direction, angles, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
-        both = np.zeros((8, 5), np.int64)
+        """How often each label occurs: reads every shard's records, once per node."""
+        emotion, direction, largest_angle, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
+        both = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
         have = (emotion >= 0) & (direction >= 0)
         np.add.at(both, (emotion[have], direction[have]), 1)
         return Counts(
             self.samples,
-            tuple(np.bincount(emotion[emotion >= 0], minlength=8).tolist()),
-            tuple(np.bincount(direction[direction >= 0], minlength=5).tolist()),
+            tuple(np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS)).tolist()),
+            tuple(np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS)).tolist()),
             tuple(tuple(row) for row in both.tolist()),
-            int((~np.isnan(angles)).sum()),
+            int((~np.isnan(largest_angle)).sum()),
             int(affect.sum()),
-            int((angles >= BINS_REACH_DEGREES).sum()),
+            int((largest_angle >= BINS_REACH_DEGREES).sum()),
         )
 
     def records(self) -> Iterator[tuple[str, str, Record | None]]:
         """Shard name, key and record of every sample, in the order of :meth:`once`; None: a damaged record."""
         for dataset, counts in enumerate(self.counts):
             for shard in range(len(counts)):
-                opened = self._shelf.open(dataset, shard)
-                if isinstance(opened, str):
+                opened = self._tables.open(dataset, shard)
+                if isinstance(opened, Unreadable):
                     continue
-                with mmap.mmap(opened[0], 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
-                    index = index_tar(data)
-                    for key, (start, size) in zip(index.keys, index.records.tolist(), strict=True):
-                        try:
-                            record = Record.from_json(bytes(data[start : start + size]))
-                        except (ValueError, RecursionError):
-                            record = None
-                        yield self.sets[dataset][shard].name, key, record
+                tar = open_tar(opened.file)
+                for row, key in enumerate(tar.keys):
+                    try:
+                        record = tar.record(row)
+                    except (ValueError, RecursionError):
+                        record = None
+                    yield self.sets[dataset][shard].name, key, record
 
     def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
         reading = replace(self.reading, decoder="cpu")
-        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._shelf)
+        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
         for position in positions:
-            packed = rows[position]
-            if isinstance(packed, Refusal):
-                raise UserError(packed.message)
-            batch = packed.unpack().batch
-            yield batch.keys[0], None if packed.damage else batch.images[0].permute(1, 2, 0).numpy()
+            block = rows[position]
+            if isinstance(block, Refusal):
+                raise UserError(block.message)
+            batch = block.unpack().batch
+            yield batch.keys[0], None if block.damage else batch.images[0].permute(1, 2, 0).numpy()
 
-    def _labels(self) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Per shard: emotion and direction (-1: none), the largest angle (NaN: none), and whether there is affect.
+    def _labels(self) -> Iterator[_ShardLabels]:
+        """The labels of every shard, in order.
 
         Raises:
-            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute a shard.
+            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute each.
         """
         for dataset, counts in enumerate(self.counts):
             for shard, count in enumerate(counts):
                 rows = np.full((count, COLUMNS), np.nan, np.float32)
-                opened = self._shelf.open(dataset, shard)
+                opened = self._tables.open(dataset, shard)
                 named = self.sets[dataset][shard]
-                if isinstance(opened, str) and named.remote and not shard:
-                    raise UserError(f"{named.url}: {opened}; expected the shard that its manifest tells of")
-                if not isinstance(opened, str):
-                    known = opened[1].labels[:count]
+                if not isinstance(opened, Unreadable):
+                    known = opened.table.labels[:count]
                     rows[: len(known)] = known
+                elif named.remote and not shard:
+                    raise UserError(f"{named.url}: {opened.reason}; expected the shard that its manifest lists")
                 classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
-                yield (
-                    classes[:, 0], classes[:, 1], np.abs(rows[:, 4:7]).max(1), ~np.isnan(rows[:, 2:4]).any(1)
-                )  # fmt: skip
+                yield _ShardLabels(
+                    emotion=classes[:, 0],
+                    direction=classes[:, 1],
+                    largest_angle=np.abs(rows[:, 4:7]).max(1),
+                    affect=~np.isnan(rows[:, 2:4]).any(1),
+                )
 
     def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
         labels: list[list[np.ndarray]] = [[] for _ in self.counts]
@@ -227,7 +238,8 @@ class Stream:
                     case "direction":
                         classes = direction
                     case "both":
-                        classes = np.where((emotion >= 0) & (direction >= 0), emotion * 5 + direction, -1)
+                        known = (emotion >= 0) & (direction >= 0)
+                        classes = np.where(known, emotion * len(DIRECTIONS) + direction, -1)
                 labels[dataset].append(classes)
         try:
             return balanced(labels, seed=seed, window=window, power=balance.power)
@@ -238,5 +250,5 @@ class Stream:
 
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
-            raise UserError(f"batch: {plan.batch} samples do not reach {plan.ranks} ranks; use at least {plan.ranks}")
-        return Loader(Batches(self.sets, order, plan, self.reading, self._shelf), plan, self.reading, self.samples)
+            raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
+        return Loader(Batches(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)

@@ -157,5 +157,5 @@ def _read(stream: "Stream", features: Callable[["Batch"], np.ndarray]) -> tuple[
         for loaded in loader:
             tables.append(rows_of(loaded.batch, Estimates()).filter(loaded.readable))
             values.append(features(loaded.batch)[loaded.readable])
-        damaged = loader.damaged
+        damaged = loader.damaged_samples
     return pa.concat_tables(tables), np.concatenate(values), damaged

@@ -208,7 +208,7 @@ def _with_column(manifest: Manifest, pose: Path, out: Path, rule: str, definitio
     for shard in manifest.shards:
         given, made = _table(pose, shard.name), _table(out, shard.name)
         if made.is_file() and not mismatch(made, shard=shard.name, sha256=shard.sha256, samples=None, rule=rule):
-            said = json.loads(read_metadata(made).said.get("hpe.rules", "{}"))
+            said = json.loads(read_metadata(made).metadata.get("hpe.rules", "{}"))
             if said.get(rule) == definition:
                 continue
         table = pq.read_table(given)

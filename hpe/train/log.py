@@ -122,7 +122,7 @@ class Damages:
 
     def tell(self, loader: Loader) -> None:
         """Tell what a loader could not read since it was last asked."""
-        named, count = loader.news()
+        named, count = loader.new_damage()
         for damage in named[: _NAMED_DAMAGE - self._named]:
             self._named += 1
             print(f"{self._told_as} could not read {damage}", file=sys.stderr, flush=True)

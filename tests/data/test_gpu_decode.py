@@ -19,7 +19,7 @@ from hpe.data.gpu_decode import decode_rows, hand_on
 from hpe.data.images import encode_jpeg
 from hpe.data.shards import write_shard
 from hpe.stream import Reading, ShardSet, Stream, decoding, loader
-from hpe.stream.batch_block import Packed
+from hpe.stream.batch_block import BatchBlock
 from hpe.train import setup
 from tests import made
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_decoded_is_told_with_its_own_batch(tmp_path: Path, worke
     with taken_apart(tmp_path, bad=(5,), workers=workers).once(batch=3) as batches:
         counted = []
         for loaded in batches:
-            counted.append(batches.damaged)
+            counted.append(batches.damaged_samples)
             assert [one.key for one in loaded.damage] == (["sample00005"] if loaded.first == 3 else [])
             assert loaded.batch.emotion_mask.tolist() == [key != "sample00005" for key in loaded.batch.keys]
             assert bool((loaded.batch.images[2] == 0).all()) == (loaded.first == 3)
@@ -268,9 +268,9 @@ def test_batches_are_page_locked_for_this_ranks_gpu(
 ) -> None:
     current, pinned = Current(), []
 
-    def pin(packed: Packed) -> Packed:
+    def pin(block: BatchBlock) -> BatchBlock:
         pinned.append(current.index)
-        return packed
+        return block
 
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
@@ -280,7 +280,7 @@ def test_batches_are_page_locked_for_this_ranks_gpu(
         "accelerator.current_device_index": lambda: current.index, "accelerator.set_device_index": current.set_device,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"torch.{name}", function)
-    monkeypatch.setattr(Packed, "pin_memory", pin)
+    monkeypatch.setattr(BatchBlock, "pin_memory", pin)
     folder = made.shards(tmp_path / "shards")
     with Stream([ShardSet(str(folder), "train")], Reading(made.SIDE, workers=workers)).once(batch=32) as batches:
         assert len(list(batches)) == 3

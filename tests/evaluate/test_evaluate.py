@@ -31,7 +31,7 @@ from hpe.models.run_folder import State, build_network, load_run, save_checkpoin
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.study.adaboost import _read, hog_of
 from tests import made
-from tests.stream.test_stream import pose_table
+from tests.stream.tiny import pose_table
 
 ROOT = Path(__file__).parents[2]
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -88,7 +88,7 @@ def test_a_tar_with_a_key_twice_is_skipped_as_damaged(tmp_path: Path, capfd: pyt
     path.write_bytes(data + data + bytes(1024))
     tasks = tasks_for(folder, network)
     assert do(tasks, network) == EXIT_INCOMPLETE
-    assert f"{path}: the key 's0r0' is there more than once" in capfd.readouterr().err
+    assert f"{path}: the key 's0r0' appears more than once" in capfd.readouterr().err
     assert [task.table.exists() for task in tasks] == [False, True]
 
 

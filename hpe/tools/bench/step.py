@@ -134,7 +134,7 @@ class _Timed:
 
     def news(self) -> tuple[list[Damage], int]:
         """What could not be read; batches in memory were read before."""
-        return self._batches.news() if isinstance(self._batches, Loader) else ([], 0)
+        return self._batches.new_damage() if isinstance(self._batches, Loader) else ([], 0)
 
     def rate(self) -> float:
         """Images a second from the third request to the end of the last but one step."""

@@ -1,0 +1,95 @@
+"""Opening a shard: whole, damaged, empty, or no file at all; and the local shards that a user names."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from hpe.core.errors import UserError
+from hpe.data.records import Record
+from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
+from hpe.data.shard_reader import open_shard, open_tar
+from hpe.data.shards import Manifest, Sample, write_shard
+
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"k{n}", bytes([n]) * (700 * n + 1), "png", Record(emotion=n % 8)) for n in range(count)]
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """Two shards to train and one to validate, each with another number of samples."""
+    infos = [
+        write_shard(tmp_path / f"{split}-00000{number}.tar", split, samples(count))
+        for split, number, count in (("train", 0, 3), ("train", 1, 2), ("val", 0, 1))
+    ]
+    Manifest("test", "v", "none", True, "square-1.4@box", {}, tuple(infos)).save(tmp_path)
+    return tmp_path
+
+
+def test_a_path_and_a_descriptor_open_the_same_samples_which_are_tarfiles(packed: Path) -> None:
+    path = packed / "train-000000.tar"
+    with path.open("rb") as stream:
+        by_descriptor = open_tar(stream.fileno())
+    by_path = open_tar(path)
+    with tarfile.open(path) as tar:
+        expected = {member.name: tar.extractfile(member).read() for member in tar}  # pyright: ignore[reportOptionalMemberAccess]
+    for shard in (by_path, by_descriptor):  # the descriptor is closed by now: the map outlives it
+        found = {f"{key}.png": bytes(shard.image(row)) for row, key in enumerate(shard.keys)}
+        found |= {f"{key}.json": shard.record_bytes(row) for row, key in enumerate(shard.keys)}
+        assert found == expected
+        assert [shard.sample(row) for row in range(len(shard))] == samples(3)
+        assert shard.damage is None
+
+
+def test_a_damaged_tar_opens_up_to_the_damage_and_is_no_whole_shard(packed: Path) -> None:
+    path = packed / "train-000000.tar"
+    path.write_bytes(path.read_bytes()[:4000])
+    shard = open_tar(path)
+    assert "truncated" in str(shard.damage)
+    assert [shard.sample(row) for row in range(len(shard))] == samples(3)[: len(shard)]
+    assert len(shard) < 3
+    with pytest.raises(ValueError, match="truncated"):
+        open_shard(path)
+    path.write_bytes(b"")
+    assert (open_tar(path).damage, len(open_tar(path))) == ("empty file", 0)
+    with pytest.raises(ValueError, match="empty file"):
+        open_shard(path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar")  # an open that waited for a writer would never return
+    with pytest.raises(OSError, match="not a regular file"):
+        open_tar(tmp_path / "pipe.tar")
+    with pytest.raises(ValueError, match=r"cannot be read \(.*No such file"):
+        open_shard(tmp_path / "no.tar")
+
+
+def test_a_packed_folder_gives_its_shards_by_split_with_what_its_manifest_contains(packed: Path) -> None:
+    shards = Manifest.load(packed).shards
+    every = [ShardFile(packed / s.name, s.samples, s.sha256, "square-1.4@box") for s in shards]
+    assert packed_shards(packed) == every
+    assert packed_shards(packed, "val") == every[2:]
+    assert with_manifests([packed / "val-000000.tar", packed / "other.tar"]) == [
+        every[2],
+        ShardFile(packed / "other.tar"),
+    ]
+    with pytest.raises(UserError, match="there is no split 'test'; expected one of train, val"):
+        packed_shards(packed, "test")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(packed: Path) -> None:
+    assert matching(f"{packed}/train-*.tar") == [packed / "train-000000.tar", packed / "train-000001.tar"]
+    assert matching(f"{packed}/test-*.tar") == []
+    assert matching(str(packed / "val-000000.tar")) is None
+    (packed / "train-[0].tar").touch()
+    assert matching(str(packed / "train-[0].tar")) is None
+
+
+def test_a_shard_is_opened_without_torch() -> None:
+    """Commands that only look into shards would else wait for its import."""
+    read = "import sys, hpe.data.shard_files, hpe.data.shard_reader, hpe.pack.verify; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True).stdout == "False\n"
