@@ -94,7 +94,7 @@ def pack(
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
-    from hpe.pack.job import Options
+    from hpe.pack.options import Options
 
     if source == "list" and not paths:
         print(list_readers())

@@ -7,7 +7,8 @@ In reading order:
     columns.py            what the columns of a table mean
     affectnet.py          AffectNet as released
     affectnet_copies.py   copies of AffectNet in circulation
-    fer.py                FER2013 and FER+
+    ferplus.py            FER+
+    fer2013.py            FER2013 as a CSV
     faces3d.py            AFLW2000-3D and 300W-LP
     biwi.py               BIWI Kinect
     pointing04.py         Pointing'04
@@ -35,7 +36,8 @@ _MODULES: Final = (
     "faces3d",
     "pointing04",
     "biwi",
-    "fer",
+    "ferplus",
+    "fer2013",
     "folders",
     "table",
     "rendered",

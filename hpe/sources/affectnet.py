@@ -177,7 +177,7 @@ def _row_2017(
         path = inside(root, name)
         source = shown(path.relative_to(folder))
         if source in lines:
-            return Reject(source, f"duplicate row {here}; the first is {lines[source]}")
+            return Reject(source, f"duplicate row {here}; the first is {lines[source]}", "copy")
         lines[source] = here
         record = Record(
             emotion=emotion_of(whole("expression", cell["expression"])),

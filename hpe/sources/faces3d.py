@@ -112,7 +112,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
             if not _AFLW2000.fullmatch(path.stem):
-                yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)")
+                yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)", "foreign")
                 continue
             split = lists.get(path.stem) if lists else "test"
             if split is None:
@@ -178,7 +178,7 @@ def open_300w_lp(folder: Path) -> Source:
             if subject := photo_of(path.stem):
                 yield Unread(_row, (keys(source), path, source, None, subject))
             else:
-                yield Reject(source, f"{NOT_ITS_OWN} 300W-LP, so that its photo is unknown")
+                yield Reject(source, f"{NOT_ITS_OWN} 300W-LP, so that its photo is unknown", "foreign")
 
     return Source(
         name="300w-lp",

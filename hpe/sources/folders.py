@@ -207,7 +207,7 @@ def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str,
     path = path if path.exists() or not plain.exists() else plain
     source = shown(path.relative_to(folder))
     if source in seen:
-        return Reject(source, f"duplicate row {here}")
+        return Reject(source, f"duplicate row {here}", "copy")
     seen.add(source)
     return sample(keys, path, Record(emotion=int(RAF_DB[int(words[1])]), source=source, split=split))
 

@@ -64,7 +64,7 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
             source = shown(path.relative_to(folder))
             original = _original(folder, path)
             if original:
-                yield Reject(source, f"another file of {shown(original.relative_to(folder))}")
+                yield Reject(source, f"another file of {shown(original.relative_to(folder))}", "copy")
             else:
                 yield Unread(_row, (keys(source), path, source, has_boxes, upright))
 
@@ -95,7 +95,7 @@ def _original(folder: Path, path: Path) -> Path | None:
 def _row(key: str, path: Path, source: str, has_boxes: bool, upright: bool) -> Raw | Reject:
     match = NAME.fullmatch(path.stem)
     if not match:
-        return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)")
+        return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)", "foreign")
     person, _, _, tilt, pan = match.groups()
     if abs(int(tilt)) > 90 or abs(int(pan)) > 90:
         return Reject(source, f"tilt {tilt} or pan {pan} beyond ±90")

@@ -149,7 +149,7 @@ def _sample(
             image = inside(root, text)
             source = shown(text.strip())
             if source in seen:
-                return Reject(source, f"duplicate row {here}")
+                return Reject(source, f"duplicate row {here}", "copy")
             seen.add(source)
         record = meaning.record(row, source, words)
     except (ValueError, TypeError, ArithmeticError) as error:

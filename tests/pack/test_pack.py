@@ -29,7 +29,8 @@ from hpe.data.records import Record
 from hpe.data.shards import QUARANTINE, Manifest, Sample, read_samples
 from hpe.pack import pack, pack_source
 from hpe.pack import shard as shardjob
-from hpe.pack.job import DUPLICATES, Options
+from hpe.pack.duplicates import DUPLICATES
+from hpe.pack.options import Options
 from hpe.pack.summary import category
 from hpe.pack.verify import verify
 from hpe.sources import readers
@@ -563,7 +564,7 @@ def test_the_readers_are_listed_with_their_options():
 def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_path):
     out, rows = tmp_path / "out", [row(i) for i in range(12)]
     for options in (replace(SMALL, splits=tmp_path / "nosuch"), replace(SMALL, crop="square-1.0@box")):
-        with pytest.raises(UserError, match=r"no lists there|none of 12 rows of made says a box"):
+        with pytest.raises(UserError, match=r"no lists there|none of the 12 rows of made has a box"):
             packed(out, rows, options)
         assert not out.exists()
     with pytest.raises(UserError, match=r"none of 1 rows became a sample \(1 × "):

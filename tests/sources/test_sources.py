@@ -198,9 +198,9 @@ def test_null_boxes_and_minus_two_are_not_said_and_nan_and_boxes_without_a_size_
         "p1": "box 5, 5, 4, 25 has no positive width and height",
         "p3": "box 5, 5, 14, 5 has no positive width and height",
         "p4": "half a box: x0 5.0, y0 None, x1 9.0, y1 9.0",
-        "p5": "face_x is NaN; an empty cell is what says nothing",
-        "p6": "expression is NaN; an empty cell is what says nothing",
-        "p7": "valence is NaN; an empty cell is what says nothing",
+        "p5": "face_x is NaN; leave the cell empty where there is no label",
+        "p6": "expression is NaN; leave the cell empty where there is no label",
+        "p7": "valence is NaN; leave the cell empty where there is no label",
         "p8": "landmarks are not all places in a picture",
     }
     first, third = (raw.record for raw in samples(source).values())
@@ -516,7 +516,7 @@ def test_a_csv_is_read_by_its_mapping_with_units_and_signs(tmp_path: Path) -> No
     told = [*rejects(source).values()]
     assert len(told) == 8
     assert told[-3:] == [
-        "yaw is NaN; an empty cell is what says nothing",
+        "yaw is NaN; leave the cell empty where there is no label",
         "half a box: x0 1.0, y0 2.0, x1 None, y1 6.0",
         "box 1, 2, -2, 6 has no positive width and height",
     ]
