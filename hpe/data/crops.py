@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hpe.core.errors import UserError
+from hpe.data.records import Record
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels; x1 and y1 are outside the box."""
@@ -73,6 +74,38 @@ class CropRule:
                 return x0 - dx, y0 - dy, x1 + dx, y1 + dy
             case "hopenet":
                 return hopenet_test_box(box, self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """Which part of a stored picture a network gets to see.
+
+    Attributes:
+        rule: the crop to cut from the stored picture, by the box or the landmarks of its record; ``none``
+            takes the whole picture.
+        inside: the crop must lie in the stored picture, because that is a crop itself and what lies beyond
+            it was cut away (black would be taken for the picture).
+    """
+
+    rule: CropRule
+    inside: bool
+
+    def box(self, record: Record, width: int, height: int) -> Box:
+        """The crop's box.
+
+        Raises:
+            ValueError: the record lacks what the rule starts from, or the crop reaches beyond the picture.
+        """
+        if self.rule.basis == "landmarks" and record.landmarks is not None:
+            base = box_around(np.asarray(record.landmarks))
+        elif self.rule.basis == "box" and record.box is not None:
+            base = record.box
+        else:
+            raise ValueError(f"no {self.rule.basis} in the record to crop {self.rule} from")
+        box = self.rule.apply(base)
+        if self.inside and (box[0] < -1 or box[1] < -1 or box[2] > width + 1 or box[3] > height + 1):
+            raise ValueError(f"{self.rule} reaches beyond the stored crop")
+        return box
 
 
 def hopenet_test_box(box: Box, k: float = 0.2) -> Box:

@@ -4,7 +4,6 @@
 a sample is ``<key>.jpg`` (png, webp) followed by ``<key>.json``.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,23 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
-from jaxtyping import Int64
-
 from hpe.core.errors import UserError
-from hpe.core.files import aside, open_regular, write_json
-from hpe.data.records import IMAGE_EXTENSIONS, Record
+from hpe.core.files import aside, write_json
+from hpe.data.records import Record
 
 FORMAT: Final = "hpe-shards/1"
 MANIFEST: Final = "manifest.json"
 QUARANTINE: Final = "quarantine.jsonl"
-_BLOCK: Final = 512
+BLOCK: Final = 512
+"""Bytes; a tar consists of such blocks: a header fills one, and what follows it is padded to whole ones."""
 _LONGEST_KEY: Final = 94
 """Bytes; with ``.json`` or ``.jpeg`` the name fits the 100 bytes of a plain tar header."""
 _LARGEST_MEMBER: Final = 8**11 - 1
-_ABSURD_BYTES: Final = 1 << 60
 _LARGEST_SHARD: Final = 1 << 40
-_LEAST_SAMPLE: Final = 3 * _BLOCK
+_LEAST_SAMPLE: Final = 3 * BLOCK
 """Bytes of a tar: two headers and a record."""
 
 
@@ -216,9 +212,9 @@ def _members(shard: str, samples: Iterable[Sample], seen: set[str]) -> Iterator[
         seen.add(sample.key)
         pieces: list[bytes] = []
         for extension, data in ((sample.extension, sample.image), ("json", sample.record.to_json())):
-            pieces += (_tar_header(f"{sample.key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
+            pieces += (_tar_header(f"{sample.key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK))
         yield b"".join(pieces)
-    yield bytes(2 * _BLOCK)
+    yield bytes(2 * BLOCK)
 
 
 def _plain(key: str) -> bool:
@@ -236,158 +232,3 @@ def _tar_header(name: str, size: int) -> bytes:
     rest = b"0" + bytes(100) + b"ustar\x0000" + b"hpe".ljust(32, b"\0") * 2 + b"0000000\0" * 2 + bytes(167)
     checksum = sum(fields) + sum(rest) + 8 * 32
     return fields + b"%06o\0 " % checksum + rest
-
-
-@dataclass(frozen=True, slots=True)
-class ShardIndex:
-    """Where each sample of a local tar lies: byte offsets and sizes of its picture and its json."""
-
-    keys: tuple[str, ...]
-    extensions: tuple[str, ...]
-    images: Int64[np.ndarray, "samples 2"]
-    records: Int64[np.ndarray, "samples 2"]
-    damage: str | None
-    """Why the tar ends early (the samples before are good), or None."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-def index_tar(data: memoryview) -> ShardIndex:
-    """The index of a tar in memory (or mapped), by its headers alone: about 5 µs a member, a third of tarfile's.
-
-    Members that are no picture or json, and pictures without a json, are passed over. A header that is
-    damaged, or a member that reaches over the end, ends the index and is named in ``damage``.
-    """
-    members, damage = _walk(data)
-    keys: list[str] = []
-    extensions: list[str] = []
-    images: list[tuple[int, int]] = []
-    records: list[tuple[int, int]] = []
-    key, parts = "", {}
-    for name, start, size in members:
-        folder, slash, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        stem = folder + slash + stem
-        if stem != key:
-            key, parts = stem, {}
-        parts[_FIELD.get(extension) or extension.lower().replace("jpeg", "jpg")] = (start, size)
-        if "json" in parts and len(parts) > 1:
-            picture = next((e for e in IMAGE_EXTENSIONS if e in parts), None)
-            if picture:
-                keys.append(key)
-                extensions.append(picture)
-                images.append(parts[picture])
-                records.append(parts["json"])
-                parts = {}
-    table = np.asarray(images + records, np.int64).reshape(2, len(keys), 2)
-    return ShardIndex(tuple(keys), tuple(extensions), table[0], table[1], damage)
-
-
-_FIELD: Final = {name: name for name in (*IMAGE_EXTENSIONS, "json")}
-
-
-def _walk(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
-    """Name, start and size of every plain file in a tar, up to the first damage, and the damage.
-
-    The walk from header to header reads sizes only; the checksums are then summed for all headers at once.
-    """
-    found: list[tuple[int, int]] = []
-    at, end, damage = 0, len(data), None
-    while at + _BLOCK <= end and data[at]:
-        try:
-            size = int(bytes(data[at + 124 : at + 135]), 8)
-        except ValueError:
-            try:
-                size = _octal(bytes(data[at + 124 : at + 136]))
-            except ValueError:
-                size = -1
-        if not 0 <= size < _ABSURD_BYTES:
-            damage = f"damaged tar header at byte {at}"
-            break
-        found.append((at, size))
-        at += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
-    else:
-        if at + _BLOCK > end:
-            damage = "truncated: the tar has no end"
-    places = np.asarray(found, np.int64).reshape(-1, 2)
-    good, headers = _headers(data, places[:, 0])
-    if good < len(found):
-        damage = f"damaged tar header at byte {found[good][0]}"
-    elif found and (over := sum(found[-1]) + _BLOCK - end) > 0:
-        good, (at, size) = len(found) - 1, found[-1]
-        damage = f"truncated: member at byte {at} needs {size} bytes, {size - over} are left"
-    return list(_named(data, found[:good], headers[:good])), damage
-
-
-def _headers(data: memoryview, at: Int64[np.ndarray, " n"]) -> tuple[int, list[bytes]]:
-    """How many headers from the first on have a right checksum, and all their bytes."""
-    headers = [bytes(data[place : place + _BLOCK]) for place in at.tolist()]
-    table = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _BLOCK)
-    sums = table.sum(1, dtype=np.int64) - table[:, 148:156].sum(1, dtype=np.int64) + 8 * 32
-    for number, (header, total) in enumerate(zip(headers, sums.tolist(), strict=True)):
-        with contextlib.suppress(ValueError):
-            if _octal(header[148:156]) == total:
-                continue
-        return number, headers
-    return len(headers), headers
-
-
-def _named(
-    data: memoryview, places: Sequence[tuple[int, int]], headers: Sequence[bytes]
-) -> Iterator[tuple[str, int, int]]:
-    long_name = None
-    for (at, size), header in zip(places, headers, strict=True):
-        start, kind = at + _BLOCK, header[156]
-        if kind in b"0\0":
-            yield long_name or _ustar_name(header), start, size
-            long_name = None
-        elif kind in b"xL":
-            long_name = _long_name(header[156:157], bytes(data[start : start + size])) or long_name
-
-
-def _octal(digits: bytes) -> int:
-    if digits[0] & 0x80:  # GNU base-256 for sizes over 8 GiB
-        return int.from_bytes(digits[1:], "big")
-    return int(digits.rstrip(b"\0 ").lstrip() or b"0", 8)
-
-
-def _ustar_name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    if header[257:262] == b"ustar" and header[345]:
-        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _long_name(kind: bytes, data: bytes) -> str | None:
-    if kind == b"L":
-        return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    at = 0
-    while at < len(data):  # pax records: "<length> <keyword>=<value>\n"
-        length, _, _ = data[at:].partition(b" ")
-        if not length.isdigit() or int(length) <= len(length) + 1:
-            return None
-        record = data[at + len(length) + 1 : at + int(length) - 1]
-        if record.startswith(b"path="):
-            return record[5:].decode("utf-8", "surrogateescape")
-        at += int(length)
-    return None
-
-
-def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of a local shard, in order.
-
-    Raises:
-        OSError: there is none, or it is no regular file.
-        ValueError: the tar is damaged (after the samples before the damage), or a record is none.
-    """
-    with open_regular(path) as stream:
-        data = memoryview(stream.read())
-    index = index_tar(data)
-    for key, extension, (start, size), (at, length) in zip(
-        index.keys, index.extensions, index.images.tolist(), index.records.tolist(), strict=True
-    ):
-        record = Record.from_json(bytes(data[at : at + length]))
-        yield Sample(key, bytes(data[start : start + size]), extension, record)
-    if index.damage:
-        raise ValueError(f"{path}: {index.damage}")

@@ -27,7 +27,9 @@ from hpe.core.files import aside, make_folder, write_json
 from hpe.core.progress import progress
 from hpe.data.images import DecodeError, decode_rgb
 from hpe.data.records import Record
-from hpe.data.shards import MANIFEST, Manifest, read_samples
+from hpe.data.shard_files import packed_shards
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import MANIFEST
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
 from hpe.landmarks.table import SUFFIXES
@@ -81,14 +83,9 @@ def pictures_of(path: Path) -> list[Part]:
         UserError: neither pictures nor shards.
     """
     if (path / MANIFEST).is_file():
-        shards = Manifest.load(path).shards
         return [
-            Part(
-                Path(shard.name).stem,
-                _digest([path / shard.name], [shard.sha256]),
-                partial(_of_shard, path / shard.name),
-            )
-            for shard in shards
+            Part(shard.path.stem, _digest([shard.path], [str(shard.sha256)]), partial(_of_shard, shard.path))
+            for shard in packed_shards(path)
         ]
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:

@@ -23,7 +23,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import make_folder
 from hpe.core.progress import progress
 from hpe.data.images import Picture
-from hpe.data.shard_reader import ahead
+from hpe.data.prefetch import ahead
 from hpe.landmarks.align import angles_of, rotations_of
 from hpe.landmarks.draw import with_axes
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace

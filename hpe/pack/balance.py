@@ -1,7 +1,6 @@
 """``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
 
 import json
-import mmap
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -15,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, locked, open_regular, write_text
+from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
 from hpe.data.records import Record
-from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardIndex, ShardInfo, index_tar, write_shard
+from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
 from hpe.pack import splits, summary
 
 POSE: Final = "pose"
@@ -289,15 +289,15 @@ def _cells(
             table = tables.read(shard)
             directions = table.column(_PREFIX + tables.rule).to_pylist()
             keys = table.column("key").to_pylist()
-            with _opened(folder, shard) as (data, index):
-                if list(index.keys) != keys:
+            with _opened(folder, shard) as opened:
+                if list(opened.keys) != keys:
                     raise UserError(
                         f"{tables.path(shard)}: its rows are not the samples of {shard.name}; run `hpe pose` again"
                     )
                 for row, direction in enumerate(directions):
                     if direction is None or not 0 <= direction < len(DIRECTIONS):
                         continue
-                    emotion = _record(data, index, row).emotion
+                    emotion = _checked(opened.record(row), keys[row]).emotion
                     if emotion is not None:
                         cells[shard.split][direction, emotion].append(_Place(shard, row, keys[row]))
             bar.advance()
@@ -305,30 +305,23 @@ def _cells(
 
 
 @contextmanager
-def _opened(folder: Path, shard: ShardInfo) -> Iterator[tuple[memoryview, ShardIndex]]:
-    """A shard, mapped: only what is looked at is read."""
+def _opened(folder: Path, shard: ShardInfo) -> Iterator[OpenShard]:
+    """A whole shard; damage that is met while it is read is an error of the user's, too."""
     path = folder / shard.name
     try:
-        with (
-            open_regular(path) as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as data,
-        ):
-            index = index_tar(data)
-            if index.damage or len(index) != shard.samples:
-                raise ValueError(index.damage or f"{len(index):,} samples, expected {shard.samples:,}")
-            yield data, index
+        opened = open_tar(path)
+        if opened.damage or len(opened) != shard.samples:
+            raise ValueError(opened.damage or f"{len(opened):,} samples, expected {shard.samples:,}")
+        yield opened
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; see `hpe verify {folder}`") from error
 
 
-def _record(data: memoryview, index: ShardIndex, row: int) -> Record:
-    start, size = index.records[row].tolist()
-    record = Record.from_json(bytes(data[start : start + size]))
+def _checked(record: Record, key: str) -> Record:
     if problems := record.problems():
-        raise ValueError(f"{index.keys[row]}: {'; '.join(problems)}")
+        raise ValueError(f"{key}: {'; '.join(problems)}")
     return record
 
 
@@ -442,11 +435,10 @@ def _gather(folder: Path, tables: _Tables, places: Sequence[_Place]) -> dict[str
     found: dict[str, tuple[Sample, pa.Table]] = {}
     for shard, rows in by_shard.items():
         table = tables.read(shard)
-        with _opened(folder, shard) as (data, index):
+        with _opened(folder, shard) as opened:
             for row, key in rows.items():
-                start, size = index.images[row].tolist()
-                image = bytes(data[start : start + size])
-                sample = Sample(key, image, index.extensions[row], _record(data, index, row))
+                sample = opened.sample(row)
+                _checked(sample.record, key)
                 found[key] = sample, table.slice(row, 1)
     return found
 

@@ -223,7 +223,7 @@ def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int])
     Args:
         total: of all samples; see :func:`tally`.
     """
-    from hpe.data.shards import read_samples
+    from hpe.data.shard_reader import read_samples
 
     have = {name.partition("/")[2]: count for name, count in sorted(total.items()) if name.startswith("sheet/")}
     chosen: dict[str, list[Record]] = {name: [] for name in have}

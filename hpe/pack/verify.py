@@ -1,7 +1,6 @@
 """``hpe verify``: are these shards what their manifest says, and if not, which samples are damaged."""
 
 import hashlib
-import mmap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.core.errors import UserError
-from hpe.core.files import open_regular
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
-from hpe.data.records import Record
-from hpe.data.shards import MANIFEST, Manifest, ShardIndex, ShardInfo, index_tar
+from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
 _THREADS: Final = 4
 _CHUNK_BYTES: Final = 1 << 22
@@ -86,40 +84,37 @@ def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[li
     """What is wrong with one shard, and its keys."""
     path = folder / shard.name
     try:
-        with open_regular(path) as stream:
-            size = path.stat().st_size
-            if not size:
-                return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-                return _compare(data, shard, image)
+        opened = open_tar(path)
+        if not len(opened.data):
+            return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
+        return _compare(opened, shard, image)
     except FileNotFoundError:
         return [Damage(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
     except OSError as error:
         return [Damage(shard.name, f"cannot be read: {error.strerror or error}")], ()
 
 
-def _compare(data: memoryview, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
-    index = index_tar(data)
+def _compare(opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
     found: list[Damage] = []
     damaged: frozenset[str] = frozenset()
-    if differs := _differs(data, shard):
+    if differs := _differs(opened.data, shard):
         found.append(Damage(shard.name, differs))
-        if index.damage:
-            found.append(Damage(shard.name, f"{index.damage}; {len(index):,} samples before it can be read"))
-        damaged = frozenset(_damaged(data, index))
+        if opened.damage:
+            found.append(Damage(shard.name, f"{opened.damage}; {len(opened):,} samples before it can be read"))
+        damaged = frozenset(_damaged(opened))
         if damaged:
             found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
-    elif other := tuple(_otherwise(data, index, image)):
+    elif other := tuple(_otherwise(opened, image)):
         found.append(Damage(shard.name, f"pictures are not {_told(image)}, as the manifest says", other))
-    if impossible := tuple(_impossible(data, index, shard.split, damaged)):
+    if impossible := tuple(_impossible(opened, shard.split, damaged)):
         found.append(Damage(shard.name, f"{len(impossible):,} records say what cannot be", impossible))
-    if len(index) != shard.samples:
-        found.append(Damage(shard.name, f"holds {len(index):,} samples; expected {shard.samples:,}"))
-    if twice := tuple(key for key, count in Counter(index.keys).items() if count > 1):
+    if len(opened) != shard.samples:
+        found.append(Damage(shard.name, f"holds {len(opened):,} samples; expected {shard.samples:,}"))
+    if twice := tuple(key for key, count in Counter(opened.keys).items() if count > 1):
         found.append(Damage(shard.name, "keys that stand in it twice", twice))
     if differs and len(found) == 1:
         found.append(Damage(shard.name, "all its samples can be read, so that nobody can say which of them changed"))
-    return found, index.keys
+    return found, opened.keys
 
 
 def _differs(data: memoryview, shard: ShardInfo) -> str | None:
@@ -132,34 +127,33 @@ def _differs(data: memoryview, shard: ShardInfo) -> str | None:
     return None if digest.hexdigest() == shard.sha256 else "sha256 differs from the manifest's"
 
 
-def _otherwise(data: memoryview, index: ShardIndex, image: Mapping[str, Any]) -> Iterator[str]:
+def _otherwise(opened: OpenShard, image: Mapping[str, Any]) -> Iterator[str]:
     """Keys of the pictures (looked at are a few of the shard, by their headers) of another size or format."""
     from hpe.data.images import DecodeError, picture_size
 
     size, encoding = image.get("size", "original"), image.get("encoding")
-    for row in range(0, len(index), max(1, len(index) // _LOOKED_AT)):
-        start, length = index.images[row].tolist()
+    for row in range(0, len(opened), max(1, len(opened) // _LOOKED_AT)):
         try:
-            width, height = picture_size(bytes(data[start : start + length]))
+            width, height = picture_size(bytes(opened.image(row)))
         except DecodeError:
-            yield index.keys[row]
+            yield opened.keys[row]
             continue
         if (size != "original" and (width, height) != (size, size)) or (
-            encoding == "jpeg" and index.extensions[row] != "jpg"
+            encoding == "jpeg" and opened.index.extensions[row] != "jpg"
         ):
-            yield index.keys[row]
+            yield opened.keys[row]
 
 
 def _told(image: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image.items())
 
 
-def _impossible(data: memoryview, index: ShardIndex, split: str, named: Collection[str]) -> Iterator[str]:
+def _impossible(opened: OpenShard, split: str, named: Collection[str]) -> Iterator[str]:
     """Keys of the records (but those that are ``named`` already) that are none, hold what no label can be, or are
     of another split than their shard."""
-    for key, (at, length) in zip(index.keys, index.records.tolist(), strict=True):
+    for row, key in enumerate(opened.keys):
         try:
-            record = Record.from_json(bytes(data[at : at + length]))
+            record = opened.record(row)
             problems = record.problems()
             if record.split not in (None, split):
                 problems.append(f"split {record.split!r} in a shard of {split!r}")
@@ -169,13 +163,13 @@ def _impossible(data: memoryview, index: ShardIndex, split: str, named: Collecti
             yield f"{key} ({'; '.join(problems)[:_LONGEST_TOLD]})"
 
 
-def _damaged(data: memoryview, index: ShardIndex) -> Iterator[str]:
+def _damaged(opened: OpenShard) -> Iterator[str]:
     """Keys of samples whose record or picture cannot be read."""
     from hpe.data.images import DecodeError, decode_rgb
 
-    for key, (start, size), (at, length) in zip(index.keys, index.images.tolist(), index.records.tolist(), strict=True):
+    for row, key in enumerate(opened.keys):
         try:
-            Record.from_json(bytes(data[at : at + length]))
-            decode_rgb(bytes(data[start : start + size]))
+            opened.record(row)
+            decode_rgb(bytes(opened.image(row)))
         except (DecodeError, ValueError):
             yield key

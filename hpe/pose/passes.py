@@ -26,9 +26,12 @@ from hpe.core.files import refuse_unwritable
 from hpe.core.labels import LARGEST_DEGREES
 from hpe.core.progress import Bar, progress
 from hpe.core.work_queue import Claims, claims
+from hpe.data.crops import Framing
 from hpe.data.directions import DirectionRules
 from hpe.data.pose_tables import Identity, ShardPoses, differences, write_table
-from hpe.data.shard_reader import Framing, OpenShard, ahead, open_shard, read_faces
+from hpe.data.prefetch import ahead
+from hpe.data.shard_files import ShardFile
+from hpe.data.shard_reader import OpenShard, open_shard, read_faces
 from hpe.data.shards import MANIFEST
 from hpe.estimators.estimator import Estimator, Poses, averaged
 from hpe.estimators.load import sha256_of
@@ -36,16 +39,6 @@ from hpe.estimators.load import sha256_of
 NO_FACE: Final = "no face found by the mesh"
 NOT_FINITE: Final = "the network gave no finite angles"
 Flips = Literal["none", "averaged"]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """A shard to be done, and what its manifest says of it (None: it has no manifest)."""
-
-    path: Path
-    sha256: str | None
-    samples: int | None
-    crop: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,17 @@ from torch import Tensor
 from hpe.core.distributed import Ranks, from_parent, lacks_precision, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
-from hpe.data.crops import CropRule
+from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
 from hpe.data.pose_tables import SUFFIX, Identity
 from hpe.data.records import Record
-from hpe.data.shard_reader import Framing, open_shard, read_faces
-from hpe.data.shards import MANIFEST, Manifest
+from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
+from hpe.data.shard_reader import open_shard, read_faces
 from hpe.estimators.estimator import Estimator, Precision
 from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.models.run_folder import load_run
-from hpe.pose.passes import NO_FACE, Flips, ShardFile, Task, pose_pass
+from hpe.pose.passes import NO_FACE, Flips, Task, pose_pass
 
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
@@ -47,29 +47,15 @@ def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardF
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            manifest = Manifest.load(path)
-            splits = (split,) if split else manifest.splits
-            paths = [shard for name in splits for shard in manifest.paths(path, name)]
-            if not paths:
-                raise UserError(f"{path}: no split {split!r}; it has {', '.join(manifest.splits)}")
+            shards = packed_shards(path, split)
         else:
-            pattern = any(letter in source for letter in "*?[")
-            paths = sorted(path.parent.glob(path.name)) if pattern else [path]
-            if not paths or not all(p.is_file() for p in paths):
+            tars = [path] if (matches := matching(source)) is None else matches
+            if not tars or not all(tar.is_file() for tar in tars):
                 raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
-        for shard in paths:
-            found.setdefault(shard.resolve(), _shard_file(shard))
+            shards = with_manifests(tars)
+        for shard in shards:
+            found.setdefault(shard.path.resolve(), shard)
     return list(found.values())
-
-
-def _shard_file(path: Path) -> ShardFile:
-    if not (path.parent / MANIFEST).is_file():
-        return ShardFile(path, None, None, None)
-    manifest = Manifest.load(path.parent)
-    said = {shard.name: shard for shard in manifest.shards}.get(path.name)
-    return ShardFile(
-        path, said.sha256 if said else None, said.samples if said else None, manifest.crop if said else None
-    )
 
 
 def _lacks(shard: Path, basis: str) -> bool:

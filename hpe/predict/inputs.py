@@ -1,6 +1,5 @@
 """Pictures that a user names for prediction: files, folders, globs, and the samples of shards."""
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.data.shards import MANIFEST, Manifest, index_tar
+from hpe.data.shard_files import ShardFile, matching, packed_shards
+from hpe.data.shard_reader import open_tar
+from hpe.data.shards import MANIFEST
 
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 """What is taken for a picture in a folder; a file that is named itself may have any suffix."""
 VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
-_FANCY: Final = frozenset("*?[")
 _LARGEST_FILE: Final = 1 << 28
 
 
@@ -41,14 +41,6 @@ class PictureFile:
 
     path: Path
     key: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """A shard, and how many samples its manifest says it has (None: it has no manifest)."""
-
-    path: Path
-    samples: int | None
 
 
 Input = PictureFile | ShardFile | Skipped
@@ -115,8 +107,7 @@ def _of(text: str, split: str | None) -> list[Input]:
         if path.suffix.lower() in VIDEOS:
             raise UserError(f"{text}: a video; pictures are read here: write its frames into a folder and name that")
         return [_file(path, path.parent)]
-    if _FANCY & set(text):
-        matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207 (absolute patterns)
+    if (matches := matching(text)) is not None:
         found: list[Input] = []
         for match in matches:
             found += _folder(match, split) if match.is_dir() else [_file(match, match.parent)]
@@ -129,16 +120,13 @@ def _of(text: str, split: str | None) -> list[Input]:
 
 def _file(path: Path, base: Path) -> Input:
     if path.suffix.lower() == ".tar":
-        return ShardFile(path, None)
+        return ShardFile(path)
     return PictureFile(path, path.relative_to(base).with_suffix("").as_posix())
 
 
 def _folder(folder: Path, split: str | None) -> list[Input]:
     if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        if split is not None and split not in manifest.splits:
-            raise UserError(f"{folder}: split {split!r} is not there; expected one of {', '.join(manifest.splits)}")
-        return [ShardFile(folder / s.name, s.samples) for s in manifest.shards if split in (None, s.split)]
+        return list(packed_shards(folder, split))
     found: list[Input] = []
 
     def lost(error: OSError) -> None:
@@ -179,24 +167,20 @@ def items(inputs: Sequence[Input]) -> Iterator[Item | Skipped]:
 
 
 def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
-    import mmap
-
     source = printable(str(shard.path))
     try:
-        with shard.path.open("rb") as stream:
-            data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        yield Skipped(source, "", f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        opened = open_tar(shard.path)
+    except OSError as error:
+        yield Skipped(source, "", f"cannot be read ({error.strerror or error})")
         return
-    index = index_tar(data)
-    for key, (start, size) in zip(index.keys, index.images.tolist(), strict=True):
+    for row, key in enumerate(opened.keys):
         place = safe_place(f"{shard.path.stem}/{key.replace('/', '_')}")
-        yield Item(source, printable(key), place, data[start : start + size])
-    if index.damage:
-        yield Skipped(source, "", index.damage)
-    elif shard.samples not in (None, len(index)):
-        yield Skipped(source, "", f"{len(index)} samples, its manifest says {shard.samples}")
-    elif not len(index):
+        yield Item(source, printable(key), place, opened.image(row))
+    if opened.damage:
+        yield Skipped(source, "", opened.damage)
+    elif shard.samples not in (None, len(opened)):
+        yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
+    elif not len(opened):
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
 
 

@@ -39,7 +39,7 @@ from hpe.core.progress import Bar, progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS, WAYS_TO_INSTALL
-from hpe.data.shard_reader import ahead, one_thread
+from hpe.data.prefetch import ahead, one_thread
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder

@@ -7,7 +7,6 @@ on a node, parsing in each of them would cost as much as decoding.
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from hpe.core.files import aside, open_regular
 from hpe.core.labels import EMOTIONS
 from hpe.data.pose_labels import read_labels
 from hpe.data.records import Record
-from hpe.data.shards import index_tar
+from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS, LABELS, LabelRows
 from hpe.stream.remote_cache import Spool, locked
 from hpe.stream.shard_sets import Shard
@@ -137,7 +136,7 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
         return table
     with locked(cache / f"{name[:2]}.lock"):
         if (table := _load(path)) is None:
-            table = _joined(_parse(file, state.st_size), shard, labels)
+            table = _joined(_parse(file), shard, labels)
             _save(path, table)
     return table
 
@@ -145,25 +144,22 @@ def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> Shard
 def still_holds(file: int, table: ShardTable) -> bool:
     """Whether an open tar has the samples of its table, at their places: false when it was written over."""
     try:
-        now = _parse(file, os.fstat(file).st_size)
+        now = _parse(file)
     except (OSError, ValueError):
         return False
     return now.key_bytes == table.key_bytes and np.array_equal(now.places, table.places)
 
 
-def _parse(file: int, size: int) -> ShardTable:
-    if not size:
-        return _table([], np.empty((0, 2), np.int64), {WHOLE_SHARD: "empty file"}, np.empty((0, COLUMNS), np.float32))
-    with mmap.mmap(file, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
-        index = index_tar(data)
-        rows = np.full((len(index), COLUMNS), np.nan, np.float32)
-        damage = {WHOLE_SHARD: index.damage} if index.damage else {}
-        for row, (at, length) in enumerate(index.records.tolist()):
-            try:
-                rows[row] = label_row(bytes(data[at : at + length]))
-            except (ValueError, RecursionError) as error:
-                damage[row] = f"damaged record: {error}"
-    return _table(index.keys, index.images, damage, rows)
+def _parse(file: int) -> ShardTable:
+    shard = open_tar(file)
+    rows = np.full((len(shard), COLUMNS), np.nan, np.float32)
+    damage = {WHOLE_SHARD: shard.damage} if shard.damage else {}
+    for row in range(len(shard)):
+        try:
+            rows[row] = label_row(shard.record_bytes(row))
+        except (ValueError, RecursionError) as error:
+            damage[row] = f"damaged record: {error}"
+    return _table(shard.keys, shard.index.images, damage, rows)
 
 
 def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows: LabelRows) -> ShardTable:

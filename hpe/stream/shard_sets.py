@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.data.shards import MANIFEST, Manifest
+from hpe.data.shard_files import matching, of_split, with_manifests
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 from hpe.stream.remote_cache import fetch_parsed
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_FANCY: Final = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,53 +109,39 @@ def _of(text: str, split: str | None) -> list[Shard]:
     if Path(text).is_dir():
         return _folder(Path(text), split)
     if Path(text).is_file():
-        return _files([Path(text)])
+        return _tars([Path(text)])
     if "{" in text:
         return [shard for path in _braces(text) for shard in _of(path, None)]
-    if _FANCY & set(text):
-        return _files([Path(path) for path in sorted(glob.glob(text))])  # noqa: PTH207 (absolute patterns)
+    if (tars := matching(text)) is not None:
+        return _tars(tars)
     raise UserError(f"{text}: there is no such file or folder; expected shards that `hpe pack` wrote")
 
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:
     if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        return [
-            Shard(str(folder / s.name), s.name, s.samples, s.sha256) for s in _of_split(manifest, split, str(folder))
-        ]
-    if split is None:
-        return _files(sorted(folder.glob("*.tar")))
-    return _files(sorted(folder.glob(f"{glob.escape(split)}-*.tar")))
+        shards = _of_one_split(Manifest.load(folder), split, str(folder))
+        return [Shard(str(folder / shard.name), shard.name, shard.samples, shard.sha256) for shard in shards]
+    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+    return _tars(sorted(folder.glob(pattern)))
 
 
-def _files(paths: Sequence[Path]) -> list[Shard]:
-    """Local tars, with what a manifest beside them says."""
-    said = {}
-    for folder in {path.parent for path in paths}:
-        if (folder / MANIFEST).is_file():
-            said.update({folder / info.name: info for info in Manifest.load(folder).shards})
-    return [
-        Shard(str(p), p.name, info.samples, info.sha256) if (info := said.get(p)) else Shard(str(p), p.name)
-        for p in paths
-    ]
+def _tars(paths: Sequence[Path]) -> list[Shard]:
+    """Local tars, with what a manifest beside them contains."""
+    return [Shard(str(file.path), file.path.name, file.samples, file.sha256) for file in with_manifests(paths)]
 
 
 def _web_folder(url: str, split: str | None) -> list[Shard]:
-    manifest = fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse)
-    return [
-        Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256)
-        for s in _of_split(manifest, split, url)
-    ]
+    shards = _of_one_split(fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse), split, url)
+    return [Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256) for s in shards]
 
 
-def _of_split(manifest: Manifest, split: str | None, where: str) -> list:
-    splits = manifest.splits
-    if split is None and len(splits) == 1:
-        split = splits[0]
-    if split not in splits:
-        found = f"split {split!r} is not there" if split else "a split is needed"
-        raise UserError(f"{where}: {found}; expected one of {', '.join(splits)}")
-    return [shard for shard in manifest.shards if shard.split == split]
+def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[ShardInfo]:
+    """The shards of a split, which must be named where there are several: a mix of them would leak."""
+    if split is None and len(manifest.splits) == 1:
+        split = manifest.splits[0]
+    if not split:
+        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+    return of_split(manifest, split, where)
 
 
 def _braces(text: str) -> list[str]:

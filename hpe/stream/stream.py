@@ -1,6 +1,5 @@
 """Datasets of shards, resolved, checked and counted: what loaders are made from."""
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
-from hpe.data.shards import index_tar
+from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import COLUMNS
 from hpe.stream.index import WHOLE_SHARD, ShardTable
 from hpe.stream.loader import Loader
@@ -173,14 +172,13 @@ class Stream:
                 opened = self._shelf.open(dataset, shard)
                 if isinstance(opened, str):
                     continue
-                with mmap.mmap(opened[0], 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
-                    index = index_tar(data)
-                    for key, (start, size) in zip(index.keys, index.records.tolist(), strict=True):
-                        try:
-                            record = Record.from_json(bytes(data[start : start + size]))
-                        except (ValueError, RecursionError):
-                            record = None
-                        yield self.sets[dataset][shard].name, key, record
+                tar = open_tar(opened[0])
+                for row, key in enumerate(tar.keys):
+                    try:
+                        record = tar.record(row)
+                    except (ValueError, RecursionError):
+                        record = None
+                    yield self.sets[dataset][shard].name, key, record
 
     def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""

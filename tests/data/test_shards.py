@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from hpe.core.errors import UserError
 from hpe.data.records import Record
-from hpe.data.shards import Manifest, Sample, ShardInfo, index_tar, read_samples, write_shard
+from hpe.data.shard_reader import index_tar, read_samples
+from hpe.data.shards import Manifest, Sample, ShardInfo, write_shard
 
 
 def made(count: int, first: int = 0) -> list[Sample]:

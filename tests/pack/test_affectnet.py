@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
-from hpe.data.shards import Manifest, read_samples
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest
 from hpe.pack.verify import verify
 
 WORDS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")

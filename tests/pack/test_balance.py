@@ -16,7 +16,8 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
-from hpe.data.shards import Manifest, Sample, read_samples, write_shard
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.pack.balance import balance
 from hpe.pack.verify import verify
 

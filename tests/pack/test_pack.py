@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
-from hpe.data.shards import QUARANTINE, Manifest, Sample, read_samples
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import QUARANTINE, Manifest, Sample
 from hpe.pack import pack, pack_source
 from hpe.pack import shard as shardjob
 from hpe.pack.duplicates import DUPLICATES

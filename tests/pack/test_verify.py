@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from hpe.core.errors import UserError
 from hpe.data.records import Record
-from hpe.data.shards import Manifest, Sample, index_tar, write_shard
+from hpe.data.shard_reader import index_tar
+from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.pack.verify import verify
 
 

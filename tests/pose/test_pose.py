@@ -24,8 +24,8 @@ from hpe.core.labels import DIRECTIONS
 from hpe.data.crops import CropRule
 from hpe.data.directions import OURS, direction_rules, thesis_tree
 from hpe.data.images import encode_jpeg
+from hpe.data.prefetch import ahead
 from hpe.data.records import Record
-from hpe.data.shard_reader import ahead
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec

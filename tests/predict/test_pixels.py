@@ -15,7 +15,8 @@ from scipy.io import savemat
 from hpe.core.distributed import Precision
 from hpe.core.files import write_text
 from hpe.core.labels import ANGLES, EMOTIONS
-from hpe.data.shards import Manifest, read_samples
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest
 from hpe.evaluate import evaluate
 from hpe.models import inference
 from hpe.models.run_folder import State, build_network, recipes, remember_shards, save_checkpoint

@@ -24,7 +24,8 @@ from sklearn.metrics import f1_score
 from hpe.config.run import load, parse
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS, emotion_from_word
-from hpe.data.shards import Manifest, read_samples, write_shard
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest, write_shard
 from hpe.metrics import across_seeds
 from hpe.report import report
 from hpe.report.cells import read_study

@@ -21,7 +21,8 @@ from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, NotFiniteError, UserError
 from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
-from hpe.data.shards import Manifest, Sample, read_samples, write_shard
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.models import run_folder
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State

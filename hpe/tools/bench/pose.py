@@ -21,11 +21,12 @@ import torch
 
 from hpe.config.run import HeadsConfig, ModelConfig, PoseHead
 from hpe.core.distributed import Ranks, cores, device
-from hpe.data.crops import CropRule
+from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import OURS, direction_rules
 from hpe.data.images import encode_jpeg
+from hpe.data.prefetch import one_thread
 from hpe.data.records import Record
-from hpe.data.shard_reader import Framing, one_thread, open_shard, read_faces
+from hpe.data.shard_reader import open_shard, read_faces
 from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute

@@ -18,7 +18,8 @@ import numpy as np
 
 from hpe.core.labels import EMOTIONS
 from hpe.data.records import Record
-from hpe.data.shards import MANIFEST, Manifest, Sample, read_samples, write_shard
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
 from hpe.tools.bench import Report, Settings, ratio, take_turns
 
 SIZE: Final = 224

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hpe.core.distributed import cores
 from hpe.data.decode import decode_into
-from hpe.data.shards import Manifest, read_samples
+from hpe.data.shard_reader import read_samples
+from hpe.data.shards import Manifest
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place

@@ -1,0 +1,77 @@
+"""Local shards that a user names: folders that ``hpe pack`` wrote, tars, and globs of tars.
+
+What else may be named is resolved where it is used, on top of these functions: URLs, commands and brace patterns by
+:mod:`hpe.stream.shard_sets`, pictures by :mod:`hpe.predict.inputs`.
+"""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hpe.core.errors import UserError
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo
+
+_GLOB_CHARACTERS: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A local shard, and what its manifest contains about it (None: there is no manifest, or it lists no such shard).
+
+    Attributes:
+        crop: the crop rule of the whole manifest.
+    """
+
+    path: Path
+    samples: int | None = None
+    sha256: str | None = None
+    crop: str | None = None
+
+
+def packed_shards(folder: Path, split: str | None = None) -> list[ShardFile]:
+    """The shards of a folder that ``hpe pack`` finished, in order; None: of every split.
+
+    Raises:
+        UserError: the folder has no manifest, or the manifest lists no such split.
+    """
+    manifest = Manifest.load(folder)
+    shards = manifest.shards if split is None else of_split(manifest, split, str(folder))
+    return [ShardFile(folder / shard.name, shard.samples, shard.sha256, manifest.crop) for shard in shards]
+
+
+def with_manifests(tars: Sequence[Path]) -> list[ShardFile]:
+    """Tars, each with what a manifest in its folder contains about it.
+
+    Raises:
+        UserError: a manifest that is damaged.
+    """
+    listed: dict[Path, ShardFile] = {}
+    for folder in dict.fromkeys(tar.parent for tar in tars):
+        if (folder / MANIFEST).is_file():
+            listed.update({shard.path: shard for shard in packed_shards(folder)})
+    return [listed.get(tar) or ShardFile(tar) for tar in tars]
+
+
+def matching(pattern: str) -> list[Path] | None:
+    """What a glob matches, sorted; None where the text is no glob, or is the name of something that exists."""
+    if Path(pattern).exists() or not _GLOB_CHARACTERS & set(pattern):
+        return None
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+
+
+def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
+    """The shards of a split, in order.
+
+    Args:
+        manifest: of a folder or URL of shards.
+        split: such as ``train``.
+        where: the folder or URL, for the message.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in manifest.splits:
+        raise UserError(f"{where}: split {split!r} is not there; expected one of {', '.join(manifest.splits)}")
+    return [shard for shard in manifest.shards if shard.split == split]
