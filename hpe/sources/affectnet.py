@@ -1,7 +1,23 @@
-"""AffectNet as released: the CSV release of 2017 and the eight-label release of 2021.
+"""AffectNet as released: the CSV release of 2017 and the eight-label release of 2021 (Mollahosseini, Hasani and
+Mahoor, "AffectNet: A Database for Facial Expression, Valence, and Arousal Computing in the Wild", 2017).
 
-Mollahosseini, Hasani and Mahoor, "AffectNet: A Database for Facial Expression, Valence, and Arousal Computing
-in the Wild", 2017. The official validation set is the split ``test``, so that nobody selects a model on it.
+On disk, 2017:
+
+    training.csv, validation.csv            here or in a folder *file_lists*; some copies have no header row
+    Manually_Annotated_Images/1/a.jpg …     whole photos; the table holds face box and 68 landmarks in their pixels
+    Automatically_Annotated_Images/         with automatically_annotated.csv, where that part is there
+
+On disk, 2021:
+
+    train_set/images/0.jpg …                faces cropped to 224 px
+    train_set/annotations/0_exp.npy …       also _val, _aro, _lnd; numbers may be stored as text
+    val_set/                                the same
+
+Labels: expression 0..7 = neutral, happy, sad, surprise, fear, disgust, anger, contempt; 8..10 (none, uncertain, no
+face) are rejected. Valence and arousal in -1..1, -2 = not labelled. No angles.
+Splits: the official validation set becomes ``test``, so that nobody selects a model on it.
+Licence: research by those who signed the agreement; pictures must not be passed on.
+Where: from the authors, on request by a member of a university or institute.
 """
 
 import io
@@ -39,6 +55,8 @@ LICENCE: Final = (
     "AffectNet: for research by those who signed its agreement; no redistribution of pictures "
     "(http://mohammadmahoor.com/affectnet)"
 )
+EXPECTED_2021: Final = {"train": 287_651, "test": 3_999}
+"""Pictures of the eight-label release."""
 OFFICIAL_VALIDATION: Final = "the official validation set is the split test; choose models on a val cut from train"
 COLUMNS: Final = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
@@ -102,8 +120,8 @@ def _recognise_2017(folder: Path) -> str | None:
 def open_2017(folder: Path) -> Source:
     """AffectNet's release of 2017: ``training.csv``, ``validation.csv``, ``Manually_Annotated_Images/``.
 
-    Boxes that are NULL are "not said"; so are valence and arousal of -2. A picture that stands in several rows
-    is taken once.
+    A NULL box is a missing label, as are valence and arousal of -2. Of several rows for one picture only the first
+    is used.
 
     Raises:
         UserError: no such table, or a table without the column of paths or expressions.
@@ -126,10 +144,10 @@ def open_2017(folder: Path) -> Source:
                     continue
                 yield _row_2017(keys, lines, folder, root, table, places, line, cells)
 
-    said = " (no header row)" if headless else ""
+    header = " (no header row)" if headless else ""
     return Source(
         name="affectnet-2017",
-        variant=f"2017 release, {' + '.join(t.name for t in tables)}{said}",
+        variant=f"2017 release, {' + '.join(t.name for t in tables)}{header}",
         licence=LICENCE,
         publishable=False,
         default_crop="square-1.2@box",
@@ -196,7 +214,7 @@ def _row_2017(
 def _box(cell: dict[str, str]) -> Box | None:
     x, y, width, height = (number(name, cell.get(name)) for name in ("face_x", "face_y", "face_width", "face_height"))
     if x is None or y is None or width is None or height is None:
-        return box_of(x, y, width, height)  # nothing is said, or half a box
+        return box_of(x, y, width, height)  # None where all four are missing, an error for half a box
     return box_of(x, y, x + width, y + height)
 
 
@@ -258,6 +276,7 @@ def open_2021(folder: Path) -> Source:
         default_crop="none",
         splits=tuple(_SETS[s.name] for s in found),
         rows=rows,
+        expected=EXPECTED_2021 if len(found) == len(_SETS) else {},
         splits_notes=(OFFICIAL_VALIDATION,),
     )
 
@@ -298,10 +317,10 @@ def _single(numbers: list[float]) -> float:
 
 
 def npy_numbers(path: Path) -> list[float]:
-    """The numbers of a small ``.npy``, which may be stored as text; nothing is unpickled.
+    """The numbers in a small ``.npy``, which may be stored as text; nothing is unpickled.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: too large, damaged, or not of numbers.
     """
     with open_regular(path) as stream:
@@ -313,7 +332,7 @@ def npy_numbers(path: Path) -> list[float]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(stream)
-        # The header alone could ask for any amount of memory.
+        # A damaged header could make np.load reserve any amount of memory.
         if kind.hasobject or kind.itemsize * int(np.prod(shape, dtype=object)) > len(data):
             raise ValueError(f"header of {kind} {shape} in a file of {len(data)} bytes")
         array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -387,6 +387,17 @@ def ferplus(folder: Path, votes: dict[str, str]) -> Path:
     return folder
 
 
+def test_only_what_claims_to_be_the_whole_set_has_a_documented_size(tmp_path: Path) -> None:
+    votes = {"fer0.png": "10,0,0,0,0,0,0,0,0,0"}
+    part = open_source("ferplus", ferplus(tmp_path / "part", votes))
+    for name in ("FER2013Train", "FER2013Valid", "FER2013Test"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "label.csv").write_text("fer0.png,,10,0,0,0,0,0,0,0,0,0\n")
+    whole = open_source("ferplus", tmp_path / "all")
+    assert part.expected == {}
+    assert whole.expected == {"train": 28558, "val": 3579, "test": 3573}
+
+
 def test_votes_of_ferplus_come_in_affectnets_order_and_the_most_win(tmp_path: Path) -> None:
     # columns: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, NF
     ferplus(tmp_path, {
