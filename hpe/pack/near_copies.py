@@ -36,7 +36,7 @@ def exact_digest(stored: bytes) -> bytes:
 def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
     """256 bits: of 16 × 17 mean grey levels, whether each is brighter than its right neighbour.
 
-    Zeros for a picture too small or too flat to be told from others; such hashes are never near.
+    Zeros for a picture too small or too flat to differ from others; such hashes are never near.
     """
     few = grey[:: max(1, grey.shape[0] // _ENOUGH_PIXELS), :: max(1, grey.shape[1] // _ENOUGH_PIXELS)]
     height, width = few.shape

@@ -233,7 +233,7 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
                 record = labels.get(shown(path.name), Record())
                 if record.emotion not in (None, int(emotion)):
                     in_table = Emotion(record.emotion).name.lower()
-                    yield Reject(source, f"emotion {in_table} in the table, folder {part.name}")
+                    yield Reject(source, f"the table has {in_table}, the folder is {part.name}")
                     continue
                 split = record.split or ("train" if has_test else part.split)
                 yield sample(keys, path, replace(record, emotion=int(emotion), source=source, split=split))

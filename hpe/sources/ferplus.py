@@ -87,7 +87,7 @@ def open_ferplus(folder: Path, *, ties: str = "first") -> Source:
     """FER+: ``FER2013Train|Valid|Test/`` with pictures and ``label.csv`` of ten votes.
 
     The emotion is the one with most votes; a picture whose winner is ``unknown`` or ``NF`` (no face) is
-    rejected. The votes for the eight emotions are kept. The group ``votes`` says how sure they are: ``majority``
+    rejected. The votes for the eight emotions are kept. The group ``votes`` grades their agreement: ``majority``
     where the winner has more than half of them, emotions with a single vote left out (the faces on which FER+'s
     paper reports its accuracy of 0.8499: mode "majority" of its ``src/ferplus.py``), else ``plurality``, or ``tied``.
 

@@ -203,7 +203,7 @@ def test_the_thesis_folders_joined_with_its_tables(tmp_path: Path) -> None:
         [("train", word) for word in WORDS for _ in range(3 - (word in ("sad", "surprise", "fear")))]
         + [("test", "sad"), ("test", "fear")]
     )
-    assert refused["Surprise/30.jpg"] == "the table says anger, its folder Surprise"
+    assert refused["Surprise/30.jpg"] == "the table has anger, the folder is Surprise"
     assert refused["99.jpg"] == "a row in the tables (poses.csv:5) without a picture"
     assert refused["11.jpg"] == "Pitch 'a' is not a number (poses.csv:4)"
     assert len(refused) == 3

@@ -354,7 +354,7 @@ def test_the_thesis_yaw_is_negated_at_the_door_and_its_tables_are_joined_by_name
     assert found["Sad/5.jpg"].record.yaw is None
     assert found["Sad/5.jpg"].record.emotion == 2
     said = rejects(source)
-    assert said["Happy/3.jpg"] == "the table says sad, its folder Happy"
+    assert said["Happy/3.jpg"] == "the table has sad, the folder is Happy"
     assert "without a picture" in said["9.jpg"]
     assert "direction '9' is not 0..4" in said["4.jpg"]
     assert "2 columns, expected 7" in said["FINALDF.csv:7"]
