@@ -222,7 +222,7 @@ def test_splits_drawn_anew_leave_the_official_ones_and_a_share_of_those_is_refus
     options = ("--val-share", "0.25", "--test-share", "0.25")
     refused = CliRunner().invoke(app, ["pack", "affectnet-2021", str(tmp_path / "raw"), str(tmp_path / "x"), *options])
     assert isinstance(refused.exception, UserError)
-    assert "--test-share: affectnet-2021 names its own splits (train, test)" in str(refused.exception)
+    assert "--test-share: affectnet-2021 has its own splits (train, test)" in str(refused.exception)
     assert "--splits drawn" in str(refused.exception)
     assert not (tmp_path / "x").exists()
     manifest, _, told = packed("affectnet-2021", tmp_path / "raw", tmp_path / "out", "--splits", "drawn", *options)

@@ -65,7 +65,7 @@ def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, 
 
 
 def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"source 'affectnet' is not known.*affectnet-2017.*synthetic"):
+    with pytest.raises(UserError, match=r"source 'affectnet' is unknown.*affectnet-2017.*synthetic"):
         open_source("affectnet", tmp_path)
     with pytest.raises(UserError, match=r"no option 'tie'; it takes ties"):
         open_source("ferplus", tmp_path, tie="first")
@@ -488,7 +488,7 @@ def test_anybodys_folders_take_words_mappings_and_people(tmp_path: Path) -> None
     source = open_source("folders", tmp_path, classes="AN=anger,HA=happy,junk=skip", subject=r"/(\w\w)\.")
     assert emotions(source) == {"AN/KA.AN1.png": 6, "HA/KA.HA1.png": 1, "HA/YM.HA2.png": 1}
     assert [raw.record.subject for raw in samples(source).values()] == ["KA", "KA", "YM"]
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         open_source("folders", tmp_path, classes="AN=anger,HA=happy,junk=skip", subject="(")
 
 
