@@ -22,6 +22,7 @@ Where: from the authors, on request by a member of a university or institute.
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -131,20 +132,17 @@ def open_2017(folder: Path) -> Source:
         raise UserError(
             f"{folder}: no {' or '.join(_TABLES)} here or in *file_lists*/; expected AffectNet's release of 2017"
         )
-    columns = {table: _columns(table) for table in tables}
-    headless = [table.name for table, (_, header) in columns.items() if not header]
+    opened = [_Table.open(folder, path) for path in tables]
 
     def rows() -> Iterator[Raw | Reject]:
-        keys, lines = Keys(), {}
-        for table, (places, header) in columns.items():
-            automatic = table.name.startswith("automatically")
-            root = _picture_root(folder, _PICTURE_FOLDERS[automatic])
-            for line, cells in table_rows(table):
-                if header and line == 1:
+        keys, first_lines = Keys(), {}
+        for table in opened:
+            for line, cells in table_rows(table.path):
+                if table.header and line == 1:
                     continue
-                yield _row_2017(keys, lines, folder, root, table, places, line, cells)
+                yield _row_2017(keys, first_lines, folder, table, line, cells)
 
-    header = " (no header row)" if headless else ""
+    header = "" if all(table.header for table in opened) else " (no header row)"
     return Source(
         name="affectnet-2017",
         variant=f"2017 release, {' + '.join(t.name for t in tables)}{header}",
@@ -161,6 +159,22 @@ def _picture_root(folder: Path, name: str) -> Path:
     """The pictures' folder: some archives nest it in a folder of its own name."""
     root = folder / name if (folder / name).is_dir() else folder
     return root / name if (root / name).is_dir() else root
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of the 2017 release: its file, the folder of its pictures, its columns, and whether it has a header."""
+
+    path: Path
+    root: Path
+    places: dict[str, int]
+    header: bool
+
+    @classmethod
+    def open(cls, folder: Path, path: Path) -> "_Table":
+        """Raises: UserError: the table is empty, or lacks the column of paths or expressions."""
+        automatic = path.name.startswith("automatically")
+        return cls(path, _picture_root(folder, _PICTURE_FOLDERS[automatic]), *_columns(path))
 
 
 def _columns(table: Path) -> tuple[dict[str, int], bool]:
@@ -182,21 +196,21 @@ def _columns(table: Path) -> tuple[dict[str, int], bool]:
 
 
 def _row_2017(
-    keys: Keys, lines: dict[str, str], folder: Path, root: Path, table: Path,
-    places: dict[str, int], line: int, cells: list[str],
-) -> Raw | Reject:  # fmt: skip
-    here = f"{table.name}:{line}"
-    if len(cells) <= max(places.values()):
-        return Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}: {shown(cells[0])[:80]}")
-    cell = {name: cells[at].strip() for name, at in places.items()}
+    keys: Keys, first_lines: dict[str, str], folder: Path, table: _Table, line: int, cells: list[str]
+) -> Raw | Reject:
+    here = f"{table.path.name}:{line}"
+    columns = max(table.places.values()) + 1
+    if len(cells) < columns:
+        return Reject(here, f"{len(cells)} columns, expected {columns}: {shown(cells[0])[:80]}")
+    cell = {name: cells[at].strip() for name, at in table.places.items()}
     name = cell["subDirectory_filePath"]
     source = shown(name)[:_LONGEST_TOLD] or here
     try:
-        path = inside(root, name)
+        path = inside(table.root, name)
         source = shown(path.relative_to(folder))
-        if source in lines:
-            return Reject(source, f"duplicate row {here}; the first is {lines[source]}", "copy")
-        lines[source] = here
+        if source in first_lines:
+            return Reject(source, f"duplicate row {here}; the first is {first_lines[source]}", "copy")
+        first_lines[source] = here
         record = Record(
             emotion=emotion_of(whole("expression", cell["expression"])),
             valence=affect_of(number("valence", cell.get("valence"))),
@@ -204,7 +218,7 @@ def _row_2017(
             box=_box(cell),
             landmarks=_landmarks_2017(cell.get("facial_landmarks", "")),
             source=source,
-            split=_TABLES[table.name],
+            split=_TABLES[table.path.name],
         )
     except ValueError as error:
         return Reject(source, f"{error} ({here})")

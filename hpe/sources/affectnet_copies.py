@@ -20,6 +20,7 @@ Where: YOLO's format among the datasets of Kaggle; the thesis' copy from its aut
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -214,32 +215,6 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
         missing = "no class folders of emotions" if found else f"no CSV with Filename and labels in {at}"
         raise UserError(f"{folder}: {missing}; expected the thesis' class folders and its tables (tables=FOLDER)")
     has_test = any("test" in path.name.lower() and "Emotion" in places for path, places in found)
-
-    def rows() -> Iterator[Raw | Reject]:
-        labels: dict[str, Record] = {}
-        rejects: list[Reject] = []
-        for table, places in found:
-            for line, cells in table_rows(table):
-                if line > 1:
-                    rejects += _join(labels, f"{table.name}:{line}", table, places, cells)
-        yield from rejects
-        keys, waiting = Keys(), dict.fromkeys(labels)
-        for part in class_folders(folder):
-            if (emotion := affectnet_emotion(part.name)) is None:
-                continue
-            for path in pictures(part.path):
-                waiting.pop(shown(path.name), None)
-                source = shown(path.relative_to(folder))
-                record = labels.get(shown(path.name), Record())
-                if record.emotion not in (None, int(emotion)):
-                    in_table = Emotion(record.emotion).name.lower()
-                    yield Reject(source, f"the table has {in_table}, the folder is {part.name}")
-                    continue
-                split = record.split or ("train" if has_test else part.split)
-                yield sample(keys, path, replace(record, emotion=int(emotion), source=source, split=split))
-        for name in waiting:
-            yield Reject(name, f"a row in the tables ({labels[name].source}) without a picture")
-
     return Source(
         name="thesis",
         variant=f"the thesis' class folders with {', '.join(path.name for path, _ in found)}",
@@ -247,9 +222,36 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
         publishable=False,
         default_crop="none",
         splits=("train", "test") if has_test else (),
-        rows=rows,
+        rows=partial(_thesis_rows, folder, found, has_test),
         notes=("angles are Hopenet's predictions of the thesis; yaw negated to our sign",),
     )
+
+
+def _thesis_rows(folder: Path, tables: list[tuple[Path, dict[str, int]]], has_test: bool) -> Iterator[Raw | Reject]:
+    """Rejected rows of the tables, then every picture with its labels, then rows without a picture."""
+    labels: dict[str, Record] = {}
+    rejects: list[Reject] = []
+    for table, places in tables:
+        for line, cells in table_rows(table):
+            if line > 1:
+                rejects += _join(labels, f"{table.name}:{line}", table, places, cells)
+    yield from rejects
+    keys, without_picture = Keys(), dict.fromkeys(labels)
+    for part in class_folders(folder):
+        if (emotion := affectnet_emotion(part.name)) is None:
+            continue
+        for path in pictures(part.path):
+            without_picture.pop(shown(path.name), None)
+            source = shown(path.relative_to(folder))
+            record = labels.get(shown(path.name), Record())
+            if record.emotion not in (None, int(emotion)):
+                in_table = Emotion(record.emotion).name.lower()
+                yield Reject(source, f"the table has {in_table}, the folder is {part.name}")
+                continue
+            split = record.split or ("train" if has_test else part.split)
+            yield sample(keys, path, replace(record, emotion=int(emotion), source=source, split=split))
+    for name in without_picture:
+        yield Reject(name, f"a row in the tables ({labels[name].source}) without a picture")
 
 
 def _join(
