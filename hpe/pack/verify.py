@@ -15,6 +15,7 @@ from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
 _THREADS: Final = 4
+"""Threads suffice: reading and hashing, most of the work, release Python's lock."""
 _CHUNK_BYTES: Final = 1 << 22
 _NAMED: Final = 10
 _PICTURES_CHECKED: Final = 16
