@@ -127,9 +127,10 @@ class Packing:
         documented = sum(self.source.expected.values())
         if found != documented:
             parts = ", ".join(f"{split} {count:,}" for split, count in self.source.expected.items())
+            parts = f" ({parts})" if len(self.source.expected) > 1 else ""
             self.notes.append(
                 f"size: {found:,} items, {abs(found - documented):,} {'more' if found > documented else 'fewer'} than "
-                f"the {documented:,} of the whole dataset ({parts})"
+                f"the {documented:,} of the whole dataset{parts}"
             )
 
     def _split(self, rows: Rows) -> list[str | None]:

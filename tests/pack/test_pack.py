@@ -567,7 +567,7 @@ def test_the_readers_are_listed_with_their_options():
     [
         ({}, None),
         ({"train": 11, "test": 2}, None),
-        ({"all": 15}, "size: 13 items, 2 fewer than the 15 of the whole dataset (all 15)"),
+        ({"all": 15}, "size: 13 items, 2 fewer than the 15 of the whole dataset"),
         ({"train": 10, "test": 2}, "size: 13 items, 1 more than the 12 of the whole dataset (train 10, test 2)"),
     ],
 )
