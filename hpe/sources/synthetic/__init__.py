@@ -7,7 +7,7 @@
     paint.py    the skin       eyes, brows, mouth, folds
     render.py   the picture    render(head, shot, size), landmarks(head, shot, size)
     heads.py    the dataset    heads(count, seed=…, people=…, size=…)
-    sheet.py    a check        contact_sheet(): emotions and directions, to judge by eye
+    sheet.py    a check        contact_sheet(), people_sheet(): to judge the renderer by eye
 
 Every picture is a pure function of its numbers, so any worker can draw any part in any order.
 """
@@ -15,7 +15,7 @@ Every picture is a pure function of its numbers, so any worker can draw any part
 from hpe.sources.synthetic.heads import Labels, cast, head_at, heads
 from hpe.sources.synthetic.people import Head, Split, person, split_of
 from hpe.sources.synthetic.render import face_box, landmarks, model_points, project, render
-from hpe.sources.synthetic.sheet import contact_sheet
+from hpe.sources.synthetic.sheet import contact_sheet, people_sheet
 from hpe.sources.synthetic.shots import DIRECTIONS, EMOTIONS, Shot, express, mirrored, shot
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "landmarks",
     "mirrored",
     "model_points",
+    "people_sheet",
     "person",
     "project",
     "render",

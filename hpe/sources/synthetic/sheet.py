@@ -1,4 +1,4 @@
-"""A contact sheet to judge the renderer by eye."""
+"""Contact sheets: pictures for people to judge the renderer by."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def contact_sheet(seed: int = 0, *, size: int = 128, people: int = 40) -> Sheet:
             who = person(seed, (5 * emotion + column) % people)
             tiles.append(render(who, _posed(shot(seed, emotion * 5 + column), emotion, yaw, pitch), size))
     return _grid(tiles, EMOTIONS, DIRECTIONS)
+
+
+def people_sheet(seed: int = 0, *, size: int = 128, rows: int = 6, columns: int = 8) -> Sheet:
+    """Many people, each with one shot as the dataset would hold it."""
+    count = rows * columns
+    tiles = [render(person(seed, number), shot(seed, number), size) for number in range(count)]
+    return _grid(tiles, [str(row * columns) for row in range(rows)], [f"+{column}" for column in range(columns)])
 
 
 def _posed(seen: Shot, emotion: int, yaw: float, pitch: float) -> Shot:
