@@ -94,7 +94,7 @@ def pack(
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
-    from hpe.pack.job import Options
+    from hpe.pack.options import Options
 
     if source == "list" and not paths:
         print(list_readers())
@@ -158,13 +158,14 @@ def balance(
     Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
     """
     from hpe.core.labels import DIRECTIONS, EMOTIONS
-    from hpe.pack.balance import balance, labels_of
+    from hpe.pack.balance import Subset, balance, labels_of
 
-    balance(
-        shards, poses, out, per_cell=per_cell, rule=rule, seed=seed, samples_per_shard=samples_per_shard,
+    subset = Subset(
+        per_cell, rule, seed=seed, samples_per_shard=samples_per_shard,
         directions=labels_of("--directions", directions, DIRECTIONS),
         emotions=labels_of("--emotions", emotions, EMOTIONS),
     )  # fmt: skip
+    balance(shards, poses, out, subset)
 
 
 @app.command()

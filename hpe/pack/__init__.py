@@ -2,13 +2,17 @@
 
 In reading order:
 
-    dataset.py       the command: a raw dataset becomes a folder of shards
-    job.py           rows are read, splits drawn, shards made
-    shard.py         one shard, from raw rows to a finished tar
-    splits.py        which sample is for training, validation, test
-    near_copies.py   duplicate pictures
+    dataset.py       the command ``hpe pack``: folder, options and errors of the job
+    options.py       the options that decide the bytes
+    job.py           the steps of the job, up to the manifest
+    rows.py          step 1: every row is read, checked and kept on disk
+    splits.py        step 2: which sample is for training, validation, test
+    shard.py         step 3: one shard, from raw rows to a finished tar
+    journal.py       the record of each finished shard
+    near_copies.py   which pictures are copies of others
+    duplicates.py    these copies as lines, counts and a note
     summary.py       counts, summary.md, contact sheets
-    verify.py        ``hpe verify``: do shards match their manifest?
+    verify.py        ``hpe verify``: do the shards match their manifest?
     balance.py       ``hpe balance``: equal numbers per direction and emotion
 """
 
@@ -21,7 +25,7 @@ __all__ = ["list_readers", "pack", "pack_source"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Late: importing one file of this package must not import everything that the command needs.
     if name in __all__:
         from hpe.pack import dataset
 

@@ -20,121 +20,110 @@ from hpe.core.progress import progress
 from hpe.data.records import Record
 from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
-from hpe.pack import splits, summary
+from hpe.pack import summary
+from hpe.pack.cells import COMMAND_LINE, Cell, OptionNames, Place, choose, samples_per_cell
+from hpe.pack.direction_tables import DirectionTables
 
 POSE: Final = "pose"
-OURS: Final = "ours"
-"""The direction rule that is taken where tables have several."""
 _WORK: Final = ".balance"
-"""Folder of a job that is not finished: what lies beside it was written by `hpe balance`."""
+"""Folder of an unfinished job: its presence shows that `hpe balance` wrote the files beside it."""
 _WRITTEN: Final = re.compile(
     r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
 )
-_MOST_DIGITS: Final = 9
-_MOST_NAMED: Final = 6
-_PREFIX: Final = "direction_"
-Cell = tuple[int, int]
-"""Direction, emotion."""
 
 
-class MadeOtherwiseError(UserError):
+class OtherSubsetError(UserError):
     """The folder of the subset holds another one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the user calls the options, for messages: those of the command line, or keys of a config."""
+class Subset:
+    """Which subset to make.
 
-    per_cell: str = "--per-cell"
-    directions: str = "--directions"
-    emotions: str = "--emotions"
+    Attributes:
+        per_cell: ``80/40/20`` takes 80 samples of every direction and emotion from train, 40 from val and 20 from
+            test; a single number takes as many from every split.
+        rule: the tables' column ``direction_<rule>`` to use. None: the only one, or else ``ours``.
+        directions: to balance; samples of others are left out. None: all five.
+        emotions: the same. None: all in the shards.
+        seed: of the choice.
+    """
+
+    per_cell: str
+    rule: str | None = None
+    directions: Sequence[int] | None = None
+    emotions: Sequence[int] | None = None
+    seed: int = 0
+    samples_per_shard: int = 1000
+
+    def recorded(self, manifest: Manifest, tables: DirectionTables, wanted: Mapping[str, int]) -> dict[str, Any]:
+        """The options as the subset's manifest records them: all that decides its bytes."""
+        options: dict[str, Any] = {
+            "from": manifest.dataset,
+            "per_cell": wanted,
+            "rule": tables.rule,
+            "poses": tables.folder.name,
+            "seed": self.seed,
+            "samples_per_shard": self.samples_per_shard,
+            "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
+        }
+        if self.directions is not None and len(self.directions) < len(DIRECTIONS):
+            options["directions"] = [DIRECTIONS[label] for label in self.directions]
+        if self.emotions is not None:
+            options["emotions"] = [EMOTIONS[label] for label in self.emotions]
+        return options
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a chosen sample lies: shard and row in it."""
-
-    shard: ShardInfo
-    row: int
-    key: str
-
-
-def balance(
-    folder: Path,
-    poses: Path,
-    out: Path,
-    *,
-    per_cell: str,
-    rule: str | None = None,
-    directions: Sequence[int] | None = None,
-    emotions: Sequence[int] | None = None,
-    seed: int = 0,
-    samples_per_shard: int = 1000,
-    told: Told = Told(),
-) -> Manifest:
+def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: OptionNames = COMMAND_LINE) -> Manifest:
     """Write the subset's shards and pose tables to ``out``, and return its manifest.
 
-    From each split of ``folder`` its share is drawn: ``80/40/20`` takes 80 samples of every direction and
-    emotion from train, 40 from val and 20 from test; a single number takes as many from every split. No
-    sample changes its split, so none leaks. The choice depends on the keys and the seed alone.
+    Each split of ``folder`` gives its own samples: none changes its split, so that none leaks. The choice depends on
+    the keys and the seed alone.
 
     Args:
         folder: shards with emotions.
-        poses: tables with a column ``direction_<rule>``, one for each shard.
-        rule: None: the only one that the tables have, or else ``ours``.
-        directions: that are to be balanced; samples of others are left out. None: all five.
-        emotions: the same; None: those that the shards have.
-        told: what messages call these options.
+        poses: their pose tables with directions, one per shard.
+        option_names: how messages name the options.
 
     Raises:
-        MadeOtherwiseError: ``out`` holds another subset.
-        UserError: a cell that is too small (each is named, with what would work), tables that do not fit,
-            ``out`` that holds something else or cannot be written, a full disk.
+        OtherSubsetError: ``out`` holds another subset.
+        UserError: a cell is too small (the message names each, and what would work), the tables do not fit,
+            ``out`` holds something else or cannot be written, the disk is full.
     """
     manifest = Manifest.load(folder)
-    wanted = _wanted(per_cell, manifest.splits, told)
-    if samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {samples_per_shard}: expected 1 or more")
-    tables = _Tables(manifest, poses, rule)
-    options = {
-        "from": manifest.dataset,
-        "per_cell": wanted,
-        "rule": tables.rule,
-        "poses": poses.name,
-        "seed": seed,
-        "samples_per_shard": samples_per_shard,
-        "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
-    }
-    directions = tuple(Direction) if directions is None else directions
-    if len(directions) < len(DIRECTIONS):
-        options["directions"] = [DIRECTIONS[label] for label in directions]
-    if emotions is not None:
-        options["emotions"] = [EMOTIONS[label] for label in emotions]
+    wanted = samples_per_cell(subset.per_cell, manifest.splits, option_names)
+    if subset.samples_per_shard < 1:
+        raise UserError(f"--samples-per-shard {subset.samples_per_shard}: expected 1 or more")
+    tables = DirectionTables(manifest, poses, subset.rule)
+    options = subset.recorded(manifest, tables, wanted)
     if _finished(out, options):
         print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
         return Manifest.load(out)
     cells = _cells(folder, manifest, tables, wanted)
+    directions = tuple(Direction) if subset.directions is None else subset.directions
+    emotions = subset.emotions
     if emotions is None:
         emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
-    chosen = _choose(cells, wanted, [(d, e) for d in directions for e in emotions], seed, told)
+    grid = [(direction, emotion) for direction in directions for emotion in emotions]
+    chosen = choose(cells, wanted, grid, subset.seed, option_names)
     try:
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _write(folder, manifest, tables, chosen, out, options, samples_per_shard)
-    except BrokenPipeError:  # `hpe balance … | head`: the shards are whole
+            return _Writing(folder, out, manifest, tables).write(chosen, options)
+    except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); mend it, or use another folder"
+            f"{out}: cannot be written ({error.strerror or error}); remove the cause, or use another folder"
         ) from error
 
 
 def labels_of(option: str, text: str | None, names: Sequence[str]) -> list[int] | None:
-    """The labels of a text such as ``happy,sad``, in order; None: not given.
+    """The numbers of labels such as ``happy,sad``, sorted; None where there is no text.
 
     Raises:
-        UserError: a word that is none of ``names``.
+        UserError: a word is none of ``names``.
     """
     if text is None:
         return None
@@ -144,30 +133,11 @@ def labels_of(option: str, text: str | None, names: Sequence[str]) -> list[int] 
     return sorted({names.index(word) for word in words})
 
 
-def _wanted(text: str, found: Sequence[str], told: Told) -> dict[str, int]:
-    numbers = text.split("/")
-    sensible = all(number.isdecimal() and len(number) <= _MOST_DIGITS for number in numbers)
-    if not sensible or len(numbers) not in (1, 3) or not any(map(int, numbers)):
-        raise UserError(
-            f"{told.per_cell} {text[:40]!r}: expected a number, or three for train/val/test such as 80/40/20"
-        )
-    if len(numbers) == 1:
-        return dict.fromkeys(found, int(text))
-    wanted = {name: int(number) for name, number in zip(splits.SPLITS, numbers, strict=True) if int(number)}
-    if absent := [name for name in wanted if name not in found]:
-        zeros = "/".join(number if name in found else "0" for name, number in zip(splits.SPLITS, numbers, strict=True))
-        raise UserError(
-            f"{told.per_cell} {text}: these shards have no {' and no '.join(absent)} (they have {', '.join(found)}); "
-            f"use {told.per_cell} {zeros}, or pack with --val-share and --test-share"
-        )
-    return wanted
-
-
 def _finished(out: Path, options: Mapping[str, Any]) -> bool:
     """Whether ``out`` holds this subset already; nothing is written or removed.
 
     Raises:
-        MadeOtherwiseError: it holds another subset.
+        OtherSubsetError: it holds another subset.
         UserError: it holds something else.
     """
     try:
@@ -176,11 +146,11 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         if (out / MANIFEST).is_file():
             if Manifest.load(out).options == options:
                 return True
-            raise MadeOtherwiseError(
-                f"{out}: was made with other options, or from other shards; use another folder or delete it"
+            raise OtherSubsetError(
+                f"{out}: was made with other options or from other shards; use another folder, or delete this one"
             )
         if not out.is_dir():
-            raise UserError(f"{out}: is no folder; expected one to write the shards to")
+            raise UserError(f"{out}: is not a folder; expected one for the shards")
         names = sorted(path.name for path in out.iterdir())
     except OSError as error:
         raise UserError(f"{out}: cannot be read: {error.strerror or error}") from error
@@ -195,7 +165,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The folder, for this process alone; files of a job that was killed are removed.
+    """Lock the folder for this process, and remove the files of a killed job.
 
     Raises:
         UserError: another process is writing there.
@@ -211,83 +181,16 @@ def _locked(out: Path) -> Iterator[None]:
     shutil.rmtree(work, ignore_errors=True)
 
 
-class _Tables:
-    """The pose tables of some shards, and the direction rule that is used."""
-
-    def __init__(self, manifest: Manifest, folder: Path, rule: str | None) -> None:
-        self.folder = folder
-        try:
-            found = folder.is_dir()
-            absent = [s.name for s in manifest.shards if not self.path(s).is_file()]
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
-        if not found:
-            raise UserError(f"{folder}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
-        if absent:
-            raise UserError(
-                f"{folder}: no table for {len(absent):,} of {len(manifest.shards):,} shards, such as {absent[0]}; "
-                "run `hpe pose` on them first"
-            )
-        try:
-            columns = pq.read_schema(self.path(manifest.shards[0])).names
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.path(manifest.shards[0])}: not a pose table: {error}") from error
-        rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
-        if rule is None and len(rules) != 1 and OURS not in rules:
-            raise UserError(f"{folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
-        self._columns: pa.Schema | None = None
-        self.rule = rule or (rules[0] if len(rules) == 1 else OURS)
-        if self.rule not in rules:
-            raise UserError(f"--rule {self.rule}: the tables in {folder} have {', '.join(rules) or 'none'}")
-
-    def path(self, shard: ShardInfo) -> Path:
-        return self.folder / f"{shard.name.removesuffix('.tar')}.parquet"
-
-    def read(self, shard: ShardInfo) -> pa.Table:
-        """A shard's table.
-
-        Raises:
-            UserError: it cannot be read, its rows are not the shard's samples, or its columns are not those of the
-                tables before.
-        """
-        path = self.path(shard)
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a pose table: {error}") from error
-        if absent := {"key", _PREFIX + self.rule} - set(table.column_names):
-            raise UserError(f"{path}: no column {', '.join(sorted(absent))}; run `hpe pose` again")
-        if table.num_rows != shard.samples:
-            raise UserError(f"{path}: {table.num_rows:,} rows for {shard.samples:,} samples; run `hpe pose` again")
-        kind = table.schema.field(_PREFIX + self.rule).type
-        if not pa.types.is_integer(kind):
-            raise UserError(f"{path}: {_PREFIX}{self.rule} is a column of {kind}, expected whole numbers of 0..4")
-        made_for = (table.schema.metadata or {}).get(b"hpe.shard_sha256", b"").decode("utf-8", "replace")
-        if made_for and made_for != shard.sha256:
-            raise UserError(
-                f"{path}: made for a shard with sha256 {made_for[:12]}…, {shard.name} has {shard.sha256[:12]}…; "
-                "run `hpe pose` on these shards"
-            )
-        columns = table.schema.remove_metadata()
-        before = self._columns = self._columns or columns
-        if other := sorted({f"{field.name} ({field.type})" for field in {*columns} ^ {*before}}):
-            raise UserError(
-                f"{path}: its columns are not those of the tables before it: {', '.join(other)}; "
-                "remove the tables and run `hpe pose` again"
-            )
-        return table
-
-
 def _cells(
-    folder: Path, manifest: Manifest, tables: _Tables, wanted: Mapping[str, int]
-) -> dict[str, dict[Cell, list[_Place]]]:
-    """By split and cell, every sample that has an emotion and a direction."""
-    cells: dict[str, dict[Cell, list[_Place]]] = {name: defaultdict(list) for name in wanted}
+    folder: Path, manifest: Manifest, tables: DirectionTables, wanted: Mapping[str, int]
+) -> dict[str, dict[Cell, list[Place]]]:
+    """Every sample that has an emotion and a direction, by split and cell."""
+    cells: dict[str, dict[Cell, list[Place]]] = {name: defaultdict(list) for name in wanted}
     shards = [shard for shard in manifest.shards if shard.split in wanted]
     with progress("count", len(shards), unit="shards") as bar:
         for shard in shards:
             table = tables.read(shard)
-            directions = table.column(_PREFIX + tables.rule).to_pylist()
+            directions = table.column(tables.column).to_pylist()
             keys = table.column("key").to_pylist()
             with _opened(folder, shard) as opened:
                 if list(opened.keys) != keys:
@@ -299,14 +202,14 @@ def _cells(
                         continue
                     emotion = _checked(opened.record(row), keys[row]).emotion
                     if emotion is not None:
-                        cells[shard.split][direction, emotion].append(_Place(shard, row, keys[row]))
+                        cells[shard.split][direction, emotion].append(Place(shard, row, keys[row]))
             bar.advance()
     return cells
 
 
 @contextmanager
 def _opened(folder: Path, shard: ShardInfo) -> Iterator[OpenShard]:
-    """A whole shard; damage that is met while it is read is an error of the user's, too."""
+    """A whole shard; damage found while it is read becomes a ``UserError``, too."""
     path = folder / shard.name
     try:
         opened = open_tar(path)
@@ -325,94 +228,62 @@ def _checked(record: Record, key: str) -> Record:
     return record
 
 
-def _choose(
-    cells: Mapping[str, Mapping[Cell, list[_Place]]],
-    wanted: Mapping[str, int],
-    grid: Sequence[Cell],
-    seed: int,
-    told: Told,
-) -> dict[str, list[_Place]]:
-    """Per split the chosen samples, in random order.
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """Writes the chosen samples of ``folder`` with their rows of ``tables`` to ``out``."""
 
-    Raises:
-        UserError: a cell with fewer samples than wanted.
-    """
-    if not grid:
-        raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
-    smallest = {name: min(len(of_split.get(cell, ())) for cell in grid) for name, of_split in cells.items()}
-    short = [
-        (name, cell, len(cells[name].get(cell, ())), number)
-        for name, number in wanted.items()
-        for cell in grid
-        if len(cells[name].get(cell, ())) < number
-    ]
-    if short:
-        fits = {name: min(number, smallest[name]) for name, number in wanted.items()}
-        largest = "/".join(str(fits.get(name, 0)) for name in splits.SPLITS)
-        way_out = (
-            f"{told.per_cell} {largest} works"
-            if all(fits.values())
-            else "a cell without a sample cannot be balanced: leave its label out with "
-            f"{told.directions} or {told.emotions}, or use another direction rule, or more data"
-        )
-        short.sort(key=lambda cell: cell[2] / cell[3])
-        lines = [
-            f"  {name}, {DIRECTIONS[direction]} × {EMOTIONS[emotion]}: {count:,} of {number:,}"
-            for name, (direction, emotion), count, number in short[:_MOST_NAMED]
-        ]
-        if len(short) > _MOST_NAMED:
-            lines.append(f"  and {len(short) - _MOST_NAMED:,} more")
-        raise UserError(f"{len(short)} cells have too few samples:\n" + "\n".join(lines) + f"\n{way_out}")
+    folder: Path
+    out: Path
+    manifest: Manifest
+    tables: DirectionTables
 
-    def rank(place: _Place) -> tuple[int, str]:
-        return splits.order(seed, place.key), place.key
+    def write(self, chosen: Mapping[str, Sequence[Place]], options: dict[str, Any]) -> Manifest:
+        """Shards, tables and summary; the manifest last, which marks the folder as finished."""
+        infos: list[ShardInfo] = []
+        by_split: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+        grid: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+        with progress("balance", sum(map(len, chosen.values())), unit="images") as bar:
+            for name, places in chosen.items():
+                parts = -(-len(places) // options["samples_per_shard"])
+                for part in range(parts):
+                    some = places[part * len(places) // parts : (part + 1) * len(places) // parts]
+                    samples, rows = self._gather(some)
+                    info = write_shard(self.out / f"{name}-{part:06d}.tar", name, samples)
+                    infos.append(info)
+                    _write_table(rows, self.out / POSE / self.tables.folder.name, info)
+                    for sample, direction in zip(samples, rows.column(self.tables.column).to_pylist(), strict=True):
+                        emotion = EMOTIONS[sample.record.emotion or 0]
+                        by_split[name][f"emotion/{emotion}"] += 1
+                        grid[name][f"{DIRECTIONS[direction]} {emotion}"] += 1
+                    bar.advance(len(some))
+        counts = summary.counts(by_split, Counter(), sum(map(len, chosen.values())))
+        counts["cells"] = {name: dict(sorted(found.items())) for name, found in grid.items()}
+        each = ", ".join(f"{number} in {name}" for name, number in options["per_cell"].items())
+        note = f"balanced: per direction ({self.tables.rule}) and emotion {each}, seed {options['seed']}"
+        notes = (*self.manifest.notes, note)
+        balanced = replace(self.manifest, shards=tuple(infos), counts=counts, options=options, notes=notes)
+        write_text(self.out / QUARANTINE, "")
+        text = summary.summary(balanced, Counter(), balanced.notes) + _tables_of_cells(grid)
+        write_text(self.out / "summary.md", text)
+        balanced.save(self.out)
+        print(text)
+        return balanced
 
-    return {
-        name: sorted((p for cell in grid for p in sorted(cells[name][cell], key=rank)[:number]), key=rank)
-        for name, number in wanted.items()
-    }
-
-
-def _write(
-    folder: Path,
-    manifest: Manifest,
-    tables: _Tables,
-    chosen: Mapping[str, Sequence[_Place]],
-    out: Path,
-    options: dict[str, Any],
-    samples_per_shard: int,
-) -> Manifest:
-    infos: list[ShardInfo] = []
-    by_split: dict[str, Counter[str]] = {}
-    grid: dict[str, Counter[str]] = {}
-    with progress("balance", sum(map(len, chosen.values())), unit="images") as bar:
-        for name, places in chosen.items():
-            by_split[name], grid[name] = Counter(), Counter()
-            parts = -(-len(places) // samples_per_shard)
-            for part in range(parts):
-                some = places[part * len(places) // parts : (part + 1) * len(places) // parts]
-                found = _gather(folder, tables, some)
-                samples = [found[place.key][0] for place in some]
-                rows = pa.concat_tables([found[place.key][1] for place in some])
-                info = write_shard(out / f"{name}-{part:06d}.tar", name, samples)
-                infos.append(info)
-                _write_table(rows, out / POSE / tables.folder.name, info)
-                for sample, direction in zip(samples, rows.column(_PREFIX + tables.rule).to_pylist(), strict=True):
-                    emotion = sample.record.emotion
-                    by_split[name][f"emotion/{EMOTIONS[emotion or 0]}"] += 1
-                    grid[name][f"{DIRECTIONS[direction]} {EMOTIONS[emotion or 0]}"] += 1
-                bar.advance(len(some))
-    counts = summary.counts(by_split, Counter(), sum(map(len, chosen.values())))
-    counts["cells"] = {name: dict(sorted(found.items())) for name, found in grid.items()}
-    each = ", ".join(f"{number} in {name}" for name, number in options["per_cell"].items())
-    note = f"balanced: per direction ({tables.rule}) and emotion {each}, seed {options['seed']}"
-    balanced = replace(manifest, shards=tuple(infos), counts=counts, options=options, notes=(*manifest.notes, note))
-    write_text(out / QUARANTINE, "")
-    text = summary.summary(balanced, Counter(), balanced.notes) + _tables_of_cells(grid)
-    write_text(out / "summary.md", text)
-    balanced.save(out)
-    print(text)
-    return balanced
+    def _gather(self, places: Sequence[Place]) -> tuple[list[Sample], pa.Table]:
+        """The samples of one new shard, and their rows; each old shard is opened once."""
+        by_shard: dict[ShardInfo, list[Place]] = defaultdict(list)
+        for place in places:
+            by_shard[place.shard].append(place)
+        found: dict[str, tuple[Sample, pa.Table]] = {}
+        for shard, of_shard in by_shard.items():
+            table = self.tables.read(shard)
+            with _opened(self.folder, shard) as opened:
+                for place in of_shard:
+                    sample = opened.sample(place.row)
+                    _checked(sample.record, place.key)
+                    found[place.key] = sample, table.slice(place.row, 1)
+        ordered = [found[place.key] for place in places]
+        return [sample for sample, _ in ordered], pa.concat_tables([rows for _, rows in ordered])
 
 
 def _tables_of_cells(grid: Mapping[str, Counter[str]]) -> str:
@@ -425,22 +296,6 @@ def _tables_of_cells(grid: Mapping[str, Counter[str]]) -> str:
             counted = [cells[f"{direction} {name}"] for name in emotions]
             lines += [f"| {direction} | {' | '.join(f'{count:,}' for count in counted)} |"] * any(counted)
     return "\n".join(lines) + "\n"
-
-
-def _gather(folder: Path, tables: _Tables, places: Sequence[_Place]) -> dict[str, tuple[Sample, pa.Table]]:
-    """The samples of one new shard with their rows, by key."""
-    by_shard: dict[ShardInfo, dict[int, str]] = defaultdict(dict)
-    for place in places:
-        by_shard[place.shard][place.row] = place.key
-    found: dict[str, tuple[Sample, pa.Table]] = {}
-    for shard, rows in by_shard.items():
-        table = tables.read(shard)
-        with _opened(folder, shard) as opened:
-            for row, key in rows.items():
-                sample = opened.sample(row)
-                _checked(sample.record, key)
-                found[key] = sample, table.slice(row, 1)
-    return found
 
 
 def _write_table(rows: pa.Table, folder: Path, shard: ShardInfo) -> None:

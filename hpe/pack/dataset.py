@@ -1,9 +1,9 @@
 """``hpe pack``: a raw dataset becomes clean, verified shards.
 
-The job has three steps. The raw dataset's rows are read and spooled to an unnamed file (what is said of each
-picture, not the picture). Splits are drawn and the rows of each split ordered at random by their keys, so
-that a shard is a fair sample of its split however the dataset was sorted. Then each shard is made by one
-process from start to end (``hpe.pack.shard``). The same command after a kill does only what is missing.
+The job (``hpe.pack.job``) has three steps. The raw dataset's rows are read and kept in an unnamed file (the
+labels of each picture, not the picture). Splits are drawn, and the rows of each split are ordered at random by
+their keys, so that a shard is a fair sample of its split however the dataset was sorted. Then each shard is made
+by one process from start to end (``hpe.pack.shard``). After a kill the same command makes only what is missing.
 """
 
 import contextlib
@@ -25,79 +25,97 @@ from hpe.core.process_pool import Stopped
 from hpe.data.crops import CropRule
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.pack import splits
-from hpe.pack.job import JOURNAL, Options, Packing
+from hpe.pack.job import Packing
+from hpe.pack.journal import JOURNAL
+from hpe.pack.options import Options
 from hpe.sources import open_source, readers, recognise
 from hpe.sources.base import Source, shown
 
 _RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
-_OPTIONS: Final = "options.json"
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_OPTIONS_FILE: Final = "options.json"
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def list_readers() -> str:
-    """Every reader of raw datasets: what it reads, what it looks for and its options with their defaults."""
-    lines = ["hpe pack auto RAW OUT takes the first of these that knows the folder; hpe pack NAME RAW OUT that one."]
+    """Every reader of raw datasets: what it reads, what it looks for, and its options with their defaults."""
+    lines = [
+        "hpe pack auto RAW OUT uses the first of these that recognises the folder; hpe pack NAME RAW OUT uses NAME."
+    ]
     for reader in readers().values():
         what = " ".join((inspect.getdoc(reader.open) or "").partition("\n\n")[0].split()).replace("``", "")
         given = [p for p in inspect.signature(reader.open).parameters.values() if p.kind is p.KEYWORD_ONLY]
         lines += ["", reader.name, f"    {what}", f"    looks for: {reader.looks_for}"]
         if given:
-            told = " ".join(f"--option {p.name}={'|'.join(reader.choices.get(p.name, (p.default,)))}" for p in given)
-            lines.append(f"    options (the default is the first): {told}")
+            options = " ".join(f"--option {p.name}={'|'.join(reader.choices.get(p.name, (p.default,)))}" for p in given)
+            lines.append(f"    options (the first value is the default): {options}")
     return "\n".join(lines)
 
 
 def pack_source(
     name: str, paths: Sequence[str], reader_options: Sequence[str], workers: int | None, options: Options
 ) -> Manifest:
-    """:func:`pack` of what the command line names: a reader (or ``auto``), ``[RAW] OUT`` and KEY=VALUE options.
+    """:func:`pack`, given the words of the command line.
+
+    Args:
+        name: of a reader, or ``auto``.
+        paths: ``[RAW] OUT``.
+        reader_options: each as KEY=VALUE.
 
     Raises:
         UserError: no such reader, no raw dataset, one path too many, or as :func:`pack`.
     """
-    given: dict[str, str] = {}
-    for text in reader_options:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
-        given[key] = value
-    if len(paths) == 1 and name == _RENDERED:
-        raw, out = "", paths[0]
-    elif len(paths) == 2:
-        raw, out = paths
-    else:
-        raise UserError(
-            f"{' '.join(('hpe pack', name, *paths))}: expected a raw dataset and a folder for the shards "
-            "(`hpe pack list` names the readers)"
-        )
+    given = _key_values(reader_options)
+    raw, out = _raw_and_out(name, paths)
     if name == _RENDERED:
         given.setdefault("size", str(options.size))
     try:
         if raw and Path(raw).is_dir() and resolved(Path(out)).is_relative_to(resolved(Path(raw))):
-            raise UserError(f"{out}: shards do not go into the raw dataset's own folder; name another one")
+            raise UserError(f"{out}: the shards cannot lie in the raw dataset's own folder; name another one")
         if name == "auto":
             found = recognise(Path(raw))
             print(shown(f"{raw}: {found.name} ({found.why})"), flush=True)
             name = found.name
         source = open_source(name, Path(raw), **given)
     except OSError as error:
-        told = f"{error.filename or raw}: cannot be read: {error.strerror or error}; name another folder"
-        raise UserError(told) from error
+        raise UserError(
+            f"{error.filename or raw}: cannot be read: {error.strerror or error}; name another folder"
+        ) from error
     label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
     return pack(source, Path(out), options, label=shown(label), workers=workers)
+
+
+def _key_values(texts: Sequence[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
+        given[key] = value
+    return given
+
+
+def _raw_and_out(name: str, paths: Sequence[str]) -> tuple[str, str]:
+    if len(paths) == 1 and name == _RENDERED:
+        return "", paths[0]
+    if len(paths) == 2:
+        return paths[0], paths[1]
+    raise UserError(
+        f"{' '.join(('hpe pack', name, *paths))}: expected a raw dataset and a folder for the shards "
+        "(`hpe pack list` names the readers)"
+    )
 
 
 def pack(source: Source, out: Path, options: Options, *, label: str = "", workers: int | None = None) -> Manifest:
     """Write the shards of ``source`` to ``out`` and return their manifest, which is written last.
 
     Args:
-        label: what the raw dataset is called in the manifest, such as its folder's name and reader options.
-        workers: processes; all cores when None. The bytes do not depend on it.
+        label: the raw dataset's name in the manifest, such as its folder's name and the reader's options.
+        workers: processes; one per core when None. The bytes do not depend on it.
 
     Raises:
         UserError: an impossible option, ``out`` holds something else, nothing could be packed, a full disk.
-        SystemExit: stopped by a signal (75); the same command goes on.
+        SystemExit: stopped by a signal (75); run the same command again to resume.
     """
     options.check()
     options.check_shares(source.name, source.splits)
@@ -105,46 +123,49 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
     if workers < 1:
         raise UserError(f"--workers {workers}: expected 1 or more")
     try:
-        stated = _stated(source, options, label)
+        recorded = _recorded(source, options, label)
         if isinstance(options.splits, Path):
             splits.Lists(options.splits)
-        with _opened(out, stated):
+        with _opened(out, recorded):
             if (out / MANIFEST).is_file():
                 print(shown(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)"))
                 return Manifest.load(out)
-            return Packing(source, out, options, stated, workers).run()
-    except BrokenPipeError:  # `hpe pack … | head`: the shards are whole
+            return Packing(source, out, options, recorded, workers).run()
+    except BrokenPipeError:  # `hpe pack … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
-        if error.errno in _FULL:
-            made = len(list((out / JOURNAL).glob("*.tar.json")))
+        if error.errno in _DISK_FULL:
+            finished = len(list((out / JOURNAL).glob("*.tar.json")))
             raise UserError(
-                f"{out}: the disk is full ({error.strerror}); {made} finished shards are whole and stay. "
-                "Free some space and run the same command again: it makes what is missing"
+                f"{out}: the disk is full ({error.strerror}); {finished} finished shards stay. "
+                "Free some space and run the same command again: it makes the missing ones"
             ) from error
         raise UserError(f"{error.filename or out}: cannot be written or read: {error.strerror or error}") from error
     except Stopped:
-        print(f"hpe: stopped; finished shards stay in {out}, the same command makes the rest", file=sys.stderr)
+        print(
+            f"hpe: stopped; finished shards stay in {out}; run the same command again to make the rest", file=sys.stderr
+        )
         raise SystemExit(EXIT_AGAIN) from None
 
 
-def _stated(source: Source, options: Options, label: str) -> dict[str, Any]:
+def _recorded(source: Source, options: Options, label: str) -> dict[str, Any]:
+    """The options as the manifest records them: only those that decide the bytes of these shards."""
     crop = source.default_crop if options.crop is None else options.crop
     if crop != "keep":
         crop = str(CropRule.parse(crop))
-    stated = asdict(options) | {"crop": crop, "source": source.name, "variant": source.variant, "raw": label}
+    recorded = asdict(options) | {"crop": crop, "source": source.name, "variant": source.variant, "raw": label}
     if isinstance(options.splits, Path):
-        stated["splits"] = f"lists {_digest_of_lists(options.splits)}"
+        recorded["splits"] = f"lists {_digest_of_lists(options.splits)}"
     if crop == "keep":
         for name in ("size", "grey", "quality"):
-            del stated[name]
+            del recorded[name]
     if crop.endswith("@detector"):
         from hpe.data.detect import open_detector
 
-        stated["detector"] = open_detector(options.detector).name
+        recorded["detector"] = open_detector(options.detector).name
     else:
-        del stated["detector"]
-    return stated
+        del recorded["detector"]
+    return recorded
 
 
 def _digest_of_lists(folder: Path) -> str:
@@ -157,22 +178,22 @@ def _digest_of_lists(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
-    """The folder, locked, with the same options as before and without half-written files of killed jobs."""
+def _opened(out: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
+    """Lock the folder, refuse other options than before, and remove half-written files of killed jobs."""
     work = out / JOURNAL
     new = not out.exists()
     if out.is_dir() and not work.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise UserError(f"{out}: holds files that `hpe pack` did not write; use an empty or a new folder")
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; expected a folder to write the shards to")
+        raise UserError(f"{out}: is a file; expected a folder for the shards")
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / "lock", f"{out}: another `hpe pack` is writing here; wait for it, or stop it"):
-        _refuse_other_options(out, stated)
+        _refuse_other_options(out, recorded)
         for folder in (out, work):
             for part in folder.glob(".*.part"):
                 part.unlink(missing_ok=True)
         if not (out / MANIFEST).is_file():
-            write_json(work / _OPTIONS, stated)
+            write_json(work / _OPTIONS_FILE, recorded)
         try:
             yield
         except BaseException:
@@ -185,26 +206,26 @@ def _opened(out: Path, stated: Mapping[str, Any]) -> Iterator[None]:
         shutil.rmtree(work)
 
 
-def _refuse_other_options(out: Path, stated: Mapping[str, Any]) -> None:
+def _refuse_other_options(out: Path, recorded: Mapping[str, Any]) -> None:
     before: Any = None
     if (out / MANIFEST).is_file():
         before = Manifest.load(out).options
-    elif (out / JOURNAL / _OPTIONS).is_file():
-        if not any(out.glob("*.tar")):
+    elif (out / JOURNAL / _OPTIONS_FILE).is_file():
+        if not any(out.glob("*.tar")):  # nothing was finished: other options may start afresh
             for path in (out / JOURNAL).glob("*.tar.json"):
                 path.unlink()
             return
         with contextlib.suppress(ValueError):
-            before = json.loads((out / JOURNAL / _OPTIONS).read_text(encoding="utf-8"))
+            before = json.loads((out / JOURNAL / _OPTIONS_FILE).read_text(encoding="utf-8"))
     if not isinstance(before, dict):
         return
-    names = sorted(before.keys() | stated.keys())
-    told = [
-        f"{name}: {before.get(name)!r} there, {stated.get(name)!r} now"
-        for name in names
-        if before.get(name) != stated.get(name)
+    differences = [
+        f"{name}: {before.get(name)!r} there, {recorded.get(name)!r} now"
+        for name in sorted(before.keys() | recorded.keys())
+        if before.get(name) != recorded.get(name)
     ]
-    if told:
+    if differences:
         raise UserError(
-            f"{out}: was packed with other options ({'; '.join(told)}); use those, another folder, or delete this one"
+            f"{out}: was packed with other options ({'; '.join(differences)}); use the same options or another "
+            "folder, or delete this one"
         )

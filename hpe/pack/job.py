@@ -1,330 +1,203 @@
-"""The job of ``hpe pack``: rows are read and spooled, splits drawn, shards made, and what came out is told."""
+"""The job of ``hpe pack``: read the rows, draw the splits, make the shards, and record what came out."""
 
-import itertools
 import json
-import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Literal, get_args
-
-import numpy as np
+from typing import Any, Final
 
 from hpe.core.distributed import signals
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_text
-from hpe.core.process_pool import Stopped, Workers
+from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
-from hpe.data.shards import QUARANTINE, Manifest
+from hpe.data.recipe import Recipe
+from hpe.data.shards import QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
-from hpe.pack.near_copies import HASH_BYTES, Copy, copies
-from hpe.sources.base import NOT_ITS_OWN, Raw, Reject, Source, Unread
+from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
+from hpe.pack.journal import JOURNAL, ShardJournal, journal
+from hpe.pack.options import Options
+from hpe.pack.rows import Rows, read
+from hpe.sources.base import NOT_ITS_OWN, Source
 
-JOURNAL: Final = ".pack"
-DUPLICATES: Final = "duplicates.jsonl"
 SUMMARY: Final = "summary.md"
-Drop = Literal["none", "exact", "near"]
 _HASHED_AT_ONCE: Final = 500
-_READ_AT_ONCE: Final = 128
 _FEWEST_SHARDS: Final = 8
 _FEWEST_SAMPLES: Final = 128
 """A small split is cut into shards of no fewer, so that several processes have something to do."""
-_RANK: Final = {"test": 0, "val": 1, "train": 2}
-_LARGEST_SIDE: Final = 4096
-_DRAWN_SHARE: Final = 0.1
-_FEW_STRANGERS: Final = 20
-_SHARE_OF_STRANGERS: Final = 0.2
+_MOST_FOREIGN: Final = 20
+_MOST_FOREIGN_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What decides the bytes of the shards, beside the raw dataset.
-
-    Attributes:
-        crop: a crop rule, ``none`` (the centre square), ``keep`` (the original bytes), or None for the rule
-            that suits the dataset.
-        size: side of the stored pictures in pixels.
-        grey: store one channel.
-        quality: of the JPEGs, 1..100.
-        splits: the dataset's ``own``, or all ``drawn`` anew whatever it names, or a folder of ``train.txt``,
-            ``val.txt``, ``test.txt``.
-        val_share, test_share: of the samples, of splits that are drawn (a tenth when None).
-        detector: mtcnn or hog, for crop rules that start from the detector's box.
-        drop: leave out copies: none, those of the same bytes, or near ones too.
-    """
-
-    crop: str | None = None
-    size: int = 224
-    grey: bool = False
-    quality: int = 95
-    samples_per_shard: int = 1000
-    seed: int = 0
-    splits: Path | Literal["own", "drawn"] = "own"
-    val_share: float | None = None
-    test_share: float | None = None
-    detector: str = "mtcnn"
-    drop: Drop = "none"
-
-    def check(self) -> None:
-        """Refuse what is impossible.
-
-        Raises:
-            UserError: an option out of its range.
-        """
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality}: expected 1 to 100")
-        if not 8 <= self.size <= _LARGEST_SIDE:
-            raise UserError(f"--size {self.size}: expected 8 to {_LARGEST_SIDE} pixels")
-        if self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard {self.samples_per_shard}: expected 1 or more")
-        val, test = self.shares
-        if not (val >= 0 and test >= 0 and val + test < 1):
-            raise UserError(
-                f"--val-share {val:g}, --test-share {test:g}: expected two shares of 0 "
-                "or more that leave something to train on, such as 0.1 and 0.1"
-            )
-        if self.drop not in get_args(Drop):
-            raise UserError(f"--drop-duplicates {self.drop!r}: expected {', '.join(get_args(Drop))}")
-        if self.crop == "keep" and self.grey:
-            raise UserError("--grey with --crop keep: original bytes stay as they are; use --crop none, or no --grey")
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """The shares of val and test that are drawn, where they are."""
-        return (
-            _DRAWN_SHARE if self.val_share is None else self.val_share,
-            _DRAWN_SHARE if self.test_share is None else self.test_share,
-        )
-
-    def check_shares(self, dataset: str, named: Sequence[str]) -> None:
-        """Refuse a share of a split that is not drawn.
-
-        Raises:
-            UserError: it was asked for, and the dataset or the lists say which samples those are.
-        """
-        if self.splits == "drawn" or (self.splits == "own" and not named):
-            return
-        for split, share in (("val", self.val_share), ("test", self.test_share)):
-            if share and isinstance(self.splits, Path):
-                raise UserError(f"--{split}-share: the lists in {self.splits} say who is in {split}; leave it out")
-            if share and (split in named or split == "test"):
-                raise UserError(
-                    f"--{split}-share: {dataset} names its own splits ({', '.join(named)}); leave it out, or draw all "
-                    "anew with --splits drawn"
-                )
-
-
-class _Spool:
-    """Rows on disk, in an unnamed file: pickled (number, Raw)."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._ends = [0]
-
-    def append(self, number: int, raw: Raw) -> None:
-        data = pickle.dumps((number, raw), pickle.HIGHEST_PROTOCOL)
-        self._file.write(data)
-        self._ends.append(self._ends[-1] + len(data))
-
-    def read(self, indices: Sequence[int]) -> tuple[bytes, ...]:
-        found = []
-        for index in indices:
-            self._file.seek(self._ends[index])
-            found.append(self._file.read(self._ends[index + 1] - self._ends[index]))
-        return tuple(found)
-
-
-@dataclass
-class _Rows:
-    """What is known of every row that may become a sample, in order of reading, and what was refused."""
-
-    spool: _Spool
-    rows: list[splits.Row] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str, str]] = field(default_factory=list)
-    read: int = 0
-    has: Counter[str] = field(default_factory=Counter)
-    """How many of the rows say a box, and landmarks."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
+class _PlannedShard:
     name: str
     split: str
     rows: tuple[int, ...]
-    """Indices into :class:`_Rows`."""
+    """Indices into :attr:`Rows.rows`."""
+
+
+@dataclass
+class _Packed:
+    """What the journals of all shards record.
+
+    Attributes:
+        shards: those that have a sample.
+        by_split: see :func:`summary.tally`.
+        refused: rows that did not become a sample.
+        split: of each row that became a sample.
+        hashes: its exact and its near hash, by index of the row.
+    """
+
+    split: list[str | None]
+    by_split: dict[str, Counter[str]]
+    shards: list[ShardInfo] = field(default_factory=list)
+    refused: list[tuple[int, str, str]] = field(default_factory=list)
+    hashes: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
 class Packing:
-    """One run of the job."""
+    """One run of the job.
 
-    def __init__(self, source: Source, out: Path, options: Options, stated: Mapping[str, Any], workers: int) -> None:
+    Args:
+        recorded: the options as the manifest records them.
+        processes: that read rows and make shards.
+    """
+
+    def __init__(
+        self, source: Source, out: Path, options: Options, recorded: Mapping[str, Any], processes: int
+    ) -> None:
         self.source, self.out, self.options = source, out, options
-        self.stated, self._processes = stated, workers
-        self.keep = stated["crop"] == "keep"
+        self.recorded, self._processes = recorded, processes
+        self.keep = recorded["crop"] == "keep"
+        crop = None if self.keep else CropRule.parse(recorded["crop"])
+        self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector)
         self.notes = [*source.notes, *(source.splits_notes if options.splits == "own" else ())]
 
     def run(self) -> Manifest:
-        from hpe.data.recipe import Recipe
-
-        crop = None if self.keep else CropRule.parse(self.stated["crop"])
-        self.recipe = Recipe(crop, self.options.size, self.options.grey, self.options.quality, self.options.detector)
+        """Do the job; finished shards of an earlier run are kept."""
         with (
             tempfile.TemporaryFile(dir=self.out / JOURNAL) as file,
             signals() as stop,
             Workers(self._processes, stop, preload="hpe.pack.shard") as workers,
         ):
-            self.stop, self.workers = stop, workers
-            rows = self._read(_Spool(file))
-            if not rows.rows:
-                raise UserError(
-                    f"{self.source.name}: {rows.read:,} rows read, and none can become a sample "
-                    f"({_most_frequent(rows.refused) or 'no rows'})"
-                )
-            strangers = sum(reason.startswith(NOT_ITS_OWN) for _, _, reason in rows.refused)
-            if strangers > max(_FEW_STRANGERS, rows.read * _SHARE_OF_STRANGERS):
-                raise UserError(
-                    f"{self.source.name}: {strangers:,} of {rows.read:,} pictures are {NOT_ITS_OWN} this dataset; "
-                    "perhaps several datasets lie here: give the folder of one of them"
-                )
-            needed = None if crop is None or crop.shape == "none" else crop.basis
-            if needed in ("box", "landmarks") and not rows.has[needed]:
-                raise UserError(
-                    f"--crop {self.recipe.crop}: none of {len(rows.rows):,} rows of {self.source.name} says "
-                    f"{'a box' if needed == 'box' else needed}; use --crop none, or a rule that ends in @detector"
-                )
+            self.workers = workers
+            rows = read(self.source, file, workers, stop)
+            self._check(rows)
+            self._compare_size(rows)
             split = self._split(rows)
-            dropped = self._drop(rows, split)
+            dropped = self._drop_copies(rows, split) if self.options.drop != "none" else None
+            self._refuse_unlisted(rows, split)
             shards = self._plan(rows, split)
             self._make(rows, shards)
-            return self._finish(rows, shards, dropped)
+            packed = self._collect(rows, shards)
+            return self._finish(rows, packed, dropped)
 
-    def _read(self, spool: _Spool) -> _Rows:
-        found, keys = _Rows(spool), set[str]()
-        with progress("read", self.source.total, unit="rows") as bar:
-            for number, row in enumerate(self._rows()):
-                found.read += 1
-                bar.advance()
-                if self.stop.caught is not None:
-                    raise Stopped
-                if isinstance(row, Reject):
-                    found.refused.append((number, row.source, row.reason))
-                    continue
-                record = row.record
-                problems = record.problems()
-                if row.key in keys:
-                    problems.append(f"an earlier row has this key: {row.key}")
-                if record.split is not None and record.split not in splits.SPLITS:
-                    problems.append(f"split {record.split!r} is none of {', '.join(splits.SPLITS)}")
-                if problems:
-                    found.refused.append((number, record.source or row.key, "; ".join(problems)))
-                    continue
-                keys.add(row.key)
-                spool.append(number, row)
-                found.has.update(name for name in ("box", "landmarks") if getattr(record, name) is not None)
-                found.rows.append(splits.Row(row.key, record.subject, record.emotion, record.split, record.source))
-                found.numbers.append(number)
-        return found
-
-    def _rows(self) -> Iterator[Raw | Reject]:
-        rows = self.source.rows()
-        chunks = iter(lambda: tuple(itertools.islice(rows, _READ_AT_ONCE)), ())
-        try:
-            first = next(chunks, ())
-            chunks = itertools.chain((first,), chunks)
-            if any(isinstance(row, Unread) for row in first):
-                chunks = self.workers.run(read_rows, chunks)
-            for row in itertools.chain.from_iterable(chunks):
-                yield row.read() if isinstance(row, Unread) else row
-        except OSError as error:
+    def _check(self, rows: Rows) -> None:
+        """Refuse what would end in no sample at all, or in another dataset than the one meant."""
+        name = self.source.name
+        if not rows.rows:
             raise UserError(
-                f"{self.source.name}: reading the raw dataset stopped: {error}; nothing was lost, mend it and "
-                "run the same command again"
-            ) from error
-        except (UserError, Stopped):
-            raise
-        except Exception as error:
+                f"{name}: {rows.read:,} rows read, and none can become a sample "
+                f"({_most_frequent(rows.refused) or 'no rows'})"
+            )
+        foreign = rows.kinds["foreign"]
+        if foreign > max(_MOST_FOREIGN, rows.read * _MOST_FOREIGN_SHARE):
             raise UserError(
-                f"{self.source.name}: reading the raw dataset stopped at a row that its reader does not understand: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+                f"{name}: {foreign:,} of {rows.read:,} pictures are {NOT_ITS_OWN} this dataset; "
+                "if this folder holds several datasets, give the folder of one of them"
+            )
+        crop = self.recipe.crop
+        needed = None if crop is None or crop.shape == "none" else crop.basis
+        if needed in ("box", "landmarks") and not rows.has[needed]:
+            raise UserError(
+                f"--crop {crop}: none of the {len(rows.rows):,} rows of {name} has "
+                f"{'a box' if needed == 'box' else needed}; use --crop none, or a rule that ends in @detector"
+            )
 
-    def _split(self, rows: _Rows) -> list[str | None]:
+    def _compare_size(self, rows: Rows) -> None:
+        """Note how the number of items differs from the documented one."""
+        if not self.source.expected:
+            return
+        found = rows.read - rows.kinds["copy"] - rows.kinds["foreign"]
+        documented = sum(self.source.expected.values())
+        if found != documented:
+            parts = ", ".join(f"{split} {count:,}" for split, count in self.source.expected.items())
+            parts = f" ({parts})" if len(self.source.expected) > 1 else ""
+            self.notes.append(
+                f"size: {found:,} items, {abs(found - documented):,} {'more' if found > documented else 'fewer'} than "
+                f"the {documented:,} of the whole dataset{parts}"
+            )
+
+    def _split(self, rows: Rows) -> list[str | None]:
+        """The split of each row; None for rows in no list."""
         options = self.options
         if isinstance(options.splits, Path):
-            lists = splits.Lists(options.splits)
-            found: list[str | None] = lists.assign(rows.rows)
-            self.how = f"splits: by the lists in {options.splits.name}/"
+            found: list[str | None] = splits.Lists(options.splits).assign(rows.rows)
+            note = f"splits: by the lists in {options.splits.name}/"
         else:
             own = self.source.splits if options.splits == "own" else ()
             val, test = options.shares
             found = [*splits.draw(rows.rows, seed=options.seed, val_share=val, test_share=test, official=own)]
             official = ", ".join(own)
             if not official:
-                grouped = any(row.subject is not None for row in rows.rows)
-                labelled = any(row.emotion is not None for row in rows.rows)
-                how = [f"drawn with seed {options.seed}", *["by subject"] * grouped]
-                self.how = "splits: " + ", ".join([*how, *["stratified by emotion"] * labelled])
+                by = [f"drawn with seed {options.seed}"]
+                by += ["by subject"] * any(row.subject is not None for row in rows.rows)
+                by += ["stratified by emotion"] * any(row.emotion is not None for row in rows.rows)
+                note = "splits: " + ", ".join(by)
             elif set(found) <= set(own):
-                self.how = f"splits: the dataset's own ({official})"
+                note = f"splits: the dataset's own ({official})"
             else:
-                self.how = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
-        self.notes.append(self.how)
+                note = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
+        self.notes.append(note)
         if leaks := splits.shared_subjects(rows.rows, found):
             subject, where = next(iter(leaks.items()))
             self.notes.append(
-                f"LEAK: {len(leaks):,} subjects stand in more than one split, such as {subject} in "
-                f"{' and '.join(where)}; figures on those splits are too good"
+                f"LEAK: {len(leaks):,} subjects appear in more than one split, such as {subject} in "
+                f"{' and '.join(where)}; results on those splits are too good"
             )
         return found
 
-    def _drop(self, rows: _Rows, split: list[str | None]) -> list[Copy] | None:
-        """The copies that are left out; sets their split to None. None when copies stay."""
-        if self.options.drop == "none":
-            return None
+    def _drop_copies(self, rows: Rows, split: list[str | None]) -> list[dict[str, Any]]:
+        """Refuse the copies and set their split to None; returns the lines of ``duplicates.jsonl``."""
+        hashes = self._hash(rows, [index for index, name in enumerate(split) if name is not None])
+        found = find_copies(rows.rows, split, hashes, near=self.options.drop == "near")
+        lines = duplicate_lines(rows.rows, split, found, dropped=True)
+        for copy in found:
+            kind = "the same stored bytes" if copy.bits is None else f"{copy.bits} of 256 bits differ"
+            rows.refuse(copy.copy, f"duplicate: shows the same as {rows.rows[copy.first].key} ({kind})")
+            split[copy.copy] = None
+        return lines
+
+    def _hash(self, rows: Rows, indices: Sequence[int]) -> dict[int, tuple[bytes, bytes]]:
+        """The exact and near hash of the rows that can become a sample.
+
+        Copies must be known before the shards are planned, or these would differ in size: every picture is read twice.
+        """
         from hpe.pack.shard import fingerprints
 
-        size = len(rows.rows)
-        exact, near = np.zeros((size, 16), np.uint8), np.zeros((size, HASH_BYTES), np.uint8)
-        seen = np.zeros(size, bool)
         place = {number: index for index, number in enumerate(rows.numbers)}
-        indices = [index for index in range(size) if split[index] is not None]
-        portions = [indices[at : at + _HASHED_AT_ONCE] for at in range(0, size, _HASHED_AT_ONCE)]
-        jobs = (rows.spool.read(portion) for portion in portions if portion)
-        function = partial(fingerprints, self.recipe)
+        portions = (indices[at : at + _HASHED_AT_ONCE] for at in range(0, len(indices), _HASHED_AT_ONCE))
+        hashes: dict[int, tuple[bytes, bytes]] = {}
         with progress("look for copies", len(indices), unit="images") as bar:
-            for found in self.workers.run(function, jobs):
-                for number, one, other in found:
-                    index = place[number]
-                    seen[index] = True
-                    exact[index], near[index] = np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)
+            for found in self.workers.run(partial(fingerprints, self.recipe), map(rows.pickled, portions)):
+                hashes |= {place[number]: (exact, near) for number, exact, near in found}
                 bar.advance(len(found))
-        known = np.flatnonzero(seen)
-        if self.options.drop == "exact":
-            near[:] = 0
-        rank = [_RANK[split[i] or "train"] for i in known]
-        found = copies(exact[known], near[known], rank, [rows.rows[i].subject for i in known])
-        told = [Copy(int(known[c.first]), int(known[c.copy]), c.bits) for c in found]
-        self.duplicates = self._told_copies(rows.rows, split, told, dropped=True)
-        for copy in told:
-            kind = "the same stored bytes" if copy.bits is None else f"{copy.bits} of 256 bits differ"
-            row = rows.rows[copy.copy]
-            reason = f"duplicate: shows what {rows.rows[copy.first].key} shows ({kind})"
-            rows.refused.append((rows.numbers[copy.copy], row.source or row.key, reason))
-            split[copy.copy] = None
-        return told
+        return hashes
 
-    def _plan(self, rows: _Rows, split: Sequence[str | None]) -> list[_Shard]:
+    def _refuse_unlisted(self, rows: Rows, split: Sequence[str | None]) -> None:
         dropped = {number for number, _, _ in rows.refused}
         for index, name in enumerate(split):
             if name is None and rows.numbers[index] not in dropped:
-                row = rows.rows[index]
-                rows.refused.append((rows.numbers[index], row.source or row.key, "in none of the lists of --splits"))
-        shards: list[_Shard] = []
+                rows.refuse(index, "in none of the lists of --splits")
+
+    def _plan(self, rows: Rows, split: Sequence[str | None]) -> list[_PlannedShard]:
+        """Which rows go into which shard: each split in a seeded random order, cut into equal parts."""
+        shards: list[_PlannedShard] = []
         for name in splits.SPLITS:
             members = [index for index, its in enumerate(split) if its == name]
             seed, keys = self.options.seed, rows.rows
@@ -334,75 +207,81 @@ class Packing:
             parts = max(-(-len(members) // self.options.samples_per_shard), enough)
             for part in range(parts):
                 chosen = members[part * len(members) // parts : (part + 1) * len(members) // parts]
-                shards.append(_Shard(f"{name}-{part:06d}.tar", name, tuple(chosen)))
+                shards.append(_PlannedShard(f"{name}-{part:06d}.tar", name, tuple(chosen)))
         return shards
 
-    def _make(self, rows: _Rows, shards: Sequence[_Shard]) -> None:
-        from hpe.pack.shard import Job, StaleError, make_shard
+    def _make(self, rows: Rows, shards: Sequence[_PlannedShard]) -> None:
+        # Late: it imports torch, which the worker processes do while this one reads the rows.
+        from hpe.pack.shard import ShardTask, StaleError, make_shard
 
         names = {shard.name for shard in shards}
         for path in (self.out / JOURNAL).glob("*.tar.json"):
             if path.name.removesuffix(".json") not in names:
                 raise self._changed(path.name.removesuffix(".json"))
-        jobs = (Job(self.out, shard.name, shard.split, self.recipe, rows.spool.read(shard.rows)) for shard in shards)
+        tasks = (
+            ShardTask(self.out, shard.name, shard.split, self.recipe, rows.pickled(shard.rows)) for shard in shards
+        )
         with progress("pack", sum(len(shard.rows) for shard in shards), unit="images") as bar:
             try:
-                for done in self.workers.run(make_shard, jobs):
+                for done in self.workers.run(make_shard, tasks):
                     bar.advance(done)
             except StaleError as error:
                 raise self._changed(str(error)) from error
 
     def _changed(self, shard: str) -> UserError:
         return UserError(
-            f"{self.out}: {shard} was made of other rows: the raw dataset has changed since this job began; "
-            "bring it back, pack into another folder, or delete this one"
+            f"{self.out}: {shard} was made from other rows: the raw dataset has changed since this job began; "
+            "restore it, pack into another folder, or delete this one"
         )
 
-    def _finish(self, rows: _Rows, shards: Sequence[_Shard], dropped: list[Copy] | None) -> Manifest:
-        from hpe.pack.shard import Outcome, journal
-
-        by_split: dict[str, Counter[str]] = {shard.split: Counter() for shard in shards}
-        refused, infos = list(rows.refused), []
-        known: list[tuple[int, str, str]] = []
+    def _collect(self, rows: Rows, shards: Sequence[_PlannedShard]) -> _Packed:
         place = {number: index for index, number in enumerate(rows.numbers)}
-        split: list[str | None] = [None] * len(rows.rows)
+        packed = _Packed([None] * len(rows.rows), {shard.split: Counter() for shard in shards})
+        packed.refused = list(rows.refused)
         for shard in shards:
-            outcome = Outcome.load(journal(self.out, shard.name))
-            if outcome is None:
+            made = ShardJournal.load(journal(self.out, shard.name))
+            if made is None:
                 raise UserError(f"{self.out}: the journal of {shard.name} is gone; run the same command again")
-            by_split[shard.split].update(outcome.counts)
-            refused += outcome.refused
-            infos += [outcome.shard] if outcome.shard else []
-            for number, _, _, _, exact, near in outcome.samples:
-                split[place[number]] = shard.split
-                known.append((place[number], exact, near))
-        if not infos:
-            raise UserError(f"{self.out}: none of {rows.read:,} rows became a sample ({_most_frequent(refused)})")
-        if dropped is None:
-            self.duplicates = self._search(rows, split, known)
-        reasons = Counter(summary.category(reason) for _, _, reason in refused)
-        told = summary.counts(by_split, reasons, rows.read)
-        assert told["samples"] + told["quarantined"] == rows.read, "rows were lost"
-        told["duplicates"] = _count_copies(self.duplicates)
-        self.notes += _told_duplicates(told["duplicates"])
-        self._write_quarantine(refused)
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.duplicates]
+            packed.by_split[shard.split].update(made.counts)
+            packed.refused += made.refused
+            packed.shards += [made.shard] if made.shard else []
+            for number, _, _, _, exact, near in made.samples:
+                packed.split[place[number]] = shard.split
+                packed.hashes[place[number]] = bytes.fromhex(exact), bytes.fromhex(near)
+        if not packed.shards:
+            raise UserError(
+                f"{self.out}: none of {rows.read:,} rows became a sample ({_most_frequent(packed.refused)})"
+            )
+        return packed
+
+    def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None) -> Manifest:
+        """Write everything beside the shards, the manifest last: it marks the folder as finished."""
+        reasons = Counter(summary.category(reason) for _, _, reason in packed.refused)
+        counts = summary.counts(packed.by_split, reasons, rows.read)
+        assert counts["samples"] + counts["quarantined"] == rows.read, "rows were lost"
+        duplicates = dropped
+        if duplicates is None:
+            found = find_copies(rows.rows, packed.split, packed.hashes, near=True)
+            duplicates = duplicate_lines(rows.rows, packed.split, found, dropped=False)
+        counts["duplicates"] = count_duplicates(duplicates)
+        self.notes.append(duplicates_note(counts["duplicates"]))
+        self._write_quarantine(packed.refused)
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in duplicates]
         write_text(self.out / DUPLICATES, "".join(lines))
         manifest = Manifest(
             dataset=self.source.name,
             variant=self.source.variant,
             licence=self.source.licence,
             publishable=self.source.publishable,
-            crop="none" if self.keep else self.stated["crop"],
+            crop="none" if self.keep else self.recorded["crop"],
             image=self._picture(),
-            shards=tuple(infos),
-            counts=told,
-            options=dict(self.stated),
+            shards=tuple(packed.shards),
+            counts=counts,
+            options=dict(self.recorded),
             notes=tuple(self.notes),
         )
-        total = sum(by_split.values(), Counter[str]())
-        sheets = summary.contact_sheets(self.out, manifest, total)
-        for _ in self.workers.run(summary.draw_sheet, sheets):
+        total = sum(packed.by_split.values(), Counter[str]())
+        for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, manifest, total)):
             pass
         text = summary.summary(manifest, total, self.notes)
         write_text(self.out / SUMMARY, text)
@@ -424,60 +303,7 @@ class Packing:
             for _, source, reason in sorted(refused):
                 stream.write(json.dumps({"source": source, "reason": reason}, ensure_ascii=False) + "\n")
 
-    def _search(
-        self, rows: _Rows, split: Sequence[str | None], known: list[tuple[int, str, str]]
-    ) -> list[dict[str, Any]]:
-        known.sort()
-        exact = np.frombuffer(bytes.fromhex("".join(e for _, e, _ in known)), np.uint8).reshape(len(known), -1)
-        near = np.frombuffer(bytes.fromhex("".join(n for _, _, n in known)), np.uint8).reshape(len(known), -1)
-        rank = [_RANK[split[index] or "train"] for index, _, _ in known]
-        found = copies(exact, near, rank, [rows.rows[index].subject for index, _, _ in known])
-        told = [Copy(known[c.first][0], known[c.copy][0], c.bits) for c in found]
-        return self._told_copies(rows.rows, split, told, dropped=False)
-
-    def _told_copies(
-        self, rows: Sequence[splits.Row], split: Sequence[str | None], found: Sequence[Copy], *, dropped: bool
-    ) -> list[dict[str, Any]]:
-        return [
-            {
-                "first": rows[copy.first].key,
-                "copy": rows[copy.copy].key,
-                "kind": "exact" if copy.bits is None else "near",
-                "bits": copy.bits or 0,
-                "splits": [split[copy.first], split[copy.copy]],
-                "emotions": [rows[copy.first].emotion, rows[copy.copy].emotion],
-                "dropped": dropped,
-            }
-            for copy in found
-        ]
-
 
 def _most_frequent(refused: Sequence[tuple[int, str, str]]) -> str:
     why = Counter(summary.category(reason) for _, _, reason in refused).most_common(3)
     return "; ".join(f"{count:,} × {reason}" for reason, count in why)
-
-
-def read_rows(rows: Sequence[Raw | Reject | Unread]) -> tuple[Raw | Reject, ...]:
-    """Rows with their labels read, in a worker process."""
-    return tuple(row.read() if isinstance(row, Unread) else row for row in rows)
-
-
-def _count_copies(told: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {
-        "exact": sum(line["kind"] == "exact" for line in told),
-        "near": sum(line["kind"] == "near" for line in told),
-        "across_splits": sum(len(set(line["splits"])) > 1 for line in told),
-        "labels_differ": sum(len(set(line["emotions"])) > 1 for line in told),
-        "dropped": sum(line["dropped"] for line in told),
-    }
-
-
-def _told_duplicates(counted: Mapping[str, int]) -> list[str]:
-    if not counted["exact"] + counted["near"]:
-        return ["duplicates: none found"]
-    what = "were dropped" if counted["dropped"] else "stay (--drop-duplicates near drops them)"
-    return [
-        f"duplicates: {counted['exact']:,} exact and {counted['near']:,} near copies {what}; "
-        f"{counted['across_splits']:,} across splits, {counted['labels_differ']:,} with another emotion than "
-        f"the first; named in {DUPLICATES}"
-    ]

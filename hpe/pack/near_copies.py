@@ -1,8 +1,8 @@
-"""Pictures that are there twice: stored as the same bytes, or so alike that one is a copy of the other.
+"""Pictures that are there twice: stored as the same bytes, or so similar that one is a copy of the other.
 
-Alike is judged by a difference hash (Krawetz, "Kind of like that", 2013) of 16 × 16 bits, taken from the
+Similarity is judged by a difference hash (Krawetz, "Kind of like that", 2013) of 16 × 16 bits, taken from the
 stored picture, so that two faces of one photo differ. Two hashes within ``NEAR_BITS`` agree exactly in at
-least one of ``NEAR_BITS + 1`` bands, by which they are found without comparing everything with everything.
+least one of ``NEAR_BITS + 1`` bands: only pictures that share a band are compared, not every pair.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Float64, Int64, UInt8
 
+DIGEST_BYTES: Final = 16
 HASH_BYTES: Final = 32
 NEAR_BITS: Final = 15
 """Of 256. In FER+ the 335 pairs of different files within 15 bits show one photo (90 of them,
@@ -35,7 +36,7 @@ def exact_digest(stored: bytes) -> bytes:
 def difference_hash(grey: UInt8[np.ndarray, "height width"]) -> bytes:
     """256 bits: of 16 × 17 mean grey levels, whether each is brighter than its right neighbour.
 
-    Zeros for a picture too small or too flat to be told from others; such hashes are never near.
+    Zeros for a picture too small or too flat to differ from others; such hashes are never near.
     """
     few = grey[:: max(1, grey.shape[0] // _ENOUGH_PIXELS), :: max(1, grey.shape[1] // _ENOUGH_PIXELS)]
     height, width = few.shape
@@ -131,35 +132,35 @@ def copies(
 ) -> list[Copy]:
     """Which samples are copies of which: dropping every ``copy`` keeps one of each.
 
-    Samples are asked by falling right to stay (``rank``, smallest first, then index); one that is a copy of
-    a sample that stays does not stay. A picture that is near only to one that went stays: no long chains of
-    pictures, each a little different, are dropped.
+    Samples are decided in order of ``rank``, then index: one that is a copy of a sample that stays is dropped. A
+    picture that is near only to a dropped one stays; otherwise a long chain of pictures, each a little different
+    from the one before, would be dropped whole.
 
     Args:
         exact, near: :func:`exact_digest` and :func:`difference_hash` of each sample.
-        rank: whose copy stays: the smaller.
-        subjects: near pictures of one subject are frames of one film, not copies.
+        rank: of two copies, the one with the smaller rank stays.
+        subjects: near pictures of one subject are frames of one film, not copies: never reported.
     """
-    by_right = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
-    _, first, member = np.unique(exact[by_right], axis=0, return_index=True, return_inverse=True)
+    in_order = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
+    _, first, member = np.unique(exact[in_order], axis=0, return_index=True, return_inverse=True)
     original = first[member.reshape(-1)]
     found = [
-        Copy(int(by_right[original[place]]), int(by_right[place]), None)
+        Copy(int(in_order[original[place]]), int(in_order[place]), None)
         for place in np.flatnonzero(original != np.arange(len(original))).tolist()
     ]
 
-    queue: list[int] = by_right[original == np.arange(len(original))].tolist()
+    queue: list[int] = in_order[original == np.arange(len(original))].tolist()
     before: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for portion in near_pairs(near[queue]):
         for i, j, bits in portion.tolist():
             subject = subjects[queue[i]]
             if subject is None or subject != subjects[queue[j]]:
                 before[j].append((bits, i))
-    stays: dict[int, int] = {}  # of those that go: for whom
+    instead: dict[int, int] = {}  # of each dropped sample: the one that stays
     for j in sorted(before):
-        # Pictures of one hash know the others through the first of them, which may itself have gone.
-        known = [(bits, stays.get(i, i)) for bits, i in before[j] if bits == 0 or i not in stays]
+        # near_pairs joins pictures of one hash only to the first of them, which may itself be dropped by now.
+        known = [(bits, instead.get(i, i)) for bits, i in before[j] if bits == 0 or i not in instead]
         if known:
-            bits, stays[j] = min(known)
-            found.append(Copy(queue[stays[j]], queue[j], bits))
+            bits, instead[j] = min(known)
+            found.append(Copy(queue[instead[j]], queue[j], bits))
     return sorted(found, key=lambda c: c.copy)

@@ -1,18 +1,17 @@
 """One shard, from raw rows to a finished tar: the unit of work of ``hpe pack``, done by one process.
 
-A job is a function of its rows and its recipe alone, so that shards are the same bytes however many
-processes make them. What it learns goes into a journal beside the shards, ``.pack/<shard>.json``; a job whose
-journal and tar are there already is not done again.
+A shard is a function of its rows and its recipe alone, so that its bytes are the same however many
+processes work. Its counts, hashes and rejects go into a journal, ``.pack/<shard>.json``; a shard whose journal
+and tar exist already is not made again.
 """
 
 import hashlib
 import io
-import json
 import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,12 +20,13 @@ import numpy as np
 from PIL import Image as Pillow
 
 from hpe.core.errors import UserError
-from hpe.core.files import open_regular, write_text
+from hpe.core.files import open_regular
 from hpe.data.crops import Box, CropRule, box_around, box_text
 from hpe.data.images import LARGEST_CROP, Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.data.recipe import Recipe
 from hpe.data.records import Record
 from hpe.data.shards import Sample, ShardInfo, write_shard
+from hpe.pack.journal import ShardJournal, journal
 from hpe.pack.near_copies import difference_hash, exact_digest
 from hpe.pack.summary import tally
 from hpe.sources.base import Raw
@@ -34,7 +34,6 @@ from hpe.sources.base import Raw
 if TYPE_CHECKING:
     from hpe.data.detect import FaceDetector
 
-JOURNAL: Final = ".pack"
 _FORMATS_KEPT: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION: Final = 0x0112
 _DECIMALS: Final = 2
@@ -45,12 +44,12 @@ class RefusedError(ValueError):
 
 
 class StaleError(Exception):
-    """The finished shard was made of other rows."""
+    """The finished shard was made from other rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A shard to be made: its rows are pickled pairs of a number and a :class:`Raw`."""
+class ShardTask:
+    """A shard to make: its rows are pickled pairs of a number and a :class:`Raw`."""
 
     folder: Path
     name: str
@@ -59,61 +58,20 @@ class Job:
     rows: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The journal of one shard.
-
-    Attributes:
-        digest: of the rows and the recipe.
-        shard: None when no row became a sample: there is no tar then.
-        refused: number of the row, its source and the reason.
-        counts: see :func:`hpe.pack.summary.tally`.
-        samples: per sample the number of its row, its key, emotion, subject, and its two hashes in hex.
-    """
-
-    digest: str
-    shard: ShardInfo | None
-    refused: list[tuple[int, str, str]]
-    counts: Counter[str]
-    samples: list[tuple[int, str, int | None, str | None, str, str]]
-
-    @classmethod
-    def load(cls, path: Path) -> "Outcome | None":
-        """The journal at ``path``; None when there is none, or it is not whole."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            shard = None if raw["shard"] is None else ShardInfo(**raw["shard"])
-            refused = [(int(i), str(source), str(why)) for i, source, why in raw["refused"]]
-            samples = [(i, key, emotion, subject, e, n) for i, key, emotion, subject, e, n in raw["samples"]]
-            return cls(raw["digest"], shard, refused, Counter(raw["counts"]), samples)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def save(self, path: Path) -> None:
-        """Write the journal, whole or not at all."""
-        raw = asdict(self) | {"counts": dict(self.counts)}
-        write_text(path, json.dumps(raw, separators=(",", ":")))
-
-
-def journal(folder: Path, shard: str) -> Path:
-    """Where the journal of a shard lies."""
-    return folder / JOURNAL / f"{shard}.json"
-
-
-def make_shard(job: Job) -> int:
-    """Make the shard, or find it made; returns how many rows it took.
+def make_shard(task: ShardTask) -> int:
+    """Make the shard, unless it is finished already; returns its number of rows.
 
     Raises:
-        StaleError: a finished shard of this name was made of other rows.
+        StaleError: a finished shard of this name was made from other rows.
         OSError: the shard cannot be written (disk full).
     """
-    rows: list[tuple[int, Raw]] = [pickle.loads(row) for row in job.rows]  # noqa: S301 (from our own parent)
-    digest, place = _digest(job, rows), journal(job.folder, job.name)
-    done = Outcome.load(place)
+    rows: list[tuple[int, Raw]] = [pickle.loads(row) for row in task.rows]  # noqa: S301 (from our own parent)
+    digest, place = _digest(task, rows), journal(task.folder, task.name)
+    done = ShardJournal.load(place)
     if done is not None:
         if done.digest != digest:
-            raise StaleError(job.name)
-        if done.shard is None or _whole(job.folder, done.shard):
+            raise StaleError(task.name)
+        if done.shard is None or _whole(task.folder, done.shard):
             return len(rows)
     refused: list[tuple[int, str, str]] = []
     counts: Counter[str] = Counter()
@@ -122,7 +80,7 @@ def make_shard(job: Job) -> int:
     def samples() -> Iterator[Sample]:
         for number, raw in rows:
             try:
-                made = finish(raw, job.recipe, job.split)
+                made = finish(raw, task.recipe, task.split)
             except RefusedError as reason:
                 refused.append((number, raw.record.source or raw.key, str(reason)))
                 continue
@@ -132,10 +90,10 @@ def make_shard(job: Job) -> int:
             known.append((number, raw.key, record.emotion, record.subject, exact, near))
             yield made.sample
 
-    shard = write_shard(job.folder / job.name, job.split, samples())
+    shard = write_shard(task.folder / task.name, task.split, samples())
     if not shard.samples:
-        (job.folder / job.name).unlink()
-    Outcome(digest, shard if shard.samples else None, refused, counts, known).save(place)
+        (task.folder / task.name).unlink()
+    ShardJournal(digest, shard if shard.samples else None, refused, counts, known).save(place)
     return len(rows)
 
 
@@ -151,8 +109,8 @@ def fingerprints(recipe: Recipe, rows: tuple[bytes, ...]) -> list[tuple[int, byt
     return found
 
 
-def _digest(job: Job, rows: list[tuple[int, Raw]]) -> str:
-    digest = hashlib.sha256(repr((job.name, job.split, job.recipe)).encode())
+def _digest(task: ShardTask, rows: list[tuple[int, Raw]]) -> str:
+    digest = hashlib.sha256(repr((task.name, task.split, task.recipe)).encode())
     for number, raw in rows:
         digest.update(b"%d %s " % (number, raw.key.encode()))
         digest.update(raw.record.to_json())
@@ -168,8 +126,8 @@ def _whole(folder: Path, shard: ShardInfo) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A finished sample with what the audit wants to know of it."""
+class FinishedSample:
+    """A finished sample, its two hashes, and the names to count it under (:func:`hpe.pack.summary.tally`)."""
 
     sample: Sample
     exact: bytes
@@ -177,11 +135,11 @@ class Made:
     counts: list[str]
 
 
-def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
+def finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
     """Read, decode, crop, resize and encode one picture; box and landmarks move with it.
 
     Raises:
-        RefusedError: the picture cannot be read, decoded or cropped, or whatever else is wrong with this row.
+        RefusedError: the picture cannot be read, decoded or cropped, or anything else is wrong with this row.
     """
     try:
         made = _finish(raw, recipe, split)
@@ -194,7 +152,7 @@ def finish(raw: Raw, recipe: Recipe, split: str) -> Made:
     return made
 
 
-def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
+def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
     try:
         data = raw.read()
     except Exception as error:  # whatever a foreign library raises for a damaged row
@@ -218,7 +176,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> Made:
         green = stored[..., 1]
         image, extension = encoded(stored, recipe), "jpg"
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
-    return Made(
+    return FinishedSample(
         sample,
         exact_digest(image),
         difference_hash(green),
@@ -232,10 +190,10 @@ def encoded(stored: Picture, recipe: Recipe) -> bytes:
 
 
 def _inside(box: Box, width: int, height: int) -> str:
-    """How a face box lies in its picture, in words for the audit.
+    """How a face box lies in its picture, in words for ``summary.md``.
 
     Raises:
-        RefusedError: it encloses nothing, its centre is not in the picture, or it is far larger than that.
+        RefusedError: it has no area, its centre is outside the picture, or it is far larger than the picture.
     """
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
@@ -287,7 +245,7 @@ def labelled_box(record: Record, rule: CropRule) -> Box:
 
 @lru_cache(maxsize=1)
 def _detector(name: str) -> "FaceDetector":
-    """Built once in each process: building takes as long as some hundred faces."""
+    """Built once per process: building one takes as long as detecting some hundred faces."""
     from hpe.data.detect import open_detector
 
     return open_detector(name)
@@ -309,7 +267,10 @@ def _moved(record: Record, split: str, box: Box | None, size: int) -> Record:
 
 
 def _kept(data: bytes, picture: Picture) -> tuple[bytes, str]:
-    """The original bytes, where every reader of shards sees the same picture in them; else a PNG of it."""
+    """The original bytes, where every decoder gives the same picture from them; otherwise a PNG of the picture.
+
+    Not the same everywhere: other modes, transparency, animations, and an EXIF orientation, which some apply.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -318,7 +279,7 @@ def _kept(data: bytes, picture: Picture) -> tuple[bytes, str]:
                 plain = opened.mode in ("L", "RGB") and "transparency" not in opened.info
                 if plain and single and opened.getexif().get(_ORIENTATION, 1) == 1:
                     return data, _FORMATS_KEPT[opened.format or ""]
-        except Exception as error:  # damaged beside the pixels, which were read: the PNG holds those
+        except Exception as error:  # damaged metadata; the pixels were read, and the PNG holds those
             del error
     out = io.BytesIO()
     Pillow.fromarray(picture).save(out, "PNG")

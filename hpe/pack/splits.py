@@ -1,4 +1,4 @@
-"""Which sample is for training, validation and test: so that no person or photo stands in two of them."""
+"""Which sample is for training, validation and test, so that no person or photo appears in two of them."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from hpe.core.errors import UserError
 
 SPLITS: Final = ("train", "val", "test")
 _SEVERAL: Final = 10
-"""Subjects, from which on one person alone would be a poor test."""
+"""With this many subjects or more, one person alone would be a poor test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +27,21 @@ class Row:
 
 
 def order(seed: int, name: str) -> int:
-    """A number that orders names at random, the same on every machine and in every order of asking."""
+    """A number that sorts names into a random order: the same on every machine, whatever names are asked before."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest())
 
 
 def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float, official: Sequence[str]) -> list[str]:
     """The split of each row: the dataset's own where it has one, the rest drawn by subject and by emotion.
 
-    Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects
-    stand in a seeded order; the first ``test_share`` of the samples are test, the next ``val_share`` val. A
-    split is thus a function of the set of rows, whatever their order. Where there are three subjects or more,
-    none of the splits that are asked for stays empty; of ten or more, each gets at least two.
+    Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects are
+    sorted in a seeded order; the first ``test_share`` of the samples are test, the next ``val_share`` val. The
+    result is a function of the set of rows, whatever their order. With three subjects or more, no split with a
+    share is empty; with ten or more, each gets at least two subjects.
 
     Args:
-        official: the splits of the dataset that count. () draws all three; with train and test, val is cut from
-            train; with val or all three, nothing is drawn.
+        official: the dataset's own splits to use. () draws all three; with train and test, val is cut from train;
+            with val or all three, nothing is drawn.
     """
     if not official:
         return _draw(rows, seed, val_share, test_share)
@@ -56,7 +56,7 @@ def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float,
 
 
 def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> list[str]:
-    # A subject and a key of the same text must not become one group.
+    # The prefix: a subject and a key with the same text must not become one group.
     groups = [f"subject {row.subject}" if row.subject is not None else f"key {row.key}" for row in rows]
     size = Counter(groups)
     emotions: dict[str, Counter[int]] = defaultdict(Counter)
@@ -81,6 +81,7 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
 def _fill_empty(split: dict[str, str], seed: int, wanted: Sequence[str]) -> None:
     if len(split) <= len(wanted):
         return
+    # Small sets: by the shares alone, rounding could leave a split without anyone.
     least = 2 if len(split) >= _SEVERAL else 1
     for name in (*wanted, "train"):
         while (counted := Counter(split.values()))[name] < least:
@@ -90,7 +91,7 @@ def _fill_empty(split: dict[str, str], seed: int, wanted: Sequence[str]) -> None
 
 
 class Lists:
-    """Given lists: ``train.txt``, ``val.txt``, ``test.txt`` with one sample a line.
+    """Lists of samples, one per line, in ``train.txt``, ``val.txt`` and ``test.txt``.
 
     A line is a key, the path inside the raw dataset, that path without its extension, or the file's name with
     or without extension where only one sample has it.
@@ -100,20 +101,20 @@ class Lists:
         """Read the lists.
 
         Raises:
-            UserError: no list there, or a line in two lists.
+            UserError: no list there, or a line appears in two lists.
         """
         self.folder = folder
         self._split: dict[str, str] = {}
         paths = [path for name in SPLITS if (path := folder / f"{name}.txt").is_file()]
         if not paths:
             expected = ", ".join(f"{name}.txt" for name in SPLITS)
-            raise UserError(f"--splits {folder}: no lists there; expected {expected}, one sample a line")
+            raise UserError(f"--splits {folder}: no lists there; expected {expected}, one sample per line")
         for path in paths:
             for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
                 name = line.strip().replace("\\", "/").removeprefix("./")
                 if name and self._split.setdefault(name, path.stem) != path.stem:
                     raise UserError(
-                        f"--splits: {name!r} stands in {self._split[name]}.txt and in {path.name}; "
+                        f"--splits: {name!r} appears in {self._split[name]}.txt and in {path.name}; "
                         "a sample belongs to one split: remove it from the other"
                     )
 
@@ -155,7 +156,7 @@ def _short_names(row: Row) -> list[str]:
 
 
 def shared_subjects(rows: Sequence[Row], splits: Sequence[str | None]) -> Mapping[str, tuple[str, ...]]:
-    """Subjects that stand in more than one split, with those splits: a leak, unless known and wanted."""
+    """Subjects that appear in more than one split, with those splits: a leak, unless it is intended."""
     seen: dict[str, set[str]] = defaultdict(set)
     for row, split in zip(rows, splits, strict=True):
         if row.subject is not None and split is not None:

@@ -1,4 +1,4 @@
-"""What came out of packing: counts, a summary to read and contact sheets to look at."""
+"""The results of packing: counts, a summary to read and contact sheets to look at."""
 
 import math
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hpe.data.shards import Manifest
 
 HOPENET_DEGREES: Final = 99
-"""Hopenet's bins end here; samples with a larger angle are kept, and counted."""
+"""Hopenet's bins end here; samples with a larger angle are kept, and counted apart."""
 _BIN_DEGREES: Final = 15
 _SIDES: Final = (0, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 _TILE: Final = 96
@@ -30,7 +30,7 @@ _POSES, _UNLABELLED = "poses", "unlabelled"
 
 
 def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
-    """What to count one sample under: names such as ``emotion/happy`` and ``yaw/-15`` (a bin's start)."""
+    """The names to count a sample under, such as ``emotion/happy`` and ``yaw/-15`` (a bin's start)."""
     side = max(edge for edge in _SIDES if edge <= min(width, height))
     names = [f"side/{side}", f"stored/{extension}"]
     names.append(f"emotion/{'-' if record.emotion is None else EMOTIONS[record.emotion]}")
@@ -40,9 +40,9 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
     for name, angle in angles.items():
         if angle is not None:
             names.append(f"{name}/{int(angle // _BIN_DEGREES) * _BIN_DEGREES}")
-    said = [angle for angle in angles.values() if angle is not None]
-    if said:
-        inside = all(abs(angle) <= HOPENET_DEGREES for angle in said)
+    known = [angle for angle in angles.values() if angle is not None]
+    if known:
+        inside = all(abs(angle) <= HOPENET_DEGREES for angle in known)
         names.append("angles/within" if inside else "angles/beyond")
     names += [f"sheet/{name}" for name in sheets_of(record)]
     optional = ("valence", "arousal", "box", "landmarks", "emotion_votes", "subject")
@@ -50,8 +50,8 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
 
 
 def category(reason: str) -> str:
-    """What kind of reason this is: without its file names, quotations and numbers, and what follows a colon, but
-    for the first of files and of what cannot be read."""
+    """The kind of a reason, so that equal faults are counted together: without file names, quotations, numbers, and
+    the text after a colon (kept once where a file is named or something cannot be read)."""
     kind = _PLACE.sub("", reason)
     kind = _PARTICULAR.sub(_in_general, kind)
     head, *rest = kind.split(": ")
@@ -83,8 +83,8 @@ def counts(by_split: Mapping[str, Counter[str]], reasons: Counter[str], read: in
     def of(prefix: str, split: Counter[str]) -> dict[str, int]:
         return {n.partition("/")[2]: c for n, c in sorted(split.items()) if n.startswith(prefix + "/")}
 
-    samples = {split: sum(of("emotion", found).values()) for split, found in by_split.items()}
-    told: dict[str, Any] = {
+    samples = {split: sum(of("emotion", tallies).values()) for split, tallies in by_split.items()}
+    found: dict[str, Any] = {
         "read": read,
         "samples": sum(samples.values()),
         "quarantined": sum(reasons.values()),
@@ -92,52 +92,58 @@ def counts(by_split: Mapping[str, Counter[str]], reasons: Counter[str], read: in
         "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     }
     for name in ("emotion", "direction", "angles", "has", "stored"):
-        if any(of(name, found) for found in by_split.values()):
-            told[name] = {split: of(name, found) for split, found in by_split.items()}
-    return told
+        if any(of(name, tallies) for tallies in by_split.values()):
+            found[name] = {split: of(name, tallies) for split, tallies in by_split.items()}
+    return found
 
 
 def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> str:
     """``summary.md``: what was packed, by split, emotion, direction, angle, size and reason."""
-    told = manifest.counts
+    counted = manifest.counts
     lines = [f"# {manifest.dataset}", "", f"{manifest.variant}. Licence: {manifest.licence}", ""]
     lines.append(
-        f"{told['read']:,} rows read = {told['samples']:,} samples in {len(manifest.shards):,} shards "
-        f"+ {told['quarantined']:,} quarantined."
+        f"{counted['read']:,} rows read = {counted['samples']:,} samples in {len(manifest.shards):,} shards "
+        f"+ {counted['quarantined']:,} quarantined."
     )
     picture = ", ".join(f"{name} {value}" for name, value in manifest.image.items())
     lines += ["", f"Crop: {manifest.crop}. Pictures: {picture}.", ""]
     if not manifest.publishable:
         lines += ["**Not to be passed on**: the dataset's terms forbid publishing its pictures, or are not stated.", ""]
     lines += [f"- {note}" for note in notes]
-    splits = list(told["splits"])
-    lines += ["", *_table("", splits, {"samples": told["splits"]})]
-    for name, order in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
-        if name in told and any(label in order for split in splits for label in told[name][split]):
-            rows = {label: {split: told[name][split].get(label, 0) for split in splits} for label in (*order, "-")}
-            rows = {("none" if label == "-" else label): row for label, row in rows.items() if any(row.values())}
-            lines += ["", *_table(name, splits, rows)]
-    if "has" in told:
-        said = sorted({name for split in splits for name in told["has"][split]})
-        rows = {name: {split: told["has"][split].get(name, 0) for split in splits} for name in said}
-        lines += ["", *_table("with", splits, rows)]
-    if "angles" in told:
-        inside = sum(told["angles"][split].get("within", 0) for split in splits)
-        beyond = sum(told["angles"][split].get("beyond", 0) for split in splits)
-        lines += [
-            "",
-            f"Angles: {inside + beyond:,} samples, {inside:,} of them within ±{HOPENET_DEGREES}°.",
-            "",
-        ]
-        lines += _histograms(total)
+    lines += _label_tables(counted)
+    if "angles" in counted:
+        lines += _angles_lines(counted["angles"], total)
     sides = {int(n.partition("/")[2]): c for n, c in total.items() if n.startswith("side/")}
     if sides:
         lines += ["", "Shorter side of the raw pictures, pixels:", "", "```"]
         lines += [_bar(_range_of(side), sides[side], max(sides.values())) for side in sorted(sides)] + ["```"]
-    if told["reasons"]:
+    if counted["reasons"]:
         lines += ["", "| quarantined because | rows |", "|---|---:|"]
-        lines += [f"| {reason.replace('|', '/')} | {count:,} |" for reason, count in told["reasons"].items()]
+        lines += [f"| {reason.replace('|', '/')} | {count:,} |" for reason, count in counted["reasons"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _label_tables(counted: Mapping[str, Any]) -> list[str]:
+    """Samples, emotions, directions, and what else the samples have, by split."""
+    splits = list(counted["splits"])
+    lines = ["", *_table("", splits, {"samples": counted["splits"]})]
+    for name, order in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
+        if name in counted and any(label in order for split in splits for label in counted[name][split]):
+            rows = {label: {split: counted[name][split].get(label, 0) for split in splits} for label in (*order, "-")}
+            rows = {("none" if label == "-" else label): row for label, row in rows.items() if any(row.values())}
+            lines += ["", *_table(name, splits, rows)]
+    if "has" in counted:
+        names = sorted({name for split in splits for name in counted["has"][split]})
+        rows = {name: {split: counted["has"][split].get(name, 0) for split in splits} for name in names}
+        lines += ["", *_table("with", splits, rows)]
+    return lines
+
+
+def _angles_lines(by_split: Mapping[str, Mapping[str, int]], total: Counter[str]) -> list[str]:
+    inside = sum(found.get("within", 0) for found in by_split.values())
+    beyond = sum(found.get("beyond", 0) for found in by_split.values())
+    text = f"Angles: {inside + beyond:,} samples, {inside:,} of them within ±{HOPENET_DEGREES}°."
+    return ["", text, "", *_histograms(total)]
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -183,12 +189,12 @@ def _bar(label: str, count: int, most: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A picture of a sheet: encoded, and what is drawn on it.
+    """A picture of a sheet, and what is drawn on it.
 
     Attributes:
-        image: as it is stored.
-        angles: yaw, pitch, roll in degrees for a head's axes, or None for none.
-        box: where the face is in the stored picture; None: in the middle.
+        image: encoded, as it is stored.
+        angles: yaw, pitch, roll in degrees, drawn as the head's axes; None draws none.
+        box: of the face in the stored picture; None: the whole picture.
     """
 
     image: bytes
@@ -198,7 +204,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class ContactSheet:
-    """A sheet to be drawn: where, its title, and what is on it."""
+    """A sheet to draw: its file, its title and its pictures."""
 
     path: Path
     title: str
@@ -206,7 +212,7 @@ class ContactSheet:
 
 
 def sheets_of(record: Record) -> list[str]:
-    """The contact sheets that a sample may stand on: of its emotion, of its direction, else of what it has."""
+    """The contact sheets for a sample: of its emotion and its direction; without these, poses or unlabelled."""
     found = [] if record.emotion is None else [EMOTIONS[record.emotion]]
     if record.direction is not None:
         found.append(_DIRECTION_SHEET + DIRECTIONS[record.direction])
@@ -216,9 +222,8 @@ def sheets_of(record: Record) -> list[str]:
 def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int]) -> list[ContactSheet]:
     """A ``contact-<class>.png`` of forty pictures for each emotion and direction; see :func:`sheets_of`.
 
-    Heads whose yaw and pitch are known have their axes on the sheets of directions and poses, which are in
-    order of yaw. Shards are in random order, so the first pictures are a random choice; at most the first 64
-    shards are looked through.
+    The sheets of directions and poses show the heads' axes where yaw and pitch are known, in order of yaw. Shards
+    are in random order, so that the first pictures are a random choice; only the first 64 shards are read.
 
     Args:
         total: of all samples; see :func:`tally`.
@@ -240,7 +245,7 @@ def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int])
         ContactSheet(
             folder / f"contact-{name}.png",
             f"{manifest.dataset} · {name.replace('-', ' ')} · {len(records)} of {have[name]:,}"
-            + _told(name, records)
+            + _order_of(name, records)
             + ("" if manifest.publishable else " · not to be passed on"),
             _tiles(name, records, images[name]),
         )
@@ -250,7 +255,7 @@ def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int])
 
 
 def _angles(record: Record) -> tuple[float, float, float] | None:
-    """Yaw, pitch and roll to draw; a roll that is not said is drawn as none."""
+    """Yaw, pitch and roll to draw; a missing roll is drawn as 0."""
     if record.yaw is None or record.pitch is None:
         return None
     return record.yaw, record.pitch, record.roll or 0.0
@@ -260,10 +265,10 @@ def _has_axes(name: str) -> bool:
     return name == _POSES or name.startswith(_DIRECTION_SHEET)
 
 
-def _told(name: str, records: Sequence[Record]) -> str:
+def _order_of(name: str, records: Sequence[Record]) -> str:
     if not _has_axes(name) or not any(map(_angles, records)):
         return ""
-    return " · from left to right" + (" · roll is not said" if all(r.roll is None for r in records) else "")
+    return " · from left to right" + (" · no roll given" if all(r.roll is None for r in records) else "")
 
 
 def _tiles(name: str, records: Sequence[Record], images: Sequence[bytes]) -> tuple[Tile, ...]:

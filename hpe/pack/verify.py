@@ -1,4 +1,4 @@
-"""``hpe verify``: are these shards what their manifest says, and if not, which samples are damaged."""
+"""``hpe verify``: do the shards match their manifest, and if not, which samples are damaged?"""
 
 import hashlib
 from collections import Counter
@@ -15,15 +15,16 @@ from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
 _THREADS: Final = 4
+"""Threads suffice: reading and hashing, most of the work, release Python's lock."""
 _CHUNK_BYTES: Final = 1 << 22
 _NAMED: Final = 10
-_LOOKED_AT: Final = 16
-_LONGEST_TOLD: Final = 120
+_PICTURES_CHECKED: Final = 16
+_LONGEST_REASON: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is wrong: the shard, what it is, and (where known) the samples that suffer."""
+class Fault:
+    """One fault: the shard, what is wrong, and (where known) the samples concerned."""
 
     shard: str
     what: str
@@ -35,90 +36,90 @@ class Damage:
         return f"{self.shard}: {self.what}" + (f": {named}{more}" if named else "")
 
 
-def verify(folder: Path) -> list[Damage]:
+def verify(folder: Path) -> list[Fault]:
     """Everything in a folder of shards that differs from its manifest; empty when all is well.
 
-    Every tar is read once against its sha256 and its count of samples. Only in a tar that differs are the
-    pictures decoded, to name those that are damaged; in the others a few are looked at, whether they
-    have the size and the format that the manifest says.
+    Every tar is read once and compared with its sha256 and its number of samples. Pictures are decoded only in a
+    tar that differs, to name the damaged ones; in the others the size and format of a few pictures are compared
+    with the manifest.
 
     Raises:
-        UserError: there is no manifest, or it is none.
+        UserError: there is no manifest, or the file is not one.
     """
     manifest = Manifest.load(folder)
-    found: list[Damage] = []
+    found: list[Fault] = []
     keys: Counter[str] = Counter()
     with ThreadPoolExecutor(_THREADS) as threads, progress("verify", len(manifest.shards), unit="shards") as bar:
-        for damages, its_keys in threads.map(lambda shard: _check(folder, shard, manifest.image), manifest.shards):
-            found += damages
+        for faults, its_keys in threads.map(lambda shard: _check(folder, shard, manifest.image), manifest.shards):
+            found += faults
             keys.update(its_keys)
             bar.advance()
     if twice := sorted(key for key, count in keys.items() if count > 1):
-        found.append(Damage(MANIFEST, "keys that stand in more than one shard", tuple(twice)))
+        found.append(Fault(MANIFEST, "keys that appear in more than one shard", tuple(twice)))
     listed = {shard.name for shard in manifest.shards}
     found += [
-        Damage(path.name, "is not in manifest.json: remove it, or pack again into a new folder")
+        Fault(path.name, "is not in manifest.json: remove it, or pack again into a new folder")
         for path in sorted(folder.glob("*.tar"))
         if path.name not in listed
     ]
-    return found + [Damage(MANIFEST, what) for what in _contradictions(manifest)]
+    return found + [Fault(MANIFEST, what) for what in _contradictions(manifest)]
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What the manifest says that its own list of shards denies, or that no program understands."""
+    """Where the manifest contradicts its own list of shards, or holds a crop rule that does not exist."""
     splits = Counter[str]()
     for shard in manifest.shards:
         splits[shard.split] += shard.samples
     samples = splits.total()
-    if (said := manifest.counts.get("samples", samples)) != samples:
-        yield f"says {said!r} samples, its shards {samples:,}"
-    if (said := manifest.counts.get("splits", splits)) != splits:
-        yield f"says {said!r} samples in its splits, its shards {dict(splits)}"
+    if (stated := manifest.counts.get("samples", samples)) != samples:
+        yield f"states {stated!r} samples; its shards have {samples:,}"
+    if (stated := manifest.counts.get("splits", splits)) != splits:
+        yield f"states {stated!r} samples in its splits; its shards have {dict(splits)}"
     try:
         CropRule.parse(manifest.crop)
     except UserError as error:
         yield str(error)
 
 
-def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
+def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Fault], tuple[str, ...]]:
     """What is wrong with one shard, and its keys."""
     path = folder / shard.name
     try:
         opened = open_tar(path)
         if not len(opened.data):
-            return [Damage(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
+            return [Fault(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
         return _compare(opened, shard, image)
     except FileNotFoundError:
-        return [Damage(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
+        return [Fault(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
     except OSError as error:
-        return [Damage(shard.name, f"cannot be read: {error.strerror or error}")], ()
+        return [Fault(shard.name, f"cannot be read: {error.strerror or error}")], ()
 
 
-def _compare(opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Damage], tuple[str, ...]]:
-    found: list[Damage] = []
+def _compare(opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Fault], tuple[str, ...]]:
+    found: list[Fault] = []
     damaged: frozenset[str] = frozenset()
     if differs := _differs(opened.data, shard):
-        found.append(Damage(shard.name, differs))
+        found.append(Fault(shard.name, differs))
         if opened.damage:
-            found.append(Damage(shard.name, f"{opened.damage}; {len(opened):,} samples before it can be read"))
+            found.append(Fault(shard.name, f"{opened.damage}; {len(opened):,} samples before it can be read"))
         damaged = frozenset(_damaged(opened))
         if damaged:
-            found.append(Damage(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
+            found.append(Fault(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
     elif other := tuple(_otherwise(opened, image)):
-        found.append(Damage(shard.name, f"pictures are not {_told(image)}, as the manifest says", other))
+        found.append(Fault(shard.name, f"pictures are not {_in_words(image)} as in the manifest", other))
     if impossible := tuple(_impossible(opened, shard.split, damaged)):
-        found.append(Damage(shard.name, f"{len(impossible):,} records say what cannot be", impossible))
+        found.append(Fault(shard.name, f"{len(impossible):,} records hold impossible values", impossible))
     if len(opened) != shard.samples:
-        found.append(Damage(shard.name, f"holds {len(opened):,} samples; expected {shard.samples:,}"))
+        found.append(Fault(shard.name, f"holds {len(opened):,} samples; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(opened.keys).items() if count > 1):
-        found.append(Damage(shard.name, "keys that stand in it twice", twice))
+        found.append(Fault(shard.name, "keys that appear in it twice", twice))
     if differs and len(found) == 1:
-        found.append(Damage(shard.name, "all its samples can be read, so that nobody can say which of them changed"))
+        found.append(Fault(shard.name, "all its samples can be read, so it is unknown which of them changed"))
     return found, opened.keys
 
 
 def _differs(data: memoryview, shard: ShardInfo) -> str | None:
-    """How the bytes of a tar are not those of the manifest; a wrong length is told without reading them all."""
+    """How the bytes of a tar differ from the manifest; a wrong length is found without reading them."""
     if len(data) != shard.bytes:
         return f"is {len(data):,} bytes long; expected {shard.bytes:,}"
     digest = hashlib.sha256()
@@ -128,11 +129,11 @@ def _differs(data: memoryview, shard: ShardInfo) -> str | None:
 
 
 def _otherwise(opened: OpenShard, image: Mapping[str, Any]) -> Iterator[str]:
-    """Keys of the pictures (looked at are a few of the shard, by their headers) of another size or format."""
+    """Keys of pictures with another size or format; only the headers of a few pictures are read."""
     from hpe.data.images import DecodeError, picture_size
 
     size, encoding = image.get("size", "original"), image.get("encoding")
-    for row in range(0, len(opened), max(1, len(opened) // _LOOKED_AT)):
+    for row in range(0, len(opened), max(1, len(opened) // _PICTURES_CHECKED)):
         try:
             width, height = picture_size(bytes(opened.image(row)))
         except DecodeError:
@@ -144,13 +145,13 @@ def _otherwise(opened: OpenShard, image: Mapping[str, Any]) -> Iterator[str]:
             yield opened.keys[row]
 
 
-def _told(image: Mapping[str, Any]) -> str:
+def _in_words(image: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image.items())
 
 
 def _impossible(opened: OpenShard, split: str, named: Collection[str]) -> Iterator[str]:
-    """Keys of the records (but those that are ``named`` already) that are none, hold what no label can be, or are
-    of another split than their shard."""
+    """Keys of records that cannot be read, hold an impossible label, or belong to another split than their shard;
+    those in ``named`` are left out."""
     for row, key in enumerate(opened.keys):
         try:
             record = opened.record(row)
@@ -160,7 +161,7 @@ def _impossible(opened: OpenShard, split: str, named: Collection[str]) -> Iterat
         except ValueError as error:
             problems = [str(error)]
         if problems and key not in named:
-            yield f"{key} ({'; '.join(problems)[:_LONGEST_TOLD]})"
+            yield f"{key} ({'; '.join(problems)[:_LONGEST_REASON]})"
 
 
 def _damaged(opened: OpenShard) -> Iterator[str]:

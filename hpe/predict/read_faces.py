@@ -45,7 +45,7 @@ from hpe.data.shards import MANIFEST, Manifest
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
 from hpe.models.views import PLAIN, Views
-from hpe.pack.job import read_rows
+from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
 from hpe.predict.face_finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
 from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in

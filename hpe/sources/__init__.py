@@ -2,16 +2,17 @@
 
 In reading order:
 
-    base.py               what a reader hands on: Raw, or Reject
-    mat.py                small arrays from MATLAB files, without trusting them
-    columns.py            what the columns of a table mean
+    base.py               what a reader yields (Raw or Reject), and what readers share
     affectnet.py          AffectNet as released
     affectnet_copies.py   copies of AffectNet in circulation
-    fer.py                FER2013 and FER+
+    ferplus.py            FER+
+    fer2013.py            FER2013 as a CSV
+    mat.py                small arrays from MATLAB files, without trusting them
     faces3d.py            AFLW2000-3D and 300W-LP
     biwi.py               BIWI Kinect
     pointing04.py         Pointing'04
     folders.py            a folder per class: RAF-DB, and anybody's own
+    columns.py            the meaning of a table's columns
     table.py              any CSV or Parquet table, any dataset of Hugging Face
     rendered.py           rendered heads as a source
     synthetic/            the renderer of these heads
@@ -35,17 +36,18 @@ _MODULES: Final = (
     "faces3d",
     "pointing04",
     "biwi",
-    "fer",
+    "ferplus",
+    "fer2013",
     "folders",
     "table",
     "rendered",
 )
-"""In the order in which they are asked: what looks for much before what looks for little."""
+"""In the order in which ``auto`` tries them: readers that look for more come first."""
 _BY_NAMES: Final = ("aflw2000", "300w-lp", "pointing04")
-"""Readers that know a dataset by pictures anywhere below a folder."""
-_ANYBODYS: Final = ("folders", "table", "huggingface")
-"""Readers of what is no particular dataset: a part of one looks like that, too."""
-_MOST_LOOKED_AT: Final = 40
+"""Readers that recognise a dataset by the names of pictures anywhere below a folder."""
+_GENERAL: Final = ("folders", "table", "huggingface")
+"""Readers for any dataset: a part of a particular dataset may look like one of these, too."""
+_MOST_SUBFOLDERS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +59,31 @@ class Recognised:
 
 
 def readers() -> dict[str, Reader]:
-    """Every reader by name, the most particular first."""
+    """Every reader by name, the most specific first."""
     modules = (importlib.import_module(f"hpe.sources.{name}") for name in _MODULES)
     return {reader.name: reader for module in modules for reader in module.READERS}
 
 
 def recognise(path: Path) -> Recognised:
-    """The most particular reader that knows what lies at ``path``.
+    """The most specific reader that recognises ``path``.
 
     Raises:
-        UserError: none does; the message says what each looks for.
+        UserError: none does (the message lists what each looks for), or several datasets lie there.
     """
     if not path.exists():
         raise UserError(f"{path}: not found; expected the folder of a raw dataset")
     found = _first(path)
     several = _several(path, found)
     if len(set(several.values())) > 1:
-        told = ", ".join(f"{folder}/ ({name})" for folder, name in several.items())
+        listed = ", ".join(f"{folder}/ ({name})" for folder, name in several.items())
         raise UserError(
-            f"{path}: several datasets here: {told}; give one of them, such as {path}/{next(iter(several))}"
+            f"{path}: several datasets here: {listed}; give one of them, such as {path}/{next(iter(several))}"
         )
     if found:
         return found
-    looked = "\n".join(f"  {reader.name}: {reader.looks_for}" for reader in readers().values())
+    known = "\n".join(f"  {reader.name}: {reader.looks_for}" for reader in readers().values())
     raise UserError(
-        f"{path}: not recognised; it holds {contents(path)}. Known are\n{looked}\n"
+        f"{path}: not recognised; it holds {contents(path)}. The readers look for\n{known}\n"
         "Name one of them, or use `table` with a column mapping"
     )
 
@@ -92,11 +94,11 @@ def _first(path: Path) -> Recognised | None:
 
 
 def _several(path: Path, found: Recognised | None) -> dict[str, str]:
-    """Which folders in a folder are a dataset of their own, and which one."""
+    """The subfolders that are datasets of their own, and which dataset each is."""
     if found and found.name not in _BY_NAMES:
         return {}
-    below = {folder.name: _first(folder) for folder in subfolders(path)[:_MOST_LOOKED_AT]}
-    return {shown(name): its.name for name, its in below.items() if its and its.name not in _ANYBODYS}
+    below = {folder.name: _first(folder) for folder in subfolders(path)[:_MOST_SUBFOLDERS]}
+    return {shown(name): its.name for name, its in below.items() if its and its.name not in _GENERAL}
 
 
 def open_source(name: str, path: Path, /, **options: str) -> Source:
@@ -109,7 +111,7 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
         name = recognise(path).name
     known = readers()
     if name not in known:
-        raise UserError(f"source {name!r} is not known; expected auto or one of {', '.join(known)}")
+        raise UserError(f"source {name!r} is unknown; expected auto or one of {', '.join(known)}")
     allowed = [p.name for p in inspect.signature(known[name].open).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
@@ -118,7 +120,7 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
 
 
 def contents(path: Path, most: int = 8) -> str:
-    """What lies in a folder, in a few words, for messages."""
+    """The content of a folder in a few words, for messages."""
     if not path.is_dir():
         return "no folder" if not path.exists() else f"a file of {path.stat().st_size:,} bytes"
     names: list[str] = []

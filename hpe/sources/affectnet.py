@@ -1,11 +1,28 @@
-"""AffectNet as released: the CSV release of 2017 and the eight-label release of 2021.
+"""AffectNet as released: the CSV release of 2017 and the eight-label release of 2021 (Mollahosseini, Hasani and
+Mahoor, "AffectNet: A Database for Facial Expression, Valence, and Arousal Computing in the Wild", 2017).
 
-Mollahosseini, Hasani and Mahoor, "AffectNet: A Database for Facial Expression, Valence, and Arousal Computing
-in the Wild", 2017. The official validation set is the split ``test``, so that nobody selects a model on it.
+On disk, 2017:
+
+    training.csv, validation.csv            here or in a folder *file_lists*; some copies have no header row
+    Manually_Annotated_Images/1/a.jpg …     whole photos; the table holds face box and 68 landmarks in their pixels
+    Automatically_Annotated_Images/         with automatically_annotated.csv, where that part is there
+
+On disk, 2021:
+
+    train_set/images/0.jpg …                faces cropped to 224 px
+    train_set/annotations/0_exp.npy …       also _val, _aro, _lnd; numbers may be stored as text
+    val_set/                                the same
+
+Labels: expression 0..7 = neutral, happy, sad, surprise, fear, disgust, anger, contempt; 8..10 (none, uncertain, no
+face) are rejected. Valence and arousal in -1..1, -2 = not labelled. No angles.
+Splits: the official validation set becomes ``test``, so that nobody selects a model on it.
+Licence: research by those who signed the agreement; pictures must not be passed on.
+Where: from the authors, on request by a member of a university or institute.
 """
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +56,8 @@ LICENCE: Final = (
     "AffectNet: for research by those who signed its agreement; no redistribution of pictures "
     "(http://mohammadmahoor.com/affectnet)"
 )
+EXPECTED_2021: Final = {"train": 287_651, "test": 3_999}
+"""Pictures of the eight-label release."""
 OFFICIAL_VALIDATION: Final = "the official validation set is the split test; choose models on a val cut from train"
 COLUMNS: Final = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
@@ -102,8 +121,8 @@ def _recognise_2017(folder: Path) -> str | None:
 def open_2017(folder: Path) -> Source:
     """AffectNet's release of 2017: ``training.csv``, ``validation.csv``, ``Manually_Annotated_Images/``.
 
-    Boxes that are NULL are "not said"; so are valence and arousal of -2. A picture that stands in several rows
-    is taken once.
+    A NULL box is a missing label, as are valence and arousal of -2. Of several rows for one picture only the first
+    is used.
 
     Raises:
         UserError: no such table, or a table without the column of paths or expressions.
@@ -113,23 +132,20 @@ def open_2017(folder: Path) -> Source:
         raise UserError(
             f"{folder}: no {' or '.join(_TABLES)} here or in *file_lists*/; expected AffectNet's release of 2017"
         )
-    columns = {table: _columns(table) for table in tables}
-    headless = [table.name for table, (_, header) in columns.items() if not header]
+    opened = [_Table.open(folder, path) for path in tables]
 
     def rows() -> Iterator[Raw | Reject]:
-        keys, lines = Keys(), {}
-        for table, (places, header) in columns.items():
-            automatic = table.name.startswith("automatically")
-            root = _picture_root(folder, _PICTURE_FOLDERS[automatic])
-            for line, cells in table_rows(table):
-                if header and line == 1:
+        keys, first_lines = Keys(), {}
+        for table in opened:
+            for line, cells in table_rows(table.path):
+                if table.header and line == 1:
                     continue
-                yield _row_2017(keys, lines, folder, root, table, places, line, cells)
+                yield _row_2017(keys, first_lines, folder, table, line, cells)
 
-    said = " (no header row)" if headless else ""
+    header = "" if all(table.header for table in opened) else " (no header row)"
     return Source(
         name="affectnet-2017",
-        variant=f"2017 release, {' + '.join(t.name for t in tables)}{said}",
+        variant=f"2017 release, {' + '.join(t.name for t in tables)}{header}",
         licence=LICENCE,
         publishable=False,
         default_crop="square-1.2@box",
@@ -143,6 +159,22 @@ def _picture_root(folder: Path, name: str) -> Path:
     """The pictures' folder: some archives nest it in a folder of its own name."""
     root = folder / name if (folder / name).is_dir() else folder
     return root / name if (root / name).is_dir() else root
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of the 2017 release: its file, the folder of its pictures, its columns, and whether it has a header."""
+
+    path: Path
+    root: Path
+    places: dict[str, int]
+    header: bool
+
+    @classmethod
+    def open(cls, folder: Path, path: Path) -> "_Table":
+        """Raises: UserError: the table is empty, or lacks the column of paths or expressions."""
+        automatic = path.name.startswith("automatically")
+        return cls(path, _picture_root(folder, _PICTURE_FOLDERS[automatic]), *_columns(path))
 
 
 def _columns(table: Path) -> tuple[dict[str, int], bool]:
@@ -164,21 +196,21 @@ def _columns(table: Path) -> tuple[dict[str, int], bool]:
 
 
 def _row_2017(
-    keys: Keys, lines: dict[str, str], folder: Path, root: Path, table: Path,
-    places: dict[str, int], line: int, cells: list[str],
-) -> Raw | Reject:  # fmt: skip
-    here = f"{table.name}:{line}"
-    if len(cells) <= max(places.values()):
-        return Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}: {shown(cells[0])[:80]}")
-    cell = {name: cells[at].strip() for name, at in places.items()}
+    keys: Keys, first_lines: dict[str, str], folder: Path, table: _Table, line: int, cells: list[str]
+) -> Raw | Reject:
+    here = f"{table.path.name}:{line}"
+    columns = max(table.places.values()) + 1
+    if len(cells) < columns:
+        return Reject(here, f"{len(cells)} columns, expected {columns}: {shown(cells[0])[:80]}")
+    cell = {name: cells[at].strip() for name, at in table.places.items()}
     name = cell["subDirectory_filePath"]
     source = shown(name)[:_LONGEST_TOLD] or here
     try:
-        path = inside(root, name)
+        path = inside(table.root, name)
         source = shown(path.relative_to(folder))
-        if source in lines:
-            return Reject(source, f"duplicate row {here}; the first is {lines[source]}")
-        lines[source] = here
+        if source in first_lines:
+            return Reject(source, f"duplicate row {here}; the first is {first_lines[source]}", "copy")
+        first_lines[source] = here
         record = Record(
             emotion=emotion_of(whole("expression", cell["expression"])),
             valence=affect_of(number("valence", cell.get("valence"))),
@@ -186,7 +218,7 @@ def _row_2017(
             box=_box(cell),
             landmarks=_landmarks_2017(cell.get("facial_landmarks", "")),
             source=source,
-            split=_TABLES[table.name],
+            split=_TABLES[table.path.name],
         )
     except ValueError as error:
         return Reject(source, f"{error} ({here})")
@@ -196,7 +228,7 @@ def _row_2017(
 def _box(cell: dict[str, str]) -> Box | None:
     x, y, width, height = (number(name, cell.get(name)) for name in ("face_x", "face_y", "face_width", "face_height"))
     if x is None or y is None or width is None or height is None:
-        return box_of(x, y, width, height)  # nothing is said, or half a box
+        return box_of(x, y, width, height)  # None where all four are missing, an error for half a box
     return box_of(x, y, x + width, y + height)
 
 
@@ -258,6 +290,7 @@ def open_2021(folder: Path) -> Source:
         default_crop="none",
         splits=tuple(_SETS[s.name] for s in found),
         rows=rows,
+        expected=EXPECTED_2021 if len(found) == len(_SETS) else {},
         splits_notes=(OFFICIAL_VALIDATION,),
     )
 
@@ -298,10 +331,10 @@ def _single(numbers: list[float]) -> float:
 
 
 def npy_numbers(path: Path) -> list[float]:
-    """The numbers of a small ``.npy``, which may be stored as text; nothing is unpickled.
+    """The numbers in a small ``.npy``, which may be stored as text; nothing is unpickled.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: too large, damaged, or not of numbers.
     """
     with open_regular(path) as stream:
@@ -313,7 +346,7 @@ def npy_numbers(path: Path) -> list[float]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(stream)
-        # The header alone could ask for any amount of memory.
+        # A damaged header could make np.load reserve any amount of memory.
         if kind.hasobject or kind.itemsize * int(np.prod(shape, dtype=object)) > len(data):
             raise ValueError(f"header of {kind} {shape} in a file of {len(data)} bytes")
         array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -1,8 +1,26 @@
-"""Copies of AffectNet that go round: in YOLO's format, and the thesis' class folders joined with its tables."""
+"""Copies of AffectNet in circulation: in YOLO's format, and the thesis' class folders joined with its tables.
+
+On disk, YOLO's format (perhaps below a folder YOLO_format):
+
+    data.yaml                               names of the classes; without it the eight emotions in alphabetical order
+    train/images/a.jpg, train/labels/a.txt  class, then the face box as fractions of the picture; valid/, test/ too
+
+On disk, the thesis' copy:
+
+    Anger/123.jpg … Surprise/               a folder per emotion
+    *.csv                                   Filename and any of Pitch, Yaw, Roll, Direction, Emotion
+
+Labels: emotion of the class or folder. The thesis' tables add angles in degrees (predicted by Hopenet, not measured;
+their yaw has the opposite sign and is negated here) and a direction.
+Splits: those of the copy, which are not AffectNet's.
+Licence and paper: see :mod:`hpe.sources.affectnet`.
+Where: YOLO's format among the datasets of Kaggle; the thesis' copy from its author, its tables with the thesis.
+"""
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -66,7 +84,7 @@ def open_yolo(folder: Path) -> Source:
     parts = _yolo_parts(folder)
     if not parts:
         raise UserError(f"{folder}: no train/ (valid/, test/) with images/ and labels/ in it; expected YOLO's format")
-    emotions, said = _classes(parts[0].parent / "data.yaml")
+    emotions, order = _classes(parts[0].parent / "data.yaml")
 
     def rows() -> Iterator[Unread]:
         keys = Keys()
@@ -76,7 +94,7 @@ def open_yolo(folder: Path) -> Source:
 
     return Source(
         name="affectnet-yolo",
-        variant=f"YOLO's format, classes {said}",
+        variant=f"YOLO's format, classes {order}",
         licence=LICENCE,
         publishable=False,
         default_crop="none",
@@ -135,7 +153,7 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
 
 
 def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:
-    """A box of fractions in pixels; None where the picture's size cannot be read (decoding will say why)."""
+    """A box of fractions in pixels; None where the picture's size cannot be read (decoding will report why)."""
     try:
         with open_regular(path) as stream, Image.open(stream) as opened:
             across, down = opened.size
@@ -180,9 +198,9 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
     """The thesis' copy of AffectNet: class folders ``Anger`` … ``Surprise``, and CSV tables with Filename and
     any of Pitch, Yaw, Roll, Direction, Emotion.
 
-    Yaw is negated at this door: the thesis' tables hold ``-yaw``. Its angles are Hopenet's, not measured ones. A
+    Yaw is negated here: the thesis' tables hold ``-yaw``. The angles are Hopenet's predictions, not measured. A
     picture in a table with "test" in its name and a column Emotion is ``test``, the others are ``train``. A row
-    without its picture is rejected, as is a picture whose folder and table name two emotions.
+    without its picture is rejected, as is a picture whose folder and table give different emotions.
 
     Args:
         folder: the class folders.
@@ -197,32 +215,6 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
         missing = "no class folders of emotions" if found else f"no CSV with Filename and labels in {at}"
         raise UserError(f"{folder}: {missing}; expected the thesis' class folders and its tables (tables=FOLDER)")
     has_test = any("test" in path.name.lower() and "Emotion" in places for path, places in found)
-
-    def rows() -> Iterator[Raw | Reject]:
-        labels: dict[str, Record] = {}
-        rejects: list[Reject] = []
-        for table, places in found:
-            for line, cells in table_rows(table):
-                if line > 1:
-                    rejects += _join(labels, f"{table.name}:{line}", table, places, cells)
-        yield from rejects
-        keys, waiting = Keys(), dict.fromkeys(labels)
-        for part in class_folders(folder):
-            if (emotion := affectnet_emotion(part.name)) is None:
-                continue
-            for path in pictures(part.path):
-                waiting.pop(shown(path.name), None)
-                source = shown(path.relative_to(folder))
-                record = labels.get(shown(path.name), Record())
-                if record.emotion not in (None, int(emotion)):
-                    table_says = Emotion(record.emotion).name.lower()
-                    yield Reject(source, f"the table says {table_says}, its folder {part.name}")
-                    continue
-                split = record.split or ("train" if has_test else part.split)
-                yield sample(keys, path, replace(record, emotion=int(emotion), source=source, split=split))
-        for name in waiting:
-            yield Reject(name, f"a row in the tables ({labels[name].source}) without a picture")
-
     return Source(
         name="thesis",
         variant=f"the thesis' class folders with {', '.join(path.name for path, _ in found)}",
@@ -230,15 +222,42 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
         publishable=False,
         default_crop="none",
         splits=("train", "test") if has_test else (),
-        rows=rows,
+        rows=partial(_thesis_rows, folder, found, has_test),
         notes=("angles are Hopenet's predictions of the thesis; yaw negated to our sign",),
     )
+
+
+def _thesis_rows(folder: Path, tables: list[tuple[Path, dict[str, int]]], has_test: bool) -> Iterator[Raw | Reject]:
+    """Rejected rows of the tables, then every picture with its labels, then rows without a picture."""
+    labels: dict[str, Record] = {}
+    rejects: list[Reject] = []
+    for table, places in tables:
+        for line, cells in table_rows(table):
+            if line > 1:
+                rejects += _join(labels, f"{table.name}:{line}", table, places, cells)
+    yield from rejects
+    keys, without_picture = Keys(), dict.fromkeys(labels)
+    for part in class_folders(folder):
+        if (emotion := affectnet_emotion(part.name)) is None:
+            continue
+        for path in pictures(part.path):
+            without_picture.pop(shown(path.name), None)
+            source = shown(path.relative_to(folder))
+            record = labels.get(shown(path.name), Record())
+            if record.emotion not in (None, int(emotion)):
+                in_table = Emotion(record.emotion).name.lower()
+                yield Reject(source, f"the table has {in_table}, the folder is {part.name}")
+                continue
+            split = record.split or ("train" if has_test else part.split)
+            yield sample(keys, path, replace(record, emotion=int(emotion), source=source, split=split))
+    for name in without_picture:
+        yield Reject(name, f"a row in the tables ({labels[name].source}) without a picture")
 
 
 def _join(
     labels: dict[str, Record], here: str, table: Path, places: dict[str, int], cells: list[str]
 ) -> Iterator[Reject]:
-    """Add a table's row to what is known of its picture; the first table that says something counts."""
+    """Add a table's row to the labels of its picture; of several tables with the same label the first one counts."""
     if len(cells) <= max(places.values()):
         yield Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}")
         return
@@ -248,7 +267,7 @@ def _join(
         yield Reject(here, "no Filename")
         return
     try:
-        said = _thesis_record(cell, here, "test" in table.name.lower())
+        new = _thesis_record(cell, here, "test" in table.name.lower())
     except ValueError as error:
         yield Reject(name, f"{error} ({here})")
         return
@@ -256,9 +275,9 @@ def _join(
     merged = {
         field: value
         for field in ("emotion", "yaw", "pitch", "roll", "direction", "source")
-        if (value := getattr(known, field) if getattr(known, field) is not None else getattr(said, field)) is not None
+        if (value := getattr(known, field) if getattr(known, field) is not None else getattr(new, field)) is not None
     }
-    split = "test" if "test" in (known.split, said.split) else None
+    split = "test" if "test" in (known.split, new.split) else None
     labels[name] = Record(**merged, split=split)
 
 
@@ -272,7 +291,7 @@ def _thesis_record(cell: dict[str, str], here: str, test: bool) -> Record:
         direction = value
     emotion = emotion_from_word(emotion_word)
     if emotion is None and emotion_word:
-        raise ValueError(f"emotion {emotion_word[:40]!r} is no word for an emotion")
+        raise ValueError(f"emotion {emotion_word[:40]!r} is not a word for an emotion")
     yaw, pitch, roll = (number(name, cell.get(name)) for name in ("Yaw", "Pitch", "Roll"))
     if any(angle is not None and not math.fabs(angle) <= 360 for angle in (yaw, pitch, roll)):
         raise ValueError("an angle beyond ±360")

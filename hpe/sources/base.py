@@ -1,4 +1,4 @@
-"""What a reader of a raw dataset hands on: pictures with what the dataset says of them, and what it refused."""
+"""What a reader of a raw dataset yields: pictures with their labels, and rows that it rejects with a reason."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
@@ -20,17 +20,17 @@ from hpe.data.records import Record
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
 _LONGEST_KEY: Final = 80
 LARGEST_FILE_BYTES: Final = 256 << 20
-"""No picture of a face is larger; a file that is would only fill the memory of a worker."""
+"""No picture of a face is larger; a larger file would only fill the memory of a worker."""
 
 
 class ImageData(Protocol):
-    """A picture that is no file of its own (a row of pixels, a head to render); picklable and small."""
+    """A picture without a file of its own (a row of pixels, a head to render); picklable and small."""
 
     def read(self) -> bytes:
         """The encoded picture.
 
         Raises:
-            OSError, ValueError: there is none.
+            OSError, ValueError: it cannot be read or made.
         """
         ...
 
@@ -42,7 +42,7 @@ class Raw:
     Attributes:
         key: unique in its source, the same at every reading; letters, digits and ``_ + = -`` only.
         image: a file, encoded bytes, or something small that reads them; picklable, for worker processes.
-        record: what the dataset says; box and landmarks in pixels of the *raw* picture, ``source`` the path
+        record: the dataset's labels; box and landmarks in pixels of the *raw* picture, ``source`` the path
             inside the raw dataset, ``split`` where the dataset itself has splits.
     """
 
@@ -51,7 +51,7 @@ class Raw:
     record: Record
 
     def __reduce__(self) -> "tuple[Callable[..., Raw], tuple[str, str | bytes | ImageData, Record]]":
-        # What dataclasses and paths do of themselves takes five times as long.
+        # The default pickling of dataclasses and paths takes five times as long.
         return _raw, (self.key, str(self.image) if isinstance(self.image, Path) else self.image, self.record)
 
     def read(self) -> bytes:
@@ -59,7 +59,7 @@ class Raw:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is empty, larger than ``LARGEST_FILE_BYTES``, or no regular file.
+            ValueError: it is empty, larger than ``LARGEST_FILE_BYTES``, or not a regular file.
         """
         match self.image:
             case bytes() as data:
@@ -82,18 +82,27 @@ def _raw(key: str, image: str | bytes | ImageData, record: Record) -> Raw:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row or file of the raw dataset that cannot become a sample, and why."""
+    """A row or file of the raw dataset that cannot become a sample, and why.
+
+    Attributes:
+        source: where it is in the raw dataset.
+        reason: for ``quarantine.jsonl``.
+        kind: ``bad``: an item of the dataset that is missing, damaged or has no usable label; ``copy``: a second row
+            or file of an item that is there already; ``foreign``: no item of this dataset. Many foreign ones mean
+            that the folder is another dataset; neither these nor copies count towards its size.
+    """
 
     source: str
     reason: str
+    kind: Literal["bad", "copy", "foreign"] = "bad"
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A row whose labels lie in a file of their own: reading that is work, and can be done in another process.
+    """A row whose labels lie in a file of their own: another process can read that.
 
     Attributes:
-        function: of a module, so that it can be pickled.
+        function: of a module's top level, so that it can be pickled.
         arguments: small ones; among them the row's key.
     """
 
@@ -101,7 +110,7 @@ class Unread:
     arguments: tuple[object, ...]
 
     def read(self) -> "Raw | Reject":
-        """The row; whatever its reading raises is the reason why it is none."""
+        """The row, or a :class:`Reject` with whatever its reading raises: one row must not end the job."""
         try:
             return self.function(*self.arguments)
         except Exception as error:
@@ -114,7 +123,7 @@ class Source:
 
     Attributes:
         name: the reader's name, as ``hpe pack`` takes it.
-        variant: which of the dataset's forms was found, in words for the manifest.
+        variant: which of the dataset's variants was found, in words for the manifest.
         licence: the dataset's terms as stated where it was found.
         publishable: False where the terms forbid passing pictures on.
         default_crop: crop rule that suits it (:class:`hpe.data.crops.CropRule` as text).
@@ -123,8 +132,10 @@ class Source:
         rows: reads it; every call starts afresh and gives the same rows in the same order. Where labels lie in
             a file for each picture, rows are :class:`Unread`.
         total: how many rows there will be, where that is known at once.
+        expected: documented number of items in each split (``all`` where the dataset has no splits of its own), when
+            the variant claims to be the whole dataset; empty otherwise. A difference becomes a note, not an error.
         notes: decisions that a reader of the manifest must know.
-        splits_notes: those that hold where its own splits count.
+        splits_notes: those that only hold where the dataset's own splits are used.
     """
 
     name: str
@@ -135,6 +146,7 @@ class Source:
     splits: tuple[str, ...]
     rows: Callable[[], Iterator[Raw | Reject | Unread]] = field(repr=False)
     total: int | None = None
+    expected: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     splits_notes: tuple[str, ...] = ()
 
@@ -152,8 +164,8 @@ class Reader:
         looks_for: in words, what must be in the folder.
         recognise: why this folder is one of its kind, or None.
         open: opens a folder (or file) as a :class:`Source`; keyword arguments are the reader's options, all
-            texts. Raises ``UserError`` when the folder is not what it looks for.
-        choices: the values of those options that have few, the default first.
+            of them text. Raises ``UserError`` when the folder is not what it looks for.
+        choices: the allowed values of options that take one of a few, the default first.
     """
 
     name: str
@@ -169,14 +181,14 @@ def shown(path: Path | str) -> str:
 
 
 NOT_ITS_OWN: Final = "not named as a picture of"
-"""How a reader refuses a picture that is none of its dataset: many of them, and the folder is another one."""
+"""Start of the reason for a ``foreign`` :class:`Reject`."""
 
 
 class Keys:
-    """Keys for the samples of one reading: the path without its extension, joined by ``_``.
+    """Makes the keys of one reading: the path without its extension, its parts joined by ``_``.
 
-    A key that is taken already, was altered to be safe, or was too long ends in a hash of the whole path, so
-    that two files never share one.
+    A key that is already taken, was altered to be safe, or was too long ends in a hash of the whole path, so
+    that two files never share a key.
     """
 
     def __init__(self) -> None:
@@ -189,19 +201,19 @@ class Keys:
         key = _UNSAFE.sub("-", plain)[-_LONGEST_KEY:]
         if key != plain or key in self._taken or not key:
             key = f"{key}-{hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}"
-        while key in self._taken:  # the same source twice, in different cases of damage
+        while key in self._taken:  # the same source twice: a table may name one file in two rows
             key += "-again"
         self._taken.add(key)
         return key
 
 
 def sample(keys: Keys, image: Path | bytes | ImageData, record: Record) -> Raw | Reject:
-    """A sample, unless something in its record is impossible."""
+    """A sample with the next free key, or a :class:`Reject` where its record holds an impossible value."""
     return keyed(keys(record.source or ""), image, record)
 
 
 def keyed(key: str, image: Path | bytes | ImageData, record: Record) -> Raw | Reject:
-    """A sample of this key, unless something in its record is impossible."""
+    """A sample with this key, or a :class:`Reject` where its record holds an impossible value."""
     if problems := record.problems():
         return Reject(record.source or "", "; ".join(problems))
     return Raw(key, image, record)
@@ -211,10 +223,10 @@ PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by the bytes of the names; hidden files are passed over.
+    """The files and folders in a folder, sorted by the bytes of their names, without hidden ones.
 
     Raises:
-        UserError: the folder is there, and cannot be read.
+        UserError: the folder exists and cannot be read.
     """
     try:
         found = list(folder.iterdir())
@@ -226,7 +238,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder}: cannot be read ({error.strerror}); give the right to read it, or move it elsewhere")
+    return UserError(f"{folder}: cannot be read ({error.strerror}); make it readable, or move it elsewhere")
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -239,7 +251,7 @@ def pictures(folder: Path) -> Iterator[Path]:
     are not followed.
 
     Raises:
-        UserError: a folder that cannot be read; its pictures would be lost without a word.
+        UserError: a folder cannot be read; without the error its pictures would be missing silently.
     """
     try:
         with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
@@ -256,7 +268,7 @@ def pictures(folder: Path) -> Iterator[Path]:
 
 
 def first_pictures(folder: Path, most: int = 200) -> Iterator[Path]:
-    """The first of :func:`pictures`: enough to recognise a dataset, quick in a folder of a million."""
+    """The first of :func:`pictures`: enough to recognise a dataset, and quick in a folder of a million files."""
     return itertools.islice(pictures(folder), most)
 
 
@@ -272,29 +284,29 @@ def inside(root: Path, relative: str) -> Path:
     return root / path
 
 
-_UNSAID: Final = frozenset(("", "null", "none", "na", "n/a"))
+_EMPTY_CELLS: Final = frozenset(("", "null", "none", "na", "n/a"))
 
 
 def number(name: str, text: str | float | None) -> float | None:
-    """The number of a table's cell; None for an empty cell, NULL and the like: nothing is said there.
+    """The number in a table's cell; None for an empty cell, NULL and the like: no label there.
 
-    NaN is no such word: it is what a computation leaves that went wrong.
+    NaN is not an empty cell but an error: a computation went wrong and left it.
 
     Args:
         name: what the number is, for the message.
         text: the cell.
 
     Raises:
-        ValueError: anything else that is no finite number.
+        ValueError: anything else that is not a finite number.
     """
-    if text is None or (isinstance(text, str) and text.strip().lower() in _UNSAID):
+    if text is None or (isinstance(text, str) and text.strip().lower() in _EMPTY_CELLS):
         return None
     try:
         value = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"{name} {str(text)[:40]!r} is not a number") from None
     if math.isnan(value):
-        raise ValueError(f"{name} is NaN; an empty cell is what says nothing")
+        raise ValueError(f"{name} is NaN; leave the cell empty where there is no label")
     if math.isinf(value):
         raise ValueError(f"{name} {str(text)[:40]!r} is not a finite number")
     return value
@@ -313,10 +325,10 @@ def whole(name: str, text: str | float | None) -> int | None:
 
 
 def box_of(x0: float | None, y0: float | None, x1: float | None, y1: float | None) -> Box | None:
-    """The box of four sides; None where none of them is said.
+    """The box of four sides; None where all of them are missing.
 
     Raises:
-        ValueError: some are said and others not, or they enclose nothing.
+        ValueError: only some are missing, or width or height is not positive.
     """
     if x0 is None and y0 is None and x1 is None and y1 is None:
         return None
@@ -328,7 +340,7 @@ def box_of(x0: float | None, y0: float | None, x1: float | None, y1: float | Non
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row of a CSV that has any; bytes that are no UTF-8 are kept as they are.
+    """Line number and cells of each row of a CSV that has any; bytes that are not UTF-8 are kept as they are.
 
     Raises:
         UserError: the file cannot be read.
@@ -354,7 +366,7 @@ def choice(reader: str, option: str, value: str, allowed: tuple[str, ...]) -> st
     """The value of an option that must be one of a few.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is not one of them.
     """
     if value not in allowed:
         raise UserError(f"source {reader}: option {option} is {value!r}; expected one of {', '.join(allowed)}")
@@ -365,7 +377,7 @@ def pairs(reader: str, option: str, text: str) -> Mapping[str, str]:
     """An option such as ``a=b,c=d`` as a mapping.
 
     Raises:
-        UserError: a part has no ``=``, or a name stands twice.
+        UserError: a part has no ``=``, or a name appears twice.
     """
     found: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):

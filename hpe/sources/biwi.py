@@ -1,4 +1,19 @@
-"""BIWI Kinect Head Pose Database (Fanelli et al., "Random Forests for Real Time 3D Face Analysis", 2013)."""
+"""BIWI Kinect Head Pose Database (Fanelli, Dantone, Gall, Fossati and Van Gool, "Random Forests for Real Time 3D Face
+Analysis", 2013).
+
+On disk (perhaps below hpdb/ or faces_0/hpdb/):
+
+    01/ … 24/                               24 sequences of 20 people
+    01/rgb.cal                              from the depth camera to the pixels of the RGB picture
+    01/frame_00003_rgb.png                  640 × 480
+    01/frame_00003_pose.txt                 3 × 3 rotation, then the head's centre in millimetres
+
+Labels: yaw, pitch, roll from the transposed rotation, in our signs (Hopenet's ``datasets.BIWI``), in the depth
+camera's frame unless ``frame=rgb``. The face box is projected from the head's centre.
+Splits: none of its own; split by person.
+Licence: non-commercial use such as university research and education (ETH Zurich).
+Where: ETH Zurich's Computer Vision Lab, "Biwi Kinect Head Pose Database"; a copy is among the datasets of Kaggle.
+"""
 
 import math
 import re
@@ -17,6 +32,9 @@ from hpe.data.records import Record
 from hpe.sources.base import Keys, Raw, Reader, Reject, Source, choice, entries, sample, shown, subfolders
 
 LICENCE: Final = "non-commercial use such as university research and education (ETH Zurich)"
+EXPECTED: Final = {"all": 15_678}
+"""Frames of all sequences. A subset of 13,219, on which MTCNN finds a face, is usual in papers."""
+_SEQUENCES: Final = 24
 _FRAME: Final = re.compile(r"frame_(\d{5})_rgb\.(png|jpg)")
 _PEOPLE: Final = {"15": "03", "18": "05", "21": "02", "22": "07"}
 """Sequences that show the person of an earlier sequence (the database's readme: 20 people, 24 sequences)."""
@@ -38,13 +56,13 @@ class Camera:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is something else.
+            ValueError: it is not such a file.
         """
         values = _numbers(path, at_least=25)
         return cls(values[:9].reshape(3, 3), values[13:22].reshape(3, 3), values[22:25])
 
     def head_box(self, centre_mm: Float[np.ndarray, "3"]) -> Box | None:
-        """The picture's part 220 mm wide and high about the head's centre, or None behind the camera."""
+        """The box of 220 mm × 220 mm around the head's centre, in pixels; None where it is behind the camera."""
         x, y, z = self.intrinsic @ (self.rotation @ centre_mm + self.translation_mm)
         if not z > 1:
             return None
@@ -99,7 +117,7 @@ def _recognise(folder: Path) -> str | None:
 def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
     """BIWI: ``hpdb/01/frame_00003_rgb.png`` with ``frame_00003_pose.txt``.
 
-    The box is projected from the head's centre with ``rgb.cal``, where that is there.
+    The box is projected from the head's centre with ``rgb.cal``, where there is one.
 
     Args:
         folder: holds the sequences ``01`` … ``24``, or ``hpdb/`` with them.
@@ -114,7 +132,7 @@ def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
         raise UserError(f"{folder}: no 01/frame_00003_rgb.png; expected BIWI's hpdb/ or its sequences")
     cameras = {sequence: _camera(sequence) for sequence in _sequences(folder)}
     if frame == "rgb" and (bare := [s.name for s, camera in cameras.items() if camera is None]):
-        raise UserError(f"{folder}: no readable rgb.cal in {', '.join(bare)}; frame=rgb needs it, frame=depth not")
+        raise UserError(f"{folder}: no readable rgb.cal in {', '.join(bare)}; frame=rgb needs it, frame=depth does not")
 
     def rows() -> Iterator[Raw | Reject]:
         keys = Keys()
@@ -131,6 +149,7 @@ def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
         default_crop="square-1.2@box" if all(cameras.values()) else "square-1.4@detector",
         splits=(),
         rows=rows,
+        expected=EXPECTED if len(cameras) == _SEQUENCES else {},
         notes=("split by person; four people have two sequences",),
     )
 

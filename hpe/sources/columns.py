@@ -1,4 +1,4 @@
-"""What the columns of somebody's table mean, and a row of it as a record."""
+"""The meaning of a table's columns, and a row of it as a record."""
 
 import math
 from collections.abc import Mapping
@@ -43,14 +43,14 @@ UNITS: Final = ("degrees", "radians")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds what.
+    """Which column holds which field.
 
     Attributes:
-        names: column of each of ``FIELDS`` that there is.
-        negated: angles whose sign is the opposite of ours.
+        names: the column of each of ``FIELDS`` that the table has.
+        negated: angles whose sign is opposite to ours.
         groups: column of each group to report by.
         radians: the angles' unit.
-        emotions: emotion of each number; words are read in any case.
+        emotions: emotion of each number; words are understood whatever this is.
     """
 
     names: Mapping[str, str]
@@ -61,7 +61,7 @@ class Columns:
 
     @classmethod
     def of(cls, where: str, found: list[str], columns: str, angles: str, emotions: str) -> "Columns":
-        """The meaning of the columns ``found``, by the option ``columns`` and by usual names.
+        """The meaning of the columns ``found``: from the option ``columns``, then from usual names.
 
         Args:
             where: the table, for messages.
@@ -99,7 +99,8 @@ class Columns:
                 if target not in names and word in lower and lower[word] not in taken:
                     names[target] = lower[word]
         if "image" not in names:
-            raise UserError(f"{where}: no column of pictures among {', '.join(found)[:300]}; say columns=image=NAME,…")
+            listed = ", ".join(found)[:300]
+            raise UserError(f"{where}: no column of pictures among {listed}; name it with columns=image=NAME,…")
         return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups, angles == "radians")
 
     def record(self, row: Mapping[str, Any], source: str, words: Mapping[str, list[str]] | None = None) -> Record:
@@ -136,7 +137,7 @@ class Columns:
 
     @property
     def _has_box(self) -> bool:
-        """Whether the columns make a box: one named ``left`` alone need not be a side of one."""
+        """Whether the columns make a box: a single column named ``left`` may be something else."""
         across, down = {"x1", "width"} & self.names.keys(), {"y1", "height"} & self.names.keys()
         return {"x0", "y0"} <= self.names.keys() and bool(across and down)
 
@@ -155,8 +156,8 @@ class Columns:
             return None
         if integer in self.emotions:
             return int(self.emotions[integer])
-        said = AFFECTNET_NOT_EMOTIONS.get(integer)
-        raise ValueError(f"emotion {integer}{f' ({said})' if said else ''} is none of {sorted(self.emotions)}")
+        name = AFFECTNET_NOT_EMOTIONS.get(integer)
+        raise ValueError(f"emotion {integer}{f' ({name})' if name else ''} is none of {sorted(self.emotions)}")
 
 
 def _direction(value: Any) -> int | None:

@@ -1,5 +1,20 @@
-"""AFLW2000-3D and 300W-LP: a picture and a MATLAB file each (Zhu et al., "Face Alignment Across Large Poses",
-2016)."""
+"""AFLW2000-3D and 300W-LP (Zhu, Lei, Liu, Shi and Li, "Face Alignment Across Large Poses: A 3D Solution", 2016).
+
+On disk, AFLW2000-3D:
+
+    image00002.jpg, image00002.mat …        450 × 450; a folder splits/ with lists of stems may lie beside them
+
+On disk, 300W-LP:
+
+    AFW/AFW_134212_1_0.jpg, .mat …          photo 134212, face 1, view 0; also HELEN/, IBUG/, LFPW/
+    AFW_Flip/, HELEN_Flip/ …                the same, mirrored
+
+Labels: ``Pose_Para`` = pitch, yaw, roll in radians first, with our signs (yaw + = the face turns to the picture's
+left, pitch + = up). Landmarks: ``pt3d_68``, or the visible points of ``pt2d``, in pixels.
+Splits: none of their own. AFLW2000-3D is a test set; 300W-LP is split by photo.
+Licence: none stated; AFLW and 300-W are for research.
+Where: the authors' project page "3DDFA" at the Chinese Academy of Sciences' CBSR.
+"""
 
 import re
 from collections.abc import Iterator
@@ -30,8 +45,10 @@ from hpe.sources.base import (
 from hpe.sources.mat import mat_arrays
 
 LICENCE: Final = "none stated; AFLW and 300-W are for research"
+EXPECTED: Final = {"test": 2_000}
+"""Pictures of AFLW2000-3D."""
 BEYOND_DEGREES: Final = 99.0
-"""Hopenet's bins end here: its papers' figures leave out faces turned further."""
+"""Hopenet's bins end here: the results in papers leave out faces that are turned further."""
 _AFLW2000: Final = re.compile(r"image\d{5}")
 _300W_LP: Final = re.compile(r"(?P<set>AFW|HELEN|IBUG|LFPW)(?P<flip>_Flip)?_(?P<photo>.+)_(?P<view>\d+)", re.IGNORECASE)
 _SETS: Final = ("AFW", "HELEN", "IBUG", "LFPW")
@@ -64,7 +81,7 @@ def _points(arrays: dict[str, Float[np.ndarray, "..."]]) -> tuple[tuple[float, f
     """All 68 points in the picture's plane, or else the visible ones of ``pt2d`` (-1: not visible).
 
     Raises:
-        ValueError: there are points, and none of them can be used.
+        ValueError: there are points, but not all of their numbers are finite.
     """
     damaged = ""
     for name in ("pt3d_68", "pt2d"):
@@ -112,7 +129,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         for path in pictures(folder):
             source = shown(path.relative_to(folder))
             if not _AFLW2000.fullmatch(path.stem):
-                yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)")
+                yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)", "foreign")
                 continue
             split = lists.get(path.stem) if lists else "test"
             if split is None:
@@ -128,6 +145,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         default_crop="hopenet-0.2@landmarks",
         splits=tuple(dict.fromkeys(lists.values())) or ("test",),
         rows=rows,
+        expected={} if lists else EXPECTED,
         notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out",),
     )
 
@@ -142,7 +160,7 @@ def _lists(folder: Path) -> dict[str, str]:
         for stem in path.read_text(encoding="utf-8", errors="replace").split():
             stem = stem.removesuffix(".jpg")
             if found.setdefault(stem, split) != split:
-                raise UserError(f"{path}: {stem} stands in {found[stem]}.txt, too; a picture has one split")
+                raise UserError(f"{path}: {stem} appears in {found[stem]}.txt, too; a picture belongs to one split")
     return found
 
 
@@ -161,9 +179,9 @@ def _recognise_300w_lp(folder: Path) -> str | None:
 
 
 def open_300w_lp(folder: Path) -> Source:
-    """300W-LP: photos of 300-W turned to many views, and all of it flipped.
+    """300W-LP: photos of 300-W rendered from many views, and all of them mirrored.
 
-    A view and a flip of one photo have the same ``subject``. All faces of a photo of AFW count as one photo.
+    All views and mirrored copies of one photo have the same ``subject``. All faces in a photo of AFW share it.
 
     Raises:
         UserError: no such pictures.
@@ -178,7 +196,7 @@ def open_300w_lp(folder: Path) -> Source:
             if subject := photo_of(path.stem):
                 yield Unread(_row, (keys(source), path, source, None, subject))
             else:
-                yield Reject(source, f"{NOT_ITS_OWN} 300W-LP, so that its photo is unknown")
+                yield Reject(source, f"{NOT_ITS_OWN} 300W-LP, so that its photo is unknown", "foreign")
 
     return Source(
         name="300w-lp",
@@ -196,7 +214,7 @@ def open_300w_lp(folder: Path) -> Source:
 
 
 def photo_of(stem: str) -> str | None:
-    """The photo that a file of 300W-LP was made of: ``AFW_134212_1_15`` and its flip are ``AFW_134212``."""
+    """The photo that a file of 300W-LP was made from: ``AFW_134212_1_15`` and its flip are ``AFW_134212``."""
     match = _300W_LP.fullmatch(stem)
     if not match:
         return None

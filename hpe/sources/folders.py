@@ -1,5 +1,25 @@
-"""Pictures in one folder per class, with or without a folder per split above: AffectNet's copies, FER2013,
-RAF-DB, and anybody's own."""
+"""Pictures in one folder per class: copies of AffectNet, RAF-DB, FER2013's copies, and anybody's own.
+
+On disk, copies of AffectNet and anybody's own:
+
+    train/0/a.jpg …                         classes by number, by word, or both (3, surprise, 3_surprise)
+    0/a.jpg …                               the same without folders for splits
+
+On disk, RAF-DB (basic emotions):
+
+    EmoLabel/list_patition_label.txt        train_00001.jpg 5; the misspelt name is the dataset's own
+    Image/aligned/train_00001_aligned.jpg   100 × 100
+    DATASET/train/1/ … 7/                   or a copy with class folders
+
+Labels: the class, as AffectNet's number or as a direction. RAF-DB's 1..7 = surprise, fear, disgust, happy, sad, anger,
+neutral. No angles.
+Splits: the folders', or those of RAF-DB's list. A copy of AffectNet with only train and val has the official
+validation set, which becomes ``test``.
+Licence: AffectNet: see :mod:`hpe.sources.affectnet`; RAF-DB: non-commercial research, no redistribution.
+Where: RAF-DB from its authors, for members of universities; copies of all three among the datasets of Kaggle.
+Paper: RAF-DB: Li, Deng and Du, "Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression
+Recognition in the Wild", 2017.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -38,14 +58,14 @@ def class_folders(folder: Path) -> list[ClassFolder]:
     parts = [s for s in below if s.name.lower() in SPLIT_WORDS]
     if parts:
         return [ClassFolder(c, c.name, SPLIT_WORDS[part.name.lower()]) for part in parts for c in subfolders(part)]
-    for only in below:  # archives often hold one folder with everything in it
+    for only in below:  # an archive often unpacks to one folder that holds all the others
         if len(below) == 1 and any(s.name.lower() in SPLIT_WORDS for s in subfolders(only)):
             return class_folders(only)
     return [ClassFolder(c, c.name, None) for c in below]
 
 
 def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
-    """The splits, in the order of train, val, test."""
+    """The splits that these classes have, in the order train, val, test."""
     found = {c.split for c in classes}
     return tuple(split for split in ("train", "val", "test") if split in found)
 
@@ -99,8 +119,8 @@ def _names(classes: list[ClassFolder]) -> str:
 def open_affectnet_folders(folder: Path) -> Source:
     """A copy of AffectNet with a folder per class, named by AffectNet's number, by word, or both.
 
-    A copy with train and val has the official validation set, which becomes ``test``; a copy with a test of
-    its own keeps its names.
+    In a copy with only train and val, val is the official validation set and becomes ``test``; a copy with its own
+    test set keeps its names.
 
     Raises:
         UserError: not all eight classes are there.
@@ -133,7 +153,7 @@ def open_affectnet_folders(folder: Path) -> Source:
 
 
 def official_validation_apart(classes: list[ClassFolder]) -> tuple[list[ClassFolder], tuple[str, ...]]:
-    """Classes whose ``val`` is ``test``, where train and val are all the splits there are."""
+    """The classes with ``val`` renamed to ``test`` where train and val are the only splits, and a note on it."""
     if set(splits_of(classes)) <= {"train", "val"} and splits_of(classes):
         apart = [ClassFolder(c.path, c.name, "test" if c.split == "val" else c.split) for c in classes]
         return apart, (OFFICIAL_VALIDATION,)
@@ -207,7 +227,7 @@ def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str,
     path = path if path.exists() or not plain.exists() else plain
     source = shown(path.relative_to(folder))
     if source in seen:
-        return Reject(source, f"duplicate row {here}")
+        return Reject(source, f"duplicate row {here}", "copy")
     seen.add(source)
     return sample(keys, path, Record(emotion=int(RAF_DB[int(words[1])]), source=source, split=split))
 
@@ -237,13 +257,13 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
 
     Args:
         folder: the folder.
-        classes: what folders mean whose names are no words for an emotion or direction: ``0=neutral,AN=anger``;
+        classes: meaning of folders whose names are not words for an emotion or direction: ``0=neutral,AN=anger``;
             ``skip`` leaves a folder out.
-        subject: regular expression whose first group, searched in the path, is the person: ``/(\\w\\w)\\.``
-            for names as JAFFE's ``KA.AN1.39.tiff``.
+        subject: regular expression to search in the path; its first group is the person: ``/(\\w\\w)\\.``
+            for names such as JAFFE's ``KA.AN1.39.tiff``.
 
     Raises:
-        UserError: a folder's name says nothing and is not in ``classes``; a bad expression.
+        UserError: a folder's name is not such a word and not in ``classes``; a bad expression.
     """
     mapping = pairs("folders", "classes", classes)
     person = _expression(subject)
@@ -256,7 +276,7 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
     if unknown:
         raise UserError(
             f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
-            f"say what they mean with classes={unknown[0]}=neutral,… or {unknown[0]}=skip"
+            f"give their meaning with classes={unknown[0]}=neutral,… or {unknown[0]}=skip"
         )
     emotions = sorted({r.emotion for r in labels.values() if r and r.emotion is not None})
     is_fer = len(emotions) == 7 and Emotion.CONTEMPT not in emotions and {"angry", "surprise"} <= labels.keys()
@@ -287,9 +307,9 @@ def _expression(text: str) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"source folders: option subject: {text!r} is no regular expression: {error}") from None
+        raise UserError(f"source folders: option subject: {text!r} is not a regular expression: {error}") from None
     if pattern.groups < 1:
-        raise UserError(f"source folders: option subject: {text!r} has no (group) that is the person")
+        raise UserError(f"source folders: option subject: {text!r} has no (group) for the person")
     return pattern
 
 

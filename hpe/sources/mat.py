@@ -1,8 +1,8 @@
 """Small arrays of numbers from MATLAB 5 files, without trusting them.
 
-``scipy.io.loadmat`` crashes the interpreter (segmentation fault) on some damaged files, and unpacks as much as
-a compressed element likes to hold; this reads plain numeric arrays only, with limits. Format: MathWorks,
-"MAT-File Format", the chapter on level 5.
+``scipy.io.loadmat`` crashes the interpreter (segmentation fault) on some damaged files, and unpacks a compressed
+element however large it is. This reads plain numeric arrays only, with limits. Format: MathWorks, "MAT-File Format",
+the chapter on level 5.
 """
 
 import struct
@@ -27,12 +27,12 @@ _MOST_DIMENSIONS: Final = 4
 
 
 def mat_arrays(path: Path, names: tuple[str, ...]) -> dict[str, Float64[np.ndarray, "..."]]:
-    """Those of the named arrays that a small MATLAB 5 file has, as float64.
+    """The named arrays of a small MATLAB 5 file, as float64; those that it lacks are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read, or is no regular file.
-        ValueError: it is too large, damaged, of another version, or an array of these names is not of real
+        ValueError: it is too large, damaged or of another version, or one of these arrays does not hold real
             numbers.
     """
     with open_regular(path) as stream:
@@ -65,7 +65,7 @@ def _arrays(data: bytes, names: tuple[str, ...]) -> dict[str, Float64[np.ndarray
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each data element; small ones hold up to four bytes within their tag."""
+    """Type and content of each data element; a small one holds its content, up to four bytes, within its tag."""
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
@@ -94,7 +94,7 @@ def _matrix(content: bytes, order: str, names: tuple[str, ...]) -> tuple[str, Fl
         return name, None
     (flag,) = struct.unpack_from(f"{order}I", flags)
     if flag & 0xFF not in _NUMERIC_CLASSES or flag & _COMPLEX_FLAG:
-        raise ValueError(f"{name} is no array of real numbers (class {flag & 0xFF})")
+        raise ValueError(f"{name} is not an array of real numbers (class {flag & 0xFF})")
     kind, values = next(parts, nothing)
     if kind not in _KINDS:
         raise ValueError(f"{name} holds data of type {kind}")

@@ -1,4 +1,19 @@
-"""Pointing'04, the Head Pose Image Database (Gourier, Hall and Crowley, 2004)."""
+"""Pointing'04, the Head Pose Image Database (Gourier, Hall and Crowley, "Estimating Face Orientation from Robust
+Detection of Salient Facial Features", Pointing 2004).
+
+On disk:
+
+    Person01/ … Person15/                   two series of 93 poses each
+    Person08/person08123-30+45.jpg          person 08, series 1, number 23, tilt -30, pan +45; 384 × 288
+    Person08/person08123-30+45.txt          name, blank line, Face, centre x, centre y, width, height
+    Front/                                  30 files that show frontal pictures again
+
+Labels: pitch = tilt (+ = up) and yaw = pan (+ = the picture's left), both in our signs; roll is not labelled.
+Directions are those of the thesis: a table of tilt and pan.
+Splits: none of its own; split by person (a random split leaks, as each person has two series).
+Licence: any purpose, with citation.
+Where: INRIA Rhône-Alpes, PRIMA group, "Head Pose Image Database".
+"""
 
 import re
 from collections.abc import Iterator
@@ -31,6 +46,8 @@ LICENCE: Final = (
     "any purpose, provided that Gourier, Hall, Crowley: Estimating Face Orientation from Robust Detection "
     "of Salient Facial Features (Pointing 2004) is cited"
 )
+EXPECTED: Final = {"all": 2_790}
+"""Pictures without those of Front/: 15 people in 2 series of 93 poses."""
 NAME: Final = re.compile(r"person(?:ne)?(\d{2})(\d)(\d{2})([+-]\d+)([+-]\d+)")
 """Person, series, number, tilt, pan; ``person08123-30+45`` looks 30° down and to the picture's left."""
 ROLLS: Final = ("unknown", "upright")
@@ -45,10 +62,10 @@ def _recognise(folder: Path) -> str | None:
 def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
     """Pointing'04: the folders ``Person01`` … ``Person15``, or pictures of it in folders named by direction.
 
-    Yaw is the file name's pan, pitch its tilt (the signs agree with ours). Roll is not said: it is unknown, or 0
-    with ``roll=upright``, which takes the people, who sat, at their word and lets a pose head learn from them. The
-    direction is that of the folder, or the one that the thesis gives to the pose. The pictures of ``Front/`` are
-    copies of frontal ones of the persons' folders and are rejected as such when these are there.
+    Yaw is the file name's pan, pitch its tilt (the signs agree with ours). Roll is not labelled: it is unknown, or 0
+    with ``roll=upright``, which assumes that the people, who sat, held their heads upright; a pose head can then
+    learn from them. The direction is that of the folder, or the one that the thesis gives to the pose. Pictures in
+    ``Front/`` are rejected as copies when the person's folder has the same picture.
 
     Raises:
         UserError: no such pictures, or another ``roll``.
@@ -64,7 +81,7 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
             source = shown(path.relative_to(folder))
             original = _original(folder, path)
             if original:
-                yield Reject(source, f"another file of {shown(original.relative_to(folder))}")
+                yield Reject(source, f"another file of {shown(original.relative_to(folder))}", "copy")
             else:
                 yield Unread(_row, (keys(source), path, source, has_boxes, upright))
 
@@ -76,9 +93,10 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
         default_crop="square-1.6@box" if has_boxes else "square-1.4@detector",
         splits=(),
         rows=rows,
+        expected=EXPECTED if has_boxes else {},  # only then does the variant claim to be whole
         notes=(
             "split by person",
-            "yaw = pan, pitch = tilt, " + ("roll taken as 0" if upright else "roll not said"),
+            "yaw = pan, pitch = tilt, " + ("roll taken as 0" if upright else "roll not labelled"),
             "direction by the thesis' labels, a table of tilt and pan",
         ),
     )
@@ -95,7 +113,7 @@ def _original(folder: Path, path: Path) -> Path | None:
 def _row(key: str, path: Path, source: str, has_boxes: bool, upright: bool) -> Raw | Reject:
     match = NAME.fullmatch(path.stem)
     if not match:
-        return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)")
+        return Reject(source, f"{NOT_ITS_OWN} Pointing'04 (person08123-30+45.jpg)", "foreign")
     person, _, _, tilt, pan = match.groups()
     if abs(int(tilt)) > 90 or abs(int(pan)) > 90:
         return Reject(source, f"tilt {tilt} or pan {pan} beyond ±90")

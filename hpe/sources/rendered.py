@@ -1,4 +1,10 @@
-"""Rendered heads (:mod:`hpe.sources.synthetic`) as a source: any number of them, from a seed alone."""
+"""Rendered heads (:mod:`hpe.sources.synthetic`) as a source: any number of them, from a seed alone.
+
+On disk: nothing. Every picture is rendered when it is read.
+Labels: exact yaw, pitch, roll in degrees in our signs, emotion, valence, arousal, direction, face box, person.
+Splits: train, val and test, by person.
+Licence: rendered by this package; no rights of others.
+"""
 
 import io
 from collections.abc import Iterator
@@ -17,7 +23,7 @@ _MOST_DIGITS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class RenderedHead:
-    """One head, rendered where it is read."""
+    """One head, rendered when it is read: only these four numbers travel to a worker process."""
 
     index: int
     seed: int
@@ -47,14 +53,14 @@ def open_rendered(
     """Rendered heads with exact angles and emotions; split by person.
 
     Args:
-        path: not looked at.
+        path: ignored.
         count: how many pictures.
         people: how many people they show.
         seed: same seed, same pictures.
         size: side of a picture in pixels.
 
     Raises:
-        UserError: an option that is no sensible whole number.
+        UserError: an option is not a whole number in its range.
     """
     pictures = _whole("count", count, 1, 10**8)
     persons = _whole("people", people, 1, 10**6)
@@ -88,7 +94,7 @@ def open_rendered(
 
 
 def direction_of(yaw: float, pitch: float) -> Direction:
-    """The direction of a rendered head: few are drawn near its borders, 25° of yaw and 20° of pitch."""
+    """The direction of a rendered head. Its borders are 25° of yaw and 20° of pitch; few heads lie close to them."""
     turned, raised = yaw / 25, pitch / 20
     if max(abs(turned), abs(raised)) < 1:
         return Direction.FORWARD

@@ -1,4 +1,16 @@
-"""Any CSV or Parquet table of pictures and labels, and any dataset of Hugging Face's ``datasets``."""
+"""Any CSV or Parquet table of pictures and labels, and any dataset of Hugging Face's ``datasets``.
+
+On disk:
+
+    labels.csv, or labels.parquet           one table, one row per picture; usual column names are recognised
+    a/b.jpg …                               paths in the table start at its folder
+    dataset_dict.json, train/ …             or a folder written by ``save_to_disk``
+
+Labels: what the columns hold (see :class:`hpe.sources.columns.Columns`): a minus before a column negates an angle,
+``angles`` gives its unit, ``emotions`` the order of its integers.
+Splits: those of a column split, or of the Hugging Face dataset; otherwise none.
+Licence: not stated, unless the Hugging Face dataset has one.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -61,12 +73,11 @@ def open_table(
 
     Args:
         path: the table, or a folder with one table.
-        columns: ``image=path,emotion=label,yaw=-pan,group.age=age``; usual names are found without it. A
-            minus negates an angle. ``image`` is a path, or in Parquet the encoded picture itself.
+        columns: ``image=path,emotion=label,yaw=-pan,group.age=age``; usual names need no entry. A minus negates
+            an angle. ``image`` is a path, or in Parquet the encoded picture itself.
         angles: ``degrees`` or ``radians``.
-        emotions: order of integers: ``affectnet``, ``alphabetical``, ``fer2013`` or ``raf-db``; words are
-            read as they are.
-        images: folder that the paths start from; else that of the table.
+        emotions: meaning of integers: ``affectnet``, ``alphabetical``, ``fer2013`` or ``raf-db``; words need none.
+        images: folder where the paths start; default: that of the table.
 
     Raises:
         UserError: no table, a column that is missing, or a bad option.
@@ -89,7 +100,7 @@ def open_table(
         licence=_UNKNOWN_LICENCE,
         publishable=False,
         default_crop="none",
-        splits=_said_splits(row.get(meaning.names["split"]) for _, row in _rows(table) if isinstance(row, dict))
+        splits=_splits_named(row.get(meaning.names["split"]) for _, row in _rows(table) if isinstance(row, dict))
         if "split" in meaning.names
         else (),
         rows=rows,
@@ -97,7 +108,7 @@ def open_table(
     )
 
 
-def _said_splits(values: Any) -> tuple[str, ...]:
+def _splits_named(values: Any) -> tuple[str, ...]:
     found = {SPLIT_WORDS.get(str(value).strip().lower()) for value in values}
     return tuple(split for split in ("train", "val", "test") if split in found)
 
@@ -149,7 +160,7 @@ def _sample(
             image = inside(root, text)
             source = shown(text.strip())
             if source in seen:
-                return Reject(source, f"duplicate row {here}")
+                return Reject(source, f"duplicate row {here}", "copy")
             seen.add(source)
         record = meaning.record(row, source, words)
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -173,8 +184,8 @@ def open_huggingface(
 ) -> Source:
     """A dataset of ``datasets``: saved with ``save_to_disk``, a local folder of data files, or a hub name.
 
-    Pictures stay encoded as they are. Class names (``ClassLabel``) are read as words for emotions. Nothing of
-    the dataset is executed: ``datasets`` has no loading scripts any more.
+    Pictures stay encoded. Class names (``ClassLabel``) are read as words for emotions. No code of the dataset is
+    executed: ``datasets`` no longer supports loading scripts.
 
     Args:
         path: the folder, or the name on the hub as ``user/name``.
@@ -195,14 +206,14 @@ def open_huggingface(
         name: list(feature.names) for name, feature in first.features.items() if type(feature).__name__ == "ClassLabel"
     }
     _check_words(where, meaning, words)
-    splits = _said_splits(parts)
+    splits = _splits_named(parts)
 
     def rows() -> Iterator[Raw | Reject]:
         keys, seen = Keys(), set()
         for part, rows_of_part in parts.items():
             for at, row in enumerate(rows_of_part):
                 got = _sample(keys, seen, meaning, path, f"{part}/{at:08d}", row, words)
-                split = _said_splits([part])
+                split = _splits_named([part])
                 yield _with_split(got, split[0]) if isinstance(got, Raw) and split else got
 
     return Source(
@@ -227,7 +238,7 @@ def _load(path: Path, config: str) -> dict[str, Any]:
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(str(path), config or None)
-    except Exception as error:  # datasets, its readers and the network raise many types
+    except Exception as error:  # datasets, its readers and the network raise exceptions of many types
         raise UserError(
             f"{path}: Hugging Face's datasets cannot load it ({type(error).__name__}: {str(error)[:300]}); "
             "expected a folder of save_to_disk, a folder of data files, or a name on the hub"
@@ -245,7 +256,7 @@ def _check_words(where: str, meaning: Columns, words: Mapping[str, list[str]]) -
     unknown = [name for name in names if emotion_from_word(name) is None and not name.isdigit()]
     if unknown:
         raise UserError(
-            f"{where}: classes {', '.join(unknown[:12])} of column {meaning.names['emotion']!r} are no words for "
+            f"{where}: classes {', '.join(unknown[:12])} of column {meaning.names['emotion']!r} are not words for "
             "an emotion; rename them in the dataset, or name another column with columns=emotion=…"
         )
 

@@ -18,7 +18,8 @@ from hpe.data.pose_labels import DIRECTION_PREFIX, mismatch, read_metadata
 from hpe.data.pose_tables import Identity, ShardPoses, differences, write_table
 from hpe.data.records import Record
 from hpe.data.shards import Manifest
-from hpe.pack.balance import MadeOtherwiseError, Told, balance
+from hpe.pack.balance import OtherSubsetError, Subset, balance
+from hpe.pack.cells import OptionNames
 from hpe.study.config import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig
 
 if TYPE_CHECKING:
@@ -235,14 +236,14 @@ def balanced_sets(study: StudyConfig, given: Sources) -> dict[str, BalancedSet]:
         folder = study.folder / "sets" / name
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # its summary stands in the folder
-                balance(
-                    given.shards, given.pose, folder,
-                    per_cell=wanted.per_cell, rule=given.rules[name], seed=study.balance_seed,
+                subset = Subset(
+                    wanted.per_cell, given.rules[name], seed=study.balance_seed,
                     directions=_chosen(wanted.directions, DIRECTIONS),
                     emotions=None if wanted.emotions is None else _chosen(wanted.emotions, EMOTIONS),
-                    told=Told(f"sets.{name}.per_cell:", f"sets.{name}.directions", f"sets.{name}.emotions"),
                 )  # fmt: skip
-        except MadeOtherwiseError:
+                keys = OptionNames(f"sets.{name}.per_cell:", f"sets.{name}.directions", f"sets.{name}.emotions")
+                balance(given.shards, given.pose, folder, subset, keys)
+        except OtherSubsetError:
             problems.append(
                 f"sets.{name}: {folder} was made from other shards or pose tables, and this study's runs learned from "
                 "it; --new sets the study aside and starts over, or give another study:"

@@ -203,7 +203,7 @@ def test_the_thesis_folders_joined_with_its_tables(tmp_path: Path) -> None:
         [("train", word) for word in WORDS for _ in range(3 - (word in ("sad", "surprise", "fear")))]
         + [("test", "sad"), ("test", "fear")]
     )
-    assert refused["Surprise/30.jpg"] == "the table says anger, its folder Surprise"
+    assert refused["Surprise/30.jpg"] == "the table has anger, the folder is Surprise"
     assert refused["99.jpg"] == "a row in the tables (poses.csv:5) without a picture"
     assert refused["11.jpg"] == "Pitch 'a' is not a number (poses.csv:4)"
     assert len(refused) == 3
@@ -222,7 +222,7 @@ def test_splits_drawn_anew_leave_the_official_ones_and_a_share_of_those_is_refus
     options = ("--val-share", "0.25", "--test-share", "0.25")
     refused = CliRunner().invoke(app, ["pack", "affectnet-2021", str(tmp_path / "raw"), str(tmp_path / "x"), *options])
     assert isinstance(refused.exception, UserError)
-    assert "--test-share: affectnet-2021 names its own splits (train, test)" in str(refused.exception)
+    assert "--test-share: affectnet-2021 has its own splits (train, test)" in str(refused.exception)
     assert "--splits drawn" in str(refused.exception)
     assert not (tmp_path / "x").exists()
     manifest, _, told = packed("affectnet-2021", tmp_path / "raw", tmp_path / "out", "--splits", "drawn", *options)

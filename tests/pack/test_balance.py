@@ -18,7 +18,7 @@ from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.pack.balance import balance
+from hpe.pack.balance import Subset, balance
 from hpe.pack.verify import verify
 
 EMOTIONS = (0, 1, 6)
@@ -75,7 +75,7 @@ def directions(poses: Path) -> dict[str, int]:
 def test_every_cell_has_as_many_in_each_split(made, tmp_path):
     folder, poses = made
     out = tmp_path / "out"
-    manifest = balance(folder, poses, out, per_cell="5/3/0", samples_per_shard=40)
+    manifest = balance(folder, poses, out, Subset(per_cell="5/3/0", samples_per_shard=40))
     truth = directions(poses)
     for split, number in (("train", 5), ("val", 3)):
         cells: Counter[tuple[int, int | None]] = Counter()
@@ -93,7 +93,7 @@ def test_every_cell_has_as_many_in_each_split(made, tmp_path):
 def test_the_pose_tables_follow_their_samples(made, tmp_path):
     folder, poses = made
     out = tmp_path / "out"
-    manifest = balance(folder, poses, out, per_cell="5/3/0")
+    manifest = balance(folder, poses, out, Subset(per_cell="5/3/0"))
     before = {row["key"]: row for path in poses.glob("*.parquet") for row in pq.read_table(path).to_pylist()}
     for shard in manifest.shards:
         path = out / "pose" / "hopenet" / f"{shard.name.removesuffix('.tar')}.parquet"
@@ -107,7 +107,7 @@ def test_the_pose_tables_follow_their_samples(made, tmp_path):
 def test_the_same_seed_chooses_the_same_and_another_seed_others(made, tmp_path):
     folder, poses = made
     found = [
-        balance(folder, poses, tmp_path / f"out{i}", per_cell="5/3/0", seed=seed).shards
+        balance(folder, poses, tmp_path / f"out{i}", Subset(per_cell="5/3/0", seed=seed)).shards
         for i, seed in enumerate((0, 0, 1))
     ]
     assert found[0] == found[1]
@@ -117,48 +117,48 @@ def test_the_same_seed_chooses_the_same_and_another_seed_others(made, tmp_path):
 def test_a_cell_too_small_is_named_with_what_would_work(made, tmp_path):
     folder, poses = made
     with pytest.raises(UserError) as caught:
-        balance(folder, poses, tmp_path / "out", per_cell="9/4/0")
+        balance(folder, poses, tmp_path / "out", Subset(per_cell="9/4/0"))
     text = str(caught.value)
     assert "train, left × happy: 8 of 9" in text
     assert "train, forward × happy" not in text  # that cell has nine
     assert "14 cells" in text
     assert "--per-cell 8/4/0 works" in text
     assert not (tmp_path / "out").exists()
-    balance(folder, poses, tmp_path / "out", per_cell="8/4/0")
+    balance(folder, poses, tmp_path / "out", Subset(per_cell="8/4/0"))
 
 
 def test_a_split_that_is_not_there_is_one_message(made, tmp_path):
     with pytest.raises(UserError, match=r"no test .*use --per-cell 5/3/0"):
-        balance(made[0], made[1], tmp_path / "out", per_cell="5/3/1")
+        balance(made[0], made[1], tmp_path / "out", Subset(per_cell="5/3/1"))
 
 
 @pytest.mark.parametrize("text", ["", "9" * 5000, "a", "1/2", "0", "-1", "0/0/0", "1/2/3/4", "1.5"])
 def test_what_is_no_number_of_samples_is_one_message(made, tmp_path, text):
     with pytest.raises(UserError, match="--per-cell"):
-        balance(made[0], made[1], tmp_path / "out", per_cell=text)
+        balance(made[0], made[1], tmp_path / "out", Subset(per_cell=text))
 
 
 def test_tables_that_do_not_fit_are_one_message(made, tmp_path):
     folder, poses = made
     out = tmp_path / "out"
     with pytest.raises(UserError, match="no such folder"):
-        balance(folder, poses.with_name("other"), out, per_cell="1")
+        balance(folder, poses.with_name("other"), out, Subset(per_cell="1"))
     with pytest.raises(UserError, match="have thesis"):
-        balance(folder, poses, out, per_cell="1", rule="ours")
+        balance(folder, poses, out, Subset(per_cell="1", rule="ours"))
     path = poses / "train-000001.parquet"
     table = pq.read_table(path)
     pq.write_table(table.slice(0, 5), path)
     with pytest.raises(UserError, match="5 rows"):
-        balance(folder, poses, out, per_cell="1")
+        balance(folder, poses, out, Subset(per_cell="1"))
     pq.write_table(table.take(list(range(table.num_rows))[::-1]), path)
     with pytest.raises(UserError, match="not the samples"):
-        balance(folder, poses, out, per_cell="1")
+        balance(folder, poses, out, Subset(per_cell="1"))
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="not a pose table"):
-        balance(folder, poses, out, per_cell="1")
+        balance(folder, poses, out, Subset(per_cell="1"))
     path.unlink()
     with pytest.raises(UserError, match=r"no table for 1 of 4 shards, such as train-000001\.tar"):
-        balance(folder, poses, out, per_cell="1")
+        balance(folder, poses, out, Subset(per_cell="1"))
 
 
 def test_the_command_balances_the_labels_that_are_named(made, tmp_path):
@@ -191,19 +191,19 @@ def test_tables_of_other_shards_of_other_columns_or_of_no_directions_are_one_mes
     for message, damaged in wrong.items():
         pq.write_table(damaged, path)
         with pytest.raises(UserError, match=message):
-            balance(folder, poses, out, per_cell="1")
+            balance(folder, poses, out, Subset(per_cell="1"))
         assert not out.exists()
 
 
 def test_a_second_run_does_nothing_and_other_options_are_refused(made, tmp_path):
     folder, poses = made
     out = tmp_path / "out"
-    first = balance(folder, poses, out, per_cell="2/1/0")
+    first = balance(folder, poses, out, Subset(per_cell="2/1/0"))
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert balance(folder, poses, out, per_cell="2/1/0") == first
+    assert balance(folder, poses, out, Subset(per_cell="2/1/0")) == first
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(UserError, match="other options"):
-        balance(folder, poses, out, per_cell="3/1/0")
+        balance(folder, poses, out, Subset(per_cell="3/1/0"))
 
 
 @pytest.mark.parametrize("name", ["mine.tar", "notes.part", "train-000000.tar"])
@@ -212,21 +212,21 @@ def test_files_of_others_in_the_folder_are_neither_removed_nor_mixed_with(made, 
     out.mkdir()
     (out / name).write_text("mine")
     with pytest.raises(UserError, match=f"did not write, such as {name}"):
-        balance(made[0], made[1], out, per_cell="2/1/0")
+        balance(made[0], made[1], out, Subset(per_cell="2/1/0"))
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
 
 
 def test_a_killed_job_is_done_again_and_a_second_one_at_once_is_refused(made, tmp_path):
     out = tmp_path / "out"
-    whole = balance(made[0], made[1], tmp_path / "whole", per_cell="2/1/0")
+    whole = balance(made[0], made[1], tmp_path / "whole", Subset(per_cell="2/1/0"))
     (out / ".balance").mkdir(parents=True)
     (out / "train-000007.tar").write_text("of the killed job")
     with (out / ".balance" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another `hpe balance`"):
-            balance(made[0], made[1], out, per_cell="2/1/0")
+            balance(made[0], made[1], out, Subset(per_cell="2/1/0"))
         assert (out / "train-000007.tar").exists()
-    assert balance(made[0], made[1], out, per_cell="2/1/0") == whole
+    assert balance(made[0], made[1], out, Subset(per_cell="2/1/0")) == whole
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
 
 
@@ -235,7 +235,7 @@ def test_of_several_rules_ours_is_taken_and_the_summary_has_its_cells(made, tmp_
     for path in poses.glob("*.parquet"):
         table = pq.read_table(path)
         pq.write_table(table.append_column("direction_ours", table.column("direction_thesis")), path)
-    manifest = balance(folder, poses, tmp_path / "out", per_cell="2/1/0")
+    manifest = balance(folder, poses, tmp_path / "out", Subset(per_cell="2/1/0"))
     assert manifest.options["rule"] == "ours"
     lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
     assert "| train | neutral | happy | anger |" in lines
@@ -247,8 +247,8 @@ def test_what_cannot_be_written_is_one_message(made, tmp_path):
     loop.symlink_to(loop)
     for out in (loop, tmp_path / ("x" * 300), Path("/proc/nowhere/out"), tmp_path / "file" / "out"):
         (tmp_path / "file").touch()
-        with pytest.raises(UserError, match=r"cannot be|no folder"):
-            balance(made[0], made[1], out, per_cell="2/1/0")
+        with pytest.raises(UserError, match=r"cannot be|not a folder"):
+            balance(made[0], made[1], out, Subset(per_cell="2/1/0"))
 
 
 def test_nobody_reading_the_summary_is_no_mistake_of_the_subset(made, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_nobody_reading_the_summary_is_no_mistake_of_the_subset(made, tmp_path, 
 
     monkeypatch.setattr("builtins.print", closed)
     with pytest.raises(BrokenPipeError):
-        balance(made[0], made[1], tmp_path / "out", per_cell="2/1/0")
+        balance(made[0], made[1], tmp_path / "out", Subset(per_cell="2/1/0"))
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
@@ -273,10 +273,10 @@ def test_an_impossible_record_is_one_message(made, tmp_path, monkeypatch, record
     replace(old, shards=(info, *old.shards[1:])).save(folder)
     if record == {"emotion": 1, "box": None}:
         with pytest.raises(UserError, match="too few"):
-            balance(folder, poses, tmp_path / "out", per_cell="9")
+            balance(folder, poses, tmp_path / "out", Subset(per_cell="9"))
     else:
         with pytest.raises(UserError, match=r"train-000000\.tar: .*hpe verify"):
-            balance(folder, poses, tmp_path / "out", per_cell="2/1/0")
+            balance(folder, poses, tmp_path / "out", Subset(per_cell="2/1/0"))
     assert not (tmp_path / "out").exists()
 
 
@@ -284,4 +284,4 @@ def test_a_path_that_no_file_system_takes_is_one_message(made, tmp_path):
     long = tmp_path / ("x" * 300)
     for shards, poses in ((long, made[1]), (made[0], long)):
         with pytest.raises(UserError, match="cannot be read"):
-            balance(shards, poses, tmp_path / "out", per_cell="1/1/0")
+            balance(shards, poses, tmp_path / "out", Subset(per_cell="1/1/0"))

@@ -9,7 +9,7 @@ from hpe.pack.near_copies import NEAR_BITS, Copy, copies, difference_hash, exact
 
 
 def picture(seed: int, side: int = 96) -> Image.Image:
-    """Smooth blobs, as a face is: not noise, whose hash says nothing after a JPEG."""
+    """Smooth blobs, as a face is: not noise, whose hash changes at random after a JPEG."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 

@@ -30,7 +30,8 @@ from hpe.data.shard_reader import read_samples
 from hpe.data.shards import QUARANTINE, Manifest, Sample
 from hpe.pack import pack, pack_source
 from hpe.pack import shard as shardjob
-from hpe.pack.job import DUPLICATES, Options
+from hpe.pack.duplicates import DUPLICATES
+from hpe.pack.options import Options
 from hpe.pack.summary import category
 from hpe.pack.verify import verify
 from hpe.sources import readers
@@ -541,7 +542,7 @@ def test_real_datasets_pack_with_their_documented_counts(tmp_path, shared, name,
             "crop box 1, 2.5, 3, -4 lies outside the picture (10 × 20)",
             "crop box N, N, N, N lies outside the picture (N × N)",
         ),
-        ("duplicate: shows what head07-1 shows (the same stored bytes)", "duplicate"),
+        ("duplicate: shows the same as head07-1 (the same stored bytes)", "duplicate"),
         ("cannot be read: no such file", "cannot be read: no such file"),
         ("cannot be read: a1.jpg: not a regular file", "cannot be read: not a regular file"),
         ("cannot be read: empty file (0 bytes)", "cannot be read: empty file (N bytes)"),
@@ -561,10 +562,33 @@ def test_the_readers_are_listed_with_their_options():
 # What a hostile tester found
 
 
+@pytest.mark.parametrize(
+    ("expected", "note"),
+    [
+        ({}, None),
+        ({"train": 11, "test": 2}, None),
+        ({"all": 15}, "size: 13 items, 2 fewer than the 15 of the whole dataset"),
+        ({"train": 10, "test": 2}, "size: 13 items, 1 more than the 12 of the whole dataset (train 10, test 2)"),
+    ],
+)
+def test_a_dataset_of_another_size_than_documented_is_noted_and_packed(tmp_path, expected, note):
+    items: list[Raw | Reject] = [*(row(i) for i in range(12)), Reject("bad.jpg", "damaged")]
+    others = [Reject("a.jpg", "duplicate row", "copy"), Reject("b.jpg", "not named as a picture of", "foreign")]
+    manifest = packed(tmp_path / "out", [*items, *others], expected=expected)
+    assert [text for text in manifest.notes if text.startswith("size")] == ([note] if note else [])
+    assert manifest.counts["samples"] == 12
+
+
+def test_many_foreign_pictures_are_refused_as_another_dataset(tmp_path):
+    rows: list[Raw | Reject] = [*(row(i) for i in range(60)), *(Reject(f"{i}", "?", "foreign") for i in range(21))]
+    with pytest.raises(UserError, match=r"21 of 81 pictures are not named as a picture of this dataset"):
+        packed(tmp_path / "out", rows)
+
+
 def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_path):
     out, rows = tmp_path / "out", [row(i) for i in range(12)]
     for options in (replace(SMALL, splits=tmp_path / "nosuch"), replace(SMALL, crop="square-1.0@box")):
-        with pytest.raises(UserError, match=r"no lists there|none of 12 rows of made says a box"):
+        with pytest.raises(UserError, match=r"no lists there|none of the 12 rows of made has a box"):
             packed(out, rows, options)
         assert not out.exists()
     with pytest.raises(UserError, match=r"none of 1 rows became a sample \(1 × "):

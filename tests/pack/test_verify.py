@@ -67,7 +67,7 @@ def test_a_changed_label_is_found_though_every_sample_can_be_read(shards):
     path.write_bytes(path.read_bytes().replace(b'"emotion":5', b'"emotion":4'))
     found = told(shards)
     assert "train-000001.tar: sha256 differs" in found
-    assert "nobody can say which of them changed" in found
+    assert "it is unknown which of them changed" in found
 
 
 def test_records_of_another_split_and_a_manifest_that_contradicts_itself_are_named(shards):
@@ -79,7 +79,8 @@ def test_records_of_another_split_and_a_manifest_that_contradicts_itself_are_nam
     replace(manifest, shards=(leaked, *others), counts=counts, crop="banana").save(shards)
     found = told(shards)
     assert "k0 (split 'test' in a shard of 'train')" in found
-    assert "manifest.json: says {'train': 16, 'test': 1} samples in its splits, its shards {'train': 17}" in found
+    counted = "states {'train': 16, 'test': 1} samples in its splits; its shards have {'train': 17}"
+    assert f"manifest.json: {counted}" in found
     assert "manifest.json: crop rule 'banana'" in found
     longer = replace(others[0], bytes=others[0].bytes + 512)
     replace(manifest, shards=(leaked, longer), counts={}).save(shards)
@@ -122,7 +123,7 @@ def test_pictures_of_another_size_than_the_manifest_says_are_named(shards):
     manifest["image"] = {"size": 96, "colour": "rgb"}
     (shards / "manifest.json").write_text(json.dumps(manifest))
     told = verify(shards)
-    assert {damage.what for damage in told} == {"pictures are not size 96, colour rgb, as the manifest says"}
+    assert {damage.what for damage in told} == {"pictures are not size 96, colour rgb as in the manifest"}
     assert len(told) == len(manifest["shards"])
 
 
@@ -162,7 +163,7 @@ def test_an_impossible_record_is_named_though_its_shard_is_whole(shards, monkeyp
     info = write_shard(shards / "train-000000.tar", "train", [sample])
     replace(manifest, shards=(info, *manifest.shards[1:]), counts={}).save(shards)
     assert "sha256" not in told(shards)
-    assert "records say what cannot be: odd (" in told(shards)
+    assert "records hold impossible values: odd (" in told(shards)
     assert what in told(shards)
 
 

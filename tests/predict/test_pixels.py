@@ -22,7 +22,7 @@ from hpe.models import inference
 from hpe.models.run_folder import State, build_network, recipes, remember_shards, save_checkpoint
 from hpe.models.views import PLAIN
 from hpe.pack import pack_source
-from hpe.pack.job import Options
+from hpe.pack.options import Options
 from hpe.predict import predict
 from hpe.predict.network import RunPredictor, open_predictor
 from hpe.sources.synthetic.heads import head_at

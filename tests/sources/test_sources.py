@@ -65,7 +65,7 @@ def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, 
 
 
 def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"source 'affectnet' is not known.*affectnet-2017.*synthetic"):
+    with pytest.raises(UserError, match=r"source 'affectnet' is unknown.*affectnet-2017.*synthetic"):
         open_source("affectnet", tmp_path)
     with pytest.raises(UserError, match=r"no option 'tie'; it takes ties"):
         open_source("ferplus", tmp_path, tie="first")
@@ -198,9 +198,9 @@ def test_null_boxes_and_minus_two_are_not_said_and_nan_and_boxes_without_a_size_
         "p1": "box 5, 5, 4, 25 has no positive width and height",
         "p3": "box 5, 5, 14, 5 has no positive width and height",
         "p4": "half a box: x0 5.0, y0 None, x1 9.0, y1 9.0",
-        "p5": "face_x is NaN; an empty cell is what says nothing",
-        "p6": "expression is NaN; an empty cell is what says nothing",
-        "p7": "valence is NaN; an empty cell is what says nothing",
+        "p5": "face_x is NaN; leave the cell empty where there is no label",
+        "p6": "expression is NaN; leave the cell empty where there is no label",
+        "p7": "valence is NaN; leave the cell empty where there is no label",
         "p8": "landmarks are not all places in a picture",
     }
     first, third = (raw.record for raw in samples(source).values())
@@ -354,7 +354,7 @@ def test_the_thesis_yaw_is_negated_at_the_door_and_its_tables_are_joined_by_name
     assert found["Sad/5.jpg"].record.yaw is None
     assert found["Sad/5.jpg"].record.emotion == 2
     said = rejects(source)
-    assert said["Happy/3.jpg"] == "the table says sad, its folder Happy"
+    assert said["Happy/3.jpg"] == "the table has sad, the folder is Happy"
     assert "without a picture" in said["9.jpg"]
     assert "direction '9' is not 0..4" in said["4.jpg"]
     assert "2 columns, expected 7" in said["FINALDF.csv:7"]
@@ -385,6 +385,17 @@ def ferplus(folder: Path, votes: dict[str, str]) -> Path:
     lines = [f'{name}.png,"(0, 0, 48, 48)",{v}' for name, v in votes.items()]
     (folder / "FER2013Valid" / "label.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_only_what_claims_to_be_the_whole_set_has_a_documented_size(tmp_path: Path) -> None:
+    votes = {"fer0.png": "10,0,0,0,0,0,0,0,0,0"}
+    part = open_source("ferplus", ferplus(tmp_path / "part", votes))
+    for name in ("FER2013Train", "FER2013Valid", "FER2013Test"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "label.csv").write_text("fer0.png,,10,0,0,0,0,0,0,0,0,0\n")
+    whole = open_source("ferplus", tmp_path / "all")
+    assert part.expected == {}
+    assert whole.expected == {"train": 28558, "val": 3579, "test": 3573}
 
 
 def test_votes_of_ferplus_come_in_affectnets_order_and_the_most_win(tmp_path: Path) -> None:
@@ -477,7 +488,7 @@ def test_anybodys_folders_take_words_mappings_and_people(tmp_path: Path) -> None
     source = open_source("folders", tmp_path, classes="AN=anger,HA=happy,junk=skip", subject=r"/(\w\w)\.")
     assert emotions(source) == {"AN/KA.AN1.png": 6, "HA/KA.HA1.png": 1, "HA/YM.HA2.png": 1}
     assert [raw.record.subject for raw in samples(source).values()] == ["KA", "KA", "YM"]
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         open_source("folders", tmp_path, classes="AN=anger,HA=happy,junk=skip", subject="(")
 
 
@@ -516,7 +527,7 @@ def test_a_csv_is_read_by_its_mapping_with_units_and_signs(tmp_path: Path) -> No
     told = [*rejects(source).values()]
     assert len(told) == 8
     assert told[-3:] == [
-        "yaw is NaN; an empty cell is what says nothing",
+        "yaw is NaN; leave the cell empty where there is no label",
         "half a box: x0 1.0, y0 2.0, x1 None, y1 6.0",
         "box 1, 2, -2, 6 has no positive width and height",
     ]

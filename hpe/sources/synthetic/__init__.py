@@ -1,13 +1,13 @@
 """Rendered heads: people who do not exist, with exact yaw, pitch, roll and emotion, from a seed.
 
-    people.py   who            person(seed, id) → Head, split_of(id)
-    shots.py    how            shot(seed, index) → Shot: pose, action units, light, crop, background
+    people.py   a person       person(seed, id) → Head, split_of(id)
+    shots.py    a shot         shot(seed, index) → Shot: pose, action units, light, crop, background
     solids.py   geometry       ellipsoids to depth and normals
-    anatomy.py  head           solids and feature places under an expression
-    paint.py    skin           eyes, brows, mouth, folds
-    render.py   picture        render(head, shot, size), landmarks(head, shot, size)
-    heads.py    data set       heads(count, seed=…, people=…, size=…)
-    sheet.py    look at it     contact_sheet(), people_sheet()
+    anatomy.py  the head       its solids, and the places of its features under an expression
+    paint.py    the skin       eyes, brows, mouth, folds
+    render.py   the picture    render(head, shot, size), landmarks(head, shot, size)
+    heads.py    the dataset    heads(count, seed=…, people=…, size=…)
+    sheet.py    a check        contact_sheet(), people_sheet(): to judge the renderer by eye
 
 Every picture is a pure function of its numbers, so any worker can draw any part in any order.
 """

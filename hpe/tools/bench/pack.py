@@ -13,7 +13,7 @@ import numpy as np
 from hpe.core.labels import EMOTIONS
 from hpe.core.process_pool import Stop, run_jobs
 from hpe.pack import pack
-from hpe.pack.job import Options
+from hpe.pack.options import Options
 from hpe.sources import open_source
 from hpe.tools.bench import Figure, Ratio, Report, Settings
 

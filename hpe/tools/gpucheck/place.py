@@ -154,7 +154,7 @@ train:
 def data(place: Place) -> Iterator[Row]:
     """Render and pack the heads of a place."""
     from hpe.pack import pack_source
-    from hpe.pack.job import Options
+    from hpe.pack.options import Options
 
     sizes = place.sizes
     options = [f"count={sizes.heads}", f"people={sizes.people}", f"size={sizes.pixels}"]
