@@ -18,6 +18,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, open_regular, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
+from hpe.data.pose_tables import read_metadata, read_pose_table, table_of_shard
 from hpe.data.records import Record
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardIndex, ShardInfo, index_tar, write_shard
 from hpe.pack import splits, summary
@@ -228,11 +229,7 @@ class _Tables:
                 f"{folder}: no table for {len(absent):,} of {len(manifest.shards):,} shards, such as {absent[0]}; "
                 "run `hpe pose` on them first"
             )
-        try:
-            columns = pq.read_schema(self.path(manifest.shards[0])).names
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.path(manifest.shards[0])}: not a pose table: {error}") from error
-        rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
+        rules = read_metadata(self.path(manifest.shards[0])).rules
         if rule is None and len(rules) != 1 and OURS not in rules:
             raise UserError(f"{folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
         self._columns: pa.Schema | None = None
@@ -241,7 +238,7 @@ class _Tables:
             raise UserError(f"--rule {self.rule}: the tables in {folder} have {', '.join(rules) or 'none'}")
 
     def path(self, shard: ShardInfo) -> Path:
-        return self.folder / f"{shard.name.removesuffix('.tar')}.parquet"
+        return table_of_shard(self.folder, shard.name)
 
     def read(self, shard: ShardInfo) -> pa.Table:
         """A shard's table.
@@ -251,10 +248,7 @@ class _Tables:
                 tables before.
         """
         path = self.path(shard)
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a pose table: {error}") from error
+        table = read_pose_table(path)
         if absent := {"key", _PREFIX + self.rule} - set(table.column_names):
             raise UserError(f"{path}: no column {', '.join(sorted(absent))}; run `hpe pose` again")
         if table.num_rows != shard.samples:
@@ -456,5 +450,5 @@ def _write_table(rows: pa.Table, folder: Path, shard: ShardInfo) -> None:
     metadata = {k.decode(): v.decode() for k, v in (rows.schema.metadata or {}).items()}
     metadata |= {"hpe.shard": shard.name, "hpe.shard_sha256": shard.sha256}
     metadata["hpe.balanced"] = json.dumps({"rows": rows.num_rows})
-    with aside(folder / f"{shard.name.removesuffix('.tar')}.parquet") as part:
+    with aside(table_of_shard(folder, shard.name)) as part:
         pq.write_table(rows.replace_schema_metadata(metadata).combine_chunks(), part, compression="zstd")

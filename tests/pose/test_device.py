@@ -18,7 +18,7 @@ from hpe.core.distributed import Ranks
 from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import VALUES, InputSpec, Kind, OutputSpec, Signs
-from hpe.pose.passes import Flips, _Work, pose_pass
+from hpe.pose.passes import Flips, _Inference, pose_pass
 from tests.fake_gpu import fake_gpus
 from tests.pose.test_pose import RULES, SIZE, make_shards, tasks_for
 
@@ -112,7 +112,7 @@ def test_the_way_over_a_device_gives_the_angles_of_the_processors_way(
     )
     tables = []
     for name in ("_on_cpu", "_on_device"):
-        monkeypatch.setattr(_Work, "_on_cpu", getattr(_Work, name))
+        monkeypatch.setattr(_Inference, "_on_cpu", getattr(_Inference, name))
         tasks = tasks_for(make_shards(tmp_path / name), there, flips=flips)
         pose_pass(tasks, there, RULES, flips=flips, batch=4, threads=2, ranks=Ranks(0, 1, 0, 1))
         tables.append(pa.concat_tables(pq.read_table(task.table) for task in tasks).to_pandas())
