@@ -82,9 +82,10 @@ def network(kind: Kind) -> Estimator:
 def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, flips: Flips
 ) -> None:
-    gpu, there = Gpu(monkeypatch), network(kind)
+    there = network(kind)
     tasks = tasks_for(make_shards(tmp_path), there, flips=flips)
     with fake_gpus(Path(hpe.__file__).parent) as waits, monkeypatch.context() as patch:
+        gpu = Gpu(patch)  # inside: fake_gpus has events and streams of its own, which record nothing
         patch.setattr(torch.cuda, "set_device", gpu.set_device)
         there.normalise(torch.zeros((1, 3, SIZE, SIZE), dtype=torch.uint8, device=HERE))  # its constants, copied once
         waits.found.clear()
