@@ -8,7 +8,6 @@ the missing ones.
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
-from hpe.core.distributed import signals
+from hpe.core.distributed import cores, signals
 from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, make_folder, write_json
 from hpe.core.process_pool import Stopped, Workers
@@ -122,7 +121,7 @@ def compare(
         Stopped: a signal was caught; finished folds are kept.
     """
     begun, given, folds = time.monotonic(), len(faces), options.folds
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     everyone, _ = usable(faces, limit_degrees=np.inf)
     faces, dropped = usable(faces, limit_degrees=options.limit_degrees)
     _check(faces, options, dropped)

@@ -121,17 +121,19 @@ def study_data(study: StudyConfig, network: Path | None) -> StudyData:
     shards, pose = Path(study.shards), _pose_folder(study)
     manifest = Manifest.load(shards)
     available = _rules(manifest, pose)
+    add_network = network is not None and NETWORK_RULE not in available
+    usable = (*available, NETWORK_RULE) if add_network else available
     rules, problems = {}, []
     for name in SETS:
-        wanted = getattr(study.sets, name).rule
-        rules[name] = wanted if wanted != AUTO else NETWORK_RULE if NETWORK_RULE in available or network else OUR_RULE
-        if rules[name] not in available and not (rules[name] == NETWORK_RULE and network):
-            problems.append(
-                f"sets.{name}.rule: {rules[name]}: the tables in {pose} have {', '.join(available) or 'none'}"
-            )
+        rule = getattr(study.sets, name).rule
+        if rule == AUTO:
+            rule = NETWORK_RULE if NETWORK_RULE in usable else OUR_RULE
+        if rule not in usable:
+            problems.append(f"sets.{name}.rule: {rule}: the tables in {pose} have {', '.join(available) or 'none'}")
+        rules[name] = rule
     if problems:
         raise UserError("\n".join(problems))
-    if network is not None and NETWORK_RULE not in available and NETWORK_RULE in rules.values():
+    if network is not None and add_network and NETWORK_RULE in rules.values():
         pose = _add_network_directions(manifest, pose, study.folder / "pose" / pose.name, network)
     return StudyData(shards, pose, rules)
 
