@@ -226,7 +226,7 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
     if ranks.main:
         print("\n".join(summary(tasks)))
         if options.check:
-            from hpe.pose.check import check_tables  # late: its metrics and tests import much that the pass needs not
+            from hpe.pose.check import check_tables  # late: it imports metrics that the pass does not need
 
             check_tables(tasks)
     return code

@@ -159,7 +159,7 @@ class StudyConfig(Section):
             yield f"seeds: {self.seeds} names a seed twice"
         for key, wanted in (("shown", self.shown), ("ours", self.ours)):
             if wanted is not None and wanted not in names:
-                yield f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}"
+                yield f"{key}: {wanted!r} is not a model of this study; it has {', '.join(names)}"
         for one in self.networks:
             if one.heads is not None and one.heads.emotion is None:
                 yield f"networks: {one.name} has no emotion head; add emotion: {{}}"

@@ -321,7 +321,7 @@ def test_a_networks_own_settings_replace_the_studys_key_by_key(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("shown=nobody", "nobody' is no model of this study; it has tiny, adaboost"),
+        ("shown=nobody", "nobody' is not a model of this study; it has tiny, adaboost"),
         ("networks.0.bakbone=x", "did you mean 'backbone'"),
         ("sets.baseline.per_cell=80/40", "per_cell"),
         ("sets.baseline.per_cell=80/40/0", "per_cell"),
