@@ -211,21 +211,18 @@ def pose(
 
     Example: `hpe pose shards/aflw2000 -e configs/estimators/lwpose66.yaml --weights lwpose66.onnx --check`
     """
-    from hpe.core import distributed
+    from hpe.pose import PoseOptions
     from hpe.pose import pose as run
-    from hpe.pose.plan import as_choice, check_tables
+    from hpe.pose.options import on_mismatch_of, precision_of
 
-    chosen = as_choice(recrop=recrop, force=force, precision=precision)
-    _relaunch(processes)
-    code, tasks = run(
-        shards, estimator=estimator, weights=weights, name=name, crop=crop, out=out, split=split,
-        on_mismatch=chosen.on_mismatch, flips="averaged" if flips else "none", precision=chosen.precision,
-        compiled=compile_, device=device, batch=batch, threads=threads, direction_network=direction_network, rule=rule,
-        check=check,
+    options = PoseOptions(
+        estimator=estimator, weights=weights, name=name, crop=crop, out=out, split=split,
+        on_mismatch=on_mismatch_of(recrop=recrop, force=force), flips="averaged" if flips else "none",
+        precision=precision_of(precision), compiled=compile_, device=device, batch=batch, threads=threads,
+        direction_network=direction_network, rule=rule, check=check,
     )  # fmt: skip
-    if check and distributed.Ranks.from_environment().main:
-        check_tables(tasks)
-    raise typer.Exit(code)
+    _relaunch(processes)
+    raise typer.Exit(run(shards, options))
 
 
 @app.command()

@@ -6,7 +6,6 @@ sha256 of its weights, the crop rule, and the shard with its sha256.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,43 +14,9 @@ from jaxtyping import Float32
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES
+from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, read_pose_table
 
-DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
-
-
-@dataclass(frozen=True, slots=True)
-class PoseMetadata:
-    """The footer of a pose table."""
-
-    rows: int
-    columns: tuple[str, ...]
-    metadata: dict[str, str]
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """Direction rules that the table holds."""
-        return tuple(c.removeprefix(DIRECTION_PREFIX) for c in self.columns if c.startswith(DIRECTION_PREFIX))
-
-
-def read_metadata(path: Path) -> PoseMetadata:
-    """The footer alone.
-
-    Raises:
-        UserError: there is no such table, or it is none.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no pose table of this shard; run `hpe pose` on these shards first") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a pose table: {error}; remove it and run `hpe pose` again") from error
-    metadata = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
-    return PoseMetadata(footer.num_rows, tuple(schema.names), metadata)
 
 
 def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None, rule: str | None = None) -> str | None:
@@ -67,13 +32,13 @@ def mismatch(path: Path, *, shard: str, sha256: str | None, samples: int | None,
     except UserError as error:
         return str(error)
     way_out = "run `hpe pose` on these shards again"
-    made_for_sha256, made_for = (footer.metadata.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
+    of_sha256, of_shard = (footer.entries.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
     if samples is not None and footer.rows != samples:
         return f"{path}: {footer.rows} rows, but {shard} has {samples} samples; {way_out}"
-    if made_for and made_for.removesuffix(".tar") != shard.removesuffix(".tar"):
-        return f"{path}: made for the shard {made_for}, not for {shard}; {way_out}"
-    if sha256 and made_for_sha256 and made_for_sha256 != sha256:
-        return f"{path}: made for a shard with sha256 {made_for_sha256[:12]}…, {shard} has {sha256[:12]}…; {way_out}"
+    if of_shard and of_shard.removesuffix(".tar") != shard.removesuffix(".tar"):
+        return f"{path}: made for the shard {of_shard}, not for {shard}; {way_out}"
+    if sha256 and of_sha256 and of_sha256 != sha256:
+        return f"{path}: made for a shard with sha256 {of_sha256[:12]}…, {shard} has {sha256[:12]}…; {way_out}"
     wanted = ["key", *ANGLES] + ([DIRECTION_PREFIX + rule] if rule else [])
     if absent := [name for name in wanted if name not in footer.columns]:
         rules = ", ".join(footer.rules) or "none"
@@ -107,12 +72,10 @@ def read_labels(
 def _read_labels(
     path: Path, keys: Sequence[str], rule: str | None
 ) -> tuple[Float32[np.ndarray, "rows 3"], Float32[np.ndarray, " rows"]]:
-    import pyarrow.parquet as pq
-
     if problem := mismatch(path, shard=path.stem, sha256=None, samples=None, rule=rule):
         raise UserError(problem)
     columns = ["key", *ANGLES] + ([DIRECTION_PREFIX + rule] if rule else [])
-    table = pq.ParquetFile(path, memory_map=False).read(columns, use_threads=False)
+    table = read_pose_table(path, columns)
     found = table["key"].to_pylist()
     if found != list(keys):
         at = next((i for i, (a, b) in enumerate(zip(found, keys, strict=False)) if a != b), min(len(found), len(keys)))

@@ -1,7 +1,12 @@
-"""Pose tables on disk (contract C2): one Parquet file a shard, the same bytes for the same poses."""
+"""Pose tables on disk (contract C2): one Parquet file per shard, the same bytes for the same poses.
+
+Every reader of a pose table comes through here: :func:`read_metadata` reads what it is, :func:`read_pose_table` its
+rows.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
+from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
-SUFFIX: Final = ".parquet"
+DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
 _BATCH: Final = _PREFIX + "batch"
 _ROWS_A_GROUP: Final = 1 << 16
@@ -63,6 +69,66 @@ class ShardPoses:
     problems: Mapping[int, str]
 
 
+@dataclass(frozen=True, slots=True)
+class PoseMetadata:
+    """The footer of a pose table."""
+
+    rows: int
+    columns: tuple[str, ...]
+    entries: dict[str, str]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Direction rules that the table holds."""
+        return tuple(c.removeprefix(DIRECTION_PREFIX) for c in self.columns if c.startswith(DIRECTION_PREFIX))
+
+
+def table_of_shard(folder: Path, shard: str) -> Path:
+    """The pose table of a shard, by the shard's file name."""
+    return folder / f"{shard.removesuffix('.tar')}.parquet"
+
+
+def read_metadata(path: Path) -> PoseMetadata:
+    """The footer of a pose table.
+
+    Raises:
+        UserError: the table does not exist, or is not one.
+    """
+    with _named(path):
+        footer = pq.read_metadata(path)
+        schema = footer.schema.to_arrow_schema()
+    entries = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
+    return PoseMetadata(footer.num_rows, tuple(schema.names), entries)
+
+
+def read_pose_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a pose table.
+
+    Args:
+        path: the table.
+        columns: those to read; None: all.
+
+    Raises:
+        UserError: the table does not exist, is not one, or lacks a column.
+    """
+    with _named(path), pq.ParquetFile(path, memory_map=False) as file:
+        table = file.read(columns, use_threads=False)
+    if absent := [name for name in columns or () if name not in table.column_names]:
+        raise UserError(f"{path}: no column {', '.join(absent)}; remove it and run `hpe pose` again")
+    return table
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into a message that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no pose table of this shard; run `hpe pose` on these shards first") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a pose table: {error}; remove it and run `hpe pose` again") from error
+
+
 def write_table(path: Path, poses: ShardPoses, identity: Identity) -> None:
     """Write a table, aside and then renamed. NaN and :data:`ABSTAIN` become null."""
     columns: dict[str, pa.Array] = {"key": pa.array(poses.keys, pa.string())}
@@ -70,7 +136,7 @@ def write_table(path: Path, poses: ShardPoses, identity: Identity) -> None:
         for angle, column in zip(ANGLES, np.asarray(values, np.float32).T, strict=True):
             columns[angle + name] = pa.array(column, pa.float32(), from_pandas=True)
     for rule, labels in poses.directions.items():
-        columns[f"direction_{rule}"] = pa.array(labels, pa.int8(), mask=labels == ABSTAIN)
+        columns[DIRECTION_PREFIX + rule] = pa.array(labels, pa.int8(), mask=labels == ABSTAIN)
     columns["problem"] = pa.array([poses.problems.get(row) for row in range(len(poses.keys))], pa.string())
     table = pa.table(columns).replace_schema_metadata(identity.metadata())
     with aside(path) as part:
@@ -91,14 +157,14 @@ def differences(path: Path, identity: Identity) -> list[str] | None:
     different = []
     for name, expected in identity.metadata().items():
         if name == _BATCH and name.encode() not in found:
-            continue  # an older table, without this entry
+            continue  # written before tables recorded their batch
         had = found.get(name.encode(), b"(absent)").decode("utf-8", "replace")
         if had != expected:
-            different += _value_differences(name.removeprefix(_PREFIX), had, expected)
+            different += _differing(name.removeprefix(_PREFIX), had, expected)
     return different
 
 
-def _value_differences(name: str, had: str, expected: str) -> list[str]:
+def _differing(name: str, had: str, expected: str) -> list[str]:
     """What differs between two values: of JSON objects only the entries that differ, at any depth."""
     one, other = _object(had), _object(expected)
     if one is None or other is None:
@@ -110,10 +176,10 @@ def _value_differences(name: str, had: str, expected: str) -> list[str]:
             shown = f"…{_short(had[alike:])}", f"…{_short(expected[alike:])}"
         return [f"{name} is {shown[0]}, expected {shown[1]}"]
     return [
-        line
+        text
         for key in dict.fromkeys([*one, *other])
         if (was := one.get(key, "(absent)")) != (now := other.get(key, "(absent)"))
-        for line in _value_differences(f"{name}.{key}", was, now)
+        for text in _differing(f"{name}.{key}", was, now)
     ]
 
 

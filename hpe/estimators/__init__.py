@@ -1,8 +1,8 @@
-"""Head-pose networks: what must be known of one, how it is loaded, and how its description is tested.
+"""Head-pose networks: how one is described, loaded, and checked against its description.
 
 In reading order:
 
-    spec.py        what must be known of a head-pose network: its YAML
+    spec.py        the description of a head-pose network: its YAML
     estimator.py   pictures in, angles and their uncertainty out
     load.py        an estimator from what the user names
     onnx.py        networks of ONNX Runtime

@@ -30,15 +30,15 @@ class Poses:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A network with everything that must be known about it.
+    """A network with everything that is needed to use it.
 
     Attributes:
-        name: as tables and their folder call it.
+        name: of its tables and their folder.
         weights_sha256: of the weights' file.
         crop: the crop rule that it was made for.
         network: runs on ``device``; safe to call from several threads.
         channels_last: the memory layout that the network prefers.
-        finds_faces: it looks for the face itself: any crop will do, and where it finds none, angles are NaN.
+        finds_faces: it finds the face itself: any crop will do; angles are NaN where it finds none.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Estimator:
         """The poses of RGB pictures (any device and memory layout), on the estimator's device.
 
         Raises:
-            UserError: the network gives other outputs than it is said to.
+            UserError: the network's outputs do not match its description.
         """
         outputs = self.network(self.normalise(images.to(self.device, non_blocking=True)))
         angles, deviations = read_output(outputs, self.output)
@@ -88,7 +88,7 @@ class Estimator:
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of pixels on the device, copied there once: the host waits for such a copy."""
+        """Mean and deviation of pixels, copied to the device only once, because the host waits for such a copy."""
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.input.mean, self.input.std))
         return mean.to(self.device), std.to(self.device)
 
@@ -97,10 +97,10 @@ class Estimator:
 def averaged(one: Poses, other: Poses) -> Poses:
     """The mean of each picture's pose and its mirror image's; deviations of the two mixed.
 
-    Where there are no deviations it is the mean rotation, whose SVD a GPU's host waits for: there, take poses on the
-    host.
+    Without deviations it is the mean rotation. Its SVD makes the host wait for a GPU, so give it poses that have been
+    copied to the host.
     """
     mirrored = mirror_angles(other.angles)
-    by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins tell deviations, those of 6D none
+    by_rotation = one.deviations.isnan().all(-1, keepdim=True)  # networks of bins give deviations, those of 6D none
     mean = torch.where(by_rotation, mean_rotation(one.angles, mirrored), (one.angles + mirrored) / 2)
     return Poses(mean, mixed_deviations(one.angles, one.deviations, mirrored, other.deviations))

@@ -1,4 +1,4 @@
-"""An estimator from what the user names: a YAML, an ONNX network beside its YAML, Hopenet weights, or a run."""
+"""Load an estimator from a YAML, an ONNX network beside its YAML, Hopenet weights, a run or a landmark model."""
 
 import hashlib
 import re
@@ -34,8 +34,8 @@ class Compute:
 
     Attributes:
         compiled_batch: batch size to compile for, or None for no ``torch.compile``.
-        fall_back: whether what cannot run on the device (an ONNX network beside a CPU-only ONNX Runtime) runs on the
-            CPU, with a message; otherwise it is refused.
+        fall_back: whether a network that cannot run on the device (ONNX with a CPU-only ONNX Runtime) runs on the CPU,
+            with a message; otherwise it is refused.
     """
 
     device: torch.device
@@ -61,17 +61,17 @@ def load_estimator(
             (``.pkl``, ``.pth``, ``.pt``, ``.safetensors``), a run folder of ``hpe train``, or the folder of a
             landmark model (``hpe landmarks compare``).
         compute: device and precision.
-        weights: takes the place of the YAML's ``weights``; with anything but a YAML it is refused.
-        crop: takes the place of the crop rule that the network was made for.
-        name: takes the place of its name.
+        weights: replaces the YAML's ``weights``; refused with anything but a YAML.
+        crop: replaces the crop rule that the network was made for.
+        name: replaces its name.
 
     Raises:
-        UserError: it is none of these, or does not hold what it says.
+        UserError: it is none of these, or not what it claims to be.
     """
     if name is not None and not _PLAIN_NAME.fullmatch(name):
         raise UserError(
             f"--name {name!r}: expected a plain name of up to 64 letters, digits, dots, _ and -, such as hopenet-2; it "
-            "becomes a folder (its place is --out)"
+            "becomes a folder (--out chooses where)"
         )
     if weights is not None and path.suffix not in _YAML:
         raise UserError(
@@ -104,7 +104,7 @@ def _yaml_beside(path: Path) -> Path:
         if path.with_suffix(suffix).is_file():
             return path.with_suffix(suffix)
     raise UserError(
-        f"{path}: no {path.stem}.yaml beside it, which says what goes in and comes out; copy and adapt "
+        f"{path}: no {path.stem}.yaml beside it, which describes its input and output; copy and adapt "
         f"configs/estimators/lwpose66.yaml, and give it as --estimator FILE.yaml --weights {path}"
     )
 
@@ -112,18 +112,18 @@ def _yaml_beside(path: Path) -> Path:
 def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Compute) -> Estimator:
     file = weights or path.parent / Path(spec.weights).expanduser()
     if not file.is_file():
-        raise UserError(f"{path}: weights: no file {file}; mend the path, or give it with --weights FILE")
+        raise UserError(f"{path}: weights: no file {file}; correct the path, or give it with --weights FILE")
     digest = sha256_of(file)
     if spec.sha256 and spec.sha256 != digest:
         raise UserError(
-            f"{path}: sha256: {file} has {digest}, the YAML says {spec.sha256}: other weights than the YAML describes; "
-            "take the right file, or remove sha256"
+            f"{path}: sha256: {file} has {digest}, the YAML has {spec.sha256}: not the weights that it describes; "
+            "use the right file, or remove sha256"
         )
     onnx = file.suffix == ".onnx"
     if not onnx and file.suffix not in _TORCH:
         raise UserError(f"{path}: weights: {file.name}: expected .onnx, or Hopenet weights in {', '.join(_TORCH)}")
     if onnx and (compute.precision != "fp32" or compute.compiled_batch is not None):
-        raise UserError(f"{file}: an ONNX network runs as its file says; leave out --precision and --compile")
+        raise UserError(f"{file}: an ONNX network has its own precision; leave out --precision and --compile")
     device = compute.device
     if onnx:
         network: Network = load_onnx(file, spec, device, fall_back=compute.fall_back)

@@ -49,12 +49,12 @@ class OnnxNetwork:
 
 
 def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_back: bool = False) -> OnnxNetwork:
-    """The network of a file, checked against what its YAML says of inputs, outputs and shapes.
+    """The network of a file, checked against the inputs, outputs and shapes in its YAML.
 
     With ``fall_back`` it runs on the CPU, with a message, where ONNX Runtime cannot use the GPU.
 
     Raises:
-        UserError: not an ONNX graph, or not as the YAML says, or the GPU cannot be used.
+        UserError: not an ONNX graph, or not as in the YAML, or the GPU cannot be used.
     """
     import onnxruntime
 
@@ -102,8 +102,8 @@ def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> str:
     )
     if not fits or node.type != _FLOAT:
         raise UserError(
-            f"{path}: input {node.name!r} is {node.type} {node.shape}; the YAML says float [batch, 3, {size}, {size}]"
-            " (input.size)"
+            f"{path}: input {node.name!r} is {node.type} {node.shape}; expected float [batch, 3, {size}, {size}] "
+            "(the YAML's input.size)"
         )
     if isinstance(node.shape[0], int):
         raise UserError(
@@ -136,7 +136,7 @@ def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
         expected = values // len(names)
         if len(known) == len(shapes[name]) - 1 and int(np.prod(known)) != expected:
             raise UserError(
-                f"{path}: output {name!r} is {shapes[name]}: {int(np.prod(known))} values a face; output.kind "
+                f"{path}: output {name!r} is {shapes[name]}: {int(np.prod(known))} values per face; output.kind "
                 f"{spec.kind} over {len(names)} output(s) has {expected}"
             )
     return names

@@ -1,4 +1,4 @@
-"""Is an estimator what its description says? Tried on real faces, their mirror images and, where known, truth."""
+"""Does an estimator match its description? Tried on real faces, their mirror images and, where known, true angles."""
 
 from typing import Final
 
@@ -14,16 +14,16 @@ from hpe.estimators.estimator import Estimator
 LEAST_FACES: Final = 16
 _STUCK_DEGREES: Final = 1e-4
 _SURE: Final = 0.6
-"""Correlation from which on two columns are taken to be the same, or opposite."""
+"""From this correlation on, two columns count as equal, or as opposite."""
 
 
 def probe(
     estimator: Estimator, images: UInt8[Tensor, "faces 3 size size"], truth: Float[np.ndarray, "faces 3"]
 ) -> list[str]:
-    """What contradicts the description, a phrase each; empty when nothing does.
+    """Contradictions to the description, one phrase each; empty when there are none.
 
     Args:
-        estimator: to be tried.
+        estimator: the one to try.
         images: faces.
         truth: yaw, pitch, roll in degrees; NaN where unknown.
     """
@@ -48,7 +48,7 @@ def probe(
     if angles.std(0).max() < _STUCK_DEGREES:
         return ["output: the network gives every face the same angles"]
     found = _unit_problems(estimator, angles) or _mirror_problems(angles, other)
-    # An angle that the dataset does not know stays constant, which tells nothing of it, and much of the others.
+    # An angle without truth becomes a constant: `diagnose` then leaves it out, and can still judge the others.
     truth = np.where(np.isfinite(truth).any(0), truth, 0.0)
     known = np.isfinite(truth).all(1)
     if not found and known.sum() >= LEAST_FACES:
@@ -73,14 +73,14 @@ def _mirror_problems(angles: Float[np.ndarray, "faces 3"], mirrored: Float[np.nd
     found = []
     if same[0] > _SURE:
         opposite = [ANGLES[i] for i in (1, 2) if same[i] < -_SURE]
-        named = f", but what is called {' and '.join(opposite)} does" if opposite else ""
-        found.append(f"output.order: what is called yaw does not change its sign in the mirror{named}")
+        named = f", but the angle called {' and '.join(opposite)} does" if opposite else ""
+        found.append(f"output.order: the angle called yaw does not change its sign in the mirror{named}")
     elif same[1] < -_SURE:
-        found.append("output.order: what is called pitch changes its sign in the mirror: it is yaw or roll")
+        found.append("output.order: the angle called pitch changes its sign in the mirror: it is yaw or roll")
     return found
 
 
 def random_faces(count: int, size: int) -> UInt8[Tensor, "faces 3 size size"]:
-    """Noise in the shape of faces, for a probe where there are none."""
+    """Random images, for a probe where no face can be read."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""What one must know about a head-pose network to use it: the YAML beside its weights, and reading its outputs."""
+"""The description of a head-pose network (the YAML beside its weights), and how its outputs are read by it."""
 
 from typing import Annotated, Final, Literal
 
@@ -23,13 +23,13 @@ VALUES: Final[dict[Kind, tuple[int, ...]]] = {
 }  # fmt: skip
 """Shape of one face's raw output, the angles stacked."""
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""Of an estimator: it becomes a folder."""
+"""Names of estimators, as each becomes a folder."""
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class InputSpec(Section):
-    """How a picture goes in: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
+    """The network's input: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
 
     ``grey`` is the luma (ITU-R 601) in all three channels.
     """
@@ -52,12 +52,12 @@ class Signs(Section):
 
 
 class OutputSpec(Section):
-    """What comes out.
+    """The network's output.
 
     Attributes:
         kind: logits of Hopenet's 66 bins, read at their lower edges or centres; Euler angles; the 6D
             representation or the matrix of a rotation ``Rz(roll) · Ry(yaw) · Rx(pitch)``.
-        names: the outputs, in the order of ``order``: one an angle, or a single one that holds all.
+        names: the outputs, in the order of ``order``: one per angle, or a single one with all.
         order: which angle comes first, second, third (bins and Euler only).
         unit: of Euler angles.
     """
@@ -105,20 +105,20 @@ def read_output(
     """Yaw, pitch, roll in degrees and our signs, and their standard deviations (NaN where there are none).
 
     Args:
-        outputs: three tensors (one an angle) or one; each ``[batch, …]`` with the values of ``VALUES``.
+        outputs: three tensors (one per angle) or one; each ``[batch, …]`` with the values of ``VALUES``.
         spec: how to read them.
 
     Raises:
-        UserError: another number of values a face than the kind has.
+        UserError: the number of values per face is not that of the kind.
     """
     if any(output.ndim == 0 for output in outputs):
-        raise UserError("the network gives one number for all faces together, expected values for each")
+        raise UserError("the network gives one number for all faces together; expected values for each face")
     raw = outputs[0] if len(outputs) == 1 else torch.stack([output.flatten(1) for output in outputs], 1)
     values = VALUES[spec.kind]
     raw = raw.reshape(len(raw), -1).float()
     expected = torch.Size(values).numel()
     if raw.shape[1] != expected:
-        raise UserError(f"the network gives {raw.shape[1]} values a face, {spec.kind} has {expected}")
+        raise UserError(f"the network gives {raw.shape[1]} values per face, {spec.kind} has {expected}")
     raw = raw.reshape(len(raw), *values)
     deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
     match spec.kind:
@@ -132,7 +132,8 @@ def read_output(
             angles = euler_from_rotation(rotation_from_6d(raw))
         case "matrix":
             angles = euler_from_rotation(raw)
-    # By columns and numbers: a list of places, or a tensor of signs, is copied to the device while the host waits.
+    # Column by column, with plain numbers: indexing by a list, or a tensor of signs, would be copied to the device
+    # while the host waits.
     order = spec.order if spec.kind in ("bins66-lower", "bins66-centre", "euler") else ANGLES
     places = [order.index(angle) for angle in ANGLES]
     signed = [angles[:, place] * getattr(spec.signs, angle) for angle, place in zip(ANGLES, places, strict=True)]

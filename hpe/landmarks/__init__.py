@@ -6,7 +6,7 @@ in degrees (``hpe.core.geometry``).
 In reading order:
 
     topology.py      sets of face points: which point is which
-    mesh.py          the face mesh, asked over a pipe
+    mesh.py          the face mesh in a process of its own, behind a pipe
     mesh_worker.py   what runs in the mesh's own interpreter
     extract.py       ``hpe landmarks extract``
     table.py         faces as arrays: points, and angles that are known

@@ -111,7 +111,7 @@ def compare(
     from hpe.core.files import write_text
     from hpe.core.process_pool import Stopped
     from hpe.landmarks import table
-    from hpe.landmarks.compare import Options, compare
+    from hpe.landmarks.compare import CompareOptions, compare
     from hpe.landmarks.disk import writing
     from hpe.landmarks.regress import FEATURES, MODELS, STACK
     from hpe.landmarks.report import markdown, plot_comparison
@@ -122,7 +122,7 @@ def compare(
         raise UserError(f"--picture-width {picture_width:g}: expected pixels above 0")
     views = _views_of(points)
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
-    options = Options(
+    options = CompareOptions(
         models=models.split(",") if models else (*MODELS, STACK),
         features=features.split(",") if features else tuple(FEATURES),
         folds=folds,

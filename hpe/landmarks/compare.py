@@ -8,7 +8,6 @@ the missing ones.
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
-from hpe.core.distributed import signals
+from hpe.core.distributed import cores, signals
 from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, make_folder, write_json
 from hpe.core.process_pool import Stopped, Workers
@@ -50,7 +49,7 @@ _AFLW_WIDTH: Final = 450.0
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """What is compared, and how.
 
     Attributes:
@@ -73,8 +72,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table."""
+class ModelResult:
+    """The result of one regressor on one kind of features: a row of the table."""
 
     features: str
     model: str
@@ -102,7 +101,9 @@ class _Task:
         return f"{self.features}-{self.model}-{self.fold}"
 
 
-def compare(faces: Faces, out: Path, options: Options = Options(), *, workers: int | None = None) -> dict[str, Any]:
+def compare(
+    faces: Faces, out: Path, options: CompareOptions = CompareOptions(), *, workers: int | None = None
+) -> dict[str, Any]:
     """Compare, choose, fit the chosen regressor on all faces and save it in ``OUT/model``.
 
     Args:
@@ -120,7 +121,7 @@ def compare(faces: Faces, out: Path, options: Options = Options(), *, workers: i
         Stopped: a signal was caught; finished folds are kept.
     """
     begun, given, folds = time.monotonic(), len(faces), options.folds
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     everyone, _ = usable(faces, limit_degrees=np.inf)
     faces, dropped = usable(faces, limit_degrees=options.limit_degrees)
     _check(faces, options, dropped)
@@ -158,7 +159,7 @@ def compare(faces: Faces, out: Path, options: Options = Options(), *, workers: i
     return summary
 
 
-def _check(faces: Faces, options: Options, dropped: dict[str, int]) -> None:
+def _check(faces: Faces, options: CompareOptions, dropped: dict[str, int]) -> None:
     folds = options.folds
     for what, names, known in (
         ("model", options.models, (*MODELS, STACK)),
@@ -215,7 +216,7 @@ def _settle(out: Path, faces: Faces, folds: int) -> None:
     write_json(path, now)
 
 
-def _tasks(options: Options) -> list[_Task]:
+def _tasks(options: CompareOptions) -> list[_Task]:
     """Expensive tasks first, so that no core waits long at the end; stacks last, as they need the others."""
     slow = {"forest": 3, "svr": 4, "xgboost": 3, "network": 2}
     tasks = [
@@ -329,14 +330,14 @@ def _settings(task: _Task, points: Points, angles: Angles, out: Path) -> Any:
     return tuned(points, angles, task.features, task.model)[0]
 
 
-def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
+def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> ModelResult:
     predicted = np.empty((len(faces), 3))
     read = []
     for fold in range(folds):
         _, test = _split(len(faces), _people(faces), folds, fold)
         read.append(json.loads(_file(out, _Task(features, model, fold, 0.0)).read_text(encoding="utf-8")))
         predicted[test] = read[-1]["predicted"]
-    return Row(
+    return ModelResult(
         features,
         model,
         scores(predicted, faces.angles),
@@ -348,22 +349,24 @@ def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> Row:
     )
 
 
-def _geometry(faces: Faces, folds: int, picture_width: float) -> list[Row]:
+def _geometry(faces: Faces, folds: int, picture_width: float) -> list[ModelResult]:
     """Two rows without regression: solve-PnP on a generic face, and the training folds' mean head turned to fit."""
     begun = time.perf_counter()
     pnp = solve_pnp(faces.points, picture_width)
     each = 1000 * (time.perf_counter() - begun) / len(faces)
     good = np.isfinite(pnp).all(1)
-    rows = [Row("six", "solve-pnp, generic face", scores(pnp[good], faces.angles[good]), predict_milliseconds=each)]
+    rows = [
+        ModelResult("six", "solve-pnp, generic face", scores(pnp[good], faces.angles[good]), predict_milliseconds=each)
+    ]
     predicted = np.empty((len(faces), 3))
     for fold in range(folds):
         train, test = _split(len(faces), _people(faces), folds, fold)
         aligned = AlignedFeatures(1).fit(faces.points[train], faces.angles[train])
         predicted[test] = angles_of(aligned.fitted(faces.points[test]))
-    return [*rows, Row("all", "mean head, best rotation", scores(predicted, faces.angles))]
+    return [*rows, ModelResult("all", "mean head, best rotation", scores(predicted, faces.angles))]
 
 
-def _finished(best: Row, faces: Faces, out: Path, views: str | None) -> Any:
+def _finished(best: ModelResult, faces: Faces, out: Path, views: str | None) -> Any:
     """Fit the chosen regressor on all faces, with the settings that most outer folds chose, and save it."""
     chosen = best.settings or ()
     often = Counter(json.dumps(settings, sort_keys=True) for settings in chosen).most_common(1)[0][0]
@@ -376,7 +379,7 @@ def _finished(best: Row, faces: Faces, out: Path, views: str | None) -> Any:
     return settings
 
 
-def _why(rows: Sequence[Row]) -> str:
+def _why(rows: Sequence[ModelResult]) -> str:
     best = rows[0]
     low, high = best.scores.mean_mae_interval
     text = (

@@ -7,7 +7,6 @@ that the source no longer has are removed.
 """
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, write_json
 from hpe.core.progress import progress
@@ -177,7 +177,7 @@ def extract(
     mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
     settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
     _check_settings(out, settings)
-    count = workers or os.cpu_count() or 1
+    count = workers or cores()
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     begun, done = time.monotonic(), 0
     skipped: dict[str, str] = {}

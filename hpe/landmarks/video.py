@@ -6,7 +6,6 @@ little lag when the head turns fast, little trembling when it is still.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import make_folder
 from hpe.core.progress import progress
@@ -162,7 +162,7 @@ def draw_video(
     if first is None:
         raise UserError(f"{source}: OpenCV cannot read it as a video, or it has no frames")
     make_folder(out.parent, str(out.parent))
-    heads, seen, count, threads = SmoothedHeads(slowest_hertz), 0, 0, workers or os.cpu_count() or 1
+    heads, seen, count, threads = SmoothedHeads(slowest_hertz), 0, 0, workers or cores()
     with (
         TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
         closing(LandmarkEstimator(model, python=python, which=which)) as estimator,

@@ -17,6 +17,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
+from hpe.data.pose_tables import table_of_shard
 from hpe.data.records import Record
 from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
@@ -303,5 +304,5 @@ def _write_table(rows: pa.Table, folder: Path, shard: ShardInfo) -> None:
     metadata = {k.decode(): v.decode() for k, v in (rows.schema.metadata or {}).items()}
     metadata |= {"hpe.shard": shard.name, "hpe.shard_sha256": shard.sha256}
     metadata["hpe.balanced"] = json.dumps({"rows": rows.num_rows})
-    with aside(folder / f"{shard.name.removesuffix('.tar')}.parquet") as part:
+    with aside(table_of_shard(folder, shard.name)) as part:
         pq.write_table(rows.replace_schema_metadata(metadata).combine_chunks(), part, compression="zstd")

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hpe.core.errors import UserError
+from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, read_pose_table, table_of_shard
 from hpe.data.shards import Manifest, ShardInfo
 
 OURS: Final = "ours"
 """The direction rule that is used where tables have several."""
-_PREFIX: Final = "direction_"
 
 
 class DirectionTables:
@@ -46,15 +45,11 @@ class DirectionTables:
                 "run `hpe pose` on them first"
             )
         self.rule = self._chosen_rule(self.path(manifest.shards[0]), rule)
-        self.column = _PREFIX + self.rule
+        self.column = DIRECTION_PREFIX + self.rule
         self._columns: pa.Schema | None = None
 
     def _chosen_rule(self, table: Path, rule: str | None) -> str:
-        try:
-            columns = pq.read_schema(table).names
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{table}: not a pose table: {error}") from error
-        rules = [name.removeprefix(_PREFIX) for name in columns if name.startswith(_PREFIX)]
+        rules = read_metadata(table).rules
         if rule is None and len(rules) != 1 and OURS not in rules:
             raise UserError(f"{self.folder}: direction rules {', '.join(rules) or 'none'}; name one with --rule")
         chosen = rule or (rules[0] if len(rules) == 1 else OURS)
@@ -64,7 +59,7 @@ class DirectionTables:
 
     def path(self, shard: ShardInfo) -> Path:
         """The table of a shard."""
-        return self.folder / f"{shard.name.removesuffix('.tar')}.parquet"
+        return table_of_shard(self.folder, shard.name)
 
     def read(self, shard: ShardInfo) -> pa.Table:
         """A shard's table.
@@ -74,10 +69,7 @@ class DirectionTables:
                 the tables read before (they will be joined to new ones).
         """
         path = self.path(shard)
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a pose table: {error}") from error
+        table = read_pose_table(path)
         if absent := {"key", self.column} - set(table.column_names):
             raise UserError(f"{path}: no column {', '.join(sorted(absent))}; run `hpe pose` again")
         if table.num_rows != shard.samples:

@@ -1,8 +1,10 @@
-"""``hpe pose`` and ``hpe calibrate``: the head pose of every face in shards, one table a shard.
+"""``hpe pose`` and ``hpe calibrate``: the head pose of every face in shards, one table per shard.
 
 In reading order:
 
+    options.py     what the command is asked to do
     plan.py        the command: which shards, which crop, which tables
+    preflight.py   refusals before hours of work
     passes.py      the pass on one rank: read, compute, write
     check.py       ``--check``: tables against true angles
     calibrate.py   ``hpe calibrate``: our direction rule, fitted
@@ -11,15 +13,20 @@ In reading order:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hpe.pose.options import PoseOptions
     from hpe.pose.plan import pose
 
-__all__ = ["pose"]
+__all__ = ["PoseOptions", "pose"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
-    if name in __all__:
-        from hpe.pose import plan
+    # Late, so that a file of this room can be imported without everything that its command needs.
+    if name == "pose":
+        from hpe.pose.plan import pose
 
-        return getattr(plan, name)
+        return pose
+    if name == "PoseOptions":
+        from hpe.pose.options import PoseOptions
+
+        return PoseOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

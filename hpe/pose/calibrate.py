@@ -1,4 +1,4 @@
-"""``hpe calibrate``: our direction thresholds from faces whose direction is known, judged on unseen people."""
+"""``hpe calibrate``: our direction thresholds from faces whose direction is known, evaluated on unseen people."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hpe.core.files import refuse_unwritable
 from hpe.core.statistics import CONFIDENCE
 from hpe.data.directions import ABSTAIN, OURS, Thresholds
 from hpe.metrics.values import Figure, Resampling, figure, noise_figure, ratio
-from hpe.pose.check import gather
+from hpe.pose.check import join_with_truth
 from hpe.pose.plan import find_shards, table_path
 
 FOLDS: Final = 5
@@ -33,8 +33,7 @@ def fit(angles: Angles, deviations: Angles, truth: Labels, target: float = TARGE
     Args:
         angles, deviations: yaw, pitch, roll in degrees (NaN deviations where the estimator gives none).
         truth: directions, none missing.
-        target: accuracy that the decided faces are to have; where no least confidence reaches it, the one
-            that is nearest to it.
+        target: wanted accuracy of the decided faces; where no least confidence reaches it, the nearest is taken.
     """
     thresholds = _fit_angles(angles, truth)
     thresholds = _fit_confidence(thresholds, angles, deviations, truth)
@@ -47,7 +46,7 @@ def fit(angles: Angles, deviations: Angles, truth: Labels, target: float = TARGE
 
 
 def _fit_angles(angles: Angles, truth: Labels) -> Thresholds:
-    """One threshold after the other, until none improves on the balanced accuracy."""
+    """Improve one threshold after the other, until none raises the balanced accuracy."""
     classes = np.unique(truth)
 
     def score(thresholds: Thresholds) -> float:
@@ -78,12 +77,12 @@ def _fit_confidence(thresholds: Thresholds, angles: Angles, deviations: Angles, 
 def cross_validate(
     angles: Angles, deviations: Angles, truth: Labels, people: Sequence[str], target: float = TARGET_ACCURACY
 ) -> dict[str, Any]:
-    """Figures on people that the thresholds were not fitted on (grouped folds).
+    """Metrics on people that the thresholds were not fitted on (grouped folds).
 
     Returns:
         Accuracy without abstaining, coverage and accuracy with it, the calibration error of the confidence,
-        and a curve of coverage against accuracy. Under ``intervals`` these figures again with their bootstrap
-        intervals over people (the fits as they are), or the reason why there is none.
+        and a curve of coverage against accuracy. ``intervals`` holds the same metrics with their bootstrap
+        intervals over people (without refitting), or the reason why there is none.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -153,15 +152,15 @@ def usable(angles: Angles, truth: Labels, people: Sequence[str]) -> np.ndarray:
 def run(
     sources: Sequence[str], *, poses: Path | None, estimator: str, split: str | None, target: float, out: Path
 ) -> None:
-    """Fit our rule on the pose tables of shards with known directions; write it, and print its figures.
+    """Fit our rule on the pose tables of shards with known directions; write it, and print its metrics.
 
     Raises:
         UserError: no tables, or too few people or directions.
     """
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; expected a file's name, such as {out / 'ours.json'}")
+        raise UserError(f"--out {out}: is a folder; expected a file name such as {out / 'ours.json'}")
     pairs = [(shard.path, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
-    rows = gather(pairs)
+    rows = join_with_truth(pairs)
     people = [str(subject) for subject in rows.subjects]
     good = usable(rows.predicted, rows.true_direction, people)
     refuse_unwritable(out, f"--out {out}")
@@ -170,11 +169,11 @@ def run(
     figures = cross_validate(angles, deviations, truth, people, target)
     rule = fit(angles, deviations, truth, target)
     rule.save(out, figures)
-    print("\n".join(told(out, rule, figures)))
+    print("\n".join(summary(out, rule, figures)))
 
 
-def told(out: Path, rule: Thresholds, figures: dict[str, Any]) -> list[str]:
-    """What `hpe calibrate` prints: the figures with their intervals, the rule, and the command that uses it."""
+def summary(out: Path, rule: Thresholds, figures: dict[str, Any]) -> list[str]:
+    """What `hpe calibrate` prints: metrics with their intervals, the rule, and the command that uses it."""
     with_intervals = figures["intervals"]
     reason = with_intervals["accuracy"].get("interval_reason")
     unit = f"none: {reason}" if reason else f"{CONFIDENCE:.0%}, people drawn with replacement"
@@ -197,7 +196,7 @@ def told(out: Path, rule: Thresholds, figures: dict[str, Any]) -> list[str]:
         f"  calibration error {_number(with_intervals['calibration_error'])}",
         f"  {rule}",
         f"next: hpe pose SHARDS --estimator ESTIMATOR --rule {out}",
-        "  tables of the rule before stand in its way: remove them, or give the new ones another --name",
+        "  tables of the previous rule already exist: remove them, or give the new ones another --name",
     ]
 
 

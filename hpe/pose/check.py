@@ -1,4 +1,4 @@
-"""``hpe pose --check``: pose tables against the true angles of their shards, and mistakes called by name."""
+"""``hpe pose --check``: compare pose tables with the true angles of their shards, and name likely mistakes."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int64
 
@@ -17,30 +16,31 @@ from hpe.core.files import aside, write_json, write_text
 from hpe.core.geometry import angle_errors
 from hpe.core.labels import ANGLES, AXIS_COLOURS, LARGEST_DEGREES
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
+from hpe.data.pose_tables import DIRECTION_PREFIX, read_pose_table
 from hpe.data.records import Record
-from hpe.data.shard_reader import open_shard
+from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.estimators.diagnosis import diagnose
 from hpe.metrics.columns import Numbers
 from hpe.metrics.markdown import degrees, table
 from hpe.metrics.pose import pose as pose_figures
 from hpe.metrics.values import Figure, Resampling, share
+from hpe.pose.passes import Task
 
 NAME: Final = "check"
 FOLDER: Final = "_check"
-"""Under the tables' folder; pandas and pyarrow pass over names that begin with an underscore."""
+"""Under the tables' folder; pandas and pyarrow ignore names that begin with an underscore."""
 RELIABILITY_BINS: Final = 10
 NO_TRUTH: Final = (
     "--check: no record of these shards has a yaw, pitch or roll to compare with; use a dataset with true angles "
     "(aflw2000, 300w-lp, biwi, pointing04, synthetic), or leave out --check"
 )
-_DIRECTION: Final = "direction_"
 _DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
-_OF_ALL_THREE: Final = ("mae", "geodesic")  # begins maev, geodesic_median, geodesic_95th too
+_OF_ALL_THREE: Final = ("mae", "geodesic")  # prefixes: also of maev, geodesic_median, geodesic_95th
 
 
 @dataclass(frozen=True)
-class Checked:
-    """Rows of pose tables beside what their shards say; NaN and ``ABSTAIN`` where unknown."""
+class JoinedRows:
+    """Rows of pose tables beside the truth of their shards; NaN and ``ABSTAIN`` where unknown."""
 
     predicted: Float[np.ndarray, "faces 3"]
     deviations: Float[np.ndarray, "faces 3"]
@@ -50,14 +50,35 @@ class Checked:
     subjects: Int64[np.ndarray, " faces"]
 
 
-def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
-    """Rows of (shard, pose table) pairs, joined by key.
-
-    A face of Pointing'04 without a direction in its record takes the thesis' direction of its pose. Angles beyond
-    ±360° and records that are none count as unknown; how many is printed.
+def check_tables(tasks: Sequence[Task]) -> None:
+    """Write the quality report of a job's finished tables to a folder beside them, and print its first part.
 
     Raises:
-        UserError: a table that does not hold the shard's rows.
+        UserError: no true angles, or tables of another dataset.
+    """
+    by_folder: dict[Path, list[Task]] = {}
+    for task in tasks:
+        if task.table.is_file():
+            by_folder.setdefault(task.table.parent, []).append(task)
+    for folder, there in by_folder.items():
+        joined = join_with_truth([(task.shard.path, task.table) for task in there])
+        found = check(joined)
+        title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
+        report = folder / FOLDER
+        report.mkdir(exist_ok=True)
+        write_report(report, title, found, joined)
+        print(to_markdown(title, found).partition("\n## By true")[0].rstrip())
+        print(f"\n{report}/check.md, check.json, check.png")
+
+
+def join_with_truth(pairs: Sequence[tuple[Path, Path]]) -> JoinedRows:
+    """The rows of (shard, pose table) pairs, joined by key.
+
+    A face of Pointing'04 without a direction in its record gets the thesis' direction of its pose. Angles beyond
+    ±360° and damaged records count as unknown; their number is printed.
+
+    Raises:
+        UserError: a table whose rows are not those of its shard.
     """
     predicted, deviations, truth, labels, subjects = [], [], [], [], []
     directions: dict[str, list[np.ndarray]] = {}
@@ -70,8 +91,8 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
         found = _read_table(table_path)
         if found["key"].to_pylist() != list(shard.index.keys):
             raise UserError(
-                f"{table_path}: its keys are not those of {shard_path}, in order: a table of another dataset; make it "
-                "again with hpe pose"
+                f"{table_path}: its keys are not those of {shard_path}, in order: it belongs to another dataset; "
+                "remove it and run `hpe pose` again"
             )
         angles = _columns(found, ANGLES)
         beyond = np.any(np.abs(angles) > LARGEST_DEGREES, axis=1, keepdims=True)
@@ -79,15 +100,13 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
         predicted.append(np.where(beyond, np.nan, angles))
         deviations.append(_columns(found, _DEVIATIONS))
         for name in found.column_names:
-            if name.startswith(_DIRECTION):
+            if name.startswith(DIRECTION_PREFIX):
                 filled = found[name].cast(pa.int64(), safe=False).fill_null(ABSTAIN).to_numpy().astype(np.int64)
-                directions.setdefault(name.removeprefix(_DIRECTION), []).append(filled)
+                directions.setdefault(name.removeprefix(DIRECTION_PREFIX), []).append(filled)
         for row in range(len(shard)):
-            try:
-                record = shard.record(row)
-            except (ValueError, TypeError, RecursionError):
-                record = Record()
-                broken += 1
+            record = _record(shard, row)
+            broken += record is None
+            record = record or Record()
             truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
             label = record.direction
             if label is None and record.source:
@@ -96,10 +115,10 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
             subjects.append(record.subject or f"{shard_path}:{row}")
     if not truth:
         raise UserError("no face in these pose tables: the shards hold no samples, or no table is finished")
-    for count, told in ((absurd, f"rows have angles beyond ±{LARGEST_DEGREES:.0f}°"), (broken, "records are damaged")):
+    for count, what in ((absurd, f"rows have angles beyond ±{LARGEST_DEGREES:.0f}°"), (broken, "records are damaged")):
         if count:
-            print(f"hpe: {count:,} {told}: taken as unknown", file=sys.stderr)
-    return Checked(
+            print(f"hpe: {count:,} {what}: they count as unknown", file=sys.stderr)
+    return JoinedRows(
         np.concatenate(predicted),
         np.concatenate(deviations),
         np.asarray(truth, float),
@@ -109,20 +128,23 @@ def gather(pairs: Sequence[tuple[Path, Path]]) -> Checked:
     )
 
 
+def _record(shard: OpenShard, row: int) -> Record | None:
+    """The record of a row; None: it is damaged."""
+    try:
+        return shard.record(row)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
 def _read_table(path: Path) -> Any:
-    """A pose table whose columns are there, once, and of their kinds.
+    """A pose table, each of whose columns appears once and has the right type.
 
     Raises:
         UserError: it is not one.
     """
-    way_out = "make it again with hpe pose"
-    try:
-        found = pq.ParquetFile(path).read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no pose table of this shard; run hpe pose on these shards first") from None
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise UserError(f"{path}: not a pose table ({str(error)[:100]}); {way_out}") from error
-    rules = [name for name in found.column_names if name.startswith(_DIRECTION)]
+    way_out = "remove it and run `hpe pose` again"
+    found = read_pose_table(path)
+    rules = [name for name in found.column_names if name.startswith(DIRECTION_PREFIX)]
     for name in ("key", *ANGLES, *_DEVIATIONS, *rules):
         if (count := found.column_names.count(name)) != 1:
             raise UserError(f"{path}: {count or 'no'} columns {name}, expected one; {way_out}")
@@ -143,49 +165,49 @@ def _columns(found: Any, names: Sequence[str]) -> Float[np.ndarray, "faces 3"]:
     return np.stack([found[name].to_numpy().astype(float) for name in names], 1)
 
 
-def check(checked: Checked) -> dict[str, Any]:
-    """Every figure of the report; intervals by bootstrap over subjects.
+def check(joined: JoinedRows) -> dict[str, Any]:
+    """Every metric of the report; intervals by bootstrap over subjects.
 
-    Where no face has all three true angles, as in Pointing'04, which knows no roll, the angles that there are
-    are compared, and figures that need all three are left out.
+    Where no face has all three true angles, as in Pointing'04, which has no roll, only the known angles are compared,
+    and metrics that need all three are left out.
 
     Raises:
         UserError: no face has a true angle.
     """
-    axes = told_axes(checked.truth)
+    axes = known_axes(joined.truth)
     if not axes:
         raise UserError(NO_TRUTH)
-    truth = checked.truth.copy()
-    truth[:, [i for i in range(3) if i not in axes]] = 0.0  # its errors are taken out again below
+    truth = joined.truth.copy()
+    truth[:, [i for i in range(3) if i not in axes]] = 0.0  # the metrics of these angles are removed below
     lacking = [angle for i, angle in enumerate(ANGLES) if i not in axes]
     known = np.asarray(np.all(np.isfinite(truth), axis=1))
-    if not np.all(np.isfinite(checked.predicted), axis=1).any():
-        raise UserError("--check: no face of these tables has angles; look at their column problem")
-    draw = Resampling(checked.subjects, by_subject=len(np.unique(checked.subjects)) < len(known))
-    rows = known & np.all(np.isfinite(checked.predicted), axis=1)
-    figures = pose_figures(_numbers(truth), _numbers(checked.predicted), _numbers(checked.deviations), draw)
+    if not np.all(np.isfinite(joined.predicted), axis=1).any():
+        raise UserError("--check: no face of these tables has angles; see their `problem` column")
+    draw = Resampling(joined.subjects, by_subject=len(np.unique(joined.subjects)) < len(known))
+    rows = known & np.all(np.isfinite(joined.predicted), axis=1)
+    figures = pose_figures(_numbers(truth), _numbers(joined.predicted), _numbers(joined.deviations), draw)
     if lacking:
         figures = _without(figures, {*lacking, *(name for name in figures["all"] if name.startswith(_OF_ALL_THREE))})
-    difference = (checked.predicted - checked.truth)[rows & (np.abs(truth) <= 99).all(1)]
+    difference = (joined.predicted - joined.truth)[rows & (np.abs(truth) <= 99).all(1)]
     bias = {ANGLES[i]: float(difference[:, i].mean()) for i in axes} if len(difference) else None
     return {
         "faces": len(known),
         "angles_without_truth": lacking,
-        "without_face": int((~np.all(np.isfinite(checked.predicted), axis=1)).sum()),
-        "mistakes": diagnose(checked.predicted[rows], truth[rows]),
+        "without_face": int((~np.all(np.isfinite(joined.predicted), axis=1)).sum()),
+        "mistakes": diagnose(joined.predicted[rows], truth[rows]),
         "bias_degrees": bias,
         "pose": figures,
-        "reliability": reliability(checked.predicted, checked.truth, checked.deviations),
+        "reliability": reliability(joined.predicted, joined.truth, joined.deviations),
         "directions": {
-            name: direction_figures(found, checked.true_direction) for name, found in checked.directions.items()
+            name: direction_figures(found, joined.true_direction) for name, found in joined.directions.items()
         },
     }
 
 
-def told_axes(truth: Float[np.ndarray, "faces 3"]) -> list[int]:
+def known_axes(truth: Float[np.ndarray, "faces 3"]) -> list[int]:
     """The angles that can be compared: all three where any face has all three, else those that any face has."""
-    told = np.isfinite(truth)
-    return [i for i in range(3) if told.all(1).any() or told[:, i].any()]
+    known = np.isfinite(truth)
+    return [i for i in range(3) if known.all(1).any() or known[:, i].any()]
 
 
 def _without(value: Any, names: set[str]) -> Any:
@@ -237,74 +259,68 @@ def direction_figures(found: Int64[np.ndarray, " faces"], truth: Int64[np.ndarra
     }
 
 
-def write_report(folder: Path, title: str, found: dict[str, Any], checked: Checked) -> None:
+def write_report(folder: Path, title: str, found: dict[str, Any], joined: JoinedRows) -> None:
     """Write ``check.json``, ``check.md`` and ``check.png``."""
     write_json(folder / f"{NAME}.json", found)
     write_text(folder / f"{NAME}.md", to_markdown(title, found))
-    _plot(folder / f"{NAME}.png", title, found, checked)
+    _plot(folder / f"{NAME}.png", title, found, joined)
 
 
 def to_markdown(title: str, found: dict[str, Any]) -> str:
     """The report's text and tables."""
-    pose = found["pose"]
+    pose, lacking = found["pose"], found["angles_without_truth"]
     measures = ("mae", *ANGLES, "geodesic", "maev")
     rows = [
         (name, f"{pose[key]['n']:,}", *(degrees(pose[key].get(measure, {})) for measure in measures))
         for name, key in (("all", "all"), ("no angle beyond ±99°", "within_99"))
     ]
-    lacking = found["angles_without_truth"]
     parts = [
         f"# Pose check: {title}",
         f"{found['faces']:,} faces, {found['without_face']:,} of them without an estimate."
-        + (f" The dataset does not know {' and '.join(lacking)}: figures without." if lacking else ""),
+        + (f" The dataset has no true {' or '.join(lacking)}, so neither do these metrics." if lacking else ""),
         "## Likely mistakes",
         "\n".join(f"- {mistake}" for mistake in found["mistakes"])
         or "None: order, signs and unit agree with the truth.",
         "## Errors",
         table(["faces", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows),
     ]
-    for key in ("by_yaw", "by_pitch"):
-        angle = key.removeprefix("by_")
-        parts += [
-            f"## By true {angle}",
-            table(
-                [angle, "n", *ANGLES, "geodesic"],
-                [
-                    (
-                        f"{one['low']:.0f}° to {one['high']:.0f}°",
-                        one["n"],
-                        *(_plain(one, m) for m in (*ANGLES, "geodesic")),
-                    )
-                    for one in pose[key]
-                    if one["n"]
-                ],
-            ),
-        ]
-    parts.append("## Does the uncertainty know the errors?")
-    for angle, groups in found["reliability"].items():
-        cells = [(f"{g['mean_sd']:.2f}°", f"{g['rms_error']:.2f}°", f"{g['mean_error']:.2f}°", g["n"]) for g in groups]
-        parts.append(
-            f"{angle.capitalize()}:\n\n" + table(["mean deviation", "RMS error", "mean error", "n"], cells)
-            if cells
-            else f"{angle.capitalize()}: "
-            + ("the dataset does not know it." if angle in lacking else "the estimator gives no deviation.")
-        )
+    for angle in ("yaw", "pitch"):
+        parts += [f"## By true {angle}", _errors_by(angle, pose[f"by_{angle}"])]
+    parts.append("## Does the uncertainty predict the errors?")
+    parts += [_reliability_table(angle, groups, lacking) for angle, groups in found["reliability"].items()]
     decided = [
         (name, f"{one['coverage']['value']:.1%}", f"{one['accuracy']['value']:.1%}", one["coverage"]["n"])
         for name, one in found["directions"].items()
         if one["coverage"]["value"] is not None and one["accuracy"]["value"] is not None
     ]
     if decided:
-        parts += ["## Directions", table(["rule", "decided", "right of these", "labelled"], decided)]
+        parts += ["## Directions", table(["rule", "decided", "correct of these", "labelled"], decided)]
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(one: dict[str, Any], measure: str) -> str:
+def _errors_by(angle: str, bins: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (f"{one['low']:.0f}° to {one['high']:.0f}°", one["n"], *(_degrees(one, m) for m in (*ANGLES, "geodesic")))
+        for one in bins
+        if one["n"]
+    ]
+    return table([angle, "n", *ANGLES, "geodesic"], rows)
+
+
+def _reliability_table(angle: str, groups: Sequence[dict[str, float]], lacking: Sequence[str]) -> str:
+    name = angle.capitalize()
+    if not groups:
+        return f"{name}: the {'dataset has no truth' if angle in lacking else 'estimator gives no deviation'}."
+    cells = [(f"{g['mean_sd']:.2f}°", f"{g['rms_error']:.2f}°", f"{g['mean_error']:.2f}°", g["n"]) for g in groups]
+    return f"{name}:\n\n" + table(["mean deviation", "RMS error", "mean error", "n"], cells)
+
+
+def _degrees(one: dict[str, Any], measure: str) -> str:
     value = one.get(measure, {}).get("value")
     return "–" if value is None else f"{value:.2f}°"
 
 
-def _plot(path: Path, title: str, found: dict[str, Any], checked: Checked) -> None:
+def _plot(path: Path, title: str, found: dict[str, Any], joined: JoinedRows) -> None:
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11, 7), layout="constrained")
@@ -312,7 +328,7 @@ def _plot(path: Path, title: str, found: dict[str, Any], checked: Checked) -> No
     canvas.suptitle(f"Pose check: {title}")
     for column, (angle, colour) in enumerate(zip(ANGLES, AXIS_COLOURS, strict=True)):
         top, bottom = axes[0, column], axes[1, column]
-        top.scatter(checked.truth[:, column], checked.predicted[:, column], s=3, alpha=0.4, color=colour)
+        top.scatter(joined.truth[:, column], joined.predicted[:, column], s=3, alpha=0.4, color=colour)
         top.plot((-99, 99), (-99, 99), color="black", linewidth=0.8)
         top.set(xlim=(-102, 102), ylim=(-102, 102), xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
         groups = found["reliability"][angle]

@@ -1,21 +1,25 @@
-"""The pass of ``hpe pose`` on one rank: read, compute and write shard after shard.
+"""The pass of ``hpe pose`` on one rank: read faces, compute their angles, write one table per shard.
 
-Batches never reach over a shard's end, and on a CPU each is computed by one thread, several side by side, so
-that a table is the same bytes whatever the number of ranks, threads and restarts.
+A batch never crosses the end of a shard, and on a CPU one thread computes each batch while others compute theirs.
+A table therefore has the same bytes whatever the number of ranks, threads and restarts.
+
+::
+
+    _RankPass       takes shards from the queue that all ranks share, writes their tables
+    _Inference      batches of rows in, angles out, on a CPU or a GPU
 """
 
 import glob
 import hashlib
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -29,7 +33,7 @@ from hpe.core.work_queue import Claims, claims
 from hpe.data.crops import Framing
 from hpe.data.directions import DirectionRules
 from hpe.data.faces import read_faces
-from hpe.data.pose_tables import Identity, ShardPoses, differences, write_table
+from hpe.data.pose_tables import Identity, ShardPoses, differences, read_pose_table, write_table
 from hpe.data.prefetch import ahead
 from hpe.data.shard_files import ShardFile
 from hpe.data.shard_reader import OpenShard, open_shard
@@ -44,7 +48,7 @@ Flips = Literal["none", "averaged"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A shard and the table that it becomes; ``identity`` lacks the sha256 of a shard without manifest."""
+    """A shard and the table to make of it; ``identity`` lacks the sha256 of a shard without a manifest."""
 
     shard: ShardFile
     table: Path
@@ -59,8 +63,8 @@ class Task:
 
 
 @dataclass
-class _Growing:
-    """A shard that is being done."""
+class _ShardInProgress:
+    """A shard whose faces are being computed, and the rows of its table so far."""
 
     number: int
     task: Task
@@ -76,19 +80,23 @@ class _Growing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _RowBatch:
     """Rows of a shard that go through the network together."""
 
-    growing: _Growing
+    origin: _ShardInProgress
     rows: range
 
     @property
     def last(self) -> bool:
-        return self.rows.stop == len(self.growing.shard)
+        return self.rows.stop == len(self.origin.shard)
+
+    def read(self, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
+        """Read the faces; the rows without a face, with the reason."""
+        return read_faces(self.origin.shard, self.rows, self.origin.task.framing, into)
 
 
-_Result = tuple[_Chunk, Float[np.ndarray, "rows 6"], dict[int, str]]
-"""A batch, its angles and deviations, and the rows that gave no face."""
+_Result = tuple[_RowBatch, Float[np.ndarray, "rows 6"], dict[int, str]]
+"""A batch, its angles and deviations, and the rows without a face."""
 
 
 def pose_pass(
@@ -107,79 +115,81 @@ def pose_pass(
         tasks: the same on every rank.
         estimator: on this rank's device.
         directions: rules for the direction columns.
-        flips: whether each face's mirror image is averaged in.
+        flips: whether to average each face's angles with those of its mirror image.
         batch: faces that go through the network together.
         threads: workers that decode (and, on a CPU, compute).
         ranks: this process among those of the job.
 
     Raises:
-        UserError: a table that was made from something else stands in the way, or a folder cannot be written to.
+        UserError: a table exists that was made from something else, or a folder cannot be written to.
     """
     done = _finished(tasks)
     todo = [task for task in tasks if task.table not in done]
     for table in {task.table.parent: task.table for task in todo}.values():
-        refuse_unwritable(table, f"{table.parent} (--out)")  # makes the folder, which nothing refuses any more
+        refuse_unwritable(table, f"{table.parent} (--out)")  # makes the folder, so it comes after every other refusal
     if ranks.main:
-        _clear_leftovers(todo)
+        _remove_leftovers(todo)
     known = [task.shard.samples for task in tasks]
     total = sum(n for n in known if n is not None) if None not in known else None
     before = sum(task.shard.samples or 0 for task in tasks if task.table in done)
     with (
-        signals() as caught,
-        claims(ranks, len(tasks)) as mine,
+        signals() as stop_signal,
+        claims(ranks, len(tasks)) as queue,
         progress("pose", total, unit="images", done=before) as bar,
         ThreadPoolExecutor(1, "tables") as writer,
     ):
-        work = _Work(tasks, mine, flips, directions, batch, threads, estimator, bar, caught, writer)
-        mine.start_together()
-        work.run(mine)
+        work = _RankPass(
+            tasks, queue, _Inference(estimator, flips, threads), directions, batch, bar, stop_signal, writer
+        )
+        # Rank 0 has counted the finished tables above. A rank that starts to write before that would have its new
+        # tables counted twice in the progress, and its partial files removed as leftovers.
+        queue.start_together()
+        work.run(queue)
         if ranks.main:
-            for number in mine.abandoned():
-                if number is not None:
-                    print(f"hpe: the rank that had {tasks[number].shard.path} died; doing it here", file=sys.stderr)
-                    work.run([number])
-                work.show()
-                if caught.caught is not None:
-                    mine.stop()
-            work.show()
-        damaged = mine.problems() if ranks.main else {}
-    if caught.caught is not None:
+            work.run_abandoned()
+        damaged = queue.problems() if ranks.main else {}
+    if stop_signal.caught is not None:
         if ranks.main:
-            print("hpe: stopped; every finished table is kept, the same command goes on", file=sys.stderr)
+            print("hpe: stopped; every finished table is kept; run the same command again to resume", file=sys.stderr)
         return EXIT_AGAIN
     for number, problem in damaged.items():
         print(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table", file=sys.stderr)
-    unread = _say_unread(tasks) if ranks.main else 0
+    unread = _report_unread(tasks) if ranks.main else 0
     return EXIT_INCOMPLETE if damaged or unread else EXIT_OK
 
 
-def _clear_leftovers(todo: Sequence[Task]) -> None:
-    """Remove what killed ranks left of unfinished tables; the others of this job have not started to write yet."""
+def _remove_leftovers(todo: Sequence[Task]) -> None:
+    """Remove the partial tables of killed ranks; the other ranks of this job have not started to write yet."""
     for task in todo:
         for part in task.table.parent.glob(f".{glob.escape(task.table.name)}.*.part"):
             part.unlink(missing_ok=True)
 
 
-def _say_unread(tasks: Sequence[Task]) -> int:
-    """How many pictures could not be read; tells how many faces have no angles, with the commonest reason.
+def _report_unread(tasks: Sequence[Task]) -> int:
+    """Print how many faces have no angles, with the commonest reason; returns how many pictures are unreadable.
 
-    That a mesh finds no face in a picture is a finding, not a damage.
+    A picture in which the mesh finds no face is a result, not damage, and does not count.
     """
     reasons = Counter[str]()
     for task in tasks:
         if task.table.is_file():
-            column = pq.read_table(task.table, columns=["problem"])["problem"]
+            column = read_pose_table(task.table, ["problem"])["problem"]
             reasons.update(reason for reason in column.to_pylist() if reason is not None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
         print(
-            f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (the tables' column problem)",
+            f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (see the `problem` column)",
             file=sys.stderr,
         )
     return reasons.total() - reasons[NO_FACE]
 
 
 def _finished(tasks: Sequence[Task]) -> set[Path]:
+    """The tables that exist and are what this job would make.
+
+    Raises:
+        UserError: tables that were made from something else.
+    """
     finished, problems = set(), []
     for task in tasks:
         found = task.differences()
@@ -190,183 +200,222 @@ def _finished(tasks: Sequence[Task]) -> set[Path]:
     if problems:
         more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            "\n".join(problems[:5]) + f"{more}\nThese pose tables were made from something else than this command asks "
-            "for; remove them, give this estimator another --name, or say what they were made with"
+            "\n".join(problems[:5]) + f"{more}\nThese pose tables were made with other settings or data; remove "
+            "them, give this estimator another --name, or repeat the settings that they were made with"
         )
     return finished
 
 
-class _Coming:
-    """Values that a device computes, on their way into page-locked memory of the host."""
+class _HostCopy:
+    """Values that a device computes, and their copy into page-locked memory of the host."""
 
     def __init__(self, values: Float[Tensor, "rows columns"]) -> None:
-        self._host, self._there = values, None
+        self._host, self._copied = values, None
         if values.device.type == "cuda":
+            # Only into page-locked memory is a copy asynchronous; into ordinary memory the host would wait here.
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)
-            self._there = torch.cuda.Event(blocking=True)  # the readers have the core meanwhile
-            self._there.record(torch.cuda.current_stream(values.device))
+            # An event of this copy, as waiting for the whole stream would wait for the next batch too.
+            # Blocking, as a busy wait would take a core from the threads that read.
+            self._copied = torch.cuda.Event(blocking=True)
+            self._copied.record(torch.cuda.current_stream(values.device))
 
     def wait(self) -> Float[Tensor, "rows columns"]:
-        """The values, when they are there."""
-        if self._there is not None:
-            self._there.synchronize()
+        """The values, once they have been copied."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._host
 
 
-def _stacked(poses: Poses) -> Float[Tensor, "rows 6"]:
+def _angles_and_deviations(poses: Poses) -> Float[Tensor, "rows 6"]:
     return torch.cat((poses.angles, poses.deviations), 1)
 
 
-class _Work:
-    """What one rank does: reads, computes and writes shard after shard."""
+@dataclass(frozen=True)
+class _Inference:
+    """Reads batches of faces and computes their angles on the estimator's device.
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        mine: Claims,
-        flips: Flips,
-        directions: DirectionRules,
-        batch: int,
-        threads: int,
-        estimator: Estimator,
-        bar: Bar,
-        caught: Signals,
-        writer: ThreadPoolExecutor,
-    ) -> None:
-        self.tasks, self.mine, self.flips, self.directions = tasks, mine, flips, directions
-        self.batch, self.threads, self.estimator = batch, threads, estimator
-        self.bar, self.caught, self.writer = bar, caught, writer
-        self.size = estimator.input.size
-        self.shown = 0
+    Attributes:
+        threads: workers that read; on a CPU they compute as well.
+    """
+
+    estimator: Estimator
+    flips: Flips
+    threads: int
+
+    def results(self, batches: Iterable[_RowBatch]) -> Iterator[_Result]:
+        """The batches' angles, in order."""
+        return self._on_cpu(batches) if self.estimator.device.type == "cpu" else self._on_device(batches)
+
+    def _on_cpu(self, batches: Iterable[_RowBatch]) -> Iterator[_Result]:
+        """Each worker reads a batch and computes it."""
+        depth = 2 * self.threads
+        with ahead(self._read_and_predict, batches, threads=self.threads, depth=depth) as made:
+            yield from made
+
+    def _read_and_predict(self, batch: _RowBatch) -> _Result:
+        pixels = np.empty(self._shape(batch), np.uint8)
+        problems = batch.read(pixels)
+        if not len(pixels):
+            return batch, np.empty((0, 6), np.float32), problems
+        predict = self.estimator.predict if self.flips == "none" else self.estimator.predict_with_flips
+        poses = predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return batch, _angles_and_deviations(poses).numpy(), problems
+
+    def _on_device(self, batches: Iterable[_RowBatch]) -> Iterator[_Result]:
+        """Workers read into page-locked memory; each batch is launched before the previous one is waited for.
+
+        The device then always has its next batch at hand. Nothing between launch and wait may wait itself: the
+        mean of rotations needs an SVD, which waits, so it is computed on the host from what was copied back.
+        """
+        self._use_device()
+        launched: deque[tuple[_RowBatch, Tensor, _HostCopy, dict[int, str]]] = deque()
+        depth = 2 * self.threads
+        with ahead(self._read_page_locked, batches, threads=self.threads, depth=depth) as read:
+            for batch, pixels, problems in read:
+                # Keeps a reference to `pixels`: the copy to the device may still be reading that memory.
+                launched.append((batch, pixels, self._launch(pixels), problems))
+                if len(launched) > 1:
+                    yield self._collect(*launched.popleft())
+        for one in launched:
+            yield self._collect(*one)
+
+    def _use_device(self) -> None:
+        """Make the estimator's device current in this thread: a new thread starts on, and page-locks for, GPU 0."""
+        if self.estimator.device.type == "cuda":
+            torch.cuda.set_device(self.estimator.device)
+
+    def _read_page_locked(self, batch: _RowBatch) -> tuple[_RowBatch, Tensor, dict[int, str]]:
+        self._use_device()
+        locked = self.estimator.device.type == "cuda"
+        pixels = torch.empty(self._shape(batch), dtype=torch.uint8, pin_memory=locked)
+        return batch, pixels, batch.read(pixels.numpy())
+
+    def _launch(self, pixels: UInt8[Tensor, "rows size size 3"]) -> _HostCopy:
+        """Start computing the poses of pictures and, with flips, those of their mirror images in further columns."""
+        if not len(pixels):
+            return _HostCopy(torch.empty((0, 6 if self.flips == "none" else 12)))
+        images = pixels.permute(0, 3, 1, 2)
+        both = (self.estimator.predict(images),) if self.flips == "none" else self.estimator.predict_both(images)
+        return _HostCopy(torch.cat([_angles_and_deviations(poses) for poses in both], 1))
+
+    def _collect(self, batch: _RowBatch, _: Tensor, copy: _HostCopy, problems: dict[int, str]) -> _Result:
+        parts = copy.wait().split(3, 1)
+        poses = Poses(*parts) if self.flips == "none" else averaged(Poses(*parts[:2]), Poses(*parts[2:]))
+        return batch, _angles_and_deviations(poses).numpy(), problems
+
+    def _shape(self, batch: _RowBatch) -> tuple[int, int, int, int]:
+        size = self.estimator.input.size
+        return len(batch.rows), size, size, 3
+
+
+@dataclass
+class _RankPass:
+    """One rank's part of the pass: it takes shards from the queue and writes their tables.
+
+    Attributes:
+        tasks: those of the whole job; the queue hands out their numbers.
+        queue: shared by all ranks.
+        directions: rules for the direction columns.
+        batch: faces that go through the network together.
+        bar: the progress of the whole job, which rank 0 shows.
+        stop_signal: holds the signal that asked the job to stop, if one did.
+        writer: the thread that writes tables, so that the network does not wait for the disk.
+    """
+
+    tasks: Sequence[Task]
+    queue: Claims
+    inference: _Inference
+    directions: DirectionRules
+    batch: int
+    bar: Bar
+    stop_signal: Signals
+    writer: ThreadPoolExecutor
+    _shown: int = 0
 
     def run(self, numbers: "Claims | Sequence[int]") -> None:
         """Do the tasks of these numbers."""
-        results = self._on_cpu(numbers) if self.estimator.device.type == "cpu" else self._on_device(numbers)
         writing: deque[Future[None]] = deque()
-        for chunk, poses, problems in results:
-            growing, rows = chunk.growing, chunk.rows
-            growing.angles[rows.start : rows.stop] = poses[:, :3]
-            growing.deviations[rows.start : rows.stop] = poses[:, 3:]
-            growing.problems.update(problems)
-            self.mine.count(len(rows))
-            self.show()
-            if chunk.last:
-                writing.append(self.writer.submit(self._finish, growing))
+        for batch, poses, problems in self.inference.results(self._batches(numbers)):
+            origin, rows = batch.origin, batch.rows
+            origin.angles[rows.start : rows.stop] = poses[:, :3]
+            origin.deviations[rows.start : rows.stop] = poses[:, 3:]
+            origin.problems.update(problems)
+            self.queue.count(len(rows))
+            self._show_progress()
+            if batch.last:
+                writing.append(self.writer.submit(self._write, origin))
             while writing and writing[0].done():
-                writing.popleft().result()
-            if self.caught.caught is not None:
-                self.mine.stop()
+                writing.popleft().result()  # raises what the writing thread raised, such as a full disk
+            if self.stop_signal.caught is not None:
+                self.queue.stop()
                 break
         for future in writing:
             future.result()
 
-    def show(self) -> None:
-        """Bring the job's progress display up to date (rank 0 shows it)."""
-        if self.mine.ranks.main:
-            count = self.mine.count()
-            self.bar.advance(count - self.shown)
-            self.shown = count
+    def run_abandoned(self) -> None:
+        """On rank 0, wait for the other ranks, and do the tasks of those that died."""
+        for number in self.queue.abandoned():
+            if number is not None:
+                path = self.tasks[number].shard.path
+                print(f"hpe: the rank that processed {path} died; processing it again here", file=sys.stderr)
+                self.run([number])
+            self._show_progress()
+            if self.stop_signal.caught is not None:
+                self.queue.stop()
+        self._show_progress()
 
-    def _chunks(self, numbers: "Claims | Sequence[int]") -> Iterator[_Chunk]:
+    def _show_progress(self) -> None:
+        if self.queue.ranks.main:
+            count = self.queue.count()
+            self.bar.advance(count - self._shown)
+            self._shown = count
+
+    def _batches(self, numbers: "Claims | Sequence[int]") -> Iterator[_RowBatch]:
         with ThreadPoolExecutor(1, "sha256") as hashing:
             for number in numbers:
                 task = self.tasks[number]
                 if task.differences() is not None:  # finished by an earlier run
-                    self.mine.finish(number)
+                    self.queue.finish(number)
                     continue
                 try:
                     shard = open_shard(task.shard.path)
                 except ValueError as error:
-                    self.mine.finish(number, str(error))
+                    self.queue.finish(number, str(error))
                     continue
-                growing = _Growing(number, task, shard, hashing.submit(_sha256, shard.data))
+                origin = _ShardInProgress(number, task, shard, hashing.submit(_sha256, shard.data))
+                # An empty shard gives one empty batch, so that its (empty) table is written all the same.
                 for start in range(0, max(len(shard), 1), self.batch):
-                    yield _Chunk(growing, range(start, min(start + self.batch, len(shard))))
+                    yield _RowBatch(origin, range(start, min(start + self.batch, len(shard))))
 
-    def _on_cpu(self, numbers: "Claims | Sequence[int]") -> Iterator[_Result]:
-        """Each worker reads a batch and computes it."""
-        depth = 2 * self.threads
-        with ahead(self._read_and_predict, self._chunks(numbers), threads=self.threads, depth=depth) as made:
-            yield from made
-
-    def _on_device(self, numbers: "Claims | Sequence[int]") -> Iterator[_Result]:
-        """Workers read into pinned memory; a batch is launched before the one before it is waited for.
-
-        So the device has the next batch at hand when it is done with one, and nothing between launch and wait may
-        wait itself: what must (flips of rotations) is done on the host, with what has come back.
-        """
-        self._set_device()
-        waiting: deque[tuple[_Chunk, Tensor, _Coming, dict[int, str]]] = deque()
-        depth = 2 * self.threads
-        with ahead(self._read_pinned, self._chunks(numbers), threads=self.threads, depth=depth) as batches:
-            for chunk, pixels, problems in batches:
-                # `pixels` stays referenced until its copy to the device is surely over.
-                waiting.append((chunk, pixels, self._launch(pixels), problems))
-                if len(waiting) > 1:
-                    yield self._landed(*waiting.popleft())
-        for launched in waiting:
-            yield self._landed(*launched)
-
-    def _launch(self, pixels: UInt8[Tensor, "rows size size 3"]) -> "_Coming":
-        """Poses of pictures and, with flips, of their mirror images behind them, on their way to the host."""
-        if not len(pixels):
-            return _Coming(torch.empty((0, 6 if self.flips == "none" else 12)))
-        images = pixels.permute(0, 3, 1, 2)
-        both = (self.estimator.predict(images),) if self.flips == "none" else self.estimator.predict_both(images)
-        return _Coming(torch.cat([part for poses in both for part in (poses.angles, poses.deviations)], 1))
-
-    def _landed(self, chunk: _Chunk, _: Tensor, coming: "_Coming", problems: dict[int, str]) -> _Result:
-        parts = coming.wait().split(3, 1)
-        poses = Poses(*parts) if self.flips == "none" else averaged(Poses(*parts[:2]), Poses(*parts[2:]))
-        return chunk, _stacked(poses).numpy(), problems
-
-    def _set_device(self) -> None:
-        """Make the estimator's device this thread's: page-locked memory is of the current one, at first GPU 0."""
-        if self.estimator.device.type == "cuda":
-            torch.cuda.set_device(self.estimator.device)
-
-    def _read(self, chunk: _Chunk, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
-        growing = chunk.growing
-        return read_faces(growing.shard, chunk.rows, growing.task.framing, into)
-
-    def _read_and_predict(self, chunk: _Chunk) -> _Result:
-        pixels = np.empty((len(chunk.rows), self.size, self.size, 3), np.uint8)
-        problems = self._read(chunk, pixels)
-        if not len(pixels):
-            return chunk, np.empty((0, 6), np.float32), problems
-        predict = self.estimator.predict if self.flips == "none" else self.estimator.predict_with_flips
-        return chunk, _stacked(predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))).numpy(), problems
-
-    def _read_pinned(self, chunk: _Chunk) -> tuple[_Chunk, Tensor, dict[int, str]]:
-        self._set_device()
-        shape = (len(chunk.rows), self.size, self.size, 3)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.estimator.device.type == "cuda")
-        return chunk, pixels, self._read(chunk, pixels.numpy())
-
-    def _finish(self, growing: _Growing) -> None:
-        """Write a shard's table, unless its bytes are not those that the manifest promises."""
-        task, digest = growing.task, growing.digest.result()
+    def _write(self, origin: _ShardInProgress) -> None:
+        """Write a shard's table, unless the shard's bytes differ from its manifest."""
+        task, digest = origin.task, origin.digest.result()
         if task.shard.sha256 is not None and digest != task.shard.sha256:
-            self.mine.finish(growing.number, f"its bytes are not those of {MANIFEST}: sha256 {digest[:12]}…, damaged")
+            self.queue.finish(
+                origin.number, f"damaged: its sha256 is {digest[:12]}…, {MANIFEST} has {task.shard.sha256[:12]}…"
+            )
             return
-        for row in growing.problems:
-            growing.angles[row] = growing.deviations[row] = np.nan
-        for row in np.flatnonzero(~np.isfinite(growing.angles).all(1)).tolist():
-            growing.problems.setdefault(row, NO_FACE if self.estimator.finds_faces else NOT_FINITE)
-            growing.angles[row] = growing.deviations[row] = np.nan
-        for row in np.flatnonzero((np.abs(growing.angles) > LARGEST_DEGREES).any(1)).tolist():
-            growing.problems.setdefault(row, f"angles beyond ±{LARGEST_DEGREES:.0f}°")
-            growing.angles[row] = growing.deviations[row] = np.nan
-        if not len(growing.shard):
+        self._name_rows_without_angles(origin)
+        if not len(origin.shard):
             print(f"hpe: {task.shard.path}: holds no samples; its table is empty", file=sys.stderr)
-        angles, deviations = growing.angles.astype(np.float64), growing.deviations.astype(np.float64)
+        angles, deviations = origin.angles.astype(np.float64), origin.deviations.astype(np.float64)
         poses = ShardPoses(
-            growing.shard.index.keys, growing.angles, growing.deviations,
-            self.directions.apply(angles, deviations), growing.problems,
+            origin.shard.index.keys, origin.angles, origin.deviations,
+            self.directions.apply(angles, deviations), origin.problems,
         )  # fmt: skip
         write_table(task.table, poses, replace(task.identity, shard_sha256=digest))
-        self.mine.finish(growing.number)
+        self.queue.finish(origin.number)
+
+    def _name_rows_without_angles(self, origin: _ShardInProgress) -> None:
+        """Give every row whose angles are absent or impossible NaN angles and a problem."""
+        for row in np.flatnonzero(~np.isfinite(origin.angles).all(1)).tolist():
+            without = NO_FACE if self.inference.estimator.finds_faces else NOT_FINITE
+            origin.problems.setdefault(row, without)
+        for row in np.flatnonzero((np.abs(origin.angles) > LARGEST_DEGREES).any(1)).tolist():
+            origin.problems.setdefault(row, f"angles beyond ±{LARGEST_DEGREES:.0f}°")
+        for row in origin.problems:
+            origin.angles[row] = origin.deviations[row] = np.nan
 
 
 def _sha256(data: memoryview) -> str:

@@ -1,48 +1,41 @@
-"""``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table a shard."""
+"""``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table per shard."""
 
-import contextlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int8
 
-from hpe.core.distributed import Ranks, from_parent, lacks_precision, named_device
+from hpe.core.distributed import Ranks, cores, from_parent, lacks_precision, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
-from hpe.data.faces import read_faces
-from hpe.data.pose_tables import SUFFIX, Identity
-from hpe.data.records import Record
+from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
 from hpe.data.shard_reader import open_shard
-from hpe.estimators.estimator import Estimator, Precision
+from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator, sha256_of
-from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.models.run_folder import load_run
-from hpe.pose.passes import NO_FACE, Flips, Task, pose_pass
+from hpe.pose.options import OnMismatch, PoseOptions
+from hpe.pose.passes import NO_FACE, Task, pose_pass
+from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator
 
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
-PROBE_FACES: Final = 32
-FIRST_ROWS: Final = 100
 FOLDER: Final = "pose"
-OnMismatch = Literal["refuse", "recrop", "force"]
 
 
 def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardFile]:
     """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
 
     Raises:
-        UserError: a source that names none.
+        UserError: a path names no shard.
     """
     found: dict[Path, ShardFile] = {}
     for source in sources:
@@ -59,27 +52,27 @@ def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardF
     return list(found.values())
 
 
-def _lacks(shard: Path, basis: str) -> bool:
-    """Whether no record at the beginning of a shard says a box or landmarks."""
+def _records_lack(shard: Path, basis: str) -> bool:
+    """Whether the first records of a shard all lack a box, or landmarks."""
     try:
         opened = open_shard(shard)
         records = [opened.record(row) for row in range(min(len(opened), FIRST_ROWS))]
-    except ValueError:  # a damaged shard is named, and skipped, by the pass
+    except ValueError:  # damaged: the pass names and skips it
         return False
     return bool(records) and all(getattr(record, basis) is None for record in records)
 
 
 def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: Path) -> tuple[Framing, str]:
-    """How pictures of a stored crop rule become what an estimator wants, and the crop rule that results.
+    """Which part of the stored pictures the estimator gets to see, and the crop rule that results.
 
     Args:
         stored: the manifest's rule; None: there is no manifest.
         wanted: the estimator's.
-        on_mismatch: what the user wants done where they differ.
-        shard: its first records tell what crops are possible.
+        on_mismatch: what to do where the two differ.
+        shard: its first records show which crops are possible.
 
     Raises:
-        UserError: the rules differ, and the user has said neither of the ways out.
+        UserError: the rules differ, and the user has chosen no way out, or an impossible one.
     """
     whole = Framing(CropRule(), inside=False)
     where, rule = shard.parent, None if stored is None else CropRule.parse(stored)
@@ -90,24 +83,24 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
     if on_mismatch == "recrop":
         if wanted.shape == "none":
             raise UserError(
-                f"{where}: pictures are stored with the crop {stored or 'unknown'}, and the estimator wants whole "
-                "pictures, which a crop cannot give back; pack the dataset again with --crop none, or use --force"
+                f"{where}: pictures are stored with the crop {stored or 'unknown'}, and the estimator needs whole "
+                "pictures, which a crop does not contain; pack the dataset again with --crop none, or use --force"
             )
         if wanted.basis == "detector":
             raise UserError(
-                f"{where}: the estimator wants {wanted}, and no detector runs here; pack the dataset again with "
+                f"{where}: the estimator needs {wanted}, and `hpe pose` runs no detector; pack the dataset again with "
                 f"--crop {wanted}, or use --force"
             )
-        if _lacks(shard, wanted.basis):
+        if _records_lack(shard, wanted.basis):
             raise UserError(
                 f"{where}: --recrop needs the records' {wanted.basis}, and they have none ({shard.name}); "
                 f"{_without(wanted)}"
             )
         return Framing(wanted, inside=rule != CropRule()), str(wanted)
-    again = f"pack again with --crop {wanted}, or --force to take the pictures as they are"
+    again = f"pack again with --crop {wanted}, or use --force to use the pictures as they are"
     if wanted.shape == "none" or wanted.basis == "detector":
         ways = f"Ways out: {again}"
-    elif _lacks(shard, wanted.basis):
+    elif _records_lack(shard, wanted.basis):
         ways = f"The records have no {wanted.basis} to crop from: {_without(wanted)}"
     else:
         ways = f"Use --recrop (cut {wanted} from the record's {wanted.basis} on the fly), {again}"
@@ -118,10 +111,10 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
 
 
 def _without(wanted: CropRule) -> str:
-    """The ways out where the records lack what a rule starts from."""
+    """The ways out where the records lack what a crop rule starts from."""
     return (
-        f"pack again with --crop {replace(wanted, basis='detector')} and tell it here with --crop too, use a landmark "
-        "model, which finds faces itself, or --force to take the pictures as they are"
+        f"pack again with --crop {replace(wanted, basis='detector')} and give that --crop to `hpe pose` too, use a "
+        "landmark model, which finds faces itself, or use --force to use the pictures as they are"
     )
 
 
@@ -136,7 +129,7 @@ def tasks_of(
     flips: str,
     batch: int | None = None,
 ) -> list[Task]:
-    """What is to be done: for each shard its table under ``out`` (``pose/`` beside the shard when None).
+    """One task per shard: its table goes to ``out`` (None: ``pose/`` beside the shard).
 
     Raises:
         UserError: crop rules that do not fit, or two shards with one name in ``out``.
@@ -146,13 +139,13 @@ def tasks_of(
     if estimator.finds_faces and on_mismatch == "refuse":
         on_mismatch = "force"
     for shard in shards:
-        if (folder := shard.path.parent) not in framings:  # a folder's shards are of one dataset: one is looked into
+        if (folder := shard.path.parent) not in framings:  # one dataset per folder: its first shard shows the crop
             framings[folder] = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path)
         framing, crop = framings[folder]
         table = table_path(shard.path, out, estimator.name)
         if table in tasks:
             raise UserError(
-                f"{shard.path} and {tasks[table].shard.path} would both become {table}; do them with two --out"
+                f"{shard.path} and {tasks[table].shard.path} would share the table {table}; run them with two --out"
             )
         identity = Identity(
             estimator=estimator.name,
@@ -172,100 +165,92 @@ def tasks_of(
 
 def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
     """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``."""
-    return (out or shard.parent / FOLDER) / estimator / f"{shard.name.removesuffix('.tar')}{SUFFIX}"
+    return table_of_shard((out or shard.parent / FOLDER) / estimator, shard.name)
 
 
-def _usual_batch(device: torch.device) -> int:
-    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
-
-
-def default_threads(ranks: Ranks) -> int:
-    """This rank's share of the cores that this job may use."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world)
-
-
-def pose(
-    sources: Sequence[str],
-    *,
-    estimator: Path,
-    weights: Path | None,
-    name: str | None,
-    crop: str | None,
-    out: Path | None,
-    split: str | None,
-    on_mismatch: OnMismatch,
-    flips: Flips,
-    precision: Precision,
-    compiled: bool,
-    device: str,
-    batch: int | None,
-    threads: int | None,
-    direction_network: Path | None,
-    rule: Path | None,
-    check: bool,
-) -> tuple[int, list[Task]]:
-    """The pass of ``hpe pose``: the exit code, and the tables of the job.
+def pose(sources: Sequence[str], options: PoseOptions) -> int:
+    """Write the pose tables of shards, on this rank of the job; returns the exit code.
 
     Raises:
         UserError: anything that does not fit together, before anything is written.
     """
     from_parent()
     ranks = Ranks.from_environment()
-    where = named_device(device)
-    if (why := lacks_precision(precision, where)) is not None:
+    device = named_device(options.device)
+    if (why := lacks_precision(options.precision, device)) is not None:
         raise UserError(f"--precision: {why}")
-    size = batch or _usual_batch(where)
-    compute = Compute(where, precision, size if compiled else None, fall_back=device == "auto")
-    network = load_estimator(estimator, compute, weights=weights, crop=crop, name=name)
-    size = batch or _usual_batch(network.device)  # an ONNX network may have fallen back to the CPU
-    on_gpu = network.device.type == "cuda"
+    batch = options.batch or _default_batch(device)
+    compute = Compute(
+        device, options.precision, batch if options.compiled else None, fall_back=options.device == "auto"
+    )
+    estimator = load_estimator(
+        options.estimator, compute, weights=options.weights, crop=options.crop, name=options.name
+    )
+    batch = options.batch or _default_batch(estimator.device)  # an ONNX network may have fallen back to the CPU
     directions = direction_rules(
-        Thresholds.load(rule) if rule else OURS,
-        load_direction_network(direction_network) if direction_network else None,
+        Thresholds.load(options.rule) if options.rule else OURS,
+        load_direction_network(options.direction_network) if options.direction_network else None,
     )
     tasks = tasks_of(
-        find_shards(sources, split), network, directions,
-        out=out, on_mismatch=on_mismatch, precision=precision, flips=flips, batch=size,
+        find_shards(sources, options.split), estimator, directions,
+        out=options.out, on_mismatch=options.on_mismatch, precision=options.precision, flips=options.flips,
+        batch=batch,
     )  # fmt: skip
-    if check:
+    if options.check:
         refuse_without_truth(tasks)
-    if on_mismatch != "force" and (few := refuse_a_lie(estimator, network, tasks)) and ranks.main:
-        print(f"hpe: {few}", file=sys.stderr)
-    if on_gpu:
+    if options.on_mismatch != "force":
+        warning = try_estimator(options.estimator, estimator, tasks)
+        if warning and ranks.main:
+            print(f"hpe: {warning}", file=sys.stderr)
+    if estimator.device.type == "cuda":
+        # All batches but the last of a shard have one size, so that cuDNN's search for its fastest kernels pays off.
         torch.backends.cudnn.benchmark = True
     code = pose_pass(
-        tasks, network, directions,
-        flips=flips, batch=size, threads=threads or default_threads(ranks), ranks=ranks,
+        tasks, estimator, directions,
+        flips=options.flips, batch=batch, threads=options.threads or _default_threads(ranks), ranks=ranks,
     )  # fmt: skip
     if ranks.main:
-        print("\n".join(told(tasks)))
-    return code, tasks
+        print("\n".join(summary(tasks)))
+        if options.check:
+            from hpe.pose.check import check_tables  # late: it imports metrics that the pass does not need
+
+            check_tables(tasks)
+    return code
 
 
-def told(tasks: Sequence[Task]) -> list[str]:
-    """What the finished tables of a job hold, a line a folder: how many faces, and where they look by our rule."""
-    import pyarrow.parquet as pq
+def _default_batch(device: torch.device) -> int:
+    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
 
+
+def _default_threads(ranks: Ranks) -> int:
+    """This rank's share of the cores that this job may use."""
+    return max(1, cores() // ranks.local_world)
+
+
+def summary(tasks: Sequence[Task]) -> list[str]:
+    """One line per folder of finished tables: how many faces, and in which directions they look by our rule."""
     counts: dict[Path, Counter[str]] = {}
     for task in tasks:
         if task.table.is_file():
-            rows = pq.read_table(task.table, columns=["direction_ours", "problem"])
+            rows = read_pose_table(task.table, ["direction_ours", "problem"])
             found = counts.setdefault(task.table.parent, Counter())
             problems = [problem for problem in rows["problem"].to_pylist() if problem is not None]
             faceless = problems.count(NO_FACE)
             found["faceless"] += faceless
             found["unreadable"] += len(problems) - faceless
             for code in rows["direction_ours"].to_pylist():
-                found["unsaid" if code is None else DIRECTIONS[code]] += 1
+                found["undecided" if code is None else DIRECTIONS[code]] += 1
     lines = []
     for folder, found in counts.items():
         looks = ", ".join(f"{name} {found[name]:,}" for name in DIRECTIONS)
-        unread, faceless = found["unreadable"], found["faceless"]
+        faceless, unreadable = found["faceless"], found["unreadable"]
+        # A row with a problem has no direction either; only the others are faces that the rule abstained from.
+        abstained = found["undecided"] - unreadable - faceless
+        rows = found["undecided"] + sum(found[name] for name in DIRECTIONS)
         lines.append(
-            f"{folder}: {sum(found.values()) - unread - faceless:,} faces: {looks}; without a direction, as the rule "
-            f"abstains, {found['unsaid'] - unread - faceless:,}; "
+            f"{folder}: {rows:,} faces: {looks}; without a direction, as the rule abstains, {abstained:,}; "
             + (f"without a face {faceless:,}; " if faceless else "")
-            + f"unreadable {unread:,}"
+            + f"unreadable {unreadable:,}"
         )
     return lines
 
@@ -290,123 +275,3 @@ def load_direction_network(path: Path) -> tuple[DirectionRule, str]:
         return np.where(np.isfinite(angles).all(1), found, np.int8(ABSTAIN))
 
     return decide, sha256_of(file)
-
-
-def refuse_a_lie(path: Path, estimator: Estimator, tasks: Sequence[Task]) -> str | None:
-    """Try the estimator on the shards' first faces; returns why that tells little, where they are too few.
-
-    Raises:
-        UserError: they contradict what is said of the estimator.
-    """
-    images, truth = first_faces(tasks, estimator.input.size)
-    count = len(images)
-    if not count:
-        images, truth = random_faces(2, estimator.input.size), np.full((2, 3), np.nan)
-    if problems := probe(estimator, images, truth):
-        raise UserError(
-            f"{path}: tried on {len(images)} faces, the network contradicts its description:\n  "
-            + "\n  ".join(problems)
-            + "\nMend the description, or use --force"
-        )
-    if count < LEAST_FACES:
-        return (
-            f"{path}: the description could not be tried: {count} faces can be read, expected {LEAST_FACES}; "
-            "compare the tables with true angles (--check) before you trust them"
-        )
-    return None
-
-
-def first_faces(
-    tasks: Sequence[Task], size: int
-) -> tuple[UInt8[Tensor, "faces 3 size size"], Float[np.ndarray, "faces 3"]]:
-    """Up to 32 faces for a trial, from as few shards as hold them, and their true angles (NaN where unknown)."""
-    faces: list[np.ndarray] = []
-    truth: list[list[float]] = []
-    for task in tasks:
-        try:
-            shard = open_shard(task.shard.path)
-        except ValueError:  # the pass will name it
-            continue
-        wanted = PROBE_FACES - len(faces)
-        for row in range(0, len(shard), max(1, len(shard) // wanted))[:wanted]:
-            pixels = np.zeros((1, size, size, 3), np.uint8)
-            try:
-                record = shard.record(row)
-            except (ValueError, TypeError, RecursionError):
-                record = Record()
-            if not read_faces(shard, range(row, row + 1), task.framing, pixels):
-                faces.append(pixels)
-                truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
-        if len(faces) == PROBE_FACES:
-            break
-    pictures = np.concatenate([np.zeros((0, size, size, 3), np.uint8), *faces])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2), np.asarray(truth, float).reshape(-1, 3)
-
-
-def refuse_without_truth(tasks: Sequence[Task]) -> None:
-    """See that the shards say a true angle, before hours of work end in a check that cannot be made.
-
-    Raises:
-        UserError: none of the first records of any shard does.
-    """
-    from hpe.pose.check import NO_TRUTH
-
-    opened = False
-    for task in tasks:
-        try:
-            shard = open_shard(task.shard.path)
-        except ValueError:  # damage is named by the pass
-            continue
-        records = []
-        for row in range(min(len(shard), FIRST_ROWS)):
-            with contextlib.suppress(ValueError, TypeError, RecursionError):  # the check counts it
-                records.append(shard.record(row))
-        opened = opened or len(shard) > 0
-        if any(angle is not None for one in records for angle in (one.yaw, one.pitch, one.roll)):
-            return
-    if opened:
-        raise UserError(NO_TRUTH)
-
-
-def check_tables(tasks: Sequence[Task]) -> None:
-    """Write the quality report of a job's finished tables in a folder beside them, and print its head.
-
-    Raises:
-        UserError: no true angles, or tables of another dataset.
-    """
-    from hpe.pose.check import FOLDER as REPORT
-    from hpe.pose.check import check, gather, to_markdown, write_report
-
-    by_folder: dict[Path, list[Task]] = {}
-    for task in tasks:
-        if task.table.is_file():
-            by_folder.setdefault(task.table.parent, []).append(task)
-    for folder, there in by_folder.items():
-        rows = gather([(task.shard.path, task.table) for task in there])
-        found = check(rows)
-        title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
-        report = folder / REPORT
-        report.mkdir(exist_ok=True)
-        write_report(report, title, found, rows)
-        print(to_markdown(title, found).partition("\n## By true")[0].rstrip())
-        print(f"\n{report}/check.md, check.json, check.png")
-
-
-class Choice(NamedTuple):
-    """What flags of the command line stand for."""
-
-    on_mismatch: OnMismatch
-    precision: Precision
-
-
-def as_choice(*, recrop: bool, force: bool, precision: str) -> Choice:
-    """The choice that flags make.
-
-    Raises:
-        UserError: flags that contradict each other, or an unknown precision.
-    """
-    if recrop and force:
-        raise UserError("--recrop and --force: one cuts the pictures anew, the other takes them as they are; give one")
-    if precision not in get_args(Precision):
-        raise UserError(f"--precision {precision}: expected {', '.join(get_args(Precision))}")
-    return Choice("recrop" if recrop else "force" if force else "refuse", precision)  # pyright: ignore[reportArgumentType]

@@ -4,8 +4,8 @@ In reading order:
 
     page.py          the command: a run's page, and one that compares several
     load.py          what a page reads: config, curves, evaluations
-    tables.py        figures as tables with sortable cells
-    cells.py         a study's tables as they lie on disk
+    tables.py        metrics as tables with sortable cells
+    cells.py         a study's tables: their cells, JSON and Markdown
     charts.py        charts as inline SVG
     model_card.py    the model card
     runs.py          ``hpe runs``: runs side by side
@@ -21,7 +21,7 @@ __all__ = ["report"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Late, so that a file of this room can be imported without everything that its command needs.
     if name in __all__:
         from hpe.report import page
 

@@ -70,7 +70,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[StudyTable]]:
         raise UserError(f"{path}: not the tables of a study ({error}); run `hpe study` again") from error
 
 
-def two(made: Mapping[str, Figure]) -> list[Cell]:
+def accuracy_and_f1(made: Mapping[str, Figure]) -> list[Cell]:
     """Accuracy and macro F1 over seeds."""
     return [
         _with_deviation(made["accuracy"], markdown.percent, 100, 1),

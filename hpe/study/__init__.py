@@ -2,15 +2,15 @@
 
 In reading order:
 
-    rebuild.py     the command: every model, set and seed, then the tables
-    config.py      the config of a study, and of each of its runs
-    sets.py        pose tables with directions, and the balanced sets
-    jobs.py        the runs, on a pool of processes
-    adaboost.py    the thesis' classical model
-    results.py     the predictions of the runs
-    tables.py      the thesis' tables, our results beside the published ones
-    compare.py     models in pairs, with tests
-    published.py   the thesis' published results
+    rebuild.py         the command: every model, set and seed, then the tables
+    config.py          the config of a study, and of each of its runs
+    sets.py            pose tables with directions, and the balanced sets
+    jobs.py            the runs, on several processes
+    adaboost.py        the thesis' classical model
+    thesis_tables.py   the thesis' tables, our results beside the published ones
+    published.py       the thesis' published results
+    compare.py         tables that compare models, with tests
+    results.py         the predictions of the runs, as the tables read them
 """
 
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ __all__ = ["study"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Late, so that a file of this room can be imported without everything that its command needs.
     if name in __all__:
         from hpe.study import rebuild
 

@@ -1,8 +1,9 @@
-"""AdaBoost, the thesis' classical model: scikit-learn's, on histograms of oriented gradients or on features of
-a trained network. Its predictions are kept like a network's, so that every figure comes from one place.
+"""AdaBoost, the thesis' classical model: scikit-learn's, on histograms of oriented gradients or on the features of a
+trained network. Its predictions are stored like a network's, so that every metric is computed in one place.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,9 +12,11 @@ from jaxtyping import Float32, UInt8
 
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.labels import EMOTIONS
+from hpe.study.config import HOG
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from sklearn.ensemble import AdaBoostClassifier
 
     from hpe.data.batch import Batch
     from hpe.stream import Reading, ShardSet, Stream
@@ -24,13 +27,38 @@ _BLOCK: Final = 2
 _BATCH: Final = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """How an image becomes a row of numbers.
+
+    Attributes:
+        name: for the origin of the metrics.
+        of_batch: the features of a batch of images.
+        reading: how images and labels are read for it.
+    """
+
+    name: str
+    of_batch: Callable[["Batch"], np.ndarray]
+    reading: "Reading"
+
+
+@dataclass(frozen=True, slots=True)
+class Boosting:
+    """Settings of scikit-learn's AdaBoost over decision trees; ``seed`` is that of the trees."""
+
+    estimators: int
+    depth: int
+    learning_rate: float
+    seed: int
+
+
 def hog(images: UInt8[np.ndarray, "batch height width"]) -> Float32[np.ndarray, "batch features"]:
     """Histograms of oriented gradients (Dalal and Triggs, 2005), as scikit-image's ``hog`` defines them.
 
     Cells of 8 × 8 pixels, 9 unsigned orientations without interpolation, blocks of 2 × 2 cells, L2-Hys.
 
     Args:
-        images: grey; what exceeds whole cells is cut off.
+        images: grey; pixels beyond the last whole cell are ignored.
     """
     count, height, width = images.shape
     pixels = images.astype(np.float32)
@@ -60,8 +88,13 @@ def hog_of(batch: "Batch") -> Float32[np.ndarray, "batch features"]:
     return hog(batch.images[:, 0].numpy())
 
 
-def features_of_run(run: Path) -> tuple[Callable[["Batch"], np.ndarray], "Reading"]:
-    """What turns a batch into the features of a run's backbone, and how that run reads pictures.
+def hog_features(reading: "Reading") -> Features:
+    """HOG of grey images that are read this way."""
+    return Features(HOG, hog_of, reading)
+
+
+def features_of_run(run: Path) -> Features:
+    """The features of a run's backbone, on images as that run reads them.
 
     Raises:
         UserError: no such run.
@@ -78,64 +111,52 @@ def features_of_run(run: Path) -> tuple[Callable[["Batch"], np.ndarray], "Readin
     network = network.to(where)
 
     @torch.inference_mode()
-    def features(batch: "Batch") -> np.ndarray:
+    def of_batch(batch: "Batch") -> np.ndarray:
         return network.backbone(prepare(batch.to(where), network.normalisation)).float().cpu().numpy()
 
-    return features, reading(config.data)
+    return Features(f"features of {run.name}", of_batch, reading(config.data))
 
 
 def boost(
     run: Path,
     train: "ShardSet",
     tests: "Sequence[tuple[str, ShardSet]]",
-    reading: "Reading",
-    features: Callable[["Batch"], np.ndarray],
+    features: Features,
+    boosting: Boosting,
     *,
-    described: str,
-    estimators: int,
-    depth: int,
-    learning_rate: float,
-    seed: int,
     replicates: int,
 ) -> int:
     """Fit AdaBoost and write ``RUN/evaluate/NAME.*`` for every test set.
 
     Args:
         run: folder.
-        train: what it learns from.
-        tests: name and shards of what it is judged on.
-        reading: how pictures and labels are read.
-        features: of a batch.
-        described: the features, for the figures' origin.
-        estimators, depth, learning_rate: of the boosting and its trees.
-        seed: of the trees.
-        replicates: bootstrap draws of the figures.
+        train: training data.
+        tests: name and shards of each test set.
+        features: of the images.
+        boosting: settings of AdaBoost.
+        replicates: bootstrap draws of the metrics.
 
     Returns:
         The exit code: 1 when samples could not be read.
 
     Raises:
-        UserError: fewer than two emotions to learn.
+        UserError: fewer than two emotions in the training data.
     """
     import pyarrow as pa
-    from sklearn.ensemble import AdaBoostClassifier
-    from sklearn.tree import DecisionTreeClassifier
 
     from hpe.evaluate.measure import FOLDER, keep
     from hpe.stream import Stream
 
-    rows, values, damaged = _read(Stream([train], reading), features)
-    labels = np.array([-1 if v is None else v for v in rows["emotion"].to_pylist()])
-    if len(found := np.unique(labels[labels >= 0])) < 2:
-        raise UserError(f"{train.shards}: {len(found)} emotions to learn from; AdaBoost needs two or more")
-    tree = DecisionTreeClassifier(max_depth=depth)
-    model = AdaBoostClassifier(tree, n_estimators=estimators, learning_rate=learning_rate, random_state=seed)
-    model.fit(values[labels >= 0], labels[labels >= 0])
-    about = f"AdaBoost ({estimators} trees of depth {depth}) on {described}, seed {seed}; refitted, not stored"
+    rows, values, damaged = _read(Stream([train], features.reading), features.of_batch)
+    model = _fit(train, rows, values, boosting)
+    about = (
+        f"AdaBoost ({boosting.estimators} trees of depth {boosting.depth}) on {features.name}, seed {boosting.seed}; "
+        "refitted, not stored"
+    )
     (run / FOLDER).mkdir(parents=True, exist_ok=True)
     for name, shards in tests:
-        stream = Stream([shards], reading)
-        rows, values, lost = _read(stream, features)
+        stream = Stream([shards], features.reading)
+        rows, values, lost = _read(stream, features.of_batch)
         chosen = model.predict(values).astype(np.int8)
         assert chosen.max(initial=0) < len(EMOTIONS)
         rows = rows.append_column("emotion_hat", pa.array(chosen, pa.int8()))
@@ -144,8 +165,29 @@ def boost(
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 
+def _fit(train: "ShardSet", rows: "pa.Table", values: np.ndarray, boosting: Boosting) -> "AdaBoostClassifier":
+    """AdaBoost on the rows that have an emotion.
+
+    Raises:
+        UserError: fewer than two emotions.
+    """
+    from sklearn.ensemble import AdaBoostClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    labels = np.array([-1 if v is None else v for v in rows["emotion"].to_pylist()])
+    if len(found := np.unique(labels[labels >= 0])) < 2:
+        raise UserError(f"{train.shards}: {len(found)} emotions to learn from; AdaBoost needs two or more")
+    model = AdaBoostClassifier(
+        DecisionTreeClassifier(max_depth=boosting.depth),
+        n_estimators=boosting.estimators,
+        learning_rate=boosting.learning_rate,
+        random_state=boosting.seed,
+    )
+    return model.fit(values[labels >= 0], labels[labels >= 0])
+
+
 def _read(stream: "Stream", features: Callable[["Batch"], np.ndarray]) -> tuple["pa.Table", np.ndarray, int]:
-    """Truth and features of every sample that can be read, and how many cannot."""
+    """Labels and features of every readable sample, and the number of unreadable ones."""
     import pyarrow as pa
 
     from hpe.evaluate.measure import rows_of

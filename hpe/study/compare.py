@@ -1,51 +1,78 @@
-"""The tables of a study that compare: every model on every test set, and baseline, proposed and ours in pairs."""
+"""The tables of a study that compare models: all of them on every test set; baseline, proposed and ours in pairs."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hpe.core.errors import UserError
 from hpe.core.statistics import holm
 from hpe.metrics import across_seeds, markdown
-from hpe.report.cells import StudyTable, p_value, percent, points, two
+from hpe.report.cells import StudyTable, accuracy_and_f1, p_value, percent, points
 from hpe.report.tables import DASH, Cell, Table, count, shown, word
-from hpe.study.config import NATURAL, SETS, models, tests_of
+from hpe.study.config import NATURAL, SETS, emotion_models, evaluation_names
 from hpe.study.results import Results
 
+_Trained = tuple[str, str]
+"""A set, and the model that was trained on it."""
 
-def comparison(read: Results) -> Iterator[StudyTable]:
+
+def comparison(results: Results) -> Iterator[StudyTable]:
     """Every model on every test set; baseline, proposed and ours on the same faces."""
-    yield _everywhere(read)
-    both = [model.name for model in models(read.config) if set(SETS) <= set(model.sets)]
+    yield _every_test(results)
+    if differences := list(_differences(results)):
+        yield _pairs(results, differences)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Two trained models on the same test faces, as :func:`hpe.metrics.across_seeds.difference` compares them."""
+
+    first: _Trained
+    second: _Trained
+    test: str
+    found: dict[str, Any]
+
+    @property
+    def p(self) -> float | None:
+        return self.found["difference"]["accuracy"]["p"]
+
+
+def _differences(results: Results) -> Iterator[_Difference]:
+    """Each model on the baseline and on the proposed set; on each set and across, the shown model and ours."""
+    both = [model.name for model in emotion_models(results.config) if set(SETS) <= set(model.sets)]
     pairs = [(("baseline", name), ("proposed", name)) for name in both]
-    ours, theirs = read.config.ours, read.config.shown
+    ours, theirs = results.config.ours, results.config.shown
     if ours is not None and ours != theirs:
         pairs += [((name, theirs), (name, ours)) for name in SETS]
         pairs.append((("baseline", theirs), ("proposed", ours)))
-    found = []
-    for (first, second), test in ((pair, test) for pair in pairs for test in tests_of(read.config)):
-        one, two = read.judged(*first, test), read.judged(*second, test)
-        if one is None or two is None:
-            continue
-        try:
-            made = across_seeds.difference(one, two, replicates=read.config.replicates)
-        except UserError:
-            continue
-        found.append((first, second, test, made))
-    if not found:
-        return
-    tested = [made["difference"]["accuracy"]["p"] for *_, made in found]
-    known = [p for p in tested if p is not None]
+    for first, second in pairs:
+        for test in evaluation_names(results.config):
+            one, other = results.judged(*first, test), results.judged(*second, test)
+            if one is None or other is None:
+                continue
+            try:
+                found = across_seeds.difference(one, other, replicates=results.config.replicates)
+            except UserError:  # no face in common, as the two sets may have other emotions
+                continue
+            yield _Difference(first, second, test, found)
+
+
+def _pairs(results: Results, differences: list[_Difference]) -> StudyTable:
+    known = [one.p for one in differences if one.p is not None]
     corrected = iter(holm(np.array(known)).tolist() if known else [])
     rows = []
-    for (first, second, test, made), p in zip(found, tested, strict=True):
-        gain, f1 = made["difference"]["accuracy"], made["difference"]["macro_f1"]
-        smallest = ", ".join(f"{one['p']:.2g}" for one in made["mcnemar"]) or DASH
+    for one in differences:
+        found = one.found
+        mcnemar = ", ".join(f"{test['p']:.2g}" for test in found["mcnemar"]) or DASH
         rows.append(
             [
-                word(f"{first[0]} {first[1]}"), word(f"{second[0]} {second[1]}"), word(test), count(made["n"]),
-                percent(made["first"]["accuracy"]), percent(made["second"]["accuracy"]), points(gain),
-                Cell(DASH) if p is None else p_value(next(corrected)), shown(f1, markdown.decimal), word(smallest),
+                word(" ".join(one.first)), word(" ".join(one.second)), word(one.test), count(found["n"]),
+                percent(found["first"]["accuracy"]), percent(found["second"]["accuracy"]),
+                points(found["difference"]["accuracy"]),
+                Cell(DASH) if one.p is None else p_value(next(corrected)),
+                shown(found["difference"]["macro_f1"], markdown.decimal), word(mcnemar),
             ]
         )  # fmt: skip
     head = [
@@ -53,35 +80,33 @@ def comparison(read: Results) -> Iterator[StudyTable]:
         "p (Holm)", "difference of macro F1", "McNemar p by seed",
     ]  # fmt: skip
     notes = [
-        "Both read the same faces. The difference (percentage points) and its p are of the means over seeds, faces "
-        "and seeds drawn with replacement; p is corrected for the number of rows.",
-        "McNemar's exact test is of single runs with the same seed: it knows nothing of how runs vary.",
+        "Both models predict the same faces. The difference (percentage points) and its p are those of the means over "
+        "seeds, with faces and seeds resampled; p is corrected for the number of rows.",
+        "McNemar's exact test compares single runs with the same seed: it ignores how much runs vary.",
     ]
-    if len(read.config.seeds) == 1:
-        notes.append("With one seed per model a difference may be luck of the run, whatever its p.")
-    yield StudyTable(
-        "comparison", "Baseline, proposed and ours on the same faces", Table("comparison", head, rows), notes
-    )
+    if len(results.config.seeds) == 1:
+        notes.append("With one seed per model, a difference may be due to chance in training, whatever its p.")
+    table = Table("comparison", head, rows)
+    return StudyTable("comparison", "Baseline, proposed and ours on the same faces", table, notes)
 
 
-def _everywhere(read: Results) -> StudyTable:
+def _every_test(results: Results) -> StudyTable:
     """Every model on every test set."""
     rows = []
-    tests = tests_of(read.config)
+    tests = evaluation_names(results.config)
     for name in SETS:
-        for model in models(read.config):
+        for model in emotion_models(results.config):
             if name not in model.sets:
                 continue
             row = [word(f"{name} {model.name}")]
             for test in tests:
-                judged = read.judged(name, model.name, test)
+                judged = results.judged(name, model.name, test)
                 if judged is None:
                     row += [Cell(DASH, None, tip="no run has finished")] * 2
                 else:
-                    row += two(read.summary(judged))
+                    row += accuracy_and_f1(results.summary(judged))
             rows.append(row)
-    head = ["trained", *(f"{test}: {figure}" for test in tests for figure in ("accuracy", "macro F1"))]
-    notes = [
-        "Test faces of both sets" + (f" and, as `{NATURAL}`, all test faces as they come." if NATURAL in tests else ".")
-    ]
-    return StudyTable("all tests", "Every model on every test set", Table("all-tests", head, rows), notes)
+    head = ["set and model", *(f"{test}: {metric}" for test in tests for metric in ("accuracy", "macro F1"))]
+    natural = f" and, as `{NATURAL}`, all test faces as they occur" if NATURAL in tests else ""
+    table = Table("all-tests", head, rows)
+    return StudyTable("all tests", "Every model on every test set", table, [f"Test faces of both sets{natural}."])

@@ -1,4 +1,4 @@
-"""The config of a study: strict as a run's (:mod:`hpe.config.run`), and what follows from it: a config per run."""
+"""The config of a study, as strict as a run's (:mod:`hpe.config.run`), and the config of each run that follows."""
 
 import json
 import re
@@ -28,10 +28,10 @@ from hpe.config.run import (
 )
 from hpe.core.errors import UserError
 
-STAMP: Final = "study.yaml"
+CONFIG_FILE: Final = "study.yaml"
 RUNS: Final = "runs"
 NATURAL: Final = "natural"
-"""Name of the evaluation on all test faces, as they come."""
+"""Name of the evaluation on all test faces, as they occur in the dataset."""
 FROM_RECORDS: Final = "record"
 AUTO: Final = "auto"
 HOG: Final = "hog"
@@ -49,9 +49,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class SetConfig(Section):
     """A balanced set: samples of each direction and emotion in train/val/test, and the direction rule.
 
-    ``rule: auto`` is the direction network's (a column ``direction_thesis_network`` of the pose tables, or the
-    network that the study trains itself under ``directions``), else ``ours``. ``directions`` and ``emotions``
-    leave others out, where a dataset has too few of them.
+    ``rule: auto`` uses the direction network (a column ``direction_thesis_network`` of the pose tables, or the network
+    that the study trains itself under ``directions``) where there is one, else ``ours``. ``directions`` and
+    ``emotions`` restrict the set where a dataset has too few samples of the others.
     """
 
     per_cell: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*/[1-9]\d*$")]
@@ -68,7 +68,7 @@ class SetsConfig(Section):
 
 
 class PicturesConfig(Section):
-    """How pictures are read, for every model."""
+    """How images are read, for every model."""
 
     size: Annotated[int, Field(ge=16, le=1024)] = 224
     grey: bool = True
@@ -78,7 +78,7 @@ class PicturesConfig(Section):
 
 
 class NetworkConfig(Section):
-    """A network of the study. What ``augment`` and ``train`` give replaces the study's own, key by key."""
+    """A network of the study; its ``augment`` and ``train`` override the study's, key by key."""
 
     name: Name
     backbone: str
@@ -94,7 +94,7 @@ class NetworkConfig(Section):
 class BoostedConfig(Section):
     """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name.
 
-    On HOG it has no chance in it: one run, with the first seed, stands for all.
+    On HOG it is deterministic, so that it is run only once, with the first seed.
     """
 
     name: Name = "adaboost"
@@ -107,12 +107,12 @@ class BoostedConfig(Section):
 
     @property
     def deterministic(self) -> bool:
-        """Whether every seed gives the same."""
+        """Whether every seed gives the same result."""
         return self.features == HOG
 
 
 class DirectionsConfig(Section):
-    """Table 3.4: networks that read the direction, on shards whose records hold true directions."""
+    """Table 3.4: networks that predict the direction, on shards whose records hold true directions."""
 
     shards: str
     pose: str
@@ -122,8 +122,8 @@ class DirectionsConfig(Section):
 class StudyConfig(Section):
     """A study of ``hpe study``.
 
-    ``pose`` is the folder of the shards' pose tables, or ``record`` for the angles that the records hold.
-    ``shown`` is the model of the tables per cell, ``ours`` the one that baseline and proposed are compared with.
+    ``pose`` is the folder of the shards' pose tables, or ``record`` for the angles in the records.
+    ``shown`` is the model of the tables per direction and emotion; ``ours`` is compared with it.
     """
 
     study: str
@@ -144,22 +144,22 @@ class StudyConfig(Section):
     replicates: Annotated[int, Field(ge=100)] = 1000
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if problems := list(self._misfits()):
+    def _consistent(self) -> Self:
+        if problems := list(self._contradictions()):
             raise ValueError("\n".join(problems))
         return self
 
-    def _misfits(self) -> Iterator[str]:
-        """What does not go together."""
+    def _contradictions(self) -> Iterator[str]:
+        """Settings that contradict each other."""
         networks = {one.name: one for one in self.networks}
         names = [one.name for one in (*self.networks, *self.boosted)]
         if len(set(names)) < len(names):
-            yield "two models have one name; names of networks and boosted are the rows of the tables"
+            yield "two models have one name; names of networks and boosted must differ, as each is a row of the tables"
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds: {self.seeds} names a seed twice"
         for key, wanted in (("shown", self.shown), ("ours", self.ours)):
             if wanted is not None and wanted not in names:
-                yield f"{key}: {wanted!r} is no model of this study; it has {', '.join(names)}"
+                yield f"{key}: {wanted!r} is not a model of this study; it has {', '.join(names)}"
         for one in self.networks:
             if one.heads is not None and one.heads.emotion is None:
                 yield f"networks: {one.name} has no emotion head; add emotion: {{}}"
@@ -194,7 +194,11 @@ class StudyConfig(Section):
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON. Models hold only what was set: their defaults mean "as the study's", and must not come back."""
+        """As JSON.
+
+        Models hold only the keys that were set: an unset key means "as in the study", and its default, written out,
+        would override the study's value when it is read back.
+        """
         whole = self.model_dump(mode="json")
         for key in ("networks", "boosted"):
             whole[key] = [one.model_dump(mode="json", exclude_unset=True) for one in getattr(self, key)]
@@ -203,12 +207,14 @@ class StudyConfig(Section):
         return whole
 
 
-_FREE: Final = re.compile(r"(study|shown|ours|natural_test|replicates|pictures\.workers)$|train\.(log_steps|keep)$")
-"""Settings that change no run."""
+_NOT_OF_RUNS: Final = re.compile(
+    r"(study|shown|ours|natural_test|replicates|pictures\.workers)$|train\.(log_steps|keep)$"
+)
+"""Settings that no run depends on."""
 
 
 def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
-    """What differs and would change results that are there; more seeds and more models would not."""
+    """Differences that would change existing results; additional seeds and models would not."""
     old, new = _by_name(before), _by_name(after)
     if new["seeds"][: len(old["seeds"])] == old["seeds"]:
         new["seeds"] = old["seeds"]
@@ -218,12 +224,12 @@ def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
     return [
         f"{path}: {json.dumps(was.get(path))} -> {json.dumps(is_now.get(path))}"
         for path in sorted(was.keys() | is_now.keys())
-        if not _FREE.match(path) and was.get(path) != is_now.get(path)
+        if not _NOT_OF_RUNS.match(path) and was.get(path) != is_now.get(path)
     ]
 
 
 def _by_name(study: StudyConfig) -> dict[str, Any]:
-    """With models by name instead of by place, so that a difference names the model."""
+    """The config with models by name instead of by position, so that a difference names the model."""
     whole = study.plain()
     for section in (whole, whole["directions"] or {}):
         for key in ("networks", "boosted"):
@@ -244,8 +250,13 @@ def run_folder(study: StudyConfig, set_name: str, model: str, seed: int) -> Path
     return study.folder / RUNS / f"{set_name}-{model}-seed{seed}"
 
 
-def tests_of(study: StudyConfig) -> tuple[str, ...]:
-    """Names of what every model of emotion is judged on."""
+def set_folder(study: StudyConfig, set_name: str) -> Path:
+    """Where a balanced set of the study is."""
+    return study.folder / "sets" / set_name
+
+
+def evaluation_names(study: StudyConfig) -> tuple[str, ...]:
+    """Names of the evaluations of every model of emotion."""
     return (*SETS, NATURAL) if study.natural_test else SETS
 
 
@@ -253,11 +264,11 @@ def load_study(folder: Path) -> StudyConfig:
     """The config of a study's folder.
 
     Raises:
-        UserError: not a study.
+        UserError: not the folder of a study.
     """
-    if not (folder / STAMP).is_file():
-        raise UserError(f"{folder}: no {STAMP} here; expected the folder of an `hpe study`")
-    return load(folder / STAMP, StudyConfig)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: no {CONFIG_FILE} here; expected a folder that `hpe study` wrote")
+    return load(folder / CONFIG_FILE, StudyConfig)
 
 
 def run_config(
@@ -275,9 +286,9 @@ def run_config(
 
     Args:
         run: its folder.
-        shards, pose: what it learns from.
-        direction: where directions come from: a rule, or ``record``.
-        heads: where the network names none.
+        shards, pose: training data.
+        direction: source of the directions: a rule, or ``record``.
+        heads: those of a network whose config names none.
     """
     train, val = ([ShardsConfig(shards=str(shards), split=split, pose=str(pose))] for split in ("train", "val"))
     pictures = study.pictures.model_dump()
@@ -298,7 +309,7 @@ def run_config(
 
 
 def seeds_of(study: StudyConfig, model: str) -> list[int]:
-    """The seeds that a model is run with."""
+    """The seeds that a model is trained with."""
     once = any(one.deterministic for one in study.boosted if one.name == model)
     return study.seeds[:1] if once else study.seeds
 
@@ -307,7 +318,7 @@ EMOTION_ALONE: Final = HeadsConfig(emotion=EmotionHead())
 DIRECTION_ALONE: Final = HeadsConfig(direction=DirectionHead())
 
 
-def models(study: StudyConfig) -> Iterator[NetworkConfig | BoostedConfig]:
+def emotion_models(study: StudyConfig) -> Iterator[NetworkConfig | BoostedConfig]:
     """Every model of emotion, in the order of the tables."""
     yield from study.networks
     yield from study.boosted

@@ -1,4 +1,4 @@
-"""The runs of a study: what each one does, and a pool of processes that does them."""
+"""The runs of a study: what each one does, and the processes that do them."""
 
 import contextlib
 import ctypes
@@ -15,34 +15,44 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from hpe.config.run import RunConfig
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, NotFiniteError, UserError
 from hpe.core.files import write_json, write_text
-from hpe.study.config import HOG, BoostedConfig
+from hpe.study.config import BoostedConfig
+
+if TYPE_CHECKING:
+    from hpe.stream import ShardSet
 
 DONE: Final = "done.json"
 _POLL_SECONDS: Final = 0.5
-_GENTLE: Final = (EXIT_OK, EXIT_INCOMPLETE)
+_FINISHED: Final = (EXIT_OK, EXIT_INCOMPLETE)
+"""Exit codes of a training or an evaluation that was carried out; with the second, some samples were unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """Shards that a run is judged on; ``split`` and ``pose`` as for ``hpe evaluate``."""
+class NamedShards:
+    """Shards for training or evaluation; ``split`` and ``pose`` as for ``hpe evaluate``."""
 
     name: str
     shards: str
     split: str
     pose: str
 
+    def open(self) -> "ShardSet":
+        """As the stream takes it."""
+        from hpe.stream import ShardSet
+
+        return ShardSet(self.shards, self.split, self.pose)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """Train a network, evaluate it, and write its page."""
+    """Train a network, evaluate it, and write its report."""
 
     config: RunConfig
-    tests: tuple[Trial, ...]
+    tests: tuple[NamedShards, ...]
     replicates: int
 
     @property
@@ -50,75 +60,67 @@ class TrainJob:
         """The run folder."""
         return Path(self.config.run)
 
-    def perform(self, tests: Sequence[Trial]) -> int:
-        """Do it, as ``hpe train`` and ``hpe evaluate`` do."""
+    def execute(self, tests: Sequence[NamedShards]) -> int:
+        """Train and evaluate as ``hpe train`` and ``hpe evaluate`` do; returns the exit code."""
         from hpe.evaluate import evaluate
         from hpe.report import report
-        from hpe.stream import ShardSet
         from hpe.train import train
 
         code = train(self.config)
-        for test in tests if code in _GENTLE else ():
-            shards = ShardSet(test.shards, test.split, test.pose)
-            judged = evaluate(self.run, [shards], name=test.name, replicates=self.replicates)
-            code = max(code, judged)
-        if code in _GENTLE:
+        for test in tests if code in _FINISHED else ():
+            code = max(code, evaluate(self.run, [test.open()], name=test.name, replicates=self.replicates))
+        if code in _FINISHED:
             report([self.run])
         return code
 
 
 @dataclass(frozen=True, slots=True)
 class BoostJob:
-    """Fit AdaBoost, evaluate it, and write its page."""
+    """Fit AdaBoost, evaluate it, and write its report."""
 
     run: Path
     settings: BoostedConfig
     features: Path | None
-    train: Trial
+    train: NamedShards
     direction: str
     seed: int
-    tests: tuple[Trial, ...]
+    tests: tuple[NamedShards, ...]
     replicates: int
 
-    def perform(self, tests: Sequence[Trial]) -> int:
-        """Do it; its settings stand in ``config.yaml`` as a run's do."""
+    def execute(self, tests: Sequence[NamedShards]) -> int:
+        """Fit and evaluate; returns the exit code. The settings are written to ``config.yaml``, as those of a run."""
         import yaml
 
         from hpe.report import report
         from hpe.stream import LabelSource, Reading
         from hpe.study import adaboost
 
-        settings = self.settings
         self.run.mkdir(parents=True, exist_ok=True)
-        said = {"adaboost": settings.model_dump(mode="json"), "seed": self.seed, "data": {"train": self.train.shards}}
-        write_text(self.run / "config.yaml", yaml.safe_dump(said, sort_keys=False))
+        written = {
+            "adaboost": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+            "data": {"train": self.train.shards},
+        }
+        write_text(self.run / "config.yaml", yaml.safe_dump(written, sort_keys=False))
         if self.features is None:
-            features = adaboost.hog_of
-            reading = Reading(settings.size, "grey", LabelSource("pose", self.direction))
+            features = adaboost.hog_features(Reading(self.settings.size, "grey", LabelSource("pose", self.direction)))
         else:
-            features, reading = adaboost.features_of_run(self.features)
-        code = adaboost.boost(
-            self.run, _shards(self.train), [(test.name, _shards(test)) for test in tests], reading, features,
-            described=HOG if self.features is None else f"features of {self.features.name}",
-            estimators=settings.estimators, depth=settings.depth, learning_rate=settings.learning_rate,
-            seed=self.seed, replicates=self.replicates,
-        )  # fmt: skip
+            features = adaboost.features_of_run(self.features)
+        boosting = adaboost.Boosting(
+            self.settings.estimators, self.settings.depth, self.settings.learning_rate, self.seed
+        )
+        opened = [(test.name, test.open()) for test in tests]
+        code = adaboost.boost(self.run, self.train.open(), opened, features, boosting, replicates=self.replicates)
         report([self.run])
         return code
 
 
-def _shards(test: Trial) -> Any:
-    from hpe.stream import ShardSet
-
-    return ShardSet(test.shards, test.split, test.pose)
-
-
-Job = TrainJob | BoostJob
+StudyJob = TrainJob | BoostJob
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended: its exit code, and the problem where there was one."""
+class JobResult:
+    """How a job ended: its exit code, and the problem if there was one."""
 
     run: Path
     code: int
@@ -126,8 +128,8 @@ class Outcome:
     problem: str = ""
 
 
-def missing(job: Job) -> list[Trial]:
-    """The tests that a job has yet to be judged on; none when it is done."""
+def missing_tests(job: StudyJob) -> list[NamedShards]:
+    """The evaluations that a job still has to do; none when it is done."""
     try:
         done = json.loads((job.run / DONE).read_text(encoding="utf-8"))["tests"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -135,15 +137,15 @@ def missing(job: Job) -> list[Trial]:
     return [t for t in job.tests if t.name not in done or not (job.run / "evaluate" / f"{t.name}.parquet").is_file()]
 
 
-def perform(job: Job, log: Path) -> Outcome:
-    """Do what is missing of a job, its words going to a log; mark it done."""
-    start, todo = time.monotonic(), missing(job)
+def run_job(job: StudyJob, log: Path) -> JobResult:
+    """Do what a job still has to do, with its output in a log file; mark it done."""
+    start, todo = time.monotonic(), missing_tests(job)
     code, problem = EXIT_OK, ""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as words:
-        with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
+    with log.open("a", encoding="utf-8") as output:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             try:
-                code = job.perform(todo) if todo else EXIT_OK
+                code = job.execute(todo) if todo else EXIT_OK
             except UserError as error:
                 code, problem = EXIT_USAGE, str(error)
             except NotFiniteError as error:
@@ -152,40 +154,41 @@ def perform(job: Job, log: Path) -> Outcome:
                 traceback.print_exc()
                 code, problem = EXIT_INCOMPLETE, f"{type(error).__name__}: {str(error)[:300]}; see {log}"
         if problem:
-            words.write(problem + "\n")
-    if not problem and code in _GENTLE:
+            output.write(problem + "\n")
+    if not problem and code in _FINISHED:
         write_json(job.run / DONE, {"tests": [t.name for t in job.tests], "code": code})
-    return Outcome(job.run, code, time.monotonic() - start, problem)
+    return JobResult(job.run, code, time.monotonic() - start, problem)
 
 
 def run_jobs(
-    jobs: Sequence[Job], logs: Path, processes: int, said: Callable[[Outcome], None]
-) -> tuple[list[Outcome], bool]:
-    """Do jobs on several processes; a job that fails does not keep the others from being done.
+    jobs: Sequence[StudyJob], logs: Path, processes: int, on_end: Callable[[JobResult], None]
+) -> tuple[list[JobResult], bool]:
+    """Run jobs on several processes; a job that fails does not stop the others.
 
     Args:
-        jobs: those that are done are left out.
-        logs: folder of their words.
-        processes: at a time; each gets its share of the cores, and a GPU in turn.
-        said: told of every job that has ended.
+        jobs: those that are done are skipped.
+        logs: folder of their logs.
+        processes: number of jobs at a time; each gets its share of the cores, and the GPUs in turn.
+        on_end: called with the result of every job that has ended.
 
     Returns:
-        What became of the jobs that ended, and whether a signal asked to stop.
+        The results of the jobs that ended, and whether a signal asked to stop.
 
     Raises:
         UserError: a process was killed from outside.
     """
-    from hpe.core.distributed import signals
+    from hpe.core.distributed import cores, signals
 
-    todo = deque(job for job in jobs if missing(job))
+    todo = deque(job for job in jobs if missing_tests(job))
     if not todo:
         return [], False
-    ended: list[Outcome] = []
-    # Sums of floats depend on the threads: these must not depend on how many jobs a stopped study has left.
-    threads = max(1, len(os.sched_getaffinity(0)) // min(processes, len(jobs)))
-    with signals() as caught, _workers(min(processes, len(todo)), threads) as idle:
+    ended: list[JobResult] = []
+    # Sums of floats depend on the number of threads. Counted from all jobs, not from those that are left, it stays
+    # the same when a stopped study is resumed, and so do the results.
+    threads = max(1, cores() // min(processes, len(jobs)))
+    with signals() as stop_signal, _workers(min(processes, len(todo)), threads) as idle:
         busy: list[Connection] = []
-        while (todo or busy) and caught.caught is None:
+        while (todo or busy) and stop_signal.caught is None:
             while todo and idle:
                 job = todo.popleft()
                 idle[-1].send((job, logs / f"{job.run.name}.log"))
@@ -196,23 +199,23 @@ def run_jobs(
                     ended.append(worker.recv())
                 except (EOFError, ConnectionError) as error:
                     raise UserError(
-                        f"a process of the study was killed, perhaps for want of memory (see {logs}); finished runs "
-                        "are kept: run the same command again, with fewer --jobs"
+                        f"a process of the study was killed, perhaps as memory ran out (see {logs}); finished runs are "
+                        "kept: run the same command again, with fewer --jobs"
                     ) from error
                 busy.remove(worker)
                 idle.append(worker)
-                said(ended[-1])
-                if ended[-1].code == EXIT_AGAIN:
-                    caught.caught = signal.SIGTERM
-    return ended, caught.caught is not None
+                on_end(ended[-1])
+                if ended[-1].code == EXIT_AGAIN:  # this process alone got the signal; the study stops as a whole
+                    stop_signal.caught = signal.SIGTERM
+    return ended, stop_signal.caught is not None
 
 
 @contextmanager
 def _workers(count: int, threads: int) -> Iterator[list[Connection]]:
-    """Processes that do the jobs sent to them; at the end those that still work are asked to save and leave.
+    """Processes that do the jobs sent to them; at the end, those still at work are asked to save and exit.
 
-    Each has a pipe of its own: an executor's workers share a lock, and one that is ended while it holds the lock
-    leaves the others waiting for ever.
+    Each has a pipe of its own. The workers of an executor share a lock, and one that is terminated while it holds the
+    lock leaves the others waiting forever.
     """
     context = multiprocessing.get_context("spawn")
     gpus = _gpus()
@@ -220,7 +223,7 @@ def _workers(count: int, threads: int) -> Iterator[list[Connection]]:
     for place in range(count):
         here, there = context.Pipe()
         gpu = gpus[place % len(gpus)] if gpus else None
-        process = context.Process(target=_work, args=(there, threads, gpu, os.getpid()))
+        process = context.Process(target=_serve, args=(there, threads, gpu, os.getpid()))
         process.start()
         there.close()
         connections.append(here)
@@ -236,16 +239,16 @@ def _workers(count: int, threads: int) -> Iterator[list[Connection]]:
             process.join()
 
 
-def _work(jobs: Connection, threads: int, gpu: str | None, parent: int) -> None:
-    """Do what is sent until nothing more can come."""
-    _settle(threads, gpu, parent)
+def _serve(jobs: Connection, threads: int, gpu: str | None, parent: int) -> None:
+    """Do the jobs that are sent, until the other end of the pipe is closed."""
+    _configure_process(threads, gpu, parent)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            jobs.send(perform(*jobs.recv()))
+            jobs.send(run_job(*jobs.recv()))
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to."""
+    """The values of CUDA_VISIBLE_DEVICES for one GPU each."""
     import torch
 
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -253,13 +256,13 @@ def _gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _settle(threads: int, gpu: str | None, parent: int) -> None:
-    """Settle a process before torch is there."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says who is to leave
+def _configure_process(threads: int, gpu: str | None, parent: int) -> None:
+    """Set signals, threads and GPU of a new process, before torch is imported and reads them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides which to end
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # die with the parent (PR_SET_PDEATHSIG)
-            if os.getppid() != parent:
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # end with the parent (PR_SET_PDEATHSIG)
+            if os.getppid() != parent:  # it had ended before the line above, which then has no effect
                 os._exit(EXIT_INCOMPLETE)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -1,8 +1,8 @@
-"""Figures that the thesis published, to stand beside ours.
+"""The results that the thesis published, for comparison with ours.
 
-Source of all: the author's tables as told in ``thesis/README.md`` of the project's shared folder. Shares are
-shares (0.46, not 46), directions and emotions are in our order unless a name says otherwise. What the README
-does not tell (Tables 3.2, 3.3, 4.3, 4.4, 4.7, 4.8) is not made up here.
+All come from the author's tables as ``thesis/README.md`` in the project's shared folder gives them. Shares are
+fractions (0.46, not 46); directions and emotions are in our order unless a name states otherwise. The README lacks
+Tables 3.2, 3.3, 4.3, 4.4, 4.7 and 4.8, and so does this file.
 """
 
 from dataclasses import dataclass
@@ -46,14 +46,15 @@ DIRECTION_ACCURACY: Final = {"angles": 0.85, "googlenet": 0.84, "mobilenet_v3_sm
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the thesis says of one balanced set.
+    """The thesis' results on one balanced set.
 
     Attributes:
         sizes: images for training, validation, test.
         models: accuracy and macro F1 by backbone (``adaboost`` for AdaBoost).
-        correct: correct predictions per cell, of the model that it shows.
-        per_cell: test images of each cell.
-        table_numbers: of the models, of the correct predictions, and of the two that follow these.
+        correct: correct predictions per direction and emotion, of the model that the thesis shows.
+        per_cell: test images of each direction and emotion.
+        table_numbers: of the table of models, of the correct predictions, and of their spread by direction and by
+            emotion.
     """
 
     sizes: tuple[int, int, int]

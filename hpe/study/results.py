@@ -1,4 +1,4 @@
-"""What the runs of a study have predicted, as its tables read it."""
+"""The predictions of a study's runs, as its tables read them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from hpe.metrics.across_seeds import Judged, judge
 from hpe.metrics.values import Figure
 from hpe.report.load import read_predictions
 from hpe.study.config import DIRECTION_SET, StudyConfig, run_folder, seeds_of
-from hpe.study.sets import Sources
+from hpe.study.sets import StudyData
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,32 +16,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """A config with the predictions that are there.
+    """A study and the predictions that its finished runs have written.
 
     Attributes:
-        given: what its sets are drawn from.
-        dataset: its name.
-        emotions: of each set, in our integers.
+        config: of the study.
+        data: what its sets are drawn from.
+        dataset: name of the shards' dataset.
+        emotions: those of each set, in our integers.
     """
 
     config: StudyConfig
-    given: Sources
+    data: StudyData
     dataset: str
     emotions: dict[str, tuple[int, ...]]
 
-    def judged(self, name: str, model: str, test: str) -> Judged | None:
-        """The choices of a model's seeds on a test set; None: none has finished."""
-        tables = self._tables(name, model, test)
-        return judge(tables, among=self.emotions[name]) if tables else None
+    def judged(self, set_name: str, model: str, test: str) -> Judged | None:
+        """The predictions of a model's seeds on a test set; None: no run has finished."""
+        tables = self._tables(set_name, model, test)
+        return judge(tables, among=self.emotions[set_name]) if tables else None
 
-    def directions(self, model: str) -> Judged | None:
-        """The choices of a direction network's seeds; None: none has finished."""
+    def judged_directions(self, model: str) -> Judged | None:
+        """The predictions of a direction network's seeds; None: no run has finished."""
         tables = self._tables(DIRECTION_SET, model, "test")
         return judge(tables, "direction") if tables else None
 
-    def _tables(self, name: str, model: str, test: str) -> "dict[int, pa.Table]":
+    def _tables(self, set_name: str, model: str, test: str) -> "dict[int, pa.Table]":
         paths = {
-            seed: run_folder(self.config, name, model, seed) / "evaluate" / f"{test}.parquet"
+            seed: run_folder(self.config, set_name, model, seed) / "evaluate" / f"{test}.parquet"
             for seed in seeds_of(self.config, model)
         }
         return {seed: read_predictions(path) for seed, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""What a study learns from: pose tables with the directions that it needs, and the two balanced sets."""
+"""The data of a study: pose tables with the directions that it needs, and the two balanced sets."""
 
 import contextlib
 import io
@@ -14,24 +14,34 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.directions import ABSTAIN, OURS, direction_rules, pointing04_direction_of_name
-from hpe.data.pose_labels import DIRECTION_PREFIX, mismatch, read_metadata
-from hpe.data.pose_tables import Identity, ShardPoses, differences, write_table
+from hpe.data.pose_labels import mismatch
+from hpe.data.pose_tables import (
+    DIRECTION_PREFIX,
+    Identity,
+    ShardPoses,
+    differences,
+    read_metadata,
+    read_pose_table,
+    table_of_shard,
+    write_table,
+)
 from hpe.data.records import Record
-from hpe.data.shards import Manifest
+from hpe.data.shards import Manifest, ShardInfo
 from hpe.pack.balance import OtherSubsetError, Subset, balance
 from hpe.pack.cells import OptionNames
-from hpe.study.config import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig
+from hpe.study.config import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig, set_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TRUE_RULE: Final = "labelled"
-"""Column of the directions that the raw dataset itself tells."""
-_Decide = Callable[[Path, "pa.Table"], np.ndarray]
+"""Name of the column with the raw dataset's own directions."""
+_Directions = Callable[[Path, "pa.Table"], np.ndarray]
+"""From a pose table (its path, its rows) to the direction of each row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class StudyData:
     """Shards with pose tables, and the direction rule of each set."""
 
     shards: Path
@@ -48,19 +58,19 @@ class BalancedSet:
     rule: str
 
 
-def pose_tables(study: StudyConfig) -> Path:
-    """The folder of the study's pose tables; with ``pose: record`` made from the angles that the records hold.
+def _pose_folder(study: StudyConfig) -> Path:
+    """The folder of the study's pose tables; with ``pose: record`` they are made from the angles in the records.
 
     Raises:
         UserError: no shards, or records without angles.
     """
     if study.pose != FROM_RECORDS:
         return Path(study.pose)
-    return tables_of_records(Path(study.shards), study.folder / "pose" / FROM_RECORDS)
+    return pose_tables_from_records(Path(study.shards), study.folder / "pose" / FROM_RECORDS)
 
 
-def tables_of_records(shards: Path, out: Path) -> Path:
-    """Pose tables of the records' own angles, for datasets that have true ones; what is there already is kept.
+def pose_tables_from_records(shards: Path, out: Path) -> Path:
+    """Write pose tables with the records' own angles, for datasets that have true ones; existing tables are kept.
 
     Raises:
         UserError: no shards, or no record with all three angles.
@@ -72,19 +82,21 @@ def tables_of_records(shards: Path, out: Path) -> Path:
             estimator=FROM_RECORDS, weights_sha256="none", crop=manifest.crop, estimator_crop=manifest.crop,
             precision="none", flips="none", rules=rules.definitions, shard=shard.name, shard_sha256=shard.sha256,
         )  # fmt: skip
-        path = _table(out, shard.name)
+        path = table_of_shard(out, shard.name)
         if differences(path, identity) == []:
             known += 1
             continue
         keys, records = _records(shards / shard.name)
-        said = [(record.yaw, record.pitch, record.roll) for record in records]
-        angles = np.array([[np.nan if v is None else v for v in row] for row in said], float).reshape(-1, 3)
+        true = [(record.yaw, record.pitch, record.roll) for record in records]
+        angles = np.array([[np.nan if v is None else v for v in row] for row in true], float).reshape(-1, 3)
         angles[~np.isfinite(angles).all(1)] = np.nan
         known += bool(np.isfinite(angles).any())
         unknown = np.full_like(angles, np.nan)
         write_table(path, ShardPoses(keys, angles, unknown, rules.apply(angles, unknown), {}), identity)
     if not known:
-        raise UserError(f"{shards}: no record has yaw, pitch and roll; run `hpe pose` and name its tables as pose:")
+        raise UserError(
+            f"{shards}: no record has yaw, pitch and roll; run `hpe pose` and give the folder of its tables as pose:"
+        )
     return out
 
 
@@ -98,61 +110,65 @@ def _records(path: Path) -> tuple[tuple[str, ...], list[Record]]:
         raise UserError(f"{path}: {error}; see `hpe verify {path.parent}`") from error
 
 
-def sources(study: StudyConfig, network: Path | None) -> Sources:
+def study_data(study: StudyConfig, network: Path | None) -> StudyData:
     """The study's shards, with the direction rules of its sets.
 
     Args:
-        network: run of the direction network that the study has trained itself, where it does.
+        network: run of the direction network that the study has trained itself; None: it trains none.
 
     Raises:
-        UserError: no shards, no pose tables, or a rule that they do not hold.
+        UserError: no shards, no pose tables, or tables without a rule that a set needs.
     """
-    shards, pose = Path(study.shards), pose_tables(study)
+    shards, pose = Path(study.shards), _pose_folder(study)
     manifest = Manifest.load(shards)
-    held = _rules(manifest, pose)
+    available = _rules(manifest, pose)
+    add_network = network is not None and NETWORK_RULE not in available
+    usable = (*available, NETWORK_RULE) if add_network else available
     rules, problems = {}, []
     for name in SETS:
-        wanted = getattr(study.sets, name).rule
-        rules[name] = wanted if wanted != AUTO else NETWORK_RULE if NETWORK_RULE in held or network else OUR_RULE
-        if rules[name] not in held and not (rules[name] == NETWORK_RULE and network):
-            problems.append(f"sets.{name}.rule: {rules[name]}: the tables in {pose} have {', '.join(held) or 'none'}")
+        rule = getattr(study.sets, name).rule
+        if rule == AUTO:
+            rule = NETWORK_RULE if NETWORK_RULE in usable else OUR_RULE
+        if rule not in usable:
+            problems.append(f"sets.{name}.rule: {rule}: the tables in {pose} have {', '.join(available) or 'none'}")
+        rules[name] = rule
     if problems:
         raise UserError("\n".join(problems))
-    if network is not None and NETWORK_RULE not in held and NETWORK_RULE in rules.values():
-        pose = decide_by_network(manifest, pose, study.folder / "pose" / pose.name, network)
-    return Sources(shards, pose, rules)
+    if network is not None and add_network and NETWORK_RULE in rules.values():
+        pose = _add_network_directions(manifest, pose, study.folder / "pose" / pose.name, network)
+    return StudyData(shards, pose, rules)
 
 
-def rules_held(study: StudyConfig) -> tuple[str, ...]:
+def available_rules(study: StudyConfig) -> tuple[str, ...]:
     """Direction rules of the study's pose tables.
 
     Raises:
         UserError: no shards, or tables that do not belong to them.
     """
-    return _rules(Manifest.load(Path(study.shards)), pose_tables(study))
+    return _rules(Manifest.load(Path(study.shards)), _pose_folder(study))
 
 
 def _rules(manifest: Manifest, pose: Path) -> tuple[str, ...]:
     problems = [
         why
         for shard in manifest.shards
-        if (why := mismatch(_table(pose, shard.name), shard=shard.name, sha256=shard.sha256, samples=shard.samples))
+        if (
+            why := mismatch(
+                table_of_shard(pose, shard.name), shard=shard.name, sha256=shard.sha256, samples=shard.samples
+            )
+        )
     ]
     if problems:
         more = f"\n… {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
-    return read_metadata(_table(pose, manifest.shards[0].name)).rules
+    return read_metadata(table_of_shard(pose, manifest.shards[0].name)).rules
 
 
-def _table(folder: Path, shard: str) -> Path:
-    return folder / f"{shard.removesuffix('.tar')}.parquet"
-
-
-def decide_by_network(manifest: Manifest, pose: Path, out: Path, run: Path) -> Path:
-    """Pose tables with the directions of a direction network beside; what is there already is kept.
+def _add_network_directions(manifest: Manifest, pose: Path, out: Path, run: Path) -> Path:
+    """Write pose tables with a further column: the directions by a direction network. Existing tables are kept.
 
     Raises:
-        UserError: the run is no direction network.
+        UserError: the run is not a direction network.
     """
     from hpe.pose.plan import load_direction_network
 
@@ -162,14 +178,14 @@ def decide_by_network(manifest: Manifest, pose: Path, out: Path, run: Path) -> P
         angles = np.stack([np.asarray(table[name].to_numpy(zero_copy_only=False), float) for name in ANGLES], 1)
         return decide(angles, np.full_like(angles, np.nan))
 
-    return _with_column(manifest, pose, out, NETWORK_RULE, f"sha256:{sha256}", of_table)
+    return _add_column(manifest, pose, out, NETWORK_RULE, f"sha256:{sha256}", of_table)
 
 
-def label_directions(shards: Path, pose: Path, out: Path) -> Path:
-    """Pose tables with the direction that the raw dataset tells: its record's, or that of a Pointing'04 pose.
+def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
+    """Write pose tables with a further column: the record's direction, or that of its Pointing'04 pose.
 
     Raises:
-        UserError: no sample has one, or the tables do not belong to the shards.
+        UserError: no sample has a direction, or the tables do not belong to the shards.
     """
     manifest = Manifest.load(shards)
     _rules(manifest, pose)
@@ -185,72 +201,76 @@ def label_directions(shards: Path, pose: Path, out: Path) -> Path:
         known += sum(label is not None for label in found)
         return np.array([ABSTAIN if label is None else label for label in found], np.int8)
 
-    made = _with_column(manifest, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", of_table)
-    if not known and not any(_known(_table(made, shard.name)) for shard in manifest.shards):
+    made = _add_column(manifest, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", of_table)
+    if not known and not any(_has_directions(table_of_shard(made, shard.name)) for shard in manifest.shards):
         raise UserError(
             f"{shards}: no sample has a true direction; expected Pointing'04, or shards whose records hold directions"
         )
     return made
 
 
-def _known(path: Path) -> bool:
-    import pyarrow.parquet as pq
-
-    labels = pq.read_table(path, columns=[DIRECTION_PREFIX + TRUE_RULE])[0].to_numpy(zero_copy_only=False)
+def _has_directions(path: Path) -> bool:
+    labels = read_pose_table(path, [DIRECTION_PREFIX + TRUE_RULE])[0].to_numpy(zero_copy_only=False)
     return bool((labels >= 0).any())
 
 
-def _with_column(manifest: Manifest, pose: Path, out: Path, rule: str, definition: str, decide: _Decide) -> Path:
+def _add_column(manifest: Manifest, pose: Path, out: Path, rule: str, definition: str, directions: _Directions) -> Path:
+    """Copy pose tables to ``out`` with the directions of a rule; tables that have them by this definition are kept."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     column = DIRECTION_PREFIX + rule
     for shard in manifest.shards:
-        given, made = _table(pose, shard.name), _table(out, shard.name)
-        if made.is_file() and not mismatch(made, shard=shard.name, sha256=shard.sha256, samples=None, rule=rule):
-            said = json.loads(read_metadata(made).metadata.get("hpe.rules", "{}"))
-            if said.get(rule) == definition:
-                continue
-        table = pq.read_table(given)
+        given, made = table_of_shard(pose, shard.name), table_of_shard(out, shard.name)
+        if _has_column(made, shard, rule, definition):
+            continue
+        table = read_pose_table(given)
         if column in table.column_names:
             table = table.drop_columns([column])
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rules = json.loads(metadata.get("hpe.rules", "{}")) | {rule: definition}
         metadata["hpe.rules"] = json.dumps(rules, sort_keys=True, separators=(",", ":"))
-        table = table.append_column(column, pa.array(decide(given, table), pa.int8()))
+        table = table.append_column(column, pa.array(directions(given, table), pa.int8()))
         with aside(made) as part:
             pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
     return out
 
 
-def balanced_sets(study: StudyConfig, given: Sources) -> dict[str, BalancedSet]:
-    """Both sets, made where they are not there yet.
+def _has_column(table: Path, shard: ShardInfo, rule: str, definition: str) -> bool:
+    """Whether a table of this shard exists that has the directions of a rule, by the same definition."""
+    if not table.is_file() or mismatch(table, shard=shard.name, sha256=shard.sha256, samples=None, rule=rule):
+        return False
+    return json.loads(read_metadata(table).entries.get("hpe.rules", "{}")).get(rule) == definition
+
+
+def balanced_sets(study: StudyConfig, data: StudyData) -> dict[str, BalancedSet]:
+    """Make both sets, where they do not exist yet.
 
     Raises:
-        UserError: cells with too few samples, of both sets in one message.
+        UserError: cells with too few samples, those of both sets in one message.
     """
     made, problems = {}, []
     for name in SETS:
         wanted: SetConfig = getattr(study.sets, name)
-        folder = study.folder / "sets" / name
+        folder = set_folder(study, name)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its summary stands in the folder
+            with contextlib.redirect_stdout(io.StringIO()):  # the summary is in the folder
                 subset = Subset(
-                    wanted.per_cell, given.rules[name], seed=study.balance_seed,
+                    wanted.per_cell, data.rules[name], seed=study.balance_seed,
                     directions=_chosen(wanted.directions, DIRECTIONS),
                     emotions=None if wanted.emotions is None else _chosen(wanted.emotions, EMOTIONS),
                 )  # fmt: skip
                 keys = OptionNames(f"sets.{name}.per_cell:", f"sets.{name}.directions", f"sets.{name}.emotions")
-                balance(given.shards, given.pose, folder, subset, keys)
+                balance(data.shards, data.pose, folder, subset, keys)
         except OtherSubsetError:
             problems.append(
-                f"sets.{name}: {folder} was made from other shards or pose tables, and this study's runs learned from "
-                "it; --new sets the study aside and starts over, or give another study:"
+                f"sets.{name}: {folder} was made from other shards or pose tables, and this study's runs were trained "
+                "on it; --new sets the study aside and starts over, or give another study:"
             )
         except UserError as error:
-            problems.append(f"sets.{name} (per_cell {wanted.per_cell}, rule {given.rules[name]}): {error}")
-        made[name] = BalancedSet(folder, folder / "pose" / given.pose.name, given.rules[name])
+            problems.append(f"sets.{name} (per_cell {wanted.per_cell}, rule {data.rules[name]}): {error}")
+        made[name] = BalancedSet(folder, folder / "pose" / data.pose.name, data.rules[name])
     if problems:
         raise UserError("\n".join(problems) + "\nNothing was trained")
     return made

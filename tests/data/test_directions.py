@@ -18,7 +18,7 @@ from hpe.data.directions import (
     pointing04_direction_of_name,
     thesis_tree,
 )
-from hpe.pose.calibrate import cross_validate, fit, told, usable
+from hpe.pose.calibrate import cross_validate, fit, summary, usable
 
 F, L, R, U, D = Direction
 
@@ -147,7 +147,7 @@ def test_the_intervals_of_a_fit_are_over_people_and_end_with_the_next_command(tm
     assert high - low > 2 * of_rows  # people differ: faces of one person are no independent draws
     error = figures["intervals"]["calibration_error"]
     assert 0 <= error["low"] <= error["value"] == figures["calibration_error"] <= error["high"]
-    text = "\n".join(told(tmp_path / "ours.json", OURS, figures))
+    text = "\n".join(summary(tmp_path / "ours.json", OURS, figures))
     assert f"accuracy {one['value']:.3f} [{low:.3f}, {high:.3f}]" in text
     assert f"next: hpe pose SHARDS --estimator ESTIMATOR --rule {tmp_path / 'ours.json'}" in text
 
@@ -156,7 +156,7 @@ def test_five_people_give_no_interval_and_the_reason(tmp_path: Path) -> None:
     angles, deviations, truth, _ = _people(100)
     figures = cross_validate(angles, deviations, truth, [str(i % 5) for i in range(100)], 0.95)
     assert figures["intervals"]["accuracy"]["low"] is None
-    text = told(tmp_path / "ours.json", OURS, figures)
+    text = summary(tmp_path / "ours.json", OURS, figures)
     assert "intervals: none: fewer than 6 people" in text[0]
     assert not any("[" in line for line in text)
 

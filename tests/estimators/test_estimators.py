@@ -189,14 +189,14 @@ def test_an_honest_description_passes_the_probe() -> None:
 @pytest.mark.parametrize(
     ("change", "output", "knows_truth", "named"),
     [
-        (lambda a: a[:, [1, 0, 2]], {}, False, "order: what is called yaw does not change its sign"),
+        (lambda a: a[:, [1, 0, 2]], {}, False, "order: the angle called yaw does not change its sign"),
         (lambda a: torch.deg2rad(a), {}, False, "they are radians"),
         (lambda a: a, {"unit": "radians"}, False, "they are degrees"),
         (lambda a: a * torch.tensor([-1.0, 1.0, 1.0]), {}, True, "yaw negated"),
         (lambda a: a * torch.tensor([1.0, -1.0, 1.0]), {}, True, "pitch negated"),
         (lambda a: a * float("nan"), {}, False, "not finite"),
         (lambda a: a * 0, {}, False, "same angles"),
-        (lambda a: a[:, :2], {}, False, "2 values a face"),
+        (lambda a: a[:, :2], {}, False, "2 values per face"),
     ],
 )
 def test_a_lie_is_named(
@@ -252,7 +252,7 @@ class TestLwpose66:
             ("size: 224 -> size: 128", r"input\.size"),
             ("name: image -> name: picture", r"input\.name is 'picture'"),
             ("[yaw, pitch, roll] -> [yaw, pitch, tilt]", r"no output 'tilt'"),
-            ("kind: bins66-centre -> kind: euler", r"66 values a face"),
+            ("kind: bins66-centre -> kind: euler", r"66 values per face"),
             ("name: lwpose66 -> name: ../up", r"name"),
         ],
     )
@@ -268,7 +268,7 @@ class TestLwpose66:
     def test_other_weights_than_described_are_refused(self, shared: Path, tmp_path: Path) -> None:
         path = tmp_path / "e.yaml"
         path.write_text(EXAMPLE.read_text() + f"sha256: {'a' * 64}\n")
-        with pytest.raises(UserError, match="other weights than the YAML describes"):
+        with pytest.raises(UserError, match="not the weights that it describes"):
             load_estimator(path, CPU, weights=shared / "weights" / "lwpose66.onnx")
 
 

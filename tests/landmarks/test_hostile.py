@@ -19,7 +19,7 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.landmarks.compare import Options, compare
+from hpe.landmarks.compare import CompareOptions, compare
 from hpe.landmarks.estimator import LandmarkEstimator
 from hpe.landmarks.extract import extract
 from hpe.landmarks.mesh import MeshPool
@@ -143,7 +143,7 @@ def test_an_out_that_cannot_be_written_to_is_one_message(fake, tmp_path, monkeyp
     with pytest.raises(UserError, match="cannot be made"):
         _extract(tmp_path / "pictures", fake, fake)
     with pytest.raises(UserError, match="cannot be made"):
-        compare(_faces(), fake, Options(models=["ridge"], features=["six"]))
+        compare(_faces(), fake, CompareOptions(models=["ridge"], features=["six"]))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -166,7 +166,7 @@ def test_damaged_settings_are_one_message(fake, tmp_path):
     with pytest.raises(UserError, match=r"extract\.json: damaged"):
         _extract(tmp_path / "pictures", tmp_path / "out", fake)
     with pytest.raises(UserError, match=r"settings\.json: damaged"):
-        compare(_faces(), tmp_path / "out", Options(models=["ridge"], features=["six"]))
+        compare(_faces(), tmp_path / "out", CompareOptions(models=["ridge"], features=["six"]))
     compared = CliRunner().invoke(app, ["landmarks", "compare", str(tmp_path), str(fake), "--picture-width", "0"])
     assert "--picture-width 0" in str(compared.exception)
 

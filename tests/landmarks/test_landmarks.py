@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from hpe.core import geometry
 from hpe.core.errors import UserError
 from hpe.landmarks.align import angles_of, fitted_rotations, heads_of, lifted, rotations_of
-from hpe.landmarks.compare import Options, _people, _split, compare
+from hpe.landmarks.compare import CompareOptions, _people, _split, compare
 from hpe.landmarks.features import AlignedFeatures, SeedFeatures
 from hpe.landmarks.model import MODEL, LandmarkModel
 from hpe.landmarks.pnp import GENERIC_SIX, solve_pnp
@@ -245,7 +245,7 @@ def small_seed(monkeypatch):
 
 def test_a_comparison_is_resumed_scored_and_saved(tmp_path, small_seed):
     faces = _faces(120)
-    options = Options(models=["ridge", "knn"], features=["six", "aligned"])
+    options = CompareOptions(models=["ridge", "knn"], features=["six", "aligned"])
     first = compare(faces, tmp_path, options, workers=1)
     folds = {path: path.stat().st_mtime_ns for path in (tmp_path / "folds").glob("*-*.json")}
     assert len(folds) == 2 * 2 * 5 + 1
@@ -274,8 +274,10 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
     with (tmp_path / "folds" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another comparison"):
-            compare(_faces(120), tmp_path, Options(models=["ridge"], features=["six"]), workers=1)
-    done = compare(_faces(120), tmp_path, Options(models=["ridge"], features=["six"], seed_rows=False), workers=1)
+            compare(_faces(120), tmp_path, CompareOptions(models=["ridge"], features=["six"]), workers=1)
+    done = compare(
+        _faces(120), tmp_path, CompareOptions(models=["ridge"], features=["six"], seed_rows=False), workers=1
+    )
     assert done["seed"] == []
     assert "seed" not in markdown(done)
     assert not list((tmp_path / "folds").glob("seed-*"))
@@ -284,32 +286,32 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
 def test_outer_predictions_do_not_see_their_own_labels(tmp_path, small_seed):
     faces = _faces(120)
     noise = Faces(faces.keys, faces.points, np.random.default_rng(3).permutation(faces.angles))
-    done = compare(noise, tmp_path, Options(models=["knn"], features=["all"]), workers=1)
+    done = compare(noise, tmp_path, CompareOptions(models=["knn"], features=["all"]), workers=1)
     assert max(next(row for row in done["rows"] if row["model"] == "knn")["scores"]["r2"]) < 0.15
 
 
 def test_too_few_faces_and_unknown_names_are_refused(tmp_path):
     for folds in (5, 2):
         with pytest.raises(UserError, match=r"50 usable faces .*: expected 100 or more, with any .* more pictures"):
-            compare(_faces(50), tmp_path, Options(folds=folds))
+            compare(_faces(50), tmp_path, CompareOptions(folds=folds))
     unlabelled = Faces(_faces(120).keys, _faces(120).points, np.full((120, 3), np.nan))
     with pytest.raises(UserError, match=r"0 usable faces \(120 dropped: no angles\): .*\(--labels\)"):
         compare(unlabelled, tmp_path)
     with pytest.raises(UserError, match="'svm'"):
-        compare(_faces(120), tmp_path, Options(models=["svm"]))
+        compare(_faces(120), tmp_path, CompareOptions(models=["svm"]))
 
 
 def test_advice_on_folds_can_be_followed(tmp_path):
     with pytest.raises(UserError, match=r"7 outer folds need 140; use --folds 6"):
-        compare(_faces(120), tmp_path, Options(folds=7))
+        compare(_faces(120), tmp_path, CompareOptions(folds=7))
     fitted = compare(
-        _faces(120), tmp_path, Options(folds=6, models=["ridge"], features=["six"], seed_rows=False), workers=1
+        _faces(120), tmp_path, CompareOptions(folds=6, models=["ridge"], features=["six"], seed_rows=False), workers=1
     )
     assert fitted["folds"] == 6
 
 
 def test_the_least_number_of_faces_is_enough_for_the_hungriest_regressor(tmp_path):
-    done = compare(_faces(100), tmp_path, Options(folds=2, models=["knn"], seed_rows=False), workers=1)
+    done = compare(_faces(100), tmp_path, CompareOptions(folds=2, models=["knn"], seed_rows=False), workers=1)
     assert done["faces"] == 100
 
 
@@ -394,4 +396,4 @@ def test_no_outer_fold_parts_a_person():
     assert people is not None
     assert np.unique(people).size == 3
     with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; use --folds 3"):
-        compare(known, Path("/nowhere"), Options(folds=5))
+        compare(known, Path("/nowhere"), CompareOptions(folds=5))

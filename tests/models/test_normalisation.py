@@ -77,9 +77,9 @@ def test_every_command_brings_the_bytes_to_where_the_run_has_them(
     assert reach() == (-1, 1)
     load_estimator(run, Compute(CPU), crop="none").predict(torch.from_numpy(faces).permute(0, 3, 1, 2))
     assert reach() == (-1, 1)
-    features, reading = features_of_run(run)
-    with Stream(val, reading).once(batch=8) as loader:
-        features(next(loader).batch)
+    features = features_of_run(run)
+    with Stream(val, features.reading).once(batch=8) as loader:
+        features.of_batch(next(loader).batch)
     assert -1 <= (ends := reach())[0] < 0.6 < ends[1] <= 1
     as_before(run)  # what is trained with ImageNet's is judged with ImageNet's
     open_predictor(run, CPU).answer(faces)

@@ -18,7 +18,7 @@ from hpe.core.distributed import Ranks
 from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import VALUES, InputSpec, Kind, OutputSpec, Signs
-from hpe.pose.passes import Flips, _Work, pose_pass
+from hpe.pose.passes import Flips, _Inference, pose_pass
 from tests.fake_gpu import HostWaits, fake_gpus
 from tests.pose.test_pose import RULES, SIZE, make_shards, tasks_for
 
@@ -96,7 +96,8 @@ def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(
     assert [pq.read_metadata(task.table).num_rows for task in tasks] == [7, 5, 9]
     between = [text for n in range(2, batches + 1) for text in (f"launched {n}", f"waited for {n - 1}")]
     assert gpu.order == ["launched 1", *between, f"waited for {batches}"]
-    assert not waits.found  # both ways go through page-locked memory: only the events make the host wait
+    # Both ways go through page-locked memory without blocking: nothing but the events makes the host wait.
+    assert waits.found == {}
     assert {device for _, device in gpu.pinned} == {3}
     assert sorted(reading for reading, _ in gpu.pinned) == [False] * batches + [True] * batches
 
@@ -112,7 +113,7 @@ def test_the_way_over_a_device_gives_the_angles_of_the_processors_way(
     )
     tables = []
     for name in ("_on_cpu", "_on_device"):
-        monkeypatch.setattr(_Work, "_on_cpu", getattr(_Work, name))
+        monkeypatch.setattr(_Inference, "_on_cpu", getattr(_Inference, name))
         tasks = tasks_for(make_shards(tmp_path / name), there, flips=flips)
         pose_pass(tasks, there, RULES, flips=flips, batch=4, threads=2, ranks=Ranks(0, 1, 0, 1))
         tables.append(pa.concat_tables(pq.read_table(task.table) for task in tasks).to_pandas())

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,9 @@ from hpe.estimators.onnx import load_onnx
 from hpe.estimators.probe import probe, random_faces
 from hpe.estimators.spec import EstimatorSpec, OutputSpec, read_output
 from hpe.pose import calibrate, plan
-from hpe.pose.check import gather
-from hpe.pose.plan import first_faces, refuse_a_lie
+from hpe.pose.check import join_with_truth
+from hpe.pose.options import PoseOptions
+from hpe.pose.preflight import first_faces, try_estimator
 from tests.pose.test_pose import Mean, do, estimator, make_shards, tasks_for, wait_for
 
 
@@ -38,9 +38,7 @@ def test_a_rank_of_the_pass_dies_with_its_launcher(tmp_path: Path) -> None:
         "import hpe.pose.plan as p, os, time\n"
         f"def network(*a, **k):\n    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
         "p.load_estimator = network\n"
-        "p.pose([], estimator=None, weights=None, name=None, crop=None, out=None, split=None, on_mismatch='refuse',\n"
-        "      flips='none', precision='fp32', compiled=False, device='cpu', batch=None, threads=None,\n"
-        "      direction_network=None, rule=None, check=False)\n"
+        "p.pose([], p.PoseOptions(estimator=None, device='cpu'))\n"
     )
     launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}]).wait()"
     environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -64,8 +62,8 @@ def test_the_trial_gathers_faces_over_shards_and_says_when_they_are_too_few(tmp_
     many = tasks_for(make_shards(tmp_path / "many", (5,) * 8), swapped)
     assert len(first_faces(many, 32)[0]) == 32
     with pytest.raises(UserError, match="contradicts"):
-        refuse_a_lie(Path("e.yaml"), swapped, many)
-    few = refuse_a_lie(Path("e.yaml"), swapped, tasks_for(make_shards(tmp_path / "few", (5,)), swapped))
+        try_estimator(Path("e.yaml"), swapped, many)
+    few = try_estimator(Path("e.yaml"), swapped, tasks_for(make_shards(tmp_path / "few", (5,)), swapped))
     assert "could not be tried: 5 faces" in str(few)
 
 
@@ -126,16 +124,13 @@ def test_what_the_trial_refuses_leaves_no_folder(tmp_path: Path, monkeypatch: py
     folder = make_shards(tmp_path / "s", (5,) * 8)
     swapped = estimator(lambda images: (Mean()(images)[0][:, [1, 0, 2]],))
     monkeypatch.setattr(plan, "load_estimator", lambda *_, **__: swapped)
-    given: dict[str, Any] = {
-        **dict.fromkeys(("weights", "crop", "out", "split", "batch", "threads", "direction_network", "rule", "name")),
-        **{"estimator": Path("e.yaml"), "flips": "none", "precision": "fp32", "compiled": False, "device": "cpu"},
-    }
+    options = PoseOptions(estimator=Path("e.yaml"), device="cpu")
     with pytest.raises(UserError, match="contradicts"):
-        plan.pose([str(folder)], **given, on_mismatch="refuse", check=False)
+        plan.pose([str(folder)], options)
     assert not (folder / "pose").exists()
     (folder / "pose").write_text("in the way")
     with pytest.raises(UserError, match=r"\(--out\): cannot be made"):
-        plan.pose([str(folder)], **given, on_mismatch="force", check=False)
+        plan.pose([str(folder)], replace(options, on_mismatch="force"))
 
 
 def test_of_two_rules_only_what_differs_is_told(tmp_path: Path) -> None:
@@ -194,7 +189,7 @@ def test_outputs_of_another_kind_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [("text", "holds string"), ("absent", "no columns pitch"), ("nested", "holds list"), ("boolean", "holds bool"),
-     ("gone", "run hpe pose"), ("garbage", "not a pose table")],
+     ("gone", "run `hpe pose`"), ("garbage", "not a pose table")],
 )  # fmt: skip
 def test_tables_that_are_none_are_named(tmp_path: Path, change: str, told: str) -> None:
     network = estimator(Mean())
@@ -212,7 +207,7 @@ def test_tables_that_are_none_are_named(tmp_path: Path, change: str, told: str) 
     else:
         task.table.write_bytes(b"no table")
     with pytest.raises(UserError, match=told) as caught:
-        gather([(task.shard.path, task.table)])
+        join_with_truth([(task.shard.path, task.table)])
     assert str(task.table) in str(caught.value)
 
 
@@ -228,7 +223,7 @@ def test_absurd_rows_and_damaged_records_are_ignored_and_counted(
     table = pq.read_table(task.table)
     yaw = pa.array([2e35, *table["yaw"].to_pylist()[1:]], pa.float32())
     pq.write_table(table.set_column(table.column_names.index("yaw"), "yaw", yaw), task.table)
-    rows = gather([(task.shard.path, task.table)])
+    rows = join_with_truth([(task.shard.path, task.table)])
     assert np.isfinite(rows.predicted).all(1).tolist() == [False, True, True, True]
     assert np.isfinite(rows.truth).all(1).tolist() == [True, False, True, True]
     told = capsys.readouterr().err

@@ -29,8 +29,10 @@ from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
+from hpe.pose.check import check_tables
 from hpe.pose.passes import Task, pose_pass
-from hpe.pose.plan import check_tables, find_shards, refuse_without_truth, tasks_of, told
+from hpe.pose.plan import find_shards, summary, tasks_of
+from hpe.pose.preflight import refuse_without_truth
 
 SIZE = 32
 RULES = direction_rules(OURS)
@@ -167,7 +169,7 @@ def test_a_crop_that_does_not_fit_is_refused_unless_the_user_says_how(tmp_path: 
     forced = tasks_for(folder, network, on_mismatch="force")
     assert {task.identity.crop for task in forced} == {"none"}
     assert {task.identity.estimator_crop for task in forced} == {"square-1@box"}
-    with pytest.raises(UserError, match="no detector runs here"):
+    with pytest.raises(UserError, match="`hpe pose` runs no detector"):
         tasks_for(folder, estimator(Mean(), "square-1@detector"))
 
 
@@ -214,7 +216,7 @@ def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Pa
     for name in ("yaw", "pitch", "roll", "direction_thesis_tree", "direction_ours"):
         assert [value is None for value in table[name].to_pylist()] == [False, True, True, True, False]
     assert [text is None for text in table["problem"].to_pylist()] == [True, False, False, False, True]
-    (line,) = told(tasks)
+    (line,) = summary(tasks)
     looks = [value for value in table["direction_ours"].to_pylist() if value is not None]
     assert f"5 faces: {', '.join(f'{name} {looks.count(code)}' for code, name in enumerate(DIRECTIONS))};" in line
     assert line.startswith(f"{tasks[0].table.parent}: ")

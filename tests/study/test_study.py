@@ -32,10 +32,10 @@ from hpe.report.cells import read_study
 from hpe.stream import LabelSource, Reading, ShardSet
 from hpe.study import published as thesis
 from hpe.study import rebuild, study
-from hpe.study.adaboost import boost, hog, hog_of
+from hpe.study.adaboost import Boosting, boost, hog, hog_features
 from hpe.study.config import EMOTION_ALONE, StudyConfig, changes, run_config, seeds_of
-from hpe.study.jobs import Trial, missing, perform, run_jobs
-from hpe.study.sets import label_directions, sources, tables_of_records
+from hpe.study.jobs import NamedShards, missing_tests, run_job, run_jobs
+from hpe.study.sets import add_true_directions, pose_tables_from_records, study_data
 from tests import browser, made
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
@@ -89,8 +89,8 @@ def squares(folder: Path, *, start: int = 0, emotions: Sequence[int] = range(8))
 def _here() -> Iterator[None]:
     """Runs in this process, which has torch already; the pool has a test of its own."""
 
-    def here(jobs, logs, processes, said):
-        return [perform(job, logs / "log") for job in jobs if missing(job)], False
+    def here(jobs, logs, processes, on_end):
+        return [run_job(job, logs / "log") for job in jobs if missing_tests(job)], False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rebuild, "run_jobs", here)
@@ -147,14 +147,11 @@ def test_hog_of_nothing_is_zero_and_brightness_changes_nothing() -> None:
 
 
 def test_adaboost_learns_what_hog_shows_and_keeps_it_as_a_network_does(tmp_path: Path, shards: Path) -> None:
-    pose = tables_of_records(shards, tmp_path / "pose")
-    reading = Reading(32, "grey", LabelSource("pose", "ours"))
+    pose = pose_tables_from_records(shards, tmp_path / "pose")
+    features = hog_features(Reading(32, "grey", LabelSource("pose", "ours")))
     tests = [("seen", ShardSet(str(shards), "train", str(pose)))]
     train = ShardSet(str(shards), "train", str(pose))
-    code = boost(
-        tmp_path / "run", train, tests, reading, hog_of,
-        described="hog", estimators=60, depth=3, learning_rate=1.0, seed=0, replicates=50,
-    )  # fmt: skip
+    code = boost(tmp_path / "run", train, tests, features, Boosting(60, 3, 1.0, seed=0), replicates=50)
     assert code == 0
     table = pq.read_table(tmp_path / "run" / "evaluate" / "seen.parquet")
     right = np.array(table["emotion"]) == np.array(table["emotion_hat"])
@@ -177,10 +174,8 @@ def test_adaboost_of_one_emotion_is_refused(tmp_path: Path) -> None:
     info = write_shard(folder / "train-000000.tar", "train", samples)
     Manifest("made", "squares", "none", True, "none", {"size": 32}, (info,)).save(folder)
     with pytest.raises(UserError, match="1 emotions to learn from"):
-        boost(
-            tmp_path / "run", ShardSet(str(folder), "train"), [], Reading(32, "grey"), hog_of,
-            described="hog", estimators=2, depth=1, learning_rate=1.0, seed=0, replicates=50,
-        )  # fmt: skip
+        train, features = ShardSet(str(folder), "train"), hog_features(Reading(32, "grey"))
+        boost(tmp_path / "run", train, [], features, Boosting(2, 1, 1.0, seed=0), replicates=50)
 
 
 # --- Seeds
@@ -327,7 +322,7 @@ def test_a_networks_own_settings_replace_the_studys_key_by_key(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("shown=nobody", "nobody' is no model of this study; it has tiny, adaboost"),
+        ("shown=nobody", "nobody' is not a model of this study; it has tiny, adaboost"),
         ("networks.0.bakbone=x", "did you mean 'backbone'"),
         ("sets.baseline.per_cell=80/40", "per_cell"),
         ("sets.baseline.per_cell=80/40/0", "per_cell"),
@@ -498,7 +493,7 @@ def test_what_goes_wrong_in_a_study_is_not_laid_to_its_folder(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(rebuild, "sources", fails)
+    monkeypatch.setattr(rebuild, "study_data", fails)
     with pytest.raises(OSError) as caught:  # noqa: PT011 -- which one it is is asked next
         study(config(tmp_path / "s", shards), jobs=1, new=False)
     assert caught.value is error
@@ -521,13 +516,13 @@ def test_a_strange_folder_is_left_alone(tmp_path: Path, shards: Path) -> None:
 class Job:
     """A job that can, or cannot, be done."""
 
-    tests = (Trial("t", "s", "test", "p"),)
+    tests = (NamedShards("t", "s", "test", "p"),)
     replicates = 100
 
     def __init__(self, run: Path, problem: str) -> None:
         self.run, self.problem = run, problem
 
-    def perform(self, tests: object) -> int:
+    def execute(self, tests: object) -> int:
         if self.problem:
             raise UserError(self.problem)
         (self.run / "evaluate").mkdir(parents=True)
@@ -546,33 +541,33 @@ def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Pat
         ("b", 0, ""),
     ]
     assert heard == ended
-    assert [bool(missing(job)) for job in jobs] == [True, False]
+    assert [bool(missing_tests(job)) for job in jobs] == [True, False]
     assert "no such thing" in (tmp_path / "logs" / "a.log").read_text()
 
 
 class Telling(Job):
     """A job that tells its threads."""
 
-    def perform(self, tests: object) -> int:
+    def execute(self, tests: object) -> int:
         (self.run.parent / "threads").write_text(str(torch.get_num_threads()))
-        return super().perform(tests)
+        return super().execute(tests)
 
 
 @pytest.mark.slow
 def test_what_is_left_of_a_stopped_study_is_done_with_as_many_threads_as_the_rest(tmp_path: Path) -> None:
     jobs: list[Any] = [Telling(tmp_path / "a", ""), Telling(tmp_path / "b", "")]
-    jobs[0].perform([])
+    jobs[0].execute([])
     (tmp_path / "a" / "done.json").write_text('{"tests": ["t"]}')
-    assert [bool(missing(job)) for job in jobs] == [False, True]
+    assert [bool(missing_tests(job)) for job in jobs] == [False, True]
     run_jobs(jobs, tmp_path / "logs", 2, lambda _: None)
-    assert not missing(jobs[1])
+    assert not missing_tests(jobs[1])
     assert (tmp_path / "threads").read_text() == str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 class Waiting(Job):
     """A job that asks the study to stop, and would go on for ever."""
 
-    def perform(self, tests: object) -> int:
+    def execute(self, tests: object) -> int:
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(600)
         return 0
@@ -584,15 +579,15 @@ def test_a_signal_ends_idle_and_busy_processes_and_keeps_what_is_done(tmp_path: 
     ended, stopped = run_jobs(jobs, tmp_path / "logs", 2, lambda _: None)
     assert stopped
     assert {one.run.name for one in ended} <= {"a", "b"}
-    assert not any(missing(job) for job in jobs if job.run.name in {one.run.name for one in ended})
-    assert missing(jobs[2])
+    assert not any(missing_tests(job) for job in jobs if job.run.name in {one.run.name for one in ended})
+    assert missing_tests(jobs[2])
     assert multiprocessing.active_children() == []
 
 
 class Killed(Job):
     """A job whose process is killed, as for want of memory."""
 
-    def perform(self, tests: object) -> int:
+    def execute(self, tests: object) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
@@ -608,8 +603,8 @@ def test_a_killed_process_is_told_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_true_directions_become_a_column_that_networks_learn_from(tmp_path: Path, shards: Path) -> None:
-    pose = tables_of_records(shards, tmp_path / "pose")
-    out = label_directions(shards, pose, tmp_path / "labelled")
+    pose = pose_tables_from_records(shards, tmp_path / "pose")
+    out = add_true_directions(shards, pose, tmp_path / "labelled")
     rows = pq.read_table(out / "test-000000.parquet")
     truth = [s.record.direction for s in read_samples(shards / "test-000000.tar")]
     assert rows["direction_labelled"].to_pylist() == truth
@@ -618,7 +613,7 @@ def test_true_directions_become_a_column_that_networks_learn_from(tmp_path: Path
 
 def test_a_rule_that_the_tables_lack_is_told(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(UserError, match=r"sets\.baseline\.rule: thesis_network: .* have thesis_tree, ours"):
-        sources(config(tmp_path, shards, "sets.baseline.rule=thesis_network"), None)
+        study_data(config(tmp_path, shards, "sets.baseline.rule=thesis_network"), None)
 
 
 @pytest.mark.slow
