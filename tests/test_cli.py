@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import hpe
 from hpe import __main__ as entry
@@ -64,6 +64,26 @@ def test_every_option_and_argument_has_a_help_text() -> None:
         if not getattr(parameter, "help", None)
     ]
     assert silent == []
+
+
+def panel(one: object) -> str | None:
+    """The heading under which rich shows a command or an option."""
+    return getattr(one, "rich_help_panel", None)
+
+
+def test_help_groups_the_commands_in_the_order_of_the_pipeline() -> None:
+    top = typer.main.get_command(cli.app)
+    assert isinstance(top, TyperGroup)
+    groups = {panel(command): None for command in top.commands.values()}
+    assert list(groups) == ["Data", "Pose", "Training", "Evaluation", "Study", "Tools"]
+    assert panel(top.commands["landmarks"]) == "Pose"
+
+
+@pytest.mark.parametrize("name", ["pack", "pose", "evaluate", "predict"])
+def test_a_command_of_many_options_groups_all_of_them(name: str) -> None:
+    options = [one for one in dict(EVERY)[(name,)].params if isinstance(one, TyperOption)]
+    assert len(options) > 8
+    assert {panel(one) for one in options} == {"What to read and write", "How", "Machine"}
 
 
 def test_the_configs_of_the_examples_come_with_hpe() -> None:

@@ -39,7 +39,7 @@ COMMENTED = tuple(
 )
 KNOWN = dict(EVERY)
 BEGINS = r"(?:[A-Z_]+=\S+ +)*(?:hpe|accelerate launch|torchrun|sbatch)\s"
-NO_COMMANDS = ("hpe needs Python 3.11 or 3.12",)  # a message, in the table of trouble
+NO_COMMANDS = ("hpe needs Python 3.11 to 3.14",)  # a message, in the table of trouble
 NUMBERS = {"N": "2", "K": "0"}  # what stands for a number in what is shown
 
 
