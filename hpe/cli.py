@@ -404,7 +404,8 @@ def train(
 
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
-    from hpe.config.run import RunConfig, load
+    from hpe.config.run import RunConfig
+    from hpe.config.strict_yaml import load
     from hpe.core.distributed import launched, refuse_processes
     from hpe.core.errors import UserError
 
@@ -604,7 +605,7 @@ def study(
 
     Example: `hpe study configs/study/tiny.yaml --jobs 2`
     """
-    from hpe.config.run import load
+    from hpe.config.strict_yaml import load
     from hpe.study import study as module
     from hpe.study.config import StudyConfig
 

@@ -19,7 +19,8 @@ from torch.distributed.run import get_args_parser
 from typer.core import TyperCommand
 
 import hpe
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.models import run_folder

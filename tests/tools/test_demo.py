@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from hpe import cli
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.distributed import refuse_processes
 from hpe.core.errors import EXIT_AGAIN, EXIT_OK, UserError
 from hpe.tools import demo

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpe.config.run import RunConfig, load, parse
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load, parse
 from hpe.core.distributed import Ranks, Signals, cuda, leave
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare

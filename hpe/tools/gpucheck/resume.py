@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.distributed import end_with_parent
 from hpe.models import run_folder
 from hpe.models.run_folder import State
