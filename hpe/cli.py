@@ -676,7 +676,7 @@ def doctor(
     if device != "auto" or out is not None:
         from hpe.core.errors import UserError
 
-        raise UserError("hpe doctor: --device and --out need --gpu; add --gpu, or leave them out")
+        raise UserError("doctor: --device and --out need --gpu; add it, or leave them out")
     from hpe.tools import doctor as module
 
     raise typer.Exit(module.doctor(folder, quick=quick))

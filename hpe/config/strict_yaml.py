@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -38,7 +39,10 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: cannot read this config: {reason}; `hpe configs` lists those that come with hpe"
+        ) from error
     return parse(text, str(path), schema, overrides)
 
 
@@ -152,24 +156,31 @@ def _parse_override(given: str) -> tuple[tuple[str | int, ...], Any, str]:
 def _walk(raw: dict[str, Any], path: tuple[str | int, ...], name: str) -> Any:
     """The mapping or list that holds the last part of a path; sections that are missing are made."""
     at: Any = raw
-    for part, following in zip(path[:-1], path[1:], strict=True):
+    for end, (part, following) in enumerate(pairwise(path), 1):
         if isinstance(at, list) and isinstance(part, int) and part < len(at):
             at = at[part]
         elif isinstance(at, dict):
             if not isinstance(at.get(part), dict | list):
                 if isinstance(following, int):
-                    raise UserError(f"{name}: the config has no list {part!r}")
+                    raise UserError(f"{name}: the config has no list {_dotted(path[:end])}")
                 at[part] = {}
             at = at[part]
         else:
-            raise UserError(f"{name}: the config has no item {part!r} here")
+            raise UserError(f"{name}: the config has no {_dotted(path[:end])}")
     return at
 
 
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
 def _set(holder: Any, last: str | int, value: Any, name: str) -> None:
-    if isinstance(holder, list) and not (isinstance(last, int) and last < len(holder)):
+    if not isinstance(holder, list):
+        holder[last] = value
+    elif isinstance(last, int) and last < len(holder):
+        holder[last] = value
+    else:
         raise UserError(f"{name}: the list has {len(holder)} items, numbered from 0")
-    holder[last] = value
 
 
 def _messages(invalid: ValidationError, schema: type[Section], name: str, places: Places) -> Iterator[str]:
