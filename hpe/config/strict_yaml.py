@@ -175,12 +175,9 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 
 
 def _set(holder: Any, last: str | int, value: Any, name: str) -> None:
-    if not isinstance(holder, list):
-        holder[last] = value
-    elif isinstance(last, int) and last < len(holder):
-        holder[last] = value
-    else:
+    if isinstance(holder, list) and not (isinstance(last, int) and last < len(holder)):
         raise UserError(f"{name}: the list has {len(holder)} items, numbered from 0")
+    holder[last] = value  # pyright: ignore[reportCallIssue, reportArgumentType] (a list by number, a mapping by name)
 
 
 def _messages(invalid: ValidationError, schema: type[Section], name: str, places: Places) -> Iterator[str]:

@@ -86,7 +86,7 @@ def _versions() -> Iterator[Finding]:
     if len(builds) > 1:
         yield Finding(
             "packages", "bad",
-            f"{' and '.join(builds)} have the same files, and either may be broken; pip uninstall -y onnxruntime, "
+            f"{' and '.join(builds)} contain the same files, so either may be broken; pip uninstall -y onnxruntime, "
             "then pip install --force-reinstall --no-deps onnxruntime-gpu",
         )  # fmt: skip
     if not builds:
@@ -128,12 +128,10 @@ def _disk(folder: Path) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free / 2**30
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        yield Finding(
-            "disk", "bad", f"cannot look into {folder} ({reason}); give a folder that you may enter and write"
-        )
+        yield Finding("disk", "bad", f"cannot read {folder} ({reason}); choose a folder that you may read and write")
     else:
         if not os.access(there, os.W_OK | os.X_OK):
-            yield Finding("disk", "bad", f"cannot write in {there}; give a folder that you may write")
+            yield Finding("disk", "bad", f"cannot write in {there}; choose a folder that you may write")
         state = "bad" if free < _FULL_DISK_GIB else "note" if free < _LOW_DISK_GIB else "ok"
         yield Finding("disk", state, f"{free:.1f} GiB free in {there}")
     shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)

@@ -165,7 +165,7 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, monkeypatch: 
     chain(monkeypatch)
     (tmp_path / "thesis.txt").write_text("mine")
     for new in (False, True):
-        with pytest.raises(UserError, match="not empty, and no demo has made it"):
+        with pytest.raises(UserError, match="is not empty, and was not made by a demo"):
             run(tmp_path, new=new)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, monkeypatch: 
 def test_a_spoilt_stamp_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamp: str) -> None:
     chain(monkeypatch)
     (tmp_path / demo.STAMP).write_text(stamp)
-    with pytest.raises(UserError, match=r"demo\.json: spoilt.*--new.*--out"):
+    with pytest.raises(UserError, match=r"demo\.json: is damaged.*--new.*--out"):
         run(tmp_path)
 
 

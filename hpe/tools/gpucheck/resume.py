@@ -69,7 +69,7 @@ def judged(values: dict[str, float], *, again: bool, whole: int, exact: bool) ->
         values[name] for name in ("samples_seen", "expected_samples", "largest_weight_difference")
     )
     text = f"killed after step {values['killed_after_steps']:.0f}, finished with {seen:,.0f} samples seen"
-    apart = f"weights differ by {difference:.2g} at most from those of an untouched run"
+    apart = f"weights differ by at most {difference:.2g} from those of an untouched run"
     if again:
         return Row(_NAME, "bad", "the second start began anew instead of resuming", values)
     if not seen == expected == whole:
