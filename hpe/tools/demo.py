@@ -184,7 +184,7 @@ def _run(stage: Stage) -> bool:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code and not caught:
-        way_out = "mend that first" if code == EXIT_USAGE else "the same command goes on from there"
+        way_out = "correct that first" if code == EXIT_USAGE else "run the same command again to resume there"
         raise UserError(f"the stage {stage.name!r} ended with exit code {code} (see above); {way_out}")
     return not caught
 

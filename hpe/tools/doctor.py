@@ -108,8 +108,8 @@ def _devices() -> Iterator[Finding]:
     yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         why = unused_gpu()
-        told = "torch sees none: everything runs on the CPU, training slowly"
-        yield Finding("GPU", "bad" if why else "note", f"{told}; {why}" if why else told)
+        found = "torch sees no GPU: everything runs on the CPU, and training is slow"
+        yield Finding("GPU", "bad" if why else "note", f"{found}; {why}" if why else found)
         return
     if why := rocm():
         yield Finding("GPU", "note", why)
@@ -143,7 +143,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _conventions() -> Iterator[Finding]:
-    """Sign, order, unit and colour order, each judged by a fact that does not come from our formula."""
+    """Sign, order, unit and colour order, each checked against a fact that does not come from our formula."""
     import numpy as np
     import torch
     from scipy.spatial.transform import Rotation
@@ -178,8 +178,8 @@ def _all_reduce() -> Iterator[Finding]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     text = f"two processes sum over {backend}"
-    code, told = _answer([*command, sys.executable, "-c", _REDUCE], environment, _REDUCE_SECONDS)
-    reason = next((line.partition("reason: ")[2] for line in told.splitlines() if "reason: " in line), "")
+    code, output = _answer([*command, sys.executable, "-c", _REDUCE], environment, _REDUCE_SECONDS)
+    reason = next((line.partition("reason: ")[2] for line in output.splitlines() if "reason: " in line), "")
     if code is None:
         yield Finding("all-reduce", "bad", f"{text}: no answer within {_REDUCE_SECONDS} s")
     elif code:
@@ -194,8 +194,8 @@ def _answer(command: Sequence[str], environment: Mapping[str, str], seconds: flo
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            _, told = process.communicate(timeout=seconds)
-            return process.returncode, told
+            _, output = process.communicate(timeout=seconds)
+            return process.returncode, output
         except subprocess.TimeoutExpired:
             return None, ""
         finally:

@@ -142,7 +142,7 @@ def test_more_processes_than_gpus_are_refused_before_the_first_stage(
 ) -> None:
     machine(monkeypatch, gpus=1)
     chain(monkeypatch, "raise SystemExit('a stage was started')")
-    with pytest.raises(UserError, match="--processes 2: this machine shows 1 GPU"):
+    with pytest.raises(UserError, match="--processes 2: only 1 GPU is visible"):
         run(tmp_path / "demo", processes=2)
     assert not (tmp_path / "demo").exists()
 
@@ -210,9 +210,9 @@ def test_settings_bind_a_later_demo_only_where_something_was_made(
     shard = out / "shards" / "train-000000.tar"
     makes = f"from pathlib import Path; Path({str(shard)!r}).parent.mkdir(); Path({str(shard)!r}).touch()"
     chain(monkeypatch, f"{makes if made else 'pass'}\nraise SystemExit(2)")
-    with pytest.raises(UserError, match="mend that first"):
+    with pytest.raises(UserError, match="correct that first"):
         run(out)
-    with pytest.raises(UserError, match="an earlier demo used" if made else "mend that first"):
+    with pytest.raises(UserError, match="an earlier demo used" if made else "correct that first"):
         run(out, seed=1)
 
 
