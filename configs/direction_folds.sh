@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The direction network on people it has not seen: five folds by person over all of Pointing'04.
+# The direction network on people not in training: five folds by person over all of Pointing'04.
 #   configs/direction_folds.sh RAW ESTIMATOR WEIGHTS OUT
 #   configs/direction_folds.sh raw/Pointing04 configs/estimators/lwpose66.yaml lwpose66.onnx /tmp/direction
 # RAW is Pointing'04 (Person01 … Person15), OUT a new folder. Three people are the test of each fold, two more
-# choose the checkpoint, ten are learned from. It can be stopped and started again.
+# choose the checkpoint, ten are learned from. Run it again to resume.
 set -euo pipefail
 raw=$1 estimator=$2 weights=$3 out=$4
 here=$(cd "$(dirname "$0")" && pwd)

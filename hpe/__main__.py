@@ -11,23 +11,23 @@ from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFi
 
 _PATIENCE_SECONDS = 10
 _WAYS_OUT = {
-    errno.ENOENT: "check the path, and that nothing else moves or removes it meanwhile",
-    errno.EACCES: "it needs other rights, or give a place that you may read and write",
-    errno.EPERM: "it needs other rights, or give a place that you may read and write",
-    errno.EEXIST: "something else lies there: move it away, or give another place",
-    errno.ENOTDIR: "a file lies where a folder is to be: move it away, or give another place",
-    errno.EISDIR: "a folder lies where a file is to be: move it away, or give another place",
-    errno.EROFS: "give a place that can be written",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.ELOOP: "its links lead round in a circle: name the place itself",
-    errno.EFBIG: "raise the largest size of a file (ulimit -f), or give a place that takes larger files",
-    errno.ENOSPC: "free some room or give a place on another disk, then run the same command again",
-    errno.EDQUOT: "free some room or give a place on another disk, then run the same command again",
+    errno.ENOENT: "check the path, and that nothing else moves or removes it",
+    errno.EACCES: "change its permissions, or choose a place that you may read and write",
+    errno.EPERM: "change its permissions, or choose a place that you may read and write",
+    errno.EEXIST: "something else is already there: move it away, or choose another place",
+    errno.ENOTDIR: "part of this path is a file: move it away, or choose another place",
+    errno.EISDIR: "this is a folder, but a file is needed: move it away, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links form a circle: use the path of the file or folder itself",
+    errno.EFBIG: "raise the maximum file size (ulimit -f), or choose a place that takes larger files",
+    errno.ENOSPC: "free some space or choose another disk, then run the same command again",
+    errno.EDQUOT: "free some space or choose another disk, then run the same command again",
 }
 
 _LESS_MEMORY = (
-    "hpe train: lower train.micro_batch, the pieces of a rank's share of a batch (in a run that has begun, too), "
-    "or start a new run with a smaller train.batch, or train.batch=auto; evaluate, predict and pose: lower --batch"
+    "hpe train: lower train.micro_batch, which splits the batch of each rank (a run that resumes may change it, too), "
+    "or start a new run with a smaller train.batch or train.batch=auto; evaluate, predict and pose: lower --batch"
 )
 
 _GONE = (
@@ -36,41 +36,41 @@ _GONE = (
     "broken pipe",
     "connection was likely closed",  # torch's store, which is a thread of rank 0
     "remote process exited",  # NCCL's ncclRemoteError
-    "timed out waiting",  # gloo, of one that is there and does not answer
-    "wait timeout after",  # torch's store, of what another rank was to write
+    "timed out waiting",  # gloo, when a rank is alive but does not answer
+    "wait timeout after",  # torch's store, when another rank has not written its part
     "communicator was aborted",
 )
-"""How torch, NCCL and gloo word it that a rank is gone; in small letters."""
+"""Parts of the messages of torch, NCCL and gloo when a rank is gone; in lower case."""
 _WRONGLY_STARTED = (
     (
         "duplicate gpu detected",
         "start at most one process per GPU (--processes, --nproc_per_node), and let the launcher set LOCAL_RANK",
     ),
-    ("waiting for clients", "start as many ranks as WORLD_SIZE says"),
+    ("waiting for clients", "start as many ranks as WORLD_SIZE, or correct WORLD_SIZE"),
     ("unable to find address for", "set GLOO_SOCKET_IFNAME to a network interface of this machine, or unset it"),
     ("no socket interface found", "set NCCL_SOCKET_IFNAME to a network interface of this machine, or unset it"),
 )
-_MEETING = "start rank 0 there, and check that this machine can reach it"
-_NCCL_SAYS = "`hpe doctor` tries it without a training, NCCL_DEBUG=INFO makes NCCL say more"
+_START_RANK_0 = "start rank 0 there, and check that this machine can reach it"
+_TRY_NCCL = "`hpe doctor` tests it without a training, and NCCL_DEBUG=INFO makes NCCL report more"
 
-# OpenMP threads that wait by spinning fight the readers, and other jobs, for cores: on a busy machine of four
-# cores a training step took ten times as long. A short spin costs an idle machine nothing that was measurable.
+# OpenMP threads that wait by spinning take cores from the readers and from other jobs: on a busy machine with four
+# cores a training step took ten times as long. On an idle machine a short spin had no measurable cost.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 class Ending(NamedTuple):
-    """How a command ends that an error has stopped."""
+    """How a command ends after an error: exit code, message, and whether to let other ranks report first."""
 
     code: int
     message: str | None = None
     waits: bool = False
-    """Another rank may know the cause: it is to leave, and so to be heard, first."""
+    """Exit late: another rank may know the cause, and the launcher stops all ranks after the first that exits."""
 
 
 def ending(error: BaseException) -> Ending | None:
-    """What the table below says of an error; None of what may be our own fault and so keeps its traceback."""
-    for kind, told in _ENDINGS:
-        if isinstance(error, kind) and (end := told(error)) is not None:
+    """The ending of a known error, by the table below; None for what may be a bug, which keeps its traceback."""
+    for kind, ending_of in _ENDINGS:
+        if isinstance(error, kind) and (end := ending_of(error)) is not None:
             return end
     return None
 
@@ -85,22 +85,25 @@ def _mistake(error: Exception | str) -> Ending:
 def _lost_reader(error: RuntimeError) -> Ending | None:
     if "DataLoader worker" not in str(error):
         return None
-    told = f"rank {_rank()} lost a reader process and leaves: {str(error).strip()} "
-    return Ending(EXIT_INCOMPLETE, told + "If memory ran out, use fewer data.workers; the same command goes on")
+    problem = f"rank {_rank()}: a reader process died: {str(error).strip()} "
+    return Ending(
+        EXIT_INCOMPLETE, problem + "If memory ran out, lower data.workers; run the same command again to resume"
+    )
 
 
 def _out_of_memory(error: RuntimeError) -> Ending | None:
     if type(error).__name__ != "OutOfMemoryError" and "CUDA error: out of memory" not in str(error):
         return None
-    told = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")  # and then of allocators
-    return Ending(EXIT_INCOMPLETE, f"rank {_rank()}: {told}. {_LESS_MEMORY}")
+    # Three sentences: how much was asked for and how much there is. The others are about allocators.
+    problem = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")
+    return Ending(EXIT_INCOMPLETE, f"rank {_rank()}: {problem}. {_LESS_MEMORY}")
 
 
 def _broken_group(error: RuntimeError) -> Ending | None:
-    """What torch, NCCL and gloo say of ranks that cannot meet, share a GPU, are gone, or cannot talk.
+    """Ranks that cannot connect, share a GPU, are gone, or cannot exchange data, as torch, NCCL and gloo report it.
 
-    torch has types for its own and for NCCL's errors; gloo's come as RuntimeError, with the file of gloo that raised
-    them. Which error it is stands in words only.
+    torch has exception types for its own errors and NCCL's; those of gloo are RuntimeErrors that name gloo's source
+    file. Which of the cases it is can only be read from the words.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "RANK" not in os.environ or not ("DistError" in kinds or "gloo/transport/" in str(error)):
@@ -108,22 +111,21 @@ def _broken_group(error: RuntimeError) -> Ending | None:
     cause = cause_of(error)
     words = cause.lower()
     if any(gone in words for gone in _GONE):
-        return Ending(EXIT_INCOMPLETE, f"rank {_rank()} lost another rank and leaves: {cause}", waits=True)
+        return Ending(EXIT_INCOMPLETE, f"rank {_rank()} stops because another rank is gone: {cause}", waits=True)
     for wording, way_out in _WRONGLY_STARTED:
         if wording in words:
             return _mistake(f"{cause}; {way_out}")
     if "DistNetworkError" in kinds:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        way_out = "give a port that is free" if "address already in use" in words else _MEETING
-        return _mistake(f"MASTER_ADDR:MASTER_PORT is {where}: the ranks cannot meet there ({cause}); {way_out}")
+        way_out = "choose a free port" if "address already in use" in words else _START_RANK_0
+        return _mistake(f"MASTER_ADDR:MASTER_PORT is {where}, but the ranks cannot connect there ({cause}); {way_out}")
     if "DistBackendError" in kinds:
-        told = f"rank {_rank()}: the ranks cannot exchange data: {cause}; {_NCCL_SAYS}"
-        return Ending(EXIT_INCOMPLETE, told)
+        return Ending(EXIT_INCOMPLETE, f"rank {_rank()}: the ranks cannot exchange data: {cause}; {_TRY_NCCL}")
     return None
 
 
 def cause_of(error: RuntimeError) -> str:
-    """The first line of torch's message, and NCCL's own reason, which stands some lines below it."""
+    """The first line of torch's message, and NCCL's own reason, which follows some lines later."""
     first, _, rest = str(error).strip().partition("\n")
     _, _, last = rest.partition("Last error:")
     reason = last.strip().partition("\n")[0].strip()
@@ -131,11 +133,11 @@ def cause_of(error: RuntimeError) -> str:
 
 
 def explained(error: OSError | UnicodeEncodeError) -> str | None:
-    """The message of a mistake with paths or disks that no command has foreseen; None where it may be our own."""
+    """The message for an error with paths or disks that no command handles itself; None if it may be a bug."""
     if isinstance(error, UnicodeEncodeError):
         return (
-            f"{error.object!r} cannot be written in {error.encoding}; "
-            "rename the file in question, or set PYTHONUTF8=1 and LC_ALL=C.UTF-8"
+            f"{error.object!r} cannot be written as {error.encoding}; "
+            "rename the file, or set PYTHONUTF8=1 and LC_ALL=C.UTF-8"
         )
     way_out = _WAYS_OUT.get(error.errno or 0)
     if way_out is None:
@@ -144,13 +146,13 @@ def explained(error: OSError | UnicodeEncodeError) -> str | None:
     return f"{where}{(error.strerror or 'failed').lower()}; {way_out}"
 
 
-def _foreseen(error: OSError | UnicodeEncodeError) -> Ending | None:
+def _failed_system_call(error: OSError | UnicodeEncodeError) -> Ending | None:
     message = explained(error)
     return None if message is None else _mistake(message)
 
 
 def _closed_pipe(_: BrokenPipeError) -> Ending:
-    """`hpe … | head`: silence, also when Python flushes what nobody reads."""
+    """`hpe … | head`: no message, and none when Python flushes the rest of its output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return Ending(1)
 
@@ -163,11 +165,11 @@ _ENDINGS: tuple[tuple[type[BaseException], Callable[[Any], Ending | None]], ...]
     (RuntimeError, _lost_reader),
     (RuntimeError, _out_of_memory),
     (RuntimeError, _broken_group),
-    (KeyboardInterrupt, lambda _: _INTERRUPTED),  # while modules load; later typer makes an exit of it
+    (KeyboardInterrupt, lambda _: _INTERRUPTED),  # while modules load; later typer turns it into a SystemExit
     (SystemExit, lambda end: _INTERRUPTED if end.code == EXIT_INTERRUPTED else None),
     (BrokenPipeError, _closed_pipe),
-    (OSError, _foreseen),
-    (UnicodeEncodeError, _foreseen),
+    (OSError, _failed_system_call),
+    (UnicodeEncodeError, _failed_system_call),
 )
 
 
@@ -179,13 +181,13 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
     from hpe.core.distributed import from_parent, leave
 
-    from_parent()  # before the seconds of imports in which a launcher may be killed
+    from_parent()  # first: imports take seconds, and the launcher may be killed meanwhile
     try:
         _run()
     except SystemExit as end:
         leave(end.code)
     except Exception as error:
-        sys.excepthook(type(error), error, error.__traceback__)  # as Python would, and then leave as every rank does
+        sys.excepthook(type(error), error, error.__traceback__)  # as Python does; then exit like every rank
         leave(1)
     leave(0)
 
@@ -199,11 +201,11 @@ def _run() -> None:
         end = ending(error)
         if end is None:
             raise
-        if end.waits:  # the launcher ends all ranks when the first leaves, which is to be the one that knows why
+        if end.waits:  # so that the rank that knows the cause exits first: the launcher then stops the others
             time.sleep(_PATIENCE_SECONDS)
         if end.message is not None:
-            told = f"hpe: {end.message}".encode("utf-8", "backslashreplace").decode("utf-8")
-            print(told, file=sys.stderr, flush=True)
+            printable = f"hpe: {end.message}".encode("utf-8", "backslashreplace").decode("utf-8")
+            print(printable, file=sys.stderr, flush=True)
         sys.exit(end.code)
 
 

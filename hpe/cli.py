@@ -1,12 +1,12 @@
-"""The command line. Each command is a thin function: plain values in, one call into the module of its name.
+"""The command line. Each command is a thin function: plain values in, one call into the package of its name.
 
-Nothing heavy is imported here, so that ``hpe --help`` answers at once: a command imports its own module.
+Nothing heavy is imported here, so that ``hpe --help`` answers at once: a command imports its package when it runs.
 """
 
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,19 +22,51 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Panels of `hpe --help`, in the order of the pipeline; the first command of a panel decides where it appears.
+_DATA: Final = "Data"
+_POSE: Final = "Pose"
+_TRAINING: Final = "Training"
+_EVALUATION: Final = "Evaluation"
+_STUDY: Final = "Study"
+_TOOLS: Final = "Tools"
+# Panels of the options of a command that has many.
+_WHAT: Final = "What to read and write"
+_HOW: Final = "How"
+_MACHINE: Final = "Machine"
+
 
 Processes = Annotated[
-    int | None, typer.Option("--processes", "-p", metavar="N", help="Start N processes (one a GPU) on this machine.")
+    int | None,
+    typer.Option(
+        *("--processes", "-p"),
+        metavar="N",
+        help="Start N processes on this machine, one per GPU.",
+        rich_help_panel=_MACHINE,
+    ),
 ]
-Flips = Annotated[bool, typer.Option("--flips", help="Average each face with its mirror image; takes twice as long.")]
+Flips = Annotated[
+    bool,
+    typer.Option("--flips", help="Average each face with its mirror image; takes twice as long.", rich_help_panel=_HOW),
+]
 JudgedPrecision = Annotated[
-    str | None, typer.Option("--precision", help="fp32, bf16, fp16 or auto; default: that of the run's training.")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="fp32, bf16, fp16 or auto; default: the precision of the training.",
+        rich_help_panel=_HOW,
+    ),
 ]
 Centre = Annotated[
-    float, typer.Option(min=0.5, max=1.0, help="Look at the centre crop of this share of the side, as timm's crop_pct.")
+    float,
+    typer.Option(
+        min=0.5,
+        max=1.0,
+        help="Use a central crop with this fraction of the image's side, like timm's crop_pct.",
+        rich_help_panel=_HOW,
+    ),
 ]
 
-app.add_typer(landmarks)
+app.add_typer(landmarks, rich_help_panel=_POSE)
 
 
 def _version(value: bool) -> None:
@@ -52,43 +84,76 @@ def _main(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def pack(
     source: Annotated[
-        str, typer.Argument(help="`auto`, the name of a reader such as pointing04 or synthetic, or `list`.")
+        str,
+        typer.Argument(help="Reader of the dataset, such as pointing04; `auto` recognises it, `list` shows all."),
     ],
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RAW] OUT", help="The raw dataset (rendered heads have none); the shards' folder."),
+        typer.Argument(metavar="[RAW] OUT", help="Raw dataset (not for `synthetic`), then the folder for the shards."),
+    ] = None,
+    splits: Annotated[
+        str,
+        typer.Option(
+            help="own (the dataset's), drawn (new random ones), or a folder with train.txt, val.txt and test.txt, "
+            "one key or path per line.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "own",
+    val_share: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the samples to draw for val; default: 0.1.", rich_help_panel=_WHAT),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the samples to draw for test; default: 0.1.", rich_help_panel=_WHAT),
+    ] = None,
+    drop_duplicates: Annotated[
+        str,
+        typer.Option(help="none (only report copies), exact, or near (reads all images twice).", rich_help_panel=_WHAT),
+    ] = "none",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE for the reader; may be repeated.", rich_help_panel=_WHAT),
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option(help="Rule such as square-1.4@landmarks, none (centre square), or keep (the original bytes)."),
+        typer.Option(
+            help="Crop rule such as square-1.4@landmarks, none (centre square), or keep (the original bytes).",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
-    detector: Annotated[str, typer.Option(help="mtcnn or hog, for rules such as square-1.4@detector.")] = "mtcnn",
-    size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.")] = 224,
-    grey: Annotated[bool, typer.Option("--grey/--colour", help="One channel, as in the thesis, or three.")] = False,
-    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 95,
-    splits: Annotated[
-        str, typer.Option(help="own, drawn (anew), or a folder of train.txt, val.txt, test.txt: a key or path a line.")
-    ] = "own",
-    val_share: Annotated[float | None, typer.Option(help="Share for val, where it is drawn; default: 0.1.")] = None,
-    test_share: Annotated[float | None, typer.Option(help="Share for test, where it is drawn; default: 0.1.")] = None,
-    drop_duplicates: Annotated[
-        str, typer.Option(help="none (copies are only reported), exact, or near (a second reading of all pictures).")
-    ] = "none",
-    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the splits and of the order.")] = 0,
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the reader; may be repeated.")] = None,
+    detector: Annotated[
+        str,
+        typer.Option(help="Face detector for rules such as square-1.4@detector: mtcnn or hog.", rich_help_panel=_HOW),
+    ] = "mtcnn",
+    size: Annotated[int, typer.Option(help="Side of the stored images in pixels.", rich_help_panel=_HOW)] = 224,
+    grey: Annotated[
+        bool,
+        typer.Option("--grey/--colour", help="Store one channel, as in the thesis, or three.", rich_help_panel=_HOW),
+    ] = False,
+    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.", rich_help_panel=_HOW)] = 95,
+    samples_per_shard: Annotated[
+        int, typer.Option(help="Maximum number of samples in a shard.", rich_help_panel=_HOW)
+    ] = 1000,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the drawn splits and of the order of samples.", rich_help_panel=_HOW)
+    ] = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; default: all cores. The bytes do not depend on it.")
+        int | None,
+        typer.Option(
+            help="Number of processes; default: one per core. The output does not depend on it.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
 ) -> None:
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
-    Killed and started again, it makes only what is missing, with the same bytes. What cannot become a sample
-    is named in `quarantine.jsonl`; look at `summary.md` and `contact-*.png`. `hpe pack list` names the readers,
-    what each looks for, and what --option it takes.
+    Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
+    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.png` before you train.
+    `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
     `hpe pack synthetic data/heads --option count=2000 --option people=50`
@@ -114,14 +179,14 @@ def pack(
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
-        f"\nWritten to {out}; look at {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR for angles, "
-        f"or {then}"
+        f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
+        f"for angles, or {then}"
     )
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
-    """Check every shard against its sha256 and count, and name what is damaged (exit code 1).
+    """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
     Example: `hpe verify data/aflw2000`
     """
@@ -131,12 +196,12 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
     damage = verify(shards)
     for found in damage:
         print(found)
-    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard is as its manifest says"))
+    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard matches its manifest"))
     if damage:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def balance(
     shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` wrote.")],
     poses: Annotated[Path, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
@@ -145,15 +210,15 @@ def balance(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="Direction rule: a direction_RULE column of the tables; default: the only one, or else ours."
+            help="Direction rule: NAME of a column direction_NAME of the tables; default: the only one, else ours."
         ),
     ] = None,
-    directions: Annotated[str | None, typer.Option(help="Only these, such as forward,left,right.")] = None,
-    emotions: Annotated[str | None, typer.Option(help="Only these; default: all that the shards have.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
-    samples_per_shard: Annotated[int, typer.Option(help="At most.")] = 1000,
+    directions: Annotated[str | None, typer.Option(help="Only these directions, such as forward,left,right.")] = None,
+    emotions: Annotated[str | None, typer.Option(help="Only these emotions; default: all in the shards.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(help="Maximum number of samples in a shard.")] = 1000,
 ) -> None:
-    """Write a subset with as many samples of every direction and emotion, as the thesis does.
+    """Write a subset with equal numbers of samples per direction and emotion, as in the thesis.
 
     Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
     """
@@ -168,7 +233,7 @@ def balance(
     balance(shards, poses, out, subset)
 
 
-@app.command()
+@app.command(rich_help_panel=_POSE)
 def pose(
     shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files or globs.")],
     estimator: Annotated[
@@ -176,38 +241,84 @@ def pose(
         typer.Option(
             "--estimator",
             "-e",
-            help="Estimator YAML, .onnx with its YAML, Hopenet weights, a run folder, or a landmark model's folder.",
+            help="YAML of an estimator, .onnx file with a YAML beside it, Hopenet weights, run folder, or folder "
+            "of a landmark model.",
+            rich_help_panel=_WHAT,
         ),
     ],
-    weights: Annotated[Path | None, typer.Option(help="Weights file, in place of the YAML's.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the tables' folder, in place of the estimator's.")] = None,
-    crop: Annotated[str | None, typer.Option(help="Crop rule that the estimator was made for.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the tables; default: pose/ beside the shards.")] = None,
-    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    recrop: Annotated[bool, typer.Option("--recrop", help="Crop on the fly by the record's box or landmarks.")] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file to use instead of the YAML's.", rich_help_panel=_WHAT)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split.", rich_help_panel=_WHAT)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the tables; default: pose/ beside the shards.", rich_help_panel=_WHAT),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the folder inside --out; default: the estimator's name.", rich_help_panel=_WHAT),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare the angles with the labels of the shards, and write a report.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False,
+    crop: Annotated[
+        str | None, typer.Option(help="Crop rule that the estimator was trained with.", rich_help_panel=_HOW)
+    ] = None,
+    recrop: Annotated[
+        bool,
+        typer.Option(
+            "--recrop",
+            help="Crop the faces on the fly, by the boxes or landmarks in the records.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Take the pictures as they are, and skip the estimator's trial.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Use the images as they are, whatever their crop rule, and do not test the estimator first.",
+            rich_help_panel=_HOW,
+        ),
     ] = False,
     flips: Flips = False,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (torch networks).")] = "fp32",
-    compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile (torch networks).")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (torch networks).", rich_help_panel=_HOW)] = "fp32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile (torch networks).", rich_help_panel=_HOW)
+    ] = False,
+    direction_network: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder of the thesis' direction network (backbone `angles`): adds its directions.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    rule: Annotated[
+        Path | None,
+        typer.Option(help="Direction rule that `hpe calibrate` wrote.", rich_help_panel=_HOW),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Faces at a time; default 16 on a CPU, 256 on a GPU.")
+        int | None,
+        typer.Option(min=1, help="Faces per batch; default: 16 on a CPU, 256 on a GPU.", rich_help_panel=_MACHINE),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Workers of each rank; default: its share of the cores.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Reader threads of each process; default: the cores divided among the processes.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
-    direction_network: Annotated[
-        Path | None, typer.Option(help="Run folder of the thesis' direction network (backbone angles).")
-    ] = None,
-    rule: Annotated[Path | None, typer.Option(help="Our direction rule, as `hpe calibrate` wrote it.")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare with the shards' true angles, write a report.")
-    ] = False,
     processes: Processes = None,
 ) -> None:
-    """Head pose of every face in shards: one resumable, distributed pass, one table a shard.
+    """Estimate the head pose of every face in shards, on any number of processes; write one table per shard.
+
+    Run the same command again to resume.
 
     Example: `hpe pose shards/aflw2000 -e configs/estimators/lwpose66.yaml --weights lwpose66.onnx --check`
     """
@@ -225,27 +336,32 @@ def pose(
     raise typer.Exit(run(shards, options))
 
 
-@app.command()
+@app.command(rich_help_panel=_POSE)
 def calibrate(
     shards: Annotated[list[str], typer.Argument(help="Shards with known directions, such as Pointing'04's.")],
-    estimator: Annotated[str, typer.Option("--estimator", "-e", help="Name of the pose tables' estimator.")],
-    out: Annotated[Path, typer.Option(help="Where to write the rule (JSON).")],
+    estimator: Annotated[str, typer.Option("--estimator", "-e", help="Name of the folder of pose tables.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write the rule to.")],
     poses: Annotated[
         Path | None, typer.Option(help="Folder of the pose tables; default: pose/ beside the shards.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy that decided faces are to have.")] = 0.9,
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="Accuracy that the rule must reach on the faces that it decides.")
+    ] = 0.9,
 ) -> None:
-    """Fit our direction rule, with its option to abstain, and judge it on people not used to fit it.
+    """Fit our direction rule, which may abstain, and evaluate it on people that were not used to fit it.
 
-    Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`, then `hpe pose … --rule ours.json`
+    Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`; use it with `hpe pose … --rule ours.json`
     """
     from hpe.pose.calibrate import run
 
     run(shards, poses=poses, estimator=estimator, split=split, target=target, out=out)
 
 
-Config = Annotated[Path, typer.Argument(help="YAML config of the run; `hpe configs` lists some.", show_default=False)]
+Config = Annotated[
+    Path,
+    typer.Argument(help="YAML config of the run; `hpe configs` lists those that come with hpe.", show_default=False),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: train.learning_rate=3e-4.")
 ]
@@ -253,11 +369,11 @@ Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", 
 
 
 def _relaunch(processes: int | None, *done: str) -> None:
-    """Start this very command on N processes; returns in those processes, and where no N is asked for.
+    """Run this same command in N processes. Returns only inside those processes, or if N is None.
 
     Args:
         processes: N.
-        done: options that this process has done for all of them.
+        done: options that this process has already carried out, so that the new processes must not repeat them.
     """
     from hpe.core import distributed
 
@@ -265,26 +381,29 @@ def _relaunch(processes: int | None, *done: str) -> None:
         distributed.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
-@app.command()
+@app.command(rich_help_panel=_TRAINING)
 def train(
     config: Config,
     overrides: Set = None,
     processes: Processes = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder, instead of the config's run:.")] = None,
-    new: Annotated[bool, typer.Option("--new", help="Start over; an earlier run becomes RUN.1, RUN.2 …")] = False,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: `run` of the config.")] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start over; an existing run is renamed to RUN.1, RUN.2 …")
+    ] = False,
     change_precision: Annotated[
         bool,
-        typer.Option("--change-precision", help="Let a run that has begun go on in another precision (other GPUs)."),
+        typer.Option("--change-precision", help="Resume in another precision, for example on other GPUs."),
     ] = False,
 ) -> None:
-    """Train a network; the same command goes on with a run that was stopped or killed.
+    """Train a network. Run the same command again to resume a run that was stopped or killed.
 
-    Exit codes: 0 done, 1 done but some samples could not be read, 2 a mistake in the config, 75 stopped by
-    a signal with everything saved (run it again).
+    Exit codes: 0 done; 1 done, but some samples could not be read; 2 a mistake in the config; 75 stopped by
+    a signal, with everything saved.
 
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
-    from hpe.config.run import RunConfig, load
+    from hpe.config.run import RunConfig
+    from hpe.config.strict_yaml import load
     from hpe.core.distributed import launched, refuse_processes
     from hpe.core.errors import UserError
 
@@ -293,12 +412,12 @@ def train(
     if new:
         if launched():
             raise UserError(
-                f"--new: a launcher may start its ranks again, which would set aside what {loaded.run} has learned; "
-                "rename that folder first, or give another run:"
+                f"--new: a launcher may restart its ranks, and each restart would rename {loaded.run} again; "
+                "rename that folder yourself, or choose another one with --run"
             )
         from hpe.train.setup import set_aside
 
-        refuse_processes(processes or 1)  # or the earlier run would be aside for nothing
+        refuse_processes(processes or 1)  # before the earlier run is renamed, which would be for nothing
         set_aside(Path(loaded.run))
     _relaunch(processes, "--new")
     from hpe import train as module
@@ -306,26 +425,38 @@ def train(
     raise typer.Exit(module.train(loaded, change_precision=change_precision))
 
 
-@app.command()
+@app.command(rich_help_panel=_EVALUATION)
 def evaluate(
     run: Run,
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
-    split: Annotated[str | None, typer.Option(help="Split, where SHARDS is a folder.")] = "test",
-    pose: Annotated[Path | None, typer.Option(help="Pose tables, for angles and directions.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the result; default: the split (with -flips, -centre0.9).")
+    split: Annotated[
+        str | None, typer.Option(help="Split to evaluate, if SHARDS is a folder.", rich_help_panel=_WHAT)
+    ] = "test",
+    pose: Annotated[
+        Path | None, typer.Option(help="Folder of pose tables, for angles and directions.", rich_help_panel=_WHAT)
     ] = None,
-    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a batch over all processes.")] = 256,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the result; default: the split, plus -flips or -centre0.9.", rich_help_panel=_WHAT),
+    ] = None,
+    which: Annotated[
+        str, typer.Option(help="Checkpoint: best, last, or step-00001234.", rich_help_panel=_HOW)
+    ] = "best",
+    batch: Annotated[int, typer.Option(min=1, help="Batch size over all processes.", rich_help_panel=_MACHINE)] = 256,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Reader processes a rank; default: as in training.")
+        int | None,
+        typer.Option(
+            min=0, help="Reader processes of each process; default: as in training.", rich_help_panel=_MACHINE
+        ),
     ] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
     precision: JudgedPrecision = None,
     processes: Processes = None,
 ) -> None:
-    """Evaluate a run on shards: every sample once, figures with intervals, predictions as a table.
+    """Evaluate a run on shards: metrics with confidence intervals, and a table of the predictions.
+
+    Every sample is evaluated exactly once.
 
     Example: `hpe evaluate runs/ferplus shards/ferplus --split test --pose shards/ferplus/pose/lwpose66`
     """
@@ -346,39 +477,56 @@ def evaluate(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(rich_help_panel=_EVALUATION)
 def predict(
     network: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Run folder, estimator (YAML, .onnx with its YAML), or landmark model."),
+        typer.Argument(
+            metavar="RUN", help="Run folder, estimator (YAML, or .onnx with a YAML beside it), or landmark model."
+        ),
     ],
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, tars, folders of shards, globs.")
+        list[str], typer.Argument(metavar="INPUT...", help="Images, folders, tar files, folders of shards, globs.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results; without it rows are printed.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the results; default: print them.", rich_help_panel=_WHAT),
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.")] = "jsonl",
-    draw: Annotated[str, typer.Option(help="Annotated pictures with axes or cube; or none.")] = "none",
+    form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.", rich_help_panel=_WHAT)] = "jsonl",
+    draw: Annotated[
+        str, typer.Option(help="Also write annotated images: axes, cube or none.", rich_help_panel=_WHAT)
+    ] = "none",
     faces: Annotated[
         str,
-        typer.Option(help="given (a picture is a face), mtcnn or hog; with a landmark model largest, centre or all."),
+        typer.Option(
+            help="Where the faces are: given (each image is one face), or found by mtcnn or hog. A landmark model "
+            "finds them itself: largest, centre or all.",
+            rich_help_panel=_WHAT,
+        ),
     ] = "given",
-    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
-    batch: Annotated[int, typer.Option(min=1, help="Faces that go through the network together.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="An estimator's weights, in place of its YAML's.")] = None,
-    crop: Annotated[
-        str | None, typer.Option(help="Crop of detected faces; default: that of the network's training shards.")
+    split: Annotated[
+        str | None, typer.Option(help="Only this split of folders of shards.", rich_help_panel=_WHAT)
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Only this split of folders of shards.")] = None,
+    which: Annotated[
+        str, typer.Option(help="Checkpoint of the run: best, last, or step-00001234.", rich_help_panel=_HOW)
+    ] = "best",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights file to use instead of that of an estimator's YAML.", rich_help_panel=_HOW),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="Crop rule for detected faces; default: that of the training shards.", rich_help_panel=_HOW),
+    ] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
     precision: JudgedPrecision = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
 ) -> None:
-    """Read head pose, direction and emotion of every face in pictures or shards: a row a face.
+    """Predict head pose, direction and emotion of every face in images or shards: one row per face.
 
-    Pictures that cannot be read (exit code 1) and those without a face are counted and named.
+    Images that cannot be read (exit code 1) and images without a face are counted and listed.
 
     Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
     """
@@ -392,14 +540,14 @@ def predict(
     raise typer.Exit(code)
 
 
-@app.command("runs")
+@app.command("runs", rich_help_panel=_EVALUATION)
 def list_runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders that contain some.", show_default="runs")
+        list[Path] | None, typer.Argument(help="Run folders, or folders that contain run folders.", show_default="runs")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the list to this file.")] = None,
 ) -> None:
-    """List runs with their progress, their metrics, and the settings in which they differ.
+    """List runs with their progress, metrics, and the settings that differ between them.
 
     Example: `hpe runs runs/baseline runs/joint`
     """
@@ -408,40 +556,25 @@ def list_runs(
     raise typer.Exit(module.runs(folders, json_file))
 
 
-@app.command()
-def study(
-    config: Annotated[Path, typer.Argument(help="YAML config of the study; see configs/study/.", show_default=False)],
-    overrides: Set = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in its own process.")] = 1,
-    new: Annotated[bool, typer.Option("--new", help="Set an earlier study of this folder aside.")] = False,
-) -> None:
-    """Rebuild the thesis from shards and pose tables to its tables: every model, set and seed, with tests.
-
-    Stopped or killed and started again, it goes on; finished runs are not run again. Further seeds (behind the
-    first) and models may be added to a study. Another --jobs changes figures by rounding: it divides the cores.
-    Exit codes: 1 some runs failed (they are named), 75 stopped by a signal.
-
-    Example: `hpe study configs/study/tiny.yaml --jobs 2`
-    """
-    from hpe.config.run import load
-    from hpe.study import study as module
-    from hpe.study.config import StudyConfig
-
-    raise typer.Exit(module(load(config, StudyConfig, overrides or ()), jobs=jobs, new=new))
-
-
-@app.command()
+@app.command(rich_help_panel=_EVALUATION)
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders and study folders; several runs are also compared.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders and study folders; several runs are also compared with each other."),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the page, or of the comparison; default: report/ in the run, or beside the runs."),
+        typer.Option(
+            help="Folder for the page or the comparison; default: report/ in the run folder, or beside the runs."
+        ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Leave out the faces of datasets whose terms forbid sharing them.")
+        bool, typer.Option("--public", help="Leave out faces of datasets whose terms forbid sharing them.")
     ] = False,
 ) -> None:
-    """Write a page and a model card for each run, and a page for each study; a page is one file that works offline.
+    """Write an HTML page for each run and study, and a model card for each run.
+
+    Each page is one file that works offline.
 
     Example: `hpe report runs/baseline runs/joint --out runs/report`
     """
@@ -451,18 +584,44 @@ def report(
         print(page)
 
 
-@app.command()
+@app.command(rich_help_panel=_STUDY)
+def study(
+    config: Annotated[
+        Path, typer.Argument(help="YAML config of the study, such as configs/study/tiny.yaml.", show_default=False)
+    ],
+    overrides: Set = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of runs to train at the same time.")] = 1,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start over; an existing study is renamed to STUDY.1, STUDY.2 …")
+    ] = False,
+) -> None:
+    """Rebuild the tables of the thesis from shards and pose tables: every model, set and seed, with tests.
+
+    Run the same command again to resume; finished runs are kept. You may add models and additional seeds (after
+    the existing ones) to a study. Changing --jobs can alter the last digits, because it divides the cores among
+    the runs. Exit codes: 1 some runs failed (they are listed), 75 stopped by a signal.
+
+    Example: `hpe study configs/study/tiny.yaml --jobs 2`
+    """
+    from hpe.config.strict_yaml import load
+    from hpe.study import study as module
+    from hpe.study.config import StudyConfig
+
+    raise typer.Exit(module(load(config, StudyConfig, overrides or ()), jobs=jobs, new=new))
+
+
+@app.command(rich_help_panel=_STUDY)
 def association(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet file with a row per image.")],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("association"),
-    replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap draws and of permutations.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the draws and permutations.")] = 0,
+    replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap samples, and of permutations.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the permutations.")] = 0,
 ) -> None:
-    """Measure the association of two columns: cross tables, χ², Cramér's V, residuals, permutations.
+    """Measure how strongly two columns are associated: cross table, χ², Cramér's V, residuals, permutation test.
 
-    Writes JSON, Markdown and a heat map, and for a table of predictions also the emotion accuracy by direction.
+    Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
     Example: `hpe association runs/ferplus/evaluate/test.parquet`
     """
@@ -473,11 +632,11 @@ def association(
     print(f"{out}/association.md")
 
 
-@app.command("configs")
+@app.command("configs", rich_help_panel=_TOOLS)
 def list_configs(
-    out: Annotated[Path | None, typer.Argument(help="Folder to copy them to; without it they are listed.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Folder to copy the configs to; default: list them.")] = None,
 ) -> None:
-    """List the configs that come with hpe, or copy them to a folder, to run and to edit.
+    """List the configs that come with hpe, or copy them to a folder where you can edit them.
 
     Example: `hpe configs configs`
     """
@@ -491,20 +650,20 @@ def list_configs(
             print(path)
 
 
-@app.command()
+@app.command(rich_help_panel=_TOOLS)
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where runs and shards will be written.")] = Path(),
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the two-process test out.")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Judge the GPUs instead: 8 checks, at most 8 minutes.")] = False,
-    device: Annotated[str, typer.Option(help="For --gpu: auto, or cpu to try its checks without a GPU.")] = "auto",
+    folder: Annotated[Path, typer.Argument(help="Folder where runs and shards will be written.")] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the test with two processes.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Check the GPUs instead: 8 checks in at most 8 minutes.")] = False,
+    device: Annotated[str, typer.Option(help="With --gpu: auto, or cpu to try the checks without a GPU.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="For --gpu: the JSON report.", show_default="FOLDER/gpu-report.json")
+        Path | None, typer.Option(help="With --gpu: file for the JSON report.", show_default="FOLDER/gpu-report.json")
     ] = None,
 ) -> None:
-    """Check versions, devices, disk, a two-process all-reduce and the conventions for angles and colours.
+    """Check versions, devices, disk, communication of two processes, and the conventions for angles and colours.
 
-    With --gpu: train in each precision, compile, sum over all GPUs, decode, kill and resume, and measure speeds.
-    Exit codes: 1 something is bad, 2 no GPU.
+    With --gpu it checks training in each precision, torch.compile, communication between GPUs, decoding,
+    resuming and speed instead. Exit codes: 1 a check failed, 2 no GPU.
 
     Example: `hpe doctor /data`
     """
@@ -515,24 +674,28 @@ def doctor(
     if device != "auto" or out is not None:
         from hpe.core.errors import UserError
 
-        raise UserError("--device and --out of hpe doctor go with --gpu; add it, or leave them out")
+        raise UserError("doctor: --device and --out need --gpu; add it, or leave them out")
     from hpe.tools import doctor as module
 
     raise typer.Exit(module.doctor(folder, quick=quick))
 
 
-@app.command()
+@app.command(rich_help_panel=_TOOLS)
 def bench(
-    part: Annotated[str, typer.Argument(help="stream, pack, …; all: every part that is there.")] = "all",
-    folder: Annotated[Path, typer.Option(help="Where its data is made and kept.")] = Path("hpe-bench"),
-    workers: Annotated[int, typer.Option(min=0, help="Processes that each contestant may use.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each contestant; medians are reported.")] = 3,
-    samples: Annotated[int, typer.Option(min=640, help="Pictures of a turn.")] = 6000,
-    shards: Annotated[str | None, typer.Option(help="Use these 224 px shards instead of made ones.")] = None,
-    config: Annotated[Path | None, typer.Option(help="step: measure this run's config, and what bounds it.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+    part: Annotated[str, typer.Argument(help="Part to measure: stream, pack, pose, step or all.")] = "all",
+    folder: Annotated[Path, typer.Option(help="Folder for the data that it makes; kept for the next time.")] = Path(
+        "hpe-bench"
+    ),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that each candidate may use.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each candidate; the median is reported.")] = 3,
+    samples: Annotated[int, typer.Option(min=640, help="Images per measurement.")] = 6000,
+    shards: Annotated[str | None, typer.Option(help="Use these shards (224 pixels) instead of rendered ones.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="With step: measure the training of this config, and find its bottleneck.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
 ) -> None:
-    """Measure how fast each part is beside what else one could use, in turns on this machine.
+    """Measure how fast each part of hpe is, compared with alternatives on the same machine.
 
     Example: `hpe bench stream --workers 4 --json bench.json`
     """
@@ -549,27 +712,29 @@ def bench(
         write_json(json_file, [report.to_json() for report in reports])
 
 
-@app.command()
+@app.command(rich_help_panel=_TOOLS)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of everything that the demo writes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the heads and of both trainings.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered heads and of both trainings.")] = 0,
     processes: Annotated[
         int | None,
         typer.Option(
             *("--processes", "-p"),
             min=1,
             metavar="N",
-            help="For the joint training.",
+            help="Processes of the joint training.",
             show_default="2, or 1 on a machine with one GPU",
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Rendered pictures.")] = 5600,
-    people: Annotated[int, typer.Option(min=20, help="Rendered people; 70 % to learn from.")] = 320,
-    new: Annotated[bool, typer.Option("--new", help="Set an earlier demo aside and start over.")] = False,
+    count: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Number of rendered images.")] = 5600,
+    people: Annotated[int, typer.Option(min=20, help="Number of rendered people; 70 % are for training.")] = 320,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start over; an existing demo is renamed to OUT.1, OUT.2 …")
+    ] = False,
 ) -> None:
-    """Run the whole pipeline on rendered heads: pack, pose, train, evaluate, report, in a few minutes.
+    """Run the whole pipeline on rendered heads in a few minutes: pack, pose, train, evaluate, report.
 
-    Stopped and started again, it goes on where it stood.
+    Run the same command again to resume.
 
     Example: `hpe demo --seed 1 --out runs/demo1`
     """

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe.config.run import RunConfig, parse
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard

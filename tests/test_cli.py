@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import hpe
 from hpe import __main__ as entry
@@ -64,6 +64,26 @@ def test_every_option_and_argument_has_a_help_text() -> None:
         if not getattr(parameter, "help", None)
     ]
     assert silent == []
+
+
+def panel(one: object) -> str | None:
+    """The heading under which rich shows a command or an option."""
+    return getattr(one, "rich_help_panel", None)
+
+
+def test_help_groups_the_commands_in_the_order_of_the_pipeline() -> None:
+    top = typer.main.get_command(cli.app)
+    assert isinstance(top, TyperGroup)
+    groups = {panel(command): None for command in top.commands.values()}
+    assert list(groups) == ["Data", "Pose", "Training", "Evaluation", "Study", "Tools"]
+    assert panel(top.commands["landmarks"]) == "Pose"
+
+
+@pytest.mark.parametrize("name", ["pack", "pose", "evaluate", "predict"])
+def test_a_command_of_many_options_groups_all_of_them(name: str) -> None:
+    options = [one for one in dict(EVERY)[(name,)].params if isinstance(one, TyperOption)]
+    assert len(options) > 8
+    assert {panel(one) for one in options} == {"What to read and write", "How", "Machine"}
 
 
 def test_the_configs_of_the_examples_come_with_hpe() -> None:
@@ -173,7 +193,7 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
     assert len(waited) == 1
     lost = RuntimeError(f"[{GLOO}/pair.cc:538] Connection closed by peer [127.0.0.1]:62162")
     # of the rank that is to tell: its launcher ends this one meanwhile
-    assert ends(monkeypatch, capsys, lost) == (1, f"hpe: rank 3 lost another rank and leaves: {lost}\n")
+    assert ends(monkeypatch, capsys, lost) == (1, f"hpe: rank 3 stops because another rank is gone: {lost}\n")
     assert len(waited) == 2
 
 
@@ -248,27 +268,27 @@ OTHER_TROUBLE = [
             "code: -98, name: EADDRINUSE, message: address already in use"
         ),
         2,
-        "message: address already in use); give a port that is free",
+        "message: address already in use); choose a free port",
     ),
     (
         dist.DistNetworkError(
             "The client socket has timed out after 2000ms while trying to connect to (node0, 29500)."
         ),
         2,
-        "MASTER_ADDR:MASTER_PORT is node0:29500: the ranks cannot meet there (The client socket has timed out after "
-        "2000ms while trying to connect to (node0, 29500)); start rank 0 there",
+        "MASTER_ADDR:MASTER_PORT is node0:29500, but the ranks cannot connect there (The client socket has timed out "
+        "after 2000ms while trying to connect to (node0, 29500)); start rank 0 there",
     ),
     (
         dist.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."),
         2,
-        "waiting for clients. 1/2 clients joined; start as many ranks as WORLD_SIZE says",
+        "waiting for clients. 1/2 clients joined; start as many ranks as WORLD_SIZE",
     ),
 ]
 
 
 @pytest.mark.parametrize(
     ("error", "code", "told"),
-    [*((error, 1, "rank 1 lost another rank and leaves: ") for error in A_PEER_IS_GONE), *OTHER_TROUBLE],
+    [*((error, 1, "rank 1 stops because another rank is gone: ") for error in A_PEER_IS_GONE), *OTHER_TROUBLE],
 )
 def test_trouble_among_ranks_is_one_message_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, code: int, told: str
@@ -281,7 +301,7 @@ def test_trouble_among_ranks_is_one_message_with_the_cause(
     assert (ended, line.count("\n")) == (code, 1)
     assert told in line
     assert str(error).partition("\n")[0].rstrip(".") in line
-    assert ("lost another rank" in line) == (error in A_PEER_IS_GONE)
+    assert ("another rank is gone" in line) == (error in A_PEER_IS_GONE)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from torch.distributed.run import get_args_parser
 from typer.core import TyperCommand
 
 import hpe
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.models import run_folder
@@ -322,8 +323,8 @@ def test_what_train_tells_of_absent_shards_is_in_the_table_of_trouble(
 def test_the_python_of_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In order and in one namespace, as a reader would paste them: beside a run and a picture."""
-    shards = made.shards(tmp_path / "shards", counts=(16,), val=8)
+    """In order and in one namespace, as a reader would paste them: beside a run, its shards and a picture."""
+    shards = made.shards(tmp_path / "shards" / "ferplus", counts=(16,), val=8)
     config = made.config(shards, tmp_path / "runs" / "ferplus")
     run = Path(config.run)
     run.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""``hpe configs``: the configs that come with hpe, for installs that have no checkout beside them."""
+"""``hpe configs``: lists and copies the configs that come with hpe, for installs without a checkout."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ _PACKAGE: Final = Path(__file__).parents[1]
 
 
 def folder() -> Path:
-    """Where the configs lie: in a wheel inside the package, in a checkout beside it."""
+    """Where the configs are: inside an installed package, or beside it in a checkout."""
     packaged = _PACKAGE / "recipes"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
 
@@ -25,10 +25,10 @@ def described() -> list[tuple[str, str]]:
 
 
 def copy(out: Path) -> list[Path]:
-    """Write the configs below ``out``, where they may be edited; the same files once more are no change.
+    """Copy the configs to ``out``, where they may be edited. Identical files that exist already are kept.
 
     Raises:
-        UserError: a config there has been edited, or the folder cannot be written; no config is written then.
+        UserError: a config there was edited, or the folder cannot be written; then no config is written.
     """
     texts = {out / name: (folder() / name).read_text(encoding="utf-8") for name, _ in described()}
     try:
@@ -36,13 +36,12 @@ def copy(out: Path) -> list[Path]:
             str(path) for path, text in texts.items() if path.exists() and path.read_text(encoding="utf-8") != text
         ]
         if edited:
-            raise UserError(
-                f"{', '.join(edited)}: differs from the config that comes with hpe; give a folder without it"
-            )
+            raise UserError(f"{', '.join(edited)}: differs from the config that comes with hpe; choose another folder")
         with ExitStack() as all_or_none:
             for path, text in texts.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 all_or_none.enter_context(aside(path)).write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{out}: cannot write the configs here ({error}); give another folder") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{out}: cannot write the configs here: {reason}; choose another folder") from error
     return list(texts)

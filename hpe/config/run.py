@@ -1,18 +1,16 @@
-"""The config of a run (contract C6): one YAML file, strict, every mistake at once with its place in the file."""
+"""The config of a run (contract C6): one YAML file, strict. Each field's meaning is beside it.
 
-import difflib
+The tables of ``docs/config.md`` are made from this file: ``python -m tests.test_config_page`` writes them anew.
+"""
+
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from hpe.core.errors import UserError
+from hpe.config.strict_yaml import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,113 +30,160 @@ Stem = Literal["standard", "small", "half"]
 _SELECTION: Final = {
     "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
 }  # fmt: skip
-Places = dict[tuple[Any, ...], str]
-
-
-class Section(BaseModel):
-    """A part of a config: unknown keys and wrong types are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-T = TypeVar("T", bound=Section)
 
 
 class ShardsConfig(Section):
-    """One dataset of shards.
-
-    ``shards`` is a folder that ``hpe pack`` wrote (with ``split``), a path, glob, brace pattern or URL, or a
-    list of them; ``pose`` is the folder of pose tables, and ``weight`` its share among several datasets.
-    """
+    """One dataset of shards."""
 
     shards: str | list[str]
+    """A folder that ``hpe pack`` wrote, a tar file, glob, brace pattern, ``pipe:`` command or URL; or a list of
+    them.
+    """
     split: str | None = None
+    """Split to use, if ``shards`` is a folder."""
     pose: str | None = None
+    """Folder of pose tables that ``hpe pose`` wrote. A dataset without it keeps the angles and directions of its
+    records, also beside others that name one.
+    """
     weight: Positive = 1.0
+    """How often this dataset is drawn, relative to the other datasets and whatever their sizes: 1 and 1 draw both
+    equally often. An epoch has as many samples as all datasets together. Not used in ``data.val``.
+    """
 
 
 class DataConfig(Section):
-    """What is streamed: where from, in which order and with which labels."""
+    """What is streamed: from where, in which order and with which labels."""
 
     train: Annotated[list[ShardsConfig], Field(min_length=1)]
+    """Datasets to learn from; several are mixed by ``weight``."""
     val: Annotated[list[ShardsConfig], Field(min_length=1)]
+    """Datasets that choose the best checkpoint; never the data that you report results on."""
     size: Side = 224
+    """Side of the images in pixels."""
     grey: bool = False
+    """Use the luma in all three channels, as in the thesis."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Reader processes of each rank; 0 reads in the training process."""
     window: Count = 64
+    """Number of shards within which samples are shuffled; a larger window keeps more files open."""
     sampling: Literal["natural", "balanced"] = "natural"
+    """``balanced`` draws all emotions equally often; it never draws samples without an emotion, and ignores the
+    weights of datasets.
+    """
     angles: Literal["record", "pose"] = "record"
+    """``pose`` takes yaw, pitch and roll from the pose tables instead of the records."""
     direction: str = "record"
+    """``record``, or the name of a rule in the pose tables, such as ``ours`` or ``thesis_tree``."""
     decoder: Literal["cpu", "gpu", "auto"] = "cpu"
+    """Who decodes plain JPEGs: the readers on the CPU, or the GPU of each rank through nvJPEG; ``auto`` takes the
+    GPU if there is one. Both differ slightly in their pixels. This version's GPU decoder was tested only with a CPU
+    in its place, never on a GPU.
+    """
     damaged: Literal["skip", "fail"] = "skip"
+    """A sample that cannot be read is skipped and named, or stops the run."""
 
 
 class AugmentConfig(Section):
-    """Batched augmentation; see ``hpe.stream.augment``. Everything off is ``augment: {}``."""
+    """Augmentation of whole batches; see ``hpe.stream.augment``. ``augment: {}`` switches everything off."""
 
     crop_scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """Area of the random crop as a fraction of the image, from and to; above 1 zooms out."""
     crop_ratio: tuple[Positive, Positive] = (1.0, 1.0)
+    """Width divided by height of the random crop, from and to; values other than 1 squeeze the head."""
     shift: Share = 0.0
+    """Largest shift of the crop, as a fraction of the side."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees, in both directions; the labels of pose follow."""
     flip: Share = 0.0
+    """Probability of mirroring the image; yaw, roll and direction follow."""
     brightness: Share = 0.0
+    """Largest change of brightness: a factor between 1 − this and 1 + this."""
     contrast: Share = 0.0
+    """Largest change of contrast: a factor between 1 − this and 1 + this."""
     saturation: Share = 0.0
+    """Largest change of saturation: a factor between 1 − this and 1 + this."""
     grey: Share = 0.0
+    """Probability of converting the image to grey."""
     blur: Share = 0.0
+    """Probability of a Gaussian blur."""
     erase: Share = 0.0
+    """Probability of erasing a rectangle."""
     randaugment: Annotated[int, Field(ge=0, le=10)] = 0
+    """Strength, 0 to 10, of two random changes of colour or sharpness."""
     mixup: NotNegative = 0.0
+    """Alpha of the Beta distribution that mixes pairs of samples; 0 switches it off."""
 
 
 class EmotionHead(Section):
-    """Eight emotions: soft cross-entropy against a label or the votes' shares."""
+    """Eight emotions: soft cross-entropy against a label or the shares of votes."""
 
     weight: NotNegative = 1.0
+    """Weight of this head's loss in the total loss."""
     smoothing: Share = 0.0
+    """Label smoothing."""
     votes: bool = True
+    """Learn the shares of the votes where there are votes, instead of the majority."""
     imbalance: Literal["none", "weights", "logit-adjustment"] = "none"
+    """``weights``: rare classes weigh more; ``logit-adjustment``: the log frequencies of the classes are added to
+    the logits in training.
+    """
     dropout: Share = 0.0
+    """Dropout before the last layer."""
     conditioned_on_pose: bool = False
+    """Modulate the features by the network's own angles; needs the pose head."""
 
 
 class DirectionHead(Section):
     """Five directions: cross-entropy."""
 
     weight: NotNegative = 1.0
+    """Weight of this head's loss in the total loss."""
     smoothing: Share = 0.0
+    """Label smoothing."""
     imbalance: Literal["none", "weights", "logit-adjustment"] = "none"
+    """As in the emotion head."""
     dropout: Share = 0.0
+    """Dropout before the last layer."""
 
 
 class PoseHead(Section):
-    """Yaw, pitch, roll: ``bins66`` is Hopenet's cross-entropy + alpha · MSE; ``sixd`` a geodesic loss."""
+    """Yaw, pitch and roll."""
 
     weight: NotNegative = 1.0
+    """Weight of this head's loss in the total loss."""
     kind: Literal["bins66", "sixd"] = "bins66"
+    """``bins66``: Hopenet's 66 bins, with cross-entropy plus ``alpha`` times the squared error; ``sixd``: a
+    rotation as six numbers, with a geodesic loss.
+    """
     alpha: NotNegative = 1.0
+    """With ``bins66``: weight of the squared error (degrees²) next to the cross-entropy."""
 
 
 class AffectHead(Section):
     """Valence and arousal: mean squared error."""
 
     weight: NotNegative = 1.0
+    """Weight of this head's loss in the total loss."""
 
 
 class HeadsConfig(Section):
-    """The heads that are on; one head is a baseline, several are the joint network."""
+    """The heads of the network: one is a baseline, several are learned together."""
 
     emotion: EmotionHead | None = None
+    """Eight emotions; ``{}`` switches the head on with its defaults."""
     direction: DirectionHead | None = None
+    """Five directions."""
     pose: PoseHead | None = None
+    """Yaw, pitch and roll."""
     affect: AffectHead | None = None
+    """Valence and arousal."""
 
     @model_validator(mode="after")
     def _some_head(self) -> Self:
         if not self.on:
-            raise ValueError("no head is on: give at least one of emotion, direction, pose, affect")
+            raise ValueError("no head is on; give at least one of emotion, direction, pose, affect")
         if self.emotion and self.emotion.conditioned_on_pose and not self.pose:
-            raise ValueError("emotion.conditioned_on_pose needs the pose head: add pose: {}")
+            raise ValueError("emotion.conditioned_on_pose needs the pose head; add pose: {}")
         return self
 
     @property
@@ -148,18 +193,27 @@ class HeadsConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network: a backbone by name, weights (``none``, ``hub``, or a local file), heads.
-
-    ``mean`` and ``std`` normalise the pixels (0..1, red, green, blue). Left out, they are those that the backbone
-    expects (see ``hpe.models.run_folder.normalisation_of``); a run's config holds the numbers that it was trained with.
-    """
+    """The network: backbone, weights to start from, and heads."""
 
     backbone: str = "resnet18"
+    """A name of torchvision.models, ``timm/NAME``, ``tiny``, or ``angles`` (the direction network of the thesis)."""
     stem: Stem = "standard"
+    """First layer of a ResNet for images of about 32 to 64 pixels: ``small`` keeps the resolution; ``half`` halves
+    it, for a quarter of the work.
+    """
     weights: str = "none"
+    """Weights to start from: ``none``, ``hub`` (downloads them), a local file, or a run folder (the backbone of its
+    best checkpoint; heads start anew).
+    """
     mean: tuple[Share, Share, Share] | None = None
+    """Subtracted from the pixels (0 to 1; red, green, blue). Default: what the backbone expects, that is timm's
+    config for ``timm/NAME``, that of the run in ``weights``, that of torchvision's weights with ``hub``, otherwise
+    ImageNet's.
+    """
     std: tuple[Positive, Positive, Positive] | None = None
-    freeze: list[str] = []
+    """Divides the pixels; give it together with ``mean``."""
+    freeze: list[str] = Field(default=[])
+    """Names of layers of the backbone that do not learn."""
     heads: HeadsConfig
 
     @model_validator(mode="after")
@@ -170,47 +224,83 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """Optimisation. ``batch`` counts samples over all ranks; the rate is a pure function of samples seen.
-
-    ``batch: auto`` is found at the run's first start (see ``hpe.train.auto_batch``) and kept in its config. The first
-    ``small_epochs`` epochs learn from pictures scaled to ``small_size``: most of what there is to learn, for less
-    (progressive resizing, as in Tan and Le, EfficientNetV2, 2021). They are validated so, too, and the best of them
-    is forgotten with the first validation in ``data.size``.
-    """
+    """Optimisation. Learning rate and epoch are functions of the number of samples seen."""
 
     batch: BatchSize = 256
+    """Samples per step over all ranks. ``auto`` finds it at the first start and keeps it in the ``config.yaml`` of
+    the run: for each rank the largest power of two that fits into GPU memory, or on a CPU the one where doubling
+    stops paying. It does not adapt the learning rate.
+    """
     micro_batch: Count | None = None
+    """Samples that go through the network at once on each rank; gradients are accumulated over them. Default: all."""
     epochs: Positive = 10.0
+    """Length of the training; fractions are allowed."""
     small_epochs: NotNegative = 0.0
+    """Number of first epochs that learn from images scaled to ``small_size`` (progressive resizing, Tan and Le
+    2021): most of the learning for less compute. They are validated at that size; the first validation at
+    ``data.size`` replaces their best checkpoint.
+    """
     small_size: Side | None = None
+    """Side of those images in pixels, below ``data.size``; not used while ``small_epochs`` is 0."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """``sgd`` uses Nesterov momentum of 0.9."""
     learning_rate: Positive = 1e-3
+    """Highest learning rate of the schedule."""
     weight_decay: NotNegative = 0.01
+    """Decay of weights; biases, norms, class tokens and position embeddings do not decay."""
     head_rate: Positive = 1.0
+    """The heads' learning rate, as a multiple of the backbone's (Hopenet: 5)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer of the backbone learns this factor slower than the layer after it; layers are timm's groups for
+    ``timm/NAME``, otherwise the blocks in their order.
+    """
     schedule: Literal["constant", "cosine", "step", "one-cycle"] = "cosine"
+    """Learning rate as a function of the samples seen."""
     step_epochs: Positive = 7.0
+    """With ``step``: epochs between two drops."""
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """With ``step``: factor of each drop."""
     warmup_epochs: NotNegative = 0.0
+    """Epochs of a linear rise at the start; refused with ``one-cycle``, which has its own."""
     clip: NotNegative = 0.0
+    """Largest norm of the gradient; 0 switches clipping off."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the averaged weights, such as 0.999 (smaller in the first steps); 0 switches averaging off."""
     balance_losses: Literal["fixed", "learned"] = "fixed"
+    """``learned``: the losses are weighed by one learned variance per head."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """``auto``: bf16 where the hardware supports it natively (GPUs of compute capability 8.0 or higher, such as
+    A100 and RTX 30; CPUs with AVX512-BF16 or AMX), otherwise fp32. It never chooses fp16, which is for older GPUs
+    (V100, T4). The ``config.yaml`` of the run holds the precision that was used. A resume uses the same one; where
+    the machine does not support it, ``hpe train --change-precision`` resumes in another.
+    """
     compile: bool = False
+    """Use torch.compile."""
     sync_batch_norm: bool = False
+    """Compute the statistics of batch norms over all GPUs."""
     select: str = "auto"
+    """The metric that chooses the ``best`` checkpoint, such as ``emotion/macro_f1``; ``auto``: the main metric of
+    the first head.
+    """
     validate_epochs: Positive = 1.0
+    """Epochs between two validations."""
     patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many validations without improvement; 0: never."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between two checkpoints; 0: only at validations."""
     keep: Count = 3
+    """Number of checkpoints to keep, in addition to ``best``."""
     log_steps: Count = 20
+    """Steps between two lines of the log."""
 
 
 class RunConfig(Section):
     """A run of ``hpe train``."""
 
     run: str
+    """Folder of the run; ``--run`` replaces it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights, the order of samples, augmentation and dropout."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig
@@ -222,19 +312,23 @@ class RunConfig(Section):
         if not epochs:
             return self
         if small is None:
-            raise ValueError(f"train.small_epochs: {epochs:g} epochs of small pictures need a train.small_size")
+            raise ValueError(
+                f"train.small_epochs: {epochs:g} epochs of small images need train.small_size; give it, or set 0"
+            )
         if small >= self.data.size:
-            raise ValueError(f"train.small_size: {small} is not below data.size, {self.data.size}")
+            raise ValueError(
+                f"train.small_size: {small} is not below data.size, {self.data.size}; choose a smaller one"
+            )
         if epochs >= self.train.epochs:
             raise ValueError(
-                f"train.small_epochs: {epochs:g} epochs of small pictures leave none of train.epochs, "
-                f"{self.train.epochs:g}, to those of data.size; lower it too (0: none are small)"
+                f"train.small_epochs: {epochs:g} epochs of small images leave no epoch at data.size, because "
+                f"train.epochs is {self.train.epochs:g}; lower train.small_epochs (0 switches it off)"
             )
         return self
 
     @property
     def selection(self) -> str:
-        """The validation figure that chooses the best checkpoint."""
+        """The validation metric that chooses the best checkpoint."""
         return self.train.select if self.train.select != "auto" else _SELECTION[self.model.heads.on[0]]
 
     def dump(self) -> str:
@@ -250,14 +344,15 @@ FREE: Final = (
     "train.checkpoint_steps",
     "train.micro_batch",
 )
-"""Settings that may change between two starts of one run: they do not change what is learned.
+"""Settings that may change when a run resumes, because they do not change what is learned.
 
-A micro-batch does change what batch norms and dropout see, but must follow the memory of the machine that goes on.
+``train.micro_batch`` is the exception: it changes what batch norms and dropout see, but it has to fit the memory of
+the machine that resumes.
 """
 
 
 def differences(before: Section, after: Section) -> list[str]:
-    """The settings that differ in what is learned, as ``train.batch: 256 -> 128``."""
+    """The settings that differ and change what is learned, as ``train.batch: 256 -> 128``."""
     old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(after.model_dump(mode="json")))
     return [
         f"{path}: {json.dumps(old.get(path))} -> {json.dumps(new.get(path))}"
@@ -273,174 +368,3 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{path}.{key}" if path else key)
     else:
         yield path, value
-
-
-def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
-    """The config in a YAML file, with ``--set`` overrides such as ``train.learning_rate=3e-4``.
-
-    Raises:
-        UserError: every mistake of the file and the overrides, one a line with its place.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this config: {getattr(error, 'strerror', None) or error}") from error
-    return parse(text, str(path), schema, overrides)
-
-
-def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
-    """As :func:`load`, from a text; ``name`` stands for the file in messages."""
-    raw, places = _compose(text, name)
-    for override in overrides:
-        _override(raw, places, override)
-    try:
-        # JSON mode is strict about types, yet takes YAML's lists where the schema has tuples; dates are texts.
-        return schema.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as invalid:
-        raise UserError("\n".join(_messages(invalid, schema, name, places))) from invalid
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {error}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with YAML 1.2 numbers: PyYAML's YAML 1.1 reads ``1e-3`` as a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
-# PyYAML tries resolvers in order, and its own integers come first for plain digits.
-_FILE_LIMIT: Final = 1 << 20
-_DEEPEST: Final = 32
-_SHOWN: Final = 200
-
-
-def _compose(text: str, name: str) -> tuple[dict[str, Any], Places]:
-    with _told(name) as loader_of:
-        loader = loader_of(text)
-        node = loader.get_single_node()
-        places: Places = {}
-        if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{name}: expected sections such as data:, model:, train:, found no mapping")
-        _places(node, (), name, places)
-        return loader.construct_document(node), places
-
-
-@contextmanager
-def _told(name: str) -> Iterator[Callable[[str], _Loader]]:
-    """A maker of loaders for texts that were looked through; what YAML finds wrong becomes one message."""
-    try:
-        yield partial(_loader, name=name)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark and not name.startswith("--set") else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{place}: not YAML: {problem}") from error
-    except UserError:
-        raise
-    except (OverflowError, ValueError) as error:
-        raise UserError(f"{name}: not a config: {error}") from error
-
-
-def _loader(text: str, name: str) -> _Loader:
-    """A loader of a text that is neither huge nor deep and repeats nothing: Python's own limits are not reached."""
-    if len(text) > _FILE_LIMIT:
-        raise UserError(f"{name}: {len(text):,} characters; a config has less than {_FILE_LIMIT:,}")
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{name}: YAML aliases (*name) are not used in configs; write the value out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise UserError(f"{name}: lists and mappings lie more than {_DEEPEST} deep; no config needs that")
-    return _Loader(text)
-
-
-def _places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Places) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            where = f"{name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
-            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                raise UserError(f"{where}: the key {getattr(key, 'value', key)!r} stands here twice or is no text")
-            seen.add(key.value)
-            places[*path, key.value] = where
-            _places(value, (*path, key.value), name, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            places[*path, index] = f"{name}:{value.start_mark.line + 1}:{value.start_mark.column + 1}"
-            _places(value, (*path, index), name, places)
-
-
-def _override(raw: dict[str, Any], places: Places, given: str) -> None:
-    dotted, equals, text = given.partition("=")
-    override = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}…"
-    if not equals or not dotted:
-        raise UserError(f"--set {override}: expected PATH=VALUE, for example --set train.learning_rate=3e-4")
-    with _told(f"--set {override}") as loader_of:
-        value = loader_of(text).get_single_data()
-    path = [int(part) if part.isdigit() else part for part in dotted.split(".")]
-    at: Any = raw
-    for part, following in zip(path[:-1], path[1:], strict=True):
-        if isinstance(at, list) and isinstance(part, int) and part < len(at):
-            at = at[part]
-        elif isinstance(at, dict):
-            if not isinstance(at.get(part), dict | list):
-                if isinstance(following, int):
-                    raise UserError(f"--set {override}: there is no list {part!r} in the config to change")
-                at[part] = {}
-            at = at[part]
-        else:
-            raise UserError(f"--set {override}: the config has nothing at {part!r}")
-    last = path[-1]
-    if isinstance(at, list) and not (isinstance(last, int) and last < len(at)):
-        raise UserError(f"--set {override}: the list has {len(at)} items, numbered from 0")
-    at[last] = value  # pyright: ignore[reportCallIssue, reportArgumentType] (a list by number, a mapping by name)
-    places[tuple(path)] = f"--set {override}"
-    for end in range(1, len(path)):
-        places.setdefault(tuple(path[:end]), f"--set {override}")
-
-
-def _messages(invalid: ValidationError, schema: type[Section], name: str, places: Places) -> Iterator[str]:
-    for error in invalid.errors(include_url=False):
-        location = tuple(part for part in error["loc"] if not _is_union_tag(part))
-        where = next((places[location[:end]] for end in range(len(location), 0, -1) if location[:end] in places), name)
-        dotted = ".".join(map(str, location)) or "config"
-        message = error["msg"].removeprefix("Value error, ")
-        match error["type"]:
-            case "extra_forbidden":
-                known = _known_keys(schema, location[:-1])
-                close = difflib.get_close_matches(str(location[-1]), known, 1)
-                message = "unknown key" + (
-                    f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
-                )
-            case "missing":
-                message = "is missing"
-            case _ if error["type"] != "value_error":
-                message = f"{message[0].lower()}{message[1:]}, found {json.dumps(error['input'])[:80]}"
-        yield f"{where}: {dotted}: {message}"
-
-
-def _is_union_tag(part: object) -> bool:
-    """Pydantic puts the tried member of a union into the path: ``str``, ``list[str]``."""
-    return isinstance(part, str) and (part in ("str", "bool", "int", "float") or part.startswith("list["))
-
-
-def _known_keys(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    at: Any = schema
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = at.model_fields.get(part)
-        at = _model_of(field.annotation) if field else None
-        if at is None:
-            return []
-    return list(at.model_fields)
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for a in getattr(annotation, "__args__", ()) if (m := _model_of(a))), None)

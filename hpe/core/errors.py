@@ -1,20 +1,20 @@
-"""The one exception that is a user's mistake, and the exit codes of every command."""
+"""The exception for a mistake of the user, and the exit codes of every command."""
 
 EXIT_OK = 0
 EXIT_INCOMPLETE = 1
-"""The command finished, but some of its input was damaged, skipped or lost (it is named)."""
+"""The command finished, but some input was damaged, skipped or lost (it is listed); or it could not continue."""
 EXIT_USAGE = 2
-"""A user's mistake: one message, nothing written."""
+"""A mistake of the user: one message, nothing written."""
 EXIT_AGAIN = 75
-"""Stopped by a signal with everything saved (sysexits' EX_TEMPFAIL): run the same command again."""
+"""Stopped by a signal with everything saved (EX_TEMPFAIL of sysexits.h): run the same command again to resume."""
 EXIT_INTERRUPTED = 130
-"""Ctrl-C, as shells count it."""
+"""Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: shown as one message, without a traceback, exit code 2.
+    """A mistake that the user can correct: one message without a traceback, and exit code 2.
 
-    The message says where, what was found, what was expected and the way out:
+    The message gives the place, what was found, what was expected and the way out:
     ``train.batch: 256 samples do not divide among 3 ranks; use 255 or 258``.
     """
 

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from hpe.config.run import load
+from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator, Network, Precision

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from hpe.config.run import Section
+from hpe.config.strict_yaml import Section
 from hpe.core.errors import UserError
 from hpe.core.geometry import euler_from_rotation, rotation_from_6d
 from hpe.core.labels import ANGLES

@@ -30,7 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig, load
+from hpe.config.run import ModelConfig, RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.core.files import write_json
 from hpe.data.crops import CropRule

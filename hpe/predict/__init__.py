@@ -7,6 +7,7 @@ In reading order:
     face_finders.py   the whole picture, or the faces a detector finds
     mesh_finder.py    a landmark model finds faces and angles itself
     network.py        loads a run or an estimator and asks it
+    face_reader.py    the same in Python: `hpe.load(run).read(image)`
     output.py         the rows as JSON lines, CSV or Parquet
 """
 

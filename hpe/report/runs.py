@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.config.run import FREE, RunConfig, load
+from hpe.config.run import FREE, RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import open_regular
 from hpe.metrics import SCHEMA

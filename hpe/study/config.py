@@ -19,13 +19,12 @@ from hpe.config.run import (
     ModelConfig,
     Positive,
     RunConfig,
-    Section,
     ShardsConfig,
     Stem,
     TrainConfig,
     leaves,
-    load,
 )
+from hpe.config.strict_yaml import Section, load
 from hpe.core.errors import UserError
 
 CONFIG_FILE: Final = "study.yaml"

@@ -107,7 +107,7 @@ def demo(out: Path, *, seed: int, processes: int | None, count: int, people: int
                 _forget_if_empty(out)
                 raise
             if not finished:
-                print(f"hpe: stopped in {stage.name!r}; the same command goes on from there", file=sys.stderr)
+                print(f"hpe: stopped in {stage.name!r}; run the same command again to resume", file=sys.stderr)
                 return EXIT_AGAIN
         _summary(out, settings, time.monotonic() - start)
     return EXIT_OK
@@ -122,21 +122,21 @@ def _claim(out: Path, settings: dict[str, int], *, new: bool) -> ExitStack:
                 rename_aside(out)
         out.mkdir(parents=True, exist_ok=True)
         if not stamp.exists() and any(path.name != LOCK for path in out.iterdir()):
-            raise UserError(f"{out}: not empty, and no demo has made it; give --out another folder")
+            raise UserError(f"{out}: is not empty, and was not made by a demo; choose another folder with --out")
         with ExitStack() as on_error:
             on_error.enter_context(_lock(out))
             before = _read_stamp(stamp) if stamp.exists() else settings
             if before != settings:
                 raise UserError(
                     f"{out}: an earlier demo used {before}, this one {settings}; "
-                    "give --out another folder, or --new to set the earlier one aside"
+                    "choose another folder with --out, or start over with --new"
                 )
             write_json(stamp, settings)
             return on_error.pop_all()
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{out}: cannot write the demo here ({error}); give --out another folder") from error
+        raise UserError(f"{out}: cannot write the demo here ({error}); choose another folder with --out") from error
 
 
 def _read_stamp(stamp: Path) -> dict[str, int]:
@@ -147,8 +147,8 @@ def _read_stamp(stamp: Path) -> dict[str, int]:
             raise TypeError("not a mapping")
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{stamp}: spoilt, so what the demo in this folder was made with is not known; "
-            "--new sets the folder aside, or give --out another one"
+            f"{stamp}: is damaged, so the settings of the demo in this folder are unknown; "
+            "start over with --new, or choose another folder with --out"
         ) from error
     return found
 
@@ -160,7 +160,7 @@ def _forget_if_empty(out: Path) -> None:
 
 
 def _lock(out: Path) -> AbstractContextManager[None]:
-    return locked(out / LOCK, f"{out}: another demo is at work here; wait for it, or give --out another folder")
+    return locked(out / LOCK, f"{out}: another demo is running here; wait for it, or choose another folder with --out")
 
 
 def _run(stage: Stage) -> bool:
@@ -184,14 +184,14 @@ def _run(stage: Stage) -> bool:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code and not caught:
-        way_out = "mend that first" if code == EXIT_USAGE else "the same command goes on from there"
+        way_out = "correct that first" if code == EXIT_USAGE else "run the same command again to resume there"
         raise UserError(f"the stage {stage.name!r} ended with exit code {code} (see above); {way_out}")
     return not caught
 
 
 def _summary(out: Path, settings: dict[str, int], seconds: float) -> None:
     found = json.loads((out / "multitask" / "evaluate" / "test.json").read_text(encoding="utf-8"))
-    print(f"\nDemo on rendered people never seen in training (seed {settings['seed']}), {seconds / 60:.1f} minutes")
+    print(f"\nDemo on rendered people that were not in training (seed {settings['seed']}), {seconds / 60:.1f} minutes")
     for name, value, unit in headline(found):
         bound = _BOUNDS[name]
         good = value <= bound if unit else value >= bound

@@ -86,7 +86,7 @@ def _versions() -> Iterator[Finding]:
     if len(builds) > 1:
         yield Finding(
             "packages", "bad",
-            f"{' and '.join(builds)} have the same files, and either may be broken; pip uninstall -y onnxruntime, "
+            f"{' and '.join(builds)} contain the same files, so either may be broken; pip uninstall -y onnxruntime, "
             "then pip install --force-reinstall --no-deps onnxruntime-gpu",
         )  # fmt: skip
     if not builds:
@@ -108,8 +108,8 @@ def _devices() -> Iterator[Finding]:
     yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         why = unused_gpu()
-        told = "torch sees none: everything runs on the CPU, training slowly"
-        yield Finding("GPU", "bad" if why else "note", f"{told}; {why}" if why else told)
+        found = "torch sees no GPU: everything runs on the CPU, and training is slow"
+        yield Finding("GPU", "bad" if why else "note", f"{found}; {why}" if why else found)
         return
     if why := rocm():
         yield Finding("GPU", "note", why)
@@ -128,12 +128,10 @@ def _disk(folder: Path) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free / 2**30
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        yield Finding(
-            "disk", "bad", f"cannot look into {folder} ({reason}); give a folder that you may enter and write"
-        )
+        yield Finding("disk", "bad", f"cannot read {folder} ({reason}); choose a folder that you may read and write")
     else:
         if not os.access(there, os.W_OK | os.X_OK):
-            yield Finding("disk", "bad", f"cannot write in {there}; give a folder that you may write")
+            yield Finding("disk", "bad", f"cannot write in {there}; choose a folder that you may write")
         state = "bad" if free < _FULL_DISK_GIB else "note" if free < _LOW_DISK_GIB else "ok"
         yield Finding("disk", state, f"{free:.1f} GiB free in {there}")
     shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)
@@ -145,7 +143,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _conventions() -> Iterator[Finding]:
-    """Sign, order, unit and colour order, each judged by a fact that does not come from our formula."""
+    """Sign, order, unit and colour order, each checked against a fact that does not come from our formula."""
     import numpy as np
     import torch
     from scipy.spatial.transform import Rotation
@@ -180,8 +178,8 @@ def _all_reduce() -> Iterator[Finding]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     text = f"two processes sum over {backend}"
-    code, told = _answer([*command, sys.executable, "-c", _REDUCE], environment, _REDUCE_SECONDS)
-    reason = next((line.partition("reason: ")[2] for line in told.splitlines() if "reason: " in line), "")
+    code, output = _answer([*command, sys.executable, "-c", _REDUCE], environment, _REDUCE_SECONDS)
+    reason = next((line.partition("reason: ")[2] for line in output.splitlines() if "reason: " in line), "")
     if code is None:
         yield Finding("all-reduce", "bad", f"{text}: no answer within {_REDUCE_SECONDS} s")
     elif code:
@@ -196,8 +194,8 @@ def _answer(command: Sequence[str], environment: Mapping[str, str], seconds: flo
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            _, told = process.communicate(timeout=seconds)
-            return process.returncode, told
+            _, output = process.communicate(timeout=seconds)
+            return process.returncode, output
         except subprocess.TimeoutExpired:
             return None, ""
         finally:

@@ -37,7 +37,7 @@ def test_an_edited_config_is_kept(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give another folder"):
+    with pytest.raises(UserError, match="choose another folder"):
         recipes.copy(tmp_path / "file")
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hpe.config.run import RunConfig, differences, load, parse
+from hpe.config.run import RunConfig, differences
+from hpe.config.strict_yaml import load, parse
 from hpe.core.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,11 +50,11 @@ def test_every_mistake_comes_at_once_with_line_and_column() -> None:
         (("learning_rate: 1e-3", "learning_rate: -1"), "greater than 0"),
         (("learning_rate: 1e-3", "learning_rate: .nan"), "learning_rate"),
         (("train: [{shards: a, split: train}]", "train: []"), "data.train"),
-        (("learning_rate: 1e-3", "small_epochs: 2"), "2 epochs of small pictures need a train.small_size"),
+        (("learning_rate: 1e-3", "small_epochs: 2"), "2 epochs of small images need train.small_size"),
         (("learning_rate: 1e-3", "small_epochs: 2\n  small_size: 224"), "224 is not below data.size, 224"),
         (
             ("learning_rate: 1e-3", "small_epochs: 10\n  small_size: 112"),
-            "10 epochs of small pictures leave none of train.epochs, 10, to those of data.size",
+            "10 epochs of small images leave no epoch at data.size, because train.epochs is 10",
         ),
         (("train:\n  learning", "train: &a\n  learning"), None),
     ],

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from hpe.config.run import ModelConfig, RunConfig, parse
+from hpe.config.run import ModelConfig, RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.core.errors import UserError
 from hpe.data.crops import CropRule
 from hpe.data.directions import ABSTAIN

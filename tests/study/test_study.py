@@ -21,7 +21,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from hpe.config.run import load, parse
+from hpe.config.strict_yaml import load, parse
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS, emotion_from_word
 from hpe.data.shard_reader import read_samples

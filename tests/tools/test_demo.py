@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from hpe import cli
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.distributed import refuse_processes
 from hpe.core.errors import EXIT_AGAIN, EXIT_OK, UserError
 from hpe.tools import demo
@@ -164,7 +165,7 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, monkeypatch: 
     chain(monkeypatch)
     (tmp_path / "thesis.txt").write_text("mine")
     for new in (False, True):
-        with pytest.raises(UserError, match="not empty, and no demo has made it"):
+        with pytest.raises(UserError, match="is not empty, and was not made by a demo"):
             run(tmp_path, new=new)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -173,7 +174,7 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, monkeypatch: 
 def test_a_spoilt_stamp_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamp: str) -> None:
     chain(monkeypatch)
     (tmp_path / demo.STAMP).write_text(stamp)
-    with pytest.raises(UserError, match=r"demo\.json: spoilt.*--new.*--out"):
+    with pytest.raises(UserError, match=r"demo\.json: is damaged.*--new.*--out"):
         run(tmp_path)
 
 
@@ -209,9 +210,9 @@ def test_settings_bind_a_later_demo_only_where_something_was_made(
     shard = out / "shards" / "train-000000.tar"
     makes = f"from pathlib import Path; Path({str(shard)!r}).parent.mkdir(); Path({str(shard)!r}).touch()"
     chain(monkeypatch, f"{makes if made else 'pass'}\nraise SystemExit(2)")
-    with pytest.raises(UserError, match="mend that first"):
+    with pytest.raises(UserError, match="correct that first"):
         run(out)
-    with pytest.raises(UserError, match="an earlier demo used" if made else "mend that first"):
+    with pytest.raises(UserError, match="an earlier demo used" if made else "correct that first"):
         run(out, seed=1)
 
 

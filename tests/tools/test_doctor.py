@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_looked_into_is_told_in_words(quick, tmp_path: P
     code, found = quick(tmp_path / ("x" * 300 if kind == "long name" else kind))
     assert code == 1
     assert found["disk"][0] == "bad"
-    assert found["disk"][1].endswith("give a folder that you may enter and write")
+    assert found["disk"][1].endswith("choose a folder that you may read and write")
     assert "Error" not in found["disk"][1]
     assert "shared memory" in found
 

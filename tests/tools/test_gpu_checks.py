@@ -381,7 +381,7 @@ def test_all_good_ends_with_0_and_leaves_only_the_report(tmp_path: Path, stub: A
     [
         ("kill -SEGV $$", "killed by SIGSEGV"),
         ("echo no kernel image >&2; exit 3", "ended with exit code 3: no kernel image"),
-        ("sleep 60", "no end within 1 s"),
+        ("sleep 60", "did not finish within 1 s"),
     ],
 )
 def test_a_check_that_breaks_is_one_line_and_the_others_go_on(

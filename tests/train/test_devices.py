@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import hpe
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.distributed import Ranks
 from hpe.models.run_folder import State, build_network
 from hpe.train.metrics import HeadMetrics

@@ -1,4 +1,4 @@
-"""``hpe bench``: how fast each part is beside what else one could use, in one run on one machine.
+"""``hpe bench``: how fast each part of hpe is, compared with alternatives in one run on one machine.
 
 A part is a module of this package with a function ``measure(settings) -> Report``; its contestants take
 turns, so that a noisy neighbour slows all of them, and medians and their ratios are reported.
@@ -21,15 +21,15 @@ PARTS: Final = ("stream", "pack", "pose", "step")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a benchmark may be told.
+    """The options of a benchmark.
 
     Attributes:
-        folder: where it may write its data (kept, so that the next run is quicker).
+        folder: for its data, which is kept so that the next run is faster.
         workers: processes that a contestant may use.
-        repeats: turns of each contestant.
-        samples: pictures of a turn.
-        shards: shards to use instead of made ones.
-        config: of the run that ``step`` measures instead of its own.
+        repeats: measurements of each contestant.
+        samples: images per measurement.
+        shards: shards to use instead of rendered ones.
+        config: config of a run, which ``step`` measures instead of its own.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""``hpe bench pack``: raw files to shards, beside the machine's own limit and beside a plain loop."""
+"""``hpe bench pack``: raw files to shards, compared with an upper bound and with a plain loop."""
 
 import os
 import shutil

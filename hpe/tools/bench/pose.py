@@ -1,4 +1,4 @@
-"""Faces a second of ``hpe pose``, beside its network alone and the thesis' way of one picture at a time.
+"""Faces per second of ``hpe pose``, compared with its network alone and with one image at a time, as in the thesis.
 
 Two networks with three 66-bin heads and random weights (their speed is that of trained ones): Hopenet's
 ResNet-50, which bounds the pass on a CPU, and MobileNetV3-small, so light that decoding takes part of the

@@ -1,4 +1,4 @@
-"""Images a second of ``hpe train``, beside a bare PyTorch loop; what bounds a run; and what resuming costs.
+"""Images per second of ``hpe train``, compared with a bare PyTorch loop; the bottleneck of a run; the cost of resuming.
 
 The loops take turns on copies of one network and on the same batches. A turn's clock runs from the loop's
 third request for a batch to its last, so that starting up, validation and the last checkpoint do not count.
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpe.config.run import RunConfig, load, parse
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load, parse
 from hpe.core.distributed import Ranks, Signals, cuda, leave
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
@@ -129,7 +130,7 @@ class _Timed:
         if len(self._asked) == _WARM_UP:
             _finish(self._where)
         self._asked.append(time.perf_counter())
-        # Batches in memory come round again: the run goes on all the same.
+        # Batches in memory repeat; the run does not end with them.
         return replace(next(self._batches), samples_seen=len(self._asked) * self._batch)
 
     def news(self) -> tuple[list[Damage], int]:

@@ -1,4 +1,4 @@
-"""Samples a second out of the stream, beside the bare decoder and other ways to read the same pictures.
+"""Samples per second of the stream, compared with the bare decoder and with other ways to read the same images.
 
 Every contestant hands out batches of 64 pictures as uint8 of 3 × 224 × 224 from the same encoded pictures,
 with as many worker processes. A turn is one pass; its clock runs from the first batch to the last, so

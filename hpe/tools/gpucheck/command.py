@@ -1,4 +1,4 @@
-"""``hpe doctor --gpu``: run every check in a process of its own, and tell what was found."""
+"""``hpe doctor --gpu``: run every check in its own process, and report the results."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def gpu_doctor(folder: Path, *, device: str, out: Path | None) -> int:
             code = EXIT_INTERRUPTED
     report.show()
     write_json(target, report.to_json())
-    print(f"{_verdict(report)}; the report is {target}: attach it when you report a fault")
+    print(f"{_verdict(report)}; the report is {target}: attach it when you report a problem")
     return code or (EXIT_OK if report.complete and not report.bad else EXIT_INCOMPLETE)
 
 
@@ -179,7 +179,7 @@ def _run(check: Check, work: Path, environment: dict[str, str], report: Report, 
     seconds = min(limits.patience * check.seconds, limits.deadline - time.monotonic())
     rows = report.found[check.name] = []
     if seconds <= 0:
-        rows.append(Row(check.name, "bad", "not run: the time for all checks is over"))
+        rows.append(Row(check.name, "bad", "not run: the time for all checks was used up"))
         return
     if told:
         _say(f"{told}{check.title}")
@@ -205,7 +205,7 @@ def _run(check: Check, work: Path, environment: dict[str, str], report: Report, 
 def _problem(code: int | None, seconds: float) -> str | None:
     """Why a check that ended so has not run to its end."""
     if code is None:
-        return f"no end within {seconds:.0f} s: ended"
+        return f"did not finish within {seconds:.0f} s: stopped"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}" if code else None

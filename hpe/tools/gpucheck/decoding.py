@@ -53,7 +53,7 @@ def compared(place: Place) -> Row:
     values = {"mean_difference": mean, "largest_difference": largest, "images": len(gpu)}
     text = f"{len(gpu)} images differ by {mean:.2g} of 255 levels on average, {largest:.0f} at most"
     if not mean <= _SAME:
-        return Row("same images", "bad", f"{text}; a mean of {_SAME:g} is the most that decoders explain", values)
+        return Row("same images", "bad", f"{text}; decoders explain a mean of at most {_SAME:g}", values)
     return Row("same images", "ok", text, values)
 
 

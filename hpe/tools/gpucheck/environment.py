@@ -130,7 +130,7 @@ def _gpu(index: int) -> Row:
     # Sums of whole numbers below 2^11 are exact in every arithmetic: a kernel that runs gives just this.
     ones = torch.ones((_SIDE, _SIDE), device=torch.device("cuda", index))
     if not bool((ones @ ones == _SIDE).all()):
-        return Row(f"GPU {index}", "bad", f"{properties.name}: a product of matrices of ones is wrong", values)
+        return Row(f"GPU {index}", "bad", f"{properties.name}: a matrix product is wrong", values)
     text = f"{properties.name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if properties.major < _TENSOR_CORES:
         return Row(f"GPU {index}", "note", f"{text}; it has no tensor cores: mixed precision gains little", values)

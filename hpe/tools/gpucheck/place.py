@@ -9,7 +9,8 @@ from typing import Final, Literal, Self
 
 import torch
 
-from hpe.config.run import RunConfig, parse
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.core.distributed import cores, device
 from hpe.core.files import write_json
 from hpe.data.shards import Manifest

@@ -102,7 +102,7 @@ def judged(name: str, ranks: Tensor, alone: Tensor, world: int, tolerance: float
     text = f"{world} ranks differ from one process by {difference:.1g} of the gradient's length"
     values = {"difference": difference, "ranks": world}
     if not difference <= tolerance:
-        return Row(name, "bad", f"{text}, at most {tolerance:g} is rounding", values)
+        return Row(name, "bad", f"{text}; rounding explains at most {tolerance:g}", values)
     return Row(name, "ok", text, values)
 
 

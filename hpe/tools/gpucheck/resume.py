@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from hpe.config.run import RunConfig, load
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.distributed import end_with_parent
 from hpe.models import run_folder
 from hpe.models.run_folder import State
@@ -68,7 +69,7 @@ def judged(values: dict[str, float], *, again: bool, whole: int, exact: bool) ->
         values[name] for name in ("samples_seen", "expected_samples", "largest_weight_difference")
     )
     text = f"killed after step {values['killed_after_steps']:.0f}, finished with {seen:,.0f} samples seen"
-    apart = f"weights differ by {difference:.2g} at most from those of an untouched run"
+    apart = f"weights differ by at most {difference:.2g} from those of an untouched run"
     if again:
         return Row(_NAME, "bad", "the second start began anew instead of resuming", values)
     if not seen == expected == whole:
