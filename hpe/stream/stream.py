@@ -223,7 +223,7 @@ class Stream:
                     emotion=classes[:, 0],
                     direction=classes[:, 1],
                     largest_angle=np.abs(rows[:, 4:7]).max(1),
-                    affect=~np.isnan(rows[:, 2:4]).any(1),
+                    affect=~(np.isnan(rows[:, 2]) | np.isnan(rows[:, 3])),
                 )
 
     def _balanced(self, balance: Balance, seed: int, window: int) -> Order:

@@ -74,7 +74,7 @@ def test_keys_that_are_no_plain_names_are_refused(tmp_path, key):
 
 
 def test_a_key_twice_is_refused_and_nothing_is_left(tmp_path):
-    with pytest.raises(ValueError, match="double"):
+    with pytest.raises(ValueError, match="used twice"):
         write_shard(tmp_path / "a.tar", "train", made(3) + made(1))
     assert not list(tmp_path.iterdir())
 
