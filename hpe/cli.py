@@ -298,7 +298,7 @@ def train(
                 f"--new: a launcher may start its ranks again, which would set aside what {loaded.run} has learned; "
                 "rename that folder first, or give another run:"
             )
-        from hpe.train.setup import set_aside
+        from hpe.models.run_folder import set_aside
 
         refuse_processes(processes or 1)  # or the earlier run would be aside for nothing
         set_aside(Path(loaded.run))

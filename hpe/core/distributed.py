@@ -91,6 +91,11 @@ class Ranks:
         """True on the one rank that writes files and prints."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print a line to stderr, on rank 0 alone: N ranks would print it N times."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
+
 
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     """Accelerate's object for this process: device, process group and mixed precision (fp32, bf16, fp16).

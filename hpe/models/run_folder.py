@@ -1,4 +1,4 @@
-"""Run folders (contract C5): config, checkpoints, what was logged; and a network back from one.
+"""Run folders (contract C5): the config, the checkpoints, the log; who trains in one.
 
 ::
 
@@ -19,7 +19,8 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -30,49 +31,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig, load
+from hpe.config.run import ModelConfig, RunConfig, differences, load
 from hpe.core.errors import UserError
-from hpe.core.files import write_json
+from hpe.core.files import locked, rename_aside, write_json, write_text
 from hpe.data.crops import CropRule
-from hpe.data.normalise import MEAN, STD, Normalisation
+from hpe.data.normalise import MEAN, STD
 from hpe.data.recipe import Recipe
 from hpe.data.shards import MANIFEST, Manifest
-from hpe.models.backbones import Triple, build_backbone, published_normalisation
-from hpe.models.multitask import MultiTask
+from hpe.models.backbones import Triple, published_normalisation
 
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
 CHECKPOINTS: Final = "checkpoints"
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+LOCK: Final = ".lock"
 _STEP: Final = re.compile(r"step-(\d{8,})")
-
-
-def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
-    """The network of a config; ``weights`` overrides ``model.weights``. A run folder stands for its best weights.
-
-    Raises:
-        UserError: unknown backbone, or weights that do not fit.
-    """
-    start = model.weights if weights is None else weights
-    if start not in ("none", "hub") and Path(start).is_dir():
-        start = str(weights_of(Path(start)))
-    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
-    mean, std = map(torch.tensor, normalisation_of(model))
-    heads = model.heads
-    return MultiTask(
-        backbone,
-        features,
-        emotion=heads.emotion is not None,
-        direction=heads.direction is not None,
-        pose=heads.pose.kind if heads.pose else None,
-        affect=heads.affect is not None,
-        conditioned=bool(heads.emotion and heads.emotion.conditioned_on_pose),
-        dropout=(
-            heads.emotion.dropout if heads.emotion else 0.0,
-            heads.direction.dropout if heads.direction else 0.0,
-        ),
-        learned_weights=learned_weights,
-        normalisation=Normalisation(mean, std),
-    )
 
 
 def normalisation_of(model: ModelConfig) -> tuple[Triple, Triple]:
@@ -322,16 +296,66 @@ def weights_of(run: Path, which: str = "best") -> Path:
     return averaged if averaged.is_file() else checkpoint / "model.safetensors"
 
 
-def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
-    """The network of a run in evaluation mode, its config, and the weights file it came from.
+@contextmanager
+def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
+    """Make or reopen the folder of a run, lock it while the block runs, and write its config.
+
+    ``change_precision``: the run may have begun in another precision.
 
     Raises:
-        UserError: no run, no checkpoint, or weights that do not fit its config.
+        UserError: the folder is something else, is in use, or belongs to a run with another config.
     """
-    config, path = load_config(run), weights_of(run, which)
-    network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
+    stack = ExitStack()
     try:
-        network.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
-    return network.eval(), config, path
+        run.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
+        if strangers and not (run / CONFIG).exists():
+            raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
+        for name, kind in ((CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
+            if (run / name).exists() and not kind(run / name):
+                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
+        stack.enter_context(locked(run / LOCK, _taken(run)))
+    except OSError as error:
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
+    with stack:
+        if (run / CONFIG).exists():
+            before = load_config(run)
+            if change_precision or before.train.precision == "auto":
+                used = before.train.model_copy(update={"precision": config.train.precision})
+                before = before.model_copy(update={"train": used})
+            changed = differences(before, config)
+            way = "give another run:, or --new to start over"
+            if any(line.startswith("train.precision:") for line in changed):
+                way += ", or --change-precision to go on in another precision"
+            if changed:
+                raise UserError(
+                    f"{run}: this run was started with another config; {way}\n"
+                    + "\n".join(f"  {line}" for line in changed)
+                )
+        write_text(run / CONFIG, config.dump())
+        remember_shards(run, config)
+        yield
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    with suppress(UserError):
+        return find_checkpoint(run, "last")
+    return None
+
+
+def set_aside(run: Path) -> Path | None:
+    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; where it is now, or None.
+
+    Raises:
+        UserError: the folder is no run, or one that another process is training.
+    """
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    load_config(run)
+    with locked(run / LOCK, _taken(run)):
+        return rename_aside(run)
+
+
+def _taken(run: Path) -> str:
+    return f"{run}: another process is training this run; wait for it, or give another run:"

@@ -26,7 +26,7 @@ from hpe.data.shards import MANIFEST, Manifest
 from hpe.estimators.estimator import Estimator, Precision
 from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
-from hpe.models.run_folder import load_run
+from hpe.models.build import load_run
 from hpe.pose.passes import NO_FACE, Flips, ShardFile, Task, pose_pass
 
 CPU_BATCH: Final = 16

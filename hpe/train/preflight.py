@@ -5,6 +5,7 @@ The functions return what is wrong; :func:`hpe.train.setup.open_job` raises all 
 
 import copy
 import itertools
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, cuda, device, lacks_precision
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.stream import LabelSource, Stream
+from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
 
@@ -147,9 +148,11 @@ def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[st
     return []
 
 
-def all_small(config: RunConfig, samples: int, batch: int) -> str | None:
-    """What speaks against small pictures first: with few steps even the last may learn from them."""
+def all_small(config: RunConfig, samples: int) -> str | None:
+    """Whether every step of the run would learn from small images, as can happen with few steps: a line, or None."""
     settings = config.train
+    batch = settings.batch
+    assert isinstance(batch, int)  # `auto` was found before
     steps = steps_of(settings.epochs, samples, batch)
     if settings.small_size and (steps - 1) * batch < settings.small_epochs * samples:
         return (
@@ -172,7 +175,23 @@ _LABEL_SOURCE: Final = {
 }
 
 
-def unlabelled(stream: Stream, head: str, split: str) -> str:
+def unlabelled_heads(heads: Iterable[str], stream: Stream, counts: Counts, split: str) -> list[str]:
+    """The heads for which no sample of a split has a label, one line per head."""
+    return [_unlabelled(stream, head, split) for head in heads if not _labels(counts, head)]
+
+
+def _labels(counts: Counts, head: str) -> int:
+    match head:
+        case "emotion":
+            return sum(counts.emotion)
+        case "direction":
+            return sum(counts.direction)
+        case "pose":
+            return counts.angles
+    return counts.affect
+
+
+def _unlabelled(stream: Stream, head: str, split: str) -> str:
     """What a head that has no label lacks: for poses, the angles that some of the first records could have had."""
     told = f"no sample of data.{split} has its label"
     if head == "pose" and not stream.reading.labels.needs_pose:

@@ -20,6 +20,7 @@ from hpe.core.distributed import Ranks, launched, relaunch, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.data.normalise import prepare
 from hpe.models import run_folder
+from hpe.models.build import build_network
 from hpe.train.setup import open_job
 from tests import made
 
@@ -160,7 +161,7 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     assert done.returncode == 0, done.stderr
     checkpoint, config = run_folder.find_checkpoint(run, "last"), run_folder.load_config(run)
     torch.manual_seed(config.seed)
-    network = run_folder.build_network(config.model).train()
+    network = build_network(config.model).train()
     alone = made.config(folder, tmp_path / "alone", *changes)
     with open_job(alone, Ranks(0, 1, 0, 1)) as job, job.batches(0) as loader:
         batch = next(loader).batch

@@ -22,8 +22,9 @@ from hpe.core.distributed import (
     unused_gpu,
 )
 from hpe.core.errors import UserError
+from hpe.models import run_folder
 from hpe.models.inference import judging_precision
-from hpe.train import setup
+from hpe.train import datasets, setup
 from hpe.train.preflight import impossible
 from tests import made
 
@@ -252,7 +253,7 @@ def test_a_driver_that_torch_cannot_use_is_told_in_torchs_words(
     with pytest.raises(UserError, match=r"--device cuda: torch sees no GPU here: .* too old .*use --device cpu"):
         named_device("cuda")
     with pytest.raises(UserError, match=r"data\.decoder: gpu: .* too old"):
-        setup.decoder_of("gpu")
+        datasets.decoder_of("gpu")
 
 
 @pytest.mark.parametrize(
@@ -354,10 +355,10 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
     fp32 = setup._with_train(config, precision="fp32")
     with (
         pytest.raises(UserError, match="--change-precision to go on in another") as refused,
-        setup._claim(tmp_path / "run", fp32),
+        run_folder.claim(tmp_path / "run", fp32),
     ):
         pass
     assert 'train.precision: "bf16" -> "fp32"' in str(refused.value)
-    with setup._claim(tmp_path / "run", fp32, change_precision=True):
+    with run_folder.claim(tmp_path / "run", fp32, change_precision=True):
         pass
     assert "precision: fp32" in (tmp_path / "run/config.yaml").read_text()

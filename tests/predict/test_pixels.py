@@ -18,7 +18,8 @@ from hpe.core.labels import ANGLES, EMOTIONS
 from hpe.data.shards import Manifest, read_samples
 from hpe.evaluate import evaluate
 from hpe.models import inference
-from hpe.models.run_folder import State, build_network, recipes, remember_shards, save_checkpoint
+from hpe.models.build import build_network
+from hpe.models.run_folder import State, recipes, remember_shards, save_checkpoint
 from hpe.models.views import PLAIN
 from hpe.pack import pack_source
 from hpe.pack.job import Options

@@ -23,6 +23,7 @@ from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
 from hpe.data.shards import Manifest, Sample, read_samples, write_shard
 from hpe.models import run_folder
+from hpe.models.build import build_network, load_run
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State
 from hpe.stream import Loaded
@@ -110,7 +111,7 @@ def test_a_run_starts_from_the_best_backbone_of_another_run(folder: Path, tmp_pa
     assert train(made.config(folder, tmp_path / "first")) == 0
     start = f"model.weights={tmp_path / 'first'}"
     assert train(made.config(folder, tmp_path / "next", start, "train.learning_rate=1e-12")) == 0
-    first, after = (run_folder.load_run(tmp_path / name)[0].state_dict() for name in ("first", "next"))
+    first, after = (load_run(tmp_path / name)[0].state_dict() for name in ("first", "next"))
     learned = [name for name in first if name.startswith("backbone.") and not name.endswith(("mean", "var", "tracked"))]
     head = next(name for name in first if name.startswith("heads.") and name.endswith("weight"))
     assert learned
@@ -185,7 +186,7 @@ def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path
         folder, tmp_path / "run", "model.freeze=[stem]", "model.heads.emotion.conditioned_on_pose=true"
     )
     torch.manual_seed(config.seed)
-    before = {n: p.clone() for n, p in run_folder.build_network(config.model).named_parameters()}
+    before = {n: p.clone() for n, p in build_network(config.model).named_parameters()}
     assert train(config) == 0
     after = weights(tmp_path / "run")
     still = {name for name, value in before.items() if torch.equal(value, after[name])}
