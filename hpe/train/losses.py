@@ -4,7 +4,7 @@ The caller divides the masked sum by the number of labels in the *global* batch,
 missing labels have the gradient of one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from hpe.core.geometry import rotation_from_6d, rotation_from_euler
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.data.batch import Batch
 from hpe.models.multitask import bin_of, bins_mean
-from hpe.stream import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,15 @@ class HeadLoss:
         )
 
 
-def head_losses(heads: HeadsConfig, counts: Counts) -> dict[str, HeadLoss]:
-    """The loss of each head, from its settings and the labels of the training data. Its tensors are on the CPU."""
-    return {head: _head_loss(head, getattr(heads, head), counts) for head in heads.on}
+def head_losses(heads: HeadsConfig, labels: Mapping[str, Sequence[int]]) -> dict[str, HeadLoss]:
+    """The loss of each head that is on. Its tensors are on the CPU.
+
+    ``labels``: for the emotion and the direction head, how many training samples each class has.
+    """
+    return {head: _head_loss(head, getattr(heads, head), labels) for head in heads.on}
 
 
-def _head_loss(head: str, settings: Any, counts: Counts) -> HeadLoss:
+def _head_loss(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) -> HeadLoss:
     if head == "pose":
         limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
         return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
@@ -67,7 +69,7 @@ def _head_loss(head: str, settings: Any, counts: Counts) -> HeadLoss:
         return HeadLoss(settings.weight)
     weights = prior = None
     # On the CPU: Accelerate has not set this rank's device yet, and `cuda` would be GPU 0 on every rank.
-    found = torch.tensor(getattr(counts, head), dtype=torch.float32)
+    found = torch.tensor(labels[head], dtype=torch.float32)
     if settings.imbalance == "weights":
         weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
     elif settings.imbalance == "logit-adjustment":

@@ -160,7 +160,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
         ranks.say(f"{run}: {note}")
     if network.takes_angles:
         _fit_scale(network, train)
-    losses = head_losses(config.model.heads, built.counts)
+    losses = head_losses(config.model.heads, {"emotion": built.counts.emotion, "direction": built.counts.direction})
     share_cores(config.data.workers)
     precision = _precision(run, config, change=change_precision)
     here = _same_accelerator(config, precision, ranks)
