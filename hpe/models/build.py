@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
-from hpe.config.run import ModelConfig, RunConfig
+from hpe.config.run import HeadsConfig, ModelConfig, RunConfig
 from hpe.core.errors import UserError
+from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.normalise import Normalisation
 from hpe.models.backbones import build_backbone
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HeadSpec, MultiTask, affect_pair, class_logits, pose_6d, pose_bins
 from hpe.models.run_folder import CONFIG, load_config, load_tensors, normalisation_of, weights_of
 
 
@@ -23,22 +24,28 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
         start = str(weights_of(Path(start)))
     backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
     mean, std = map(torch.tensor, normalisation_of(model))
-    heads = model.heads
     return MultiTask(
         backbone,
         features,
-        emotion=heads.emotion is not None,
-        direction=heads.direction is not None,
-        pose=heads.pose.kind if heads.pose else None,
-        affect=heads.affect is not None,
-        conditioned=bool(heads.emotion and heads.emotion.conditioned_on_pose),
-        dropout=(
-            heads.emotion.dropout if heads.emotion else 0.0,
-            heads.direction.dropout if heads.direction else 0.0,
-        ),
+        head_specs(model.heads),
+        conditioned=bool(model.heads.emotion and model.heads.emotion.conditioned_on_pose),
         learned_weights=learned_weights,
         normalisation=Normalisation(mean, std),
     )
+
+
+def head_specs(heads: HeadsConfig) -> dict[str, HeadSpec]:
+    """How to make each head that is on."""
+    specs: dict[str, HeadSpec] = {}
+    if heads.emotion:
+        specs["emotion"] = class_logits(len(EMOTIONS), dropout=heads.emotion.dropout)
+    if heads.direction:
+        specs["direction"] = class_logits(len(DIRECTIONS), dropout=heads.direction.dropout)
+    if heads.pose:
+        specs["pose"] = pose_bins if heads.pose.kind == "bins66" else pose_6d
+    if heads.affect:
+        specs["affect"] = affect_pair
+    return specs
 
 
 def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:

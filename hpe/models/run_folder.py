@@ -16,7 +16,9 @@
         metrics.jsonl  tensorboard/  evaluate/  report/
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -125,9 +127,9 @@ def save_checkpoint(
     keep: int,
     best: bool,
 ) -> Path:
-    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, drop old ones.
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, remove old ones.
 
-    A kill at any moment leaves the checkpoint before, or this one; never half of it.
+    A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
 
     Raises:
         UserError: it could not be written, most often as the disk is full; the checkpoint before stands.
@@ -145,6 +147,7 @@ def save_checkpoint(
         with (part / "optimizer.pt").open("wb") as stream:
             torch.save(dict(optimizer), stream)
         write_json(part / "state.json", asdict(state))
+        _sync(part)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(part, ignore_errors=True)
         last = checkpoints(run)[-1:]
@@ -158,11 +161,36 @@ def save_checkpoint(
         shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
         target.rename(before)  # quicker than removing it: `last` may point here, and a kill may come between
     part.rename(target)
+    _sync_folder(folder)  # before the links: they must never point to a name that a power cut has undone
     _link(folder / "last", target)
     if best:
         _link(folder / "best", target)
+    _sync_folder(folder)  # before older checkpoints go: the links must not still point to one of them
     _prune(folder, keep)
     return target
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the files of a folder, and their names, are on the disk.
+
+    A rename may reach the disk before the content of what it renames. Without this a power cut could leave a
+    checkpoint of the right name with empty files in it.
+    """
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(number)
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ class Learner:
         sums = torch.zeros_like(self._sums)
         for start, end in pairwise(bounds):
             rows = slice(start, end)
-            # Ranks exchange gradients once, with the last piece. Without `no_sync` DDP would send them with every piece.
+            # Ranks exchange gradients once, with the last piece. Without `no_sync` DDP would send them with each.
             with nullcontext() if end == len(batch) else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     outputs = self.call(inputs[rows])
@@ -211,16 +211,16 @@ class Learner:
         self._average_norms()
         if before is None:
             return torch.zeros((), dtype=torch.bool, device=self.device)
-        # A scaler lowers its scale after an infinite gradient and only then. Its own answer, `step_was_skipped` of
-        # Accelerate, reads the scale on the host, which waits for the device.
+        # A scaler lowers its scale after an infinite gradient and only then. Compared
+        # on the device: to read the scale on the host is to wait for the device.
         return scaler._scale < before  # pyright: ignore[reportOptionalMemberAccess, reportOptionalOperand]
 
     def _average_norms(self) -> None:
         """Give every rank the mean of all ranks' batch-norm statistics.
 
         The norms of a rank see only its own samples. Running statistics are linear, so their mean after every step
-        covers the samples of all ranks (timm's ``distribute_bn`` does so once per epoch). It also keeps the ranks equal:
-        moving average, validation and checkpoint may use any rank's.
+        covers the samples of all ranks (timm's ``distribute_bn`` does so once per epoch). It also keeps the
+        ranks equal: moving average, validation and checkpoint may use any rank's.
         """
         if not self._own_norms:
             return

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hpe.core.errors import UserError
 from hpe.models.backbones import build_backbone, outline, published_normalisation, synchronised
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HEADS, MultiTask, affect_pair
 from hpe.train.preflight import sizes_refused, unreached
 from tests import made
 
@@ -50,7 +50,7 @@ def test_every_parameter_of_every_backbone_gets_a_gradient(name: str) -> None:
     shape = (2, 3) if name == "angles" else (2, 3, 224, 224)
     assert backbone.eval()(torch.zeros(shape, device="meta")).shape == (2, features)
     with torch.device("meta"):
-        network = MultiTask(backbone, features, affect=True)
+        network = MultiTask(backbone, features, HEADS | {"affect": affect_pair})
     assert unreached(network, shape) == []
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hpe.core.distributed import Ranks
 from hpe.models.backbones import Tiny, build_backbone
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HEADS, MultiTask, affect_pair
 from hpe.train.preflight import impossible, unreached, without_gradient
 from tests import made
 
@@ -50,7 +50,7 @@ def forgetful(*frozen: str) -> MultiTask:
         forgetful(),
         forgetful("backbone.forgotten"),
         forgetful("heads.pose"),
-        MultiTask(*build_backbone("resnet18"), affect=True),
+        MultiTask(*build_backbone("resnet18"), HEADS | {"affect": affect_pair}),
         MultiTask(*build_backbone("timm/mobilenetv3_small_100")),
         MultiTask(Counting(), Tiny().features),
     ],

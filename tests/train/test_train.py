@@ -389,9 +389,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
         return stopping
 
     monkeypatch.setattr(step_module.Learner, "step", step)
-    with pytest.raises(
-        NotFiniteError, match=r"the weights became NaN or infinite after step 4 .* checkpoint is .*step-00000002"
-    ):
+    with pytest.raises(NotFiniteError, match=r"NaN or infinite after step 4 .* checkpoint is .*step-00000002"):
         train(made.config(folder, tmp_path / "run", "train.checkpoint_steps=2"))
 
 
@@ -446,7 +444,7 @@ def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
     monkeypatch.setattr(step_module.Learner, "validate", validate)
     assert train(made.config(folder, tmp_path / "run", "train.epochs=3", f"train.select={select}")) == 0
     assert State.load(run_folder.find_checkpoint(tmp_path / "run", "best")).samples_seen == judged[1]
-    told = [line for line in capsys.readouterr().err.splitlines() if "no finite numbers" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "NaN or infinite" in line]
     assert len(told) == 2
     assert all(select in line for line in told)
 
