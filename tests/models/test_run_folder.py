@@ -54,7 +54,7 @@ def test_everything_that_a_rename_makes_visible_is_on_the_disk_before_it(
 
     def recorded_fsync(number: int) -> None:
         fsync(number)
-        synced.add(os.readlink(f"/proc/self/fd/{number}"))
+        synced.add(str(Path(f"/proc/self/fd/{number}").readlink()))
 
     def recorded_rename(self: Path, target: Path) -> Path:
         renamed.append((target.name, {str(self), *map(str, self.iterdir())}, set(synced)))
