@@ -261,10 +261,10 @@ def _relaunch(processes: int | None, *done: str) -> None:
         processes: N.
         done: options that this process has done for all of them.
     """
-    from hpe.core import distributed
+    from hpe.core import launch
 
     if processes is not None:
-        distributed.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
+        launch.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
 @app.command()
@@ -287,8 +287,9 @@ def train(
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
     from hpe.config.run import RunConfig, load
-    from hpe.core.distributed import launched, refuse_processes
+    from hpe.core.distributed import launched
     from hpe.core.errors import UserError
+    from hpe.core.launch import refuse_processes
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)

@@ -13,11 +13,11 @@ from typing import IO, Any, Final, Literal, get_args
 
 import numpy as np
 
-from hpe.core.distributed import signals
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_text
 from hpe.core.process_pool import Stopped, Workers
 from hpe.core.progress import progress
+from hpe.core.signals import signals
 from hpe.data.crops import CropRule
 from hpe.data.shards import QUARANTINE, Manifest
 from hpe.pack import splits, summary

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from hpe.core.distributed import Ranks, from_parent, lacks_precision, named_device
+from hpe.core.distributed import Ranks, from_parent, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
+from hpe.core.precision import lacks_precision
 from hpe.data.crops import CropRule
 from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
 from hpe.data.pose_tables import SUFFIX, Identity

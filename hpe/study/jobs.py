@@ -175,7 +175,7 @@ def run_jobs(
     Raises:
         UserError: a process was killed from outside.
     """
-    from hpe.core.distributed import signals
+    from hpe.core.signals import signals
 
     todo = deque(job for job in jobs if missing(job))
     if not todo:

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from hpe.config.run import RunConfig, TrainConfig
-from hpe.core.distributed import Ranks, Signals, signals, some_rank
+from hpe.core.distributed import Ranks, some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
+from hpe.core.signals import Signals, signals
 from hpe.data.batch import Batch
 from hpe.models.run_folder import State
 from hpe.train.console import Screen, screen

@@ -11,7 +11,8 @@ from typing import Final
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, cuda, device, lacks_precision
+from hpe.core.distributed import Ranks, cuda, device
+from hpe.core.precision import lacks_precision
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.metrics import FIGURES

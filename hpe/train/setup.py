@@ -11,20 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from hpe.config.run import DataConfig, RunConfig
-from hpe.core.distributed import (
-    Precision,
-    Ranks,
-    accelerator,
-    agree,
-    chosen_precision,
-    device,
-    lacks_precision,
-    share_cores,
-    some_problem,
-    some_rank,
-)
+from hpe.core.distributed import Ranks, accelerator, agree, device, share_cores, some_problem, some_rank
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.core.precision import Precision, chosen_precision, lacks_precision
 from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask

@@ -11,17 +11,10 @@ import torch
 from torch.distributed import HashStore
 
 from hpe.config.run import RunConfig
-from hpe.core import distributed
-from hpe.core.distributed import (
-    Precision,
-    Ranks,
-    accelerator,
-    chosen_precision,
-    named_device,
-    refuse_shared_gpus,
-    unused_gpu,
-)
+from hpe.core import distributed, launch
+from hpe.core.distributed import Ranks, accelerator, named_device, refuse_shared_gpus, unused_gpu
 from hpe.core.errors import UserError
+from hpe.core.precision import Precision, chosen_precision
 from hpe.models import run_folder
 from hpe.models.inference import judging_precision
 from hpe.train import datasets, setup
@@ -180,7 +173,7 @@ def test_what_accelerate_config_left_in_the_home_folder_does_not_reach_the_launc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(SystemExit) as end:
-        distributed.relaunch(2, ["train", "x.yaml"])
+        launch.relaunch(2, ["train", "x.yaml"])
     assert (end.value.code, len(started)) == (0, 1)
     found = started[0]
     assert (found.num_processes, found.num_machines, found.gpu_ids, found.mixed_precision) == (2, 1, "all", "no")
@@ -213,7 +206,7 @@ def test_two_ranks_on_one_gpu_are_named_by_every_rank() -> None:
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, "NVIDIA A100", (8, 0))
     with pytest.raises(UserError, match="--processes 2: only 1 GPU is visible"):
-        distributed.refuse_processes(2)
+        launch.refuse_processes(2)
 
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, driver: bool, built_for: str | None) -> None:

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from hpe.core.distributed import Precision
 from hpe.core.files import write_text
 from hpe.core.labels import ANGLES, EMOTIONS
+from hpe.core.precision import Precision
 from hpe.data.shards import Manifest, read_samples
 from hpe.evaluate import evaluate
 from hpe.models import inference

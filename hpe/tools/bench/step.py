@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig, load, parse
-from hpe.core.distributed import Ranks, Signals, cuda, leave
+from hpe.core.distributed import Ranks, cuda, leave
+from hpe.core.signals import Signals
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
 from hpe.models.multitask import Outputs
