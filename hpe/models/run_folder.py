@@ -87,9 +87,9 @@ Position = Annotated[int, Field(ge=0, lt=2**62)]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands: everything else follows from ``samples_seen``.
+    """The position of a run. Everything else follows from ``samples_seen``.
 
-    ``unvalidated``: a validation was due here, and a signal came before it was done: it comes before the next step.
+    ``unvalidated``: a signal ended the validation that was due here; a restart does it before the next step.
     """
 
     samples_seen: Position
@@ -132,7 +132,7 @@ def save_checkpoint(
     A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
 
     Raises:
-        UserError: it could not be written, most often as the disk is full; the checkpoint before stands.
+        UserError: it could not be written, most often because the disk is full; the checkpoint before is kept.
     """
     folder = run / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,13 +153,15 @@ def save_checkpoint(
         last = checkpoints(run)[-1:]
         why = error.__context__ if isinstance(error.__context__, OSError) else error  # below torch's own words
         raise UserError(
-            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some room on this disk, "
+            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some space on this disk, "
             "then run the same command again: "
-            + (f"it goes on from {last[0].name}" if last else "it starts over, as nothing is saved yet")
+            + (f"it goes on from {last[0].name}" if last else "it starts over, because nothing is saved yet")
         ) from error
-    if target.exists():  # an earlier start of the run ended after this step, and came here again
+    if target.exists():  # an earlier start of the run saved this step too
         shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
-        target.rename(before)  # quicker than removing it: `last` may point here, and a kill may come between
+        target.rename(
+            before
+        )  # not removed: that takes longer, and `last`, which may point here, would lead nowhere after a kill in between
     part.rename(target)
     _sync_folder(folder)  # before the links: they must never point to a name that a power cut has undone
     _link(folder / "last", target)
@@ -220,7 +222,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def remember_shards(run: Path, config: RunConfig) -> None:
-    """Keep with a run what its training shards are, once: it is used where they no longer lie."""
+    """Record what the training shards of a run are, once: later commands need it even if the shards were removed."""
     if (run / SHARDS).exists():
         return
     named = [one.shards for one in config.data.train]
@@ -232,7 +234,7 @@ def remember_shards(run: Path, config: RunConfig) -> None:
 
 
 def crop_rules(run: Path) -> frozenset[CropRule]:
-    """The crop rules of the pictures that a run is trained on, as far as they are known.
+    """The crop rules of the images that a run is trained on, as far as they are known.
 
     Raises:
         UserError: the run's record of its shards is damaged.
@@ -240,15 +242,15 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
     if not (run / SHARDS).is_file():
         return frozenset()
     try:
-        told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
-        rules = {one["crop"] for one in told.values()}
+        recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+        rules = {one["crop"] for one in recorded.values()}
         return frozenset(CropRule.parse(rule) for rule in rules)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
 
 
 def recipes(run: Path) -> frozenset[Recipe]:
-    """How the pictures that a run is trained on were made; empty where that is not known of every one of them.
+    """How the images that a run is trained on were made; empty unless that is known of all of them.
 
     Raises:
         UserError: the run's record of its shards is damaged.
@@ -256,8 +258,8 @@ def recipes(run: Path) -> frozenset[Recipe]:
     rules = crop_rules(run)
     if not rules:
         return frozenset()
-    told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
-    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in told.values()]
+    recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in recorded.values()]
     return frozenset(one for one in found if one is not None) if None not in found else frozenset()
 
 
@@ -267,7 +269,7 @@ def _recipe(crop: CropRule, image: Any) -> Recipe | None:
             return Recipe(None, 0, grey=False, quality=0)
         case {"encoding": "jpeg", "size": int(size), "quality": int(quality), "colour": "grey" | "rgb" as colour}:
             return Recipe(crop, size, colour == "grey", quality)
-    return None  # an older hpe recorded no more than the rule, or the manifest does not say it
+    return None  # an older hpe recorded only the rule, or the manifest lacks it
 
 
 def load_config(run: Path) -> RunConfig:
@@ -293,11 +295,11 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
         if (folder / name / "state.json").is_file():
             return (folder / name).resolve()
     names = [path.name for path in checkpoints(run)]
-    if which in ("last", "best") and names:  # the link points to what was removed
+    if which in ("last", "best") and names:  # the link points to a checkpoint that was removed
         return folder / names[-1]
     raise UserError(
         f"{run}: no checkpoint {which!r}; "
-        + (f"there are {', '.join(names)}" if names else "the run has saved none yet: run hpe train first")
+        + (f"there are {', '.join(names)}" if names else "the run has saved none yet; run hpe train first")
     )
 
 
@@ -314,7 +316,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weights_of(run: Path, which: str = "best") -> Path:
-    """The weights file of a checkpoint: the averaged ones where the run has them.
+    """The weights file of a checkpoint: the averaged weights if the run has them.
 
     Raises:
         UserError: no such checkpoint.
@@ -338,7 +340,7 @@ def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> It
         run.mkdir(parents=True, exist_ok=True)
         strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
         if strangers and not (run / CONFIG).exists():
-            raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
+            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
         for name, kind in ((CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
             if (run / name).exists() and not kind(run / name):
                 raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
@@ -354,7 +356,7 @@ def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> It
             changed = differences(before, config)
             way = "give another run:, or --new to start over"
             if any(line.startswith("train.precision:") for line in changed):
-                way += ", or --change-precision to go on in another precision"
+                way += ", or --change-precision to continue in another precision"
             if changed:
                 raise UserError(
                     f"{run}: this run was started with another config; {way}\n"
@@ -373,10 +375,10 @@ def last_checkpoint(run: Path) -> Path | None:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; where it is now, or None.
+    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; its new path, or None.
 
     Raises:
-        UserError: the folder is no run, or one that another process is training.
+        UserError: the folder is not a run, or another process is training it.
     """
     if not run.exists() or not any(run.iterdir()):
         return None

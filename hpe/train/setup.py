@@ -47,7 +47,7 @@ _LEAST_STEPS: Final = 20
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can start: everything here has been checked."""
+    """A run that is ready to start: everything here has been checked."""
 
     config: RunConfig
     ranks: Ranks
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def selection(self) -> str:
-        """The validation figure that chooses the best checkpoint."""
+        """The validation metric that chooses the best checkpoint."""
         return self.config.selection
 
     @property
@@ -73,17 +73,17 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """Samples of a step, over all ranks."""
+        """Samples per step, over all ranks."""
         assert isinstance(self.config.train.batch, int)  # `auto` was found before the job was opened
         return self.config.train.batch
 
     @property
     def total_samples(self) -> int:
-        """Samples that the run sees in all: whole batches."""
+        """Samples over the whole run: whole batches."""
         return steps_of(self.config.train.epochs, self.epoch_samples, self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
-        """This rank's training batches from a position on."""
+        """The training batches of this rank, from a position on."""
         data = self.config.data
         return self.train.endless(
             seed=self.config.seed,
@@ -96,7 +96,7 @@ class Job:
         )
 
     def validation(self) -> Loader:
-        """This rank's validation batches: every sample once over all ranks."""
+        """The validation batches of this rank: over all ranks, every sample once."""
         return self.val.once(batch=self.batch, rank=self.ranks.rank, ranks=self.ranks.world)
 
     def last(self) -> Path | None:
@@ -108,15 +108,19 @@ class Job:
         self.ranks.say(f"{self.run}: {text}")
 
     def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
-        """One line of validation figures."""
+        """Print one line of validation metrics."""
         shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
         mark = " *" if state.best_samples == state.samples_seen else ""
         epoch = state.samples_seen / self.epoch_samples
         self.say(f"epoch {epoch:.4g}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()) + mark)
 
     def finish(self, state: State, log: Log) -> None:
-        """The last words of a run that is done."""
-        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no figure to choose by"
+        """Report the end of the run."""
+        best = (
+            f"best {self.selection} {state.best:.4g}"
+            if state.best is not None
+            else "no best checkpoint, as there was no metric to choose by"
+        )
         self.say(f"done: {state.samples_seen:,} samples, {state.step:,} steps, {best}")
         settings = self.config.train
         log.hyperparameters(
@@ -251,27 +255,27 @@ def _with_train(config: RunConfig, **settings: Any) -> RunConfig:
 
 
 def _precision(run: Path, config: RunConfig, *, change: bool) -> Precision:
-    """The precision of this start: what the config says; with ``auto`` that of the run so far, else the rule's.
+    """The precision of this start: that of the config; for ``auto`` that of the run so far, else what the rule chooses.
 
     Raises:
-        UserError: this machine cannot do the one of the run so far.
+        UserError: this machine does not support the precision of the run so far.
     """
     asked = config.train.precision
     before = run_folder.load_config(run).train.precision if (run / run_folder.CONFIG).is_file() else None
     if asked != "auto" or before is None or change:
         return chosen_precision(asked)
-    if before == "auto":  # an older hpe has not written down what it was
+    if before == "auto":  # an older hpe did not record what it meant
         rule = chosen_precision(asked)
-        return Precision(rule.name, f"{rule.why}; which one the run used until now was not recorded")
+        return Precision(rule.name, f"{rule.why}; the precision of the run until now was not recorded")
     if (why := lacks_precision(before, device())) is not None:
         rule = chosen_precision(asked)
         raise UserError(
-            f"{run}: train.precision: this run has learned in {before} until now, which this machine cannot do: {why}. "
-            f"To go on in {rule.name}, which changes its arithmetic from here on, add --change-precision; or go on on "
-            f"a machine that does {before}"
+            f"{run}: train.precision: this run was trained in {before} until now, which this machine does not support: {why}. "
+            f"To continue in {rule.name}, which changes its arithmetic from here on, add --change-precision; or continue "
+            f"on a machine that supports {before}"
         )
     slow = lacks_precision(before, device(), emulated=True)
-    return Precision(before, "as this run has used until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
+    return Precision(before, "as in this run until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
 
 
 def _same_accelerator(config: RunConfig, precision: Precision, ranks: Ranks) -> "Accelerator":
@@ -313,9 +317,9 @@ def _fit_scale(network: MultiTask, stream: Stream) -> None:
 
 @contextmanager
 def _folder(run: Path, config: RunConfig, ranks: Ranks, *, change_precision: bool) -> Iterator[Path | None]:
-    """Hold the run's folder on rank 0, for all; the checkpoint to go on from, or None.
+    """Lock the run folder on rank 0, for all ranks; yields the checkpoint to resume from, or None.
 
-    Rank 0 chooses the checkpoint: what a folder on a network holds may look different from node to node for a while.
+    Rank 0 chooses the checkpoint: on a network file system, nodes may see different checkpoints for a while.
     """
     with ExitStack() as stack:
         problem = found = None
@@ -343,7 +347,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | None:
-    """Wait until this rank sees the checkpoint as rank 0 does; what is wrong where it does not within a minute."""
+    """Wait until this rank sees the checkpoint as rank 0 does; if it does not within a minute, what is wrong."""
     start, told = time.monotonic(), False
     while True:
         try:
@@ -357,7 +361,7 @@ def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | No
         waited = time.monotonic() - start
         if waited >= VISIBLE_SECONDS:
             return (
-                f"{checkpoint}: rank 0 resumes from this checkpoint, and it cannot be seen here after {waited:.0f} s "
+                f"{checkpoint}: rank 0 resumes from this checkpoint, but it cannot be seen here after {waited:.0f} s "
                 f"({why}); put the run into a folder that all nodes share"
             )
         if not told:

@@ -323,8 +323,8 @@ def written(run: Path, precision: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("recorded", "asked", "bf16", "expected"),
     [
-        ("bf16", "auto", True, Precision("bf16", "as this run has used until now")),
-        ("fp32", "auto", True, Precision("fp32", "as this run has used until now")),
+        ("bf16", "auto", True, Precision("bf16", "as in this run until now")),
+        ("fp32", "auto", True, Precision("fp32", "as in this run until now")),
         ("fp32", "bf16", True, Precision("bf16", "as asked for")),  # refused later, as any other change of the config
     ],
 )
@@ -342,12 +342,12 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
 ) -> None:
     config = setup._with_train(written(tmp_path / "run", "bf16"), precision="auto")
     gpus(monkeypatch, "Tesla T4", (7, 5))
-    with pytest.raises(UserError, match=r"has learned in bf16 until now.*go on in fp32.*--change-precision"):
+    with pytest.raises(UserError, match=r"was trained in bf16 until now.*continue in fp32.*--change-precision"):
         setup._precision(tmp_path / "run", config, change=False)
     assert setup._precision(tmp_path / "run", config, change=True).name == "fp32"
     fp32 = setup._with_train(config, precision="fp32")
     with (
-        pytest.raises(UserError, match="--change-precision to go on in another") as refused,
+        pytest.raises(UserError, match="--change-precision to continue in another") as refused,
         run_folder.claim(tmp_path / "run", fp32),
     ):
         pass

@@ -145,7 +145,7 @@ def test_vit_h_14_of_the_hub_names_the_size_that_it_takes(monkeypatch: pytest.Mo
     with torch.device("meta"):  # the real one takes 2.5 GB
         network = MultiTask(*build_backbone("vit_h_14", weights="hub"))
         (problem,) = sizes_refused(network, config)
-    assert "data.size: vit_h_14 does not take pictures of 224 pixels (" in problem
+    assert "data.size: vit_h_14 does not accept images of 224 pixels (" in problem
     assert "518" in problem
 
 

@@ -80,6 +80,8 @@ def test_a_warm_up_beside_one_cycle_is_refused(tmp_path: Path) -> None:
     (problem,) = impossible(
         made.config(tmp_path, tmp_path / "run", "train.schedule=one-cycle", "train.warmup_epochs=0.5"), ranks
     )
-    assert problem.startswith("train.warmup_epochs: 0.5 beside train.schedule: one-cycle, which rises by itself")
+    assert problem.startswith(
+        "train.warmup_epochs: 0.5 does not work with train.schedule: one-cycle, which has its own warm-up"
+    )
     for changes in (["train.schedule=one-cycle"], ["train.warmup_epochs=0.5"]):
         assert impossible(made.config(tmp_path, tmp_path / "run", *changes), ranks) == []

@@ -234,7 +234,7 @@ ANGLES = ("model.backbone=angles", "model.heads={direction: {}}")
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
     (("model.backbone=resnet19",), "did you mean resnet18"),
     (("model.freeze=[nothing]",), "no layer named 'nothing'"),
-    (("data.direction=ours",), "pose tables are asked for"),
+    (("data.direction=ours",), "data.angles or data.direction needs pose tables"),
     (("train.precision=fp16",), "fp16 needs a GPU"),
     (("train.select=age/mae",), "train.select"),
     (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
@@ -242,15 +242,15 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
     (
         ("train.small_epochs=0.5", "train.small_size=16", *ANGLES),
-        "train.small_size: the backbone angles reads no pictures",
+        "train.small_size: the backbone angles takes no images",
     ),
-    (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not take pictures of 16 pixels"),
+    (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not accept images of 16 pixels"),
     (
         ("model.backbone=resnet18", "data.size=32", "train.micro_batch=1"),
-        "train.micro_batch: resnet18 cannot learn from one picture of 32 pixels at a time",
+        "train.micro_batch: resnet18 cannot learn from one image of 32 pixels at a time",
     ),
-    (("train.small_epochs=0.95", "train.small_size=16", "train.epochs=1"), "none is left for pictures of"),
-    (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
+    (("train.small_epochs=0.95", "train.small_size=16", "train.epochs=1"), "so none learns from images of"),
+    (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not accept images of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
 
@@ -608,7 +608,7 @@ def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
     assert "precision bf16: this CPU multiplies it" in capsys.readouterr().err
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert train(made.config(folder, run, *settings)) == 0
-    assert "precision bf16: as this run has used until now (this CPU has no bf16" in capsys.readouterr().err
+    assert "precision bf16: as in this run until now (this CPU has no bf16" in capsys.readouterr().err
     with pytest.raises(UserError, match="--change-precision"):
         train(made.config(folder, run, "train.precision=fp32", "train.epochs=0.2"))
     assert train(made.config(folder, run, *settings), change_precision=True) == 0
