@@ -159,9 +159,8 @@ def save_checkpoint(
         ) from error
     if target.exists():  # an earlier start of the run saved this step too
         shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
-        target.rename(
-            before
-        )  # not removed: that takes longer, and `last`, which may point here, would lead nowhere after a kill in between
+        # Renamed, not removed: to remove takes longer, and a kill meanwhile would leave `last` without its target.
+        target.rename(before)
     part.rename(target)
     _sync_folder(folder)  # before the links: they must never point to a name that a power cut has undone
     _link(folder / "last", target)

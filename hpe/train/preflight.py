@@ -45,13 +45,11 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
             f"train.select: {settings.select!r} is not a metric of these heads; use auto or {', '.join(known)}"
         )
     if not any(getattr(heads, head).weight for head in heads.on):
-        problems.append(
-            f"model.heads: the weights of {', '.join(heads.on)} are all 0, so nothing would be learned; give one head a weight above 0"
-        )
+        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; give one a weight above 0")
     if settings.schedule == "one-cycle" and settings.warmup_epochs:
         problems.append(
-            f"train.warmup_epochs: {settings.warmup_epochs:g} does not work with train.schedule: one-cycle, which has its own warm-up "
-            "over the first 30 % of the run; remove warmup_epochs, or use the schedule cosine"
+            f"train.warmup_epochs: {settings.warmup_epochs:g} does not work with train.schedule: one-cycle, "
+            "which has its own warm-up over the first 30 % of the run; remove warmup_epochs, or use the schedule cosine"
         )
     if config.model.backbone == "angles" and settings.small_size:
         problems.append("train.small_size: the backbone angles takes no images; remove small_size and small_epochs")
@@ -133,7 +131,7 @@ def _unreached(network: MultiTask, shape: tuple[int, ...], device: torch.device)
 
 @torch.no_grad()
 def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
-    """Whether some pieces of a rank's batch have a single image, from which the network cannot learn: a line, or none."""
+    """A line if some pieces of a rank's batch have a single image and the network cannot learn from one."""
     piece = share // -(-share // (config.train.micro_batch or share))
     if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
         return []

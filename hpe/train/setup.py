@@ -116,11 +116,7 @@ class Job:
 
     def finish(self, state: State, log: Log) -> None:
         """Report the end of the run."""
-        best = (
-            f"best {self.selection} {state.best:.4g}"
-            if state.best is not None
-            else "no best checkpoint, as there was no metric to choose by"
-        )
+        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no metric to choose a best one"
         self.say(f"done: {state.samples_seen:,} samples, {state.step:,} steps, {best}")
         settings = self.config.train
         log.hyperparameters(
@@ -270,9 +266,9 @@ def _precision(run: Path, config: RunConfig, *, change: bool) -> Precision:
     if (why := lacks_precision(before, device())) is not None:
         rule = chosen_precision(asked)
         raise UserError(
-            f"{run}: train.precision: this run was trained in {before} until now, which this machine does not support: {why}. "
-            f"To continue in {rule.name}, which changes its arithmetic from here on, add --change-precision; or continue "
-            f"on a machine that supports {before}"
+            f"{run}: train.precision: this run was trained in {before} until now, which this machine does not "
+            f"support: {why}. To continue in {rule.name}, which changes its arithmetic from here on, add "
+            f"--change-precision; or continue on a machine that supports {before}"
         )
     slow = lacks_precision(before, device(), emulated=True)
     return Precision(before, "as in this run until now" + (f" ({slow}: expect it to be slow)" if slow else ""))

@@ -237,7 +237,7 @@ REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = 
     (("data.direction=ours",), "data.angles or data.direction needs pose tables"),
     (("train.precision=fp16",), "fp16 needs a GPU"),
     (("train.select=age/mae",), "train.select"),
-    (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
+    (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is not a metric .* emotion/macro_f1"),
     (("model.heads={emotion: {weight: 0}, affect: {weight: 0}}",), "weights of emotion, affect are all 0"),
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
     (
