@@ -375,10 +375,10 @@ def _relaunch(processes: int | None, *done: str) -> None:
         processes: N.
         done: options that this process has already carried out, so that the new processes must not repeat them.
     """
-    from hpe.core import distributed
+    from hpe.core import launch
 
     if processes is not None:
-        distributed.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
+        launch.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
 @app.command(rich_help_panel=_TRAINING)
@@ -404,8 +404,9 @@ def train(
     """
     from hpe.config.run import RunConfig
     from hpe.config.strict_yaml import load
-    from hpe.core.distributed import launched, refuse_processes
+    from hpe.core.distributed import launched
     from hpe.core.errors import UserError
+    from hpe.core.launch import refuse_processes
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
@@ -415,7 +416,7 @@ def train(
                 f"--new: a launcher may restart its ranks, and each restart would rename {loaded.run} again; "
                 "rename that folder yourself, or choose another one with --run"
             )
-        from hpe.train.setup import set_aside
+        from hpe.models.run_folder import set_aside
 
         refuse_processes(processes or 1)  # before the earlier run is renamed, which would be for nothing
         set_aside(Path(loaded.run))

@@ -12,7 +12,8 @@ import torch
 import hpe
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
-from hpe.models.run_folder import CONFIG, State, build_network, remember_shards, save_checkpoint
+from hpe.models.build import build_network
+from hpe.models.run_folder import CONFIG, State, remember_shards, save_checkpoint
 from hpe.predict import predict
 from tests import made
 

@@ -9,7 +9,10 @@ In reading order:
     randomness.py     random numbers as pure functions of a key
     files.py          files that are either whole or absent; locks
     progress.py       one progress line, or plain lines where there is no terminal
-    distributed.py    ranks, launchers, signals, devices
+    distributed.py    the ranks of a job, their devices, what they agree on
+    precision.py      bf16, fp16 or fp32: one rule for every command
+    launch.py         starts a command as several processes
+    signals.py        stop signals as a request to stop
     process_pool.py   jobs on worker processes, results in order
     work_queue.py     shares items among ranks, even if a rank dies
 """

@@ -1,4 +1,4 @@
-"""Who am I among the processes of a job: the one file that knows ranks, launchers and signals.
+"""This process among those of a job: the only file that knows ranks, their devices and what they agree on.
 
 A job runs as one process (``hpe train``), as N on one machine (``hpe train --processes N``, which starts
 Accelerate's launcher), under ``accelerate launch -m hpe train``, ``torchrun -m hpe train`` or ``srun hpe
@@ -12,16 +12,13 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from hpe.core.errors import EXIT_AGAIN, UserError
+from hpe.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +56,7 @@ class Ranks:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if found.world > 1 and missing:
             by, way = "WORLD_SIZE", "start with accelerate launch or torchrun, or set them: the first node, a free port"
-            if _slurm_tasks() > 1:
+            if slurm_tasks() > 1:
                 by, way = "SLURM_NTASKS", "start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
             raise UserError(f"{by} is {found.world}, without {' and '.join(missing)}; {way}")
         port = os.environ.get("MASTER_PORT", "29500")
@@ -70,7 +67,7 @@ class Ranks:
     @classmethod
     def _numbered(cls) -> Self:
         env = os.environ
-        if "RANK" not in env and _slurm_tasks() > 1:
+        if "RANK" not in env and slurm_tasks() > 1:
             for name, slurm in _SLURM.items():
                 env.setdefault(name, env.get(slurm, "1"))
         try:
@@ -90,6 +87,11 @@ class Ranks:
     def main(self) -> bool:
         """True on the one rank that writes files and prints."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line to stderr, on rank 0 alone: N ranks would print it N times."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
 
 
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
@@ -224,74 +226,6 @@ def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str
         taken[gpu] = rank
 
 
-PRECISIONS: Final = ("bf16", "fp16", "fp32")
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """A precision (``bf16``, ``fp16``, ``fp32``), and why it is this one."""
-
-    name: str
-    why: str
-
-
-def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked: str = "train.precision") -> Precision:
-    """The precision that a setting means on a device (None: this rank's): the one rule of every command.
-
-    ``auto`` is bf16 where the hardware multiplies it, else fp32. It is never fp16, which scales losses and skips steps:
-    that is for the user to choose.
-
-    Raises:
-        UserError: the device cannot do it, or it is none; ``asked`` names the option.
-    """
-    where = device() if where is None else where
-    if setting == "auto":
-        why = lacks_precision("bf16", where, emulated=True)
-        return Precision("bf16", f"{_kind(where)} multiplies it") if why is None else Precision("fp32", why)
-    if setting not in PRECISIONS:
-        raise UserError(f"{asked}: {setting!r}: expected auto, {', '.join(PRECISIONS)}")
-    if (why := lacks_precision(setting, where)) is not None:
-        raise UserError(f"{asked}: {why}")
-    return Precision(setting, "as asked for")
-
-
-def lacks_precision(name: str, where: "torch.device", *, emulated: bool = False) -> str | None:
-    """Why a device does not do a precision, or None; with ``emulated`` also where a CPU would do it in software."""
-    if name == "fp16" and where.type != "cuda":
-        return "fp16 needs a GPU; use bf16, fp32 or auto on a CPU"
-    if name != "bf16" or multiplies_bf16(where):
-        return None
-    import torch
-
-    if where.type == "cuda":
-        return (
-            f"bf16 needs a GPU of compute capability 8.0 or more (A100, RTX 30 and later), and "
-            f"{torch.cuda.get_device_name(where)}, {_kind(where)}, would emulate it slowly; use fp16, fp32 or auto"
-        )
-    return f"{_kind(where)} has no bf16 instructions" if emulated else None
-
-
-def multiplies_bf16(where: "torch.device") -> bool:
-    """Whether a device has instructions for bf16; what torch calls supported may be emulated (V100, T4)."""
-    import torch
-
-    if where.type != "cuda":
-        return torch.cpu._is_avx512_bf16_supported()
-    if torch.version.hip:  # capabilities are numbered otherwise there
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cuda.get_device_capability(where) >= (8, 0)
-
-
-def _kind(where: "torch.device") -> str:
-    """What a device is, in words."""
-    import torch
-
-    if where.type != "cuda":
-        return "this CPU"
-    major, minor = torch.cuda.get_device_capability(where)
-    return f"a GPU of compute capability {major}.{minor}"
-
-
 def agree(text: str | None) -> str | None:
     """Rank 0's text on every rank: a collective call, so that all ranks go on, or fail, alike."""
     import torch.distributed as dist
@@ -333,10 +267,11 @@ def some_rank(said: bool) -> bool:
 
 def cuda() -> bool:
     """True where torch sees a GPU that the user has not switched off with ``ACCELERATE_USE_CPU``."""
-    return not _cpu_wanted() and _sees_gpu()[0]
+    return not cpu_wanted() and _sees_gpu()[0]
 
 
-def _cpu_wanted() -> bool:
+def cpu_wanted() -> bool:
+    """True where the user has switched the GPUs off with ``ACCELERATE_USE_CPU``."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
 
 
@@ -362,7 +297,7 @@ def unused_gpu() -> str | None:
     import torch
 
     seen, told = _sees_gpu()
-    if seen or _cpu_wanted():
+    if seen or cpu_wanted():
         return None
     if torch.backends.mps.is_available():
         return "Apple's GPU (MPS) is not supported"
@@ -467,11 +402,12 @@ def named_device(name: str) -> "torch.device":
     if named.index is None:
         return torch.device("cuda", Ranks._numbered().local_rank % count)
     if named.index >= count:
-        raise UserError(f"--device {name}: only {_gpus(count)} visible, numbered from 0")
+        raise UserError(f"--device {name}: only {visible_gpus(count)} visible, numbered from 0")
     return named
 
 
-def _gpus(count: int) -> str:
+def visible_gpus(count: int) -> str:
+    """The number of GPUs in words, with its verb: ``1 GPU is``."""
     return f"{count} GPU{'s are' if count > 1 else ' is'}"
 
 
@@ -509,160 +445,12 @@ def leave(code: int | str | None) -> NoReturn:
 
 def launched() -> bool:
     """True inside a rank that some launcher has started."""
-    return "RANK" in os.environ or _slurm_tasks() > 1
+    return "RANK" in os.environ or slurm_tasks() > 1
 
 
-def _slurm_tasks() -> int:
+def slurm_tasks() -> int:
     """How many tasks of Slurm this one is among; 1 outside of them, as in the shell of ``salloc``."""
     tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
     if not tasks.isdecimal():
         raise UserError(f"SLURM_NTASKS is {tasks!r}: expected a whole number; start with srun, or unset it")
     return int(tasks)
-
-
-def refuse_processes(processes: int) -> None:
-    """See that this machine is one for so many processes.
-
-    Raises:
-        UserError: more processes than GPUs, or, where there are none, than cores (``ACCELERATE_USE_CPU`` says that
-            they are meant for the CPU, however many); or fewer than one.
-    """
-    if processes < 1:
-        raise UserError(f"--processes {processes}: expected 1 or more")
-    if cuda():
-        import torch
-
-        if processes > torch.cuda.device_count():
-            raise UserError(
-                f"--processes {processes}: only {_gpus(torch.cuda.device_count())} visible; use at most that, "
-                "or ACCELERATE_USE_CPU=true for CPU processes"
-            )
-    elif processes > (most := max(_ALWAYS_TRIED, cores())) and not _cpu_wanted():
-        raise UserError(
-            f"--processes {processes}: torch sees no GPU here (`hpe doctor` says what it sees), and there are "
-            f"{cores()} CPU cores, where each process takes memory of its own; use --processes {most} or fewer, or "
-            "ACCELERATE_USE_CPU=true to do it all the same"
-        )
-
-
-def several() -> int:
-    """Two processes, or one where this machine has a single GPU: what shows a command's work on several, unrefused."""
-    import torch
-
-    return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
-
-
-def relaunch(processes: int, arguments: list[str]) -> None:
-    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
-
-    Returns in those processes, and where one is asked for.
-
-    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
-    ``ACCELERATE_USE_CPU``, which gives gloo processes.
-
-    Raises:
-        UserError: see :func:`refuse_processes`; or Slurm has started several tasks already.
-        SystemExit: with the exit code of the first rank that failed, else 0.
-    """
-    if "RANK" in os.environ:
-        return
-    if launched():
-        raise UserError(
-            f"--processes {processes}: Slurm has started {_slurm_tasks()} tasks here; start with srun as "
-            "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
-        )
-    refuse_processes(processes)
-    refuse_other_engines()
-    if processes == 1:
-        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
-    if not cuda():
-        if not _cpu_wanted():
-            told = f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores"
-            print(told, file=sys.stderr, flush=True)
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    # A pre-emption signal must reach the ranks, which save and leave.
-    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
-        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-    import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    _hush("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.elastic.agent.server.api")
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    # `--multi_gpu` is what makes real processes, on a CPU too.
-    options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-    try:
-        # What `accelerate config` has left in the home folder would fill in what the options leave out.
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hpe-launch-") as config:
-            config.write(_LAUNCH_CONFIG.format(processes=processes))
-            config.flush()
-            options += ["--config_file", config.name]
-            launch_command(launch_command_parser().parse_args([*options, "-m", "hpe", *arguments]))
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        code = failure.exitcode
-        if code < 0 or code not in _SPOKEN:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
-            print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
-        sys.exit(code if code > 0 else 1)
-    except SignalException:  # the ranks were told, and had time to save
-        sys.exit(EXIT_AGAIN)
-    sys.exit(0)
-
-
-_LAUNCH_CONFIG: Final = """\
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-num_machines: 1
-num_processes: {processes}
-machine_rank: 0
-gpu_ids: all
-mixed_precision: "no"
-use_cpu: false
-debug: false
-"""
-_OUT_OF_MEMORY: Final = (
-    ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
-    "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"
-)
-_ALWAYS_TRIED: Final = 2
-"""Processes that a CPU of a single core may run too: enough to see that a command works on several."""
-_SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
-"""Exit codes after which the rank itself has printed why."""
-
-
-def _hush(*names: str) -> None:
-    import logging
-
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-class Signals:
-    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a wish to stop, asked for between two steps."""
-
-    def __init__(self) -> None:
-        self.caught: int | None = None
-
-    def __call__(self, number: int, _frame: object) -> None:
-        if self.caught is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.caught = number
-
-
-@contextmanager
-def signals() -> Iterator[Signals]:
-    """Catch the stop signals inside the block; a second Ctrl-C stops at once."""
-    caught = Signals()
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before: dict[int, Callable[..., object] | int | None] = {n: signal.signal(n, caught) for n in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

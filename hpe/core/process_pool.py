@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 (no error: a signal asked for it)
 
 
 class Stop(Protocol):
-    """Tells whether a signal was caught (:class:`hpe.core.distributed.Signals`)."""
+    """Tells whether a signal was caught (:class:`hpe.core.signals.Signals`)."""
 
     caught: int | None
 

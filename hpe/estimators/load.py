@@ -17,7 +17,8 @@ from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, load_run, normalisation_of
+from hpe.models.build import load_run
+from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, normalisation_of
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")

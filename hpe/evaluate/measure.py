@@ -26,12 +26,12 @@ from hpe.data.provenance import about_package, about_shards
 from hpe.evaluate.gallery import choose_rows, write_faces
 from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
+from hpe.models.build import load_run
 from hpe.models.inference import judge, judging_precision
-from hpe.models.run_folder import load_run
 from hpe.models.views import PLAIN, Estimates, Views
 from hpe.stream import Loaded, ShardSet, Stream
+from hpe.train.datasets import reading
 from hpe.train.log import Damages
-from hpe.train.setup import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa

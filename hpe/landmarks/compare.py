@@ -23,11 +23,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
-from hpe.core.distributed import cores, signals
+from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, make_folder, write_json
 from hpe.core.process_pool import Stopped, Workers
 from hpe.core.progress import progress
+from hpe.core.signals import signals
 from hpe.landmarks.align import angles_of
 from hpe.landmarks.disk import read_object
 from hpe.landmarks.features import AlignedFeatures, Angles, Points

@@ -7,5 +7,6 @@ In reading order:
     hopenet.py      the released Hopenet
     views.py        predictions in the units of labels, from one view or several
     inference.py    how evaluate and predict run a network: one precision, pieces of one size
-    run_folder.py   checkpoints on disk, and a network back from one
+    run_folder.py   config and checkpoints of a run on disk, and who trains in it
+    build.py        the network of a config, and the trained one of a run
 """

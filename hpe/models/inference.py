@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hpe.core.distributed import Precision, chosen_precision, lacks_precision
+from hpe.core.precision import Precision, chosen_precision, lacks_precision
 from hpe.models.multitask import MultiTask
 from hpe.models.views import Estimates, Views, estimate
 

@@ -5,6 +5,7 @@
 :func:`angles_of`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -22,6 +23,36 @@ LOWEST_DEGREES: Final = -99.0
 """Hopenet's bins: 66 of 3° over [-99°, 99°)."""
 
 Outputs = dict[str, Tensor]
+HeadSpec = Callable[[int], nn.Module]
+"""Makes a head for a backbone of so many features."""
+
+
+def class_logits(classes: int, *, dropout: float = 0.0) -> HeadSpec:
+    """A head of one logit per class."""
+    return lambda features: nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
+
+
+def pose_bins(features: int) -> nn.Module:
+    """Hopenet's pose head: the logits of 66 bins for each of three angles."""
+    return nn.Sequential(nn.Linear(features, 3 * BINS), nn.Unflatten(-1, (3, BINS)))
+
+
+def pose_6d(features: int) -> nn.Module:
+    """Two columns of the rotation matrix, made orthonormal by :func:`rotation_from_6d`."""
+    return nn.Linear(features, 6)
+
+
+def affect_pair(features: int) -> nn.Module:
+    """Valence and arousal in -1..1."""
+    return nn.Sequential(nn.Linear(features, 2), nn.Tanh())
+
+
+HEADS: Final[dict[str, HeadSpec]] = {
+    "emotion": class_logits(len(EMOTIONS)),
+    "direction": class_logits(len(DIRECTIONS)),
+    "pose": pose_bins,
+}
+"""The heads of a config that names none."""
 
 
 class PoseCondition(nn.Module):
@@ -52,10 +83,8 @@ class MultiTask(nn.Module):
     Args:
         backbone: maps a batch of inputs to ``features`` numbers each.
         features: see above.
-        pose: ``bins66``, ``sixd`` or None for no pose head.
-        emotion, direction, affect: whether the head is there.
-        conditioned: the emotion head sees features modulated by the network's own pose.
-        dropout: of the emotion and the direction head.
+        heads: by name. They are made in this order, which decides the random weights that they start with.
+        conditioned: the emotion head gets features modulated by the network's own pose.
         learned_weights: one log variance per head weighs its loss (Kendall, Gal, Cipolla, 2018).
         normalisation: of the pixels that the backbone takes.
     """
@@ -67,34 +96,19 @@ class MultiTask(nn.Module):
         self,
         backbone: nn.Module,
         features: int,
+        heads: Mapping[str, HeadSpec] = HEADS,
         *,
-        emotion: bool = True,
-        direction: bool = True,
-        pose: str | None = "bins66",
-        affect: bool = False,
         conditioned: bool = False,
-        dropout: tuple[float, float] = (0.0, 0.0),
         learned_weights: bool = False,
         normalisation: Normalisation = IMAGENET,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        # Buffers go where the network goes. The run's config keeps their values, so the weights need not.
+        # As buffers they move with the network. Not saved with the weights, because the run's config has their values.
         self.register_buffer("mean", normalisation.mean.clone(), persistent=False)
         self.register_buffer("std", normalisation.std.clone(), persistent=False)
         self.condition = PoseCondition(features) if conditioned else None
-        heads: dict[str, nn.Module] = {}
-        if emotion:
-            heads["emotion"] = nn.Sequential(nn.Dropout(dropout[0]), nn.Linear(features, len(EMOTIONS)))
-        if direction:
-            heads["direction"] = nn.Sequential(nn.Dropout(dropout[1]), nn.Linear(features, len(DIRECTIONS)))
-        if pose == "bins66":
-            heads["pose"] = nn.Sequential(nn.Linear(features, 3 * BINS), nn.Unflatten(-1, (3, BINS)))
-        elif pose == "sixd":
-            heads["pose"] = nn.Linear(features, 6)
-        if affect:
-            heads["affect"] = nn.Sequential(nn.Linear(features, 2), nn.Tanh())
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict({name: make(features) for name, make in heads.items()})
         self.log_variance = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(())) for name in heads} if learned_weights else {}
         )
@@ -132,7 +146,7 @@ def bins_mean(logits: Float[Tensor, "*batch 66"], offset: float = 0.0) -> Float[
     Hopenet reads its bins at their lower edges and was trained so; centres would shift it by 1.5°.
     """
     index = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
-    # Not `@`, which autocast rounds to bfloat16: steps of half a degree.
+    # Not `@`: autocast would round it to bfloat16, which resolves an angle of 99° to half a degree.
     return (logits.float().softmax(-1) * index).sum(-1) * BIN_DEGREES + LOWEST_DEGREES + offset
 
 

@@ -1,4 +1,4 @@
-"""Run folders (contract C5): config, checkpoints, what was logged; and a network back from one.
+"""Run folders (contract C5): the config, the checkpoints, the log; who trains in one.
 
 ::
 
@@ -16,10 +16,13 @@
         metrics.jsonl  tensorboard/  evaluate/  report/
 """
 
+import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -30,50 +33,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig
+from hpe.config.run import ModelConfig, RunConfig, differences
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
-from hpe.core.files import write_json
+from hpe.core.files import locked, rename_aside, write_json, write_text
 from hpe.data.crops import CropRule
-from hpe.data.normalise import MEAN, STD, Normalisation
+from hpe.data.normalise import MEAN, STD
 from hpe.data.recipe import Recipe
 from hpe.data.shards import MANIFEST, Manifest
-from hpe.models.backbones import Triple, build_backbone, published_normalisation
-from hpe.models.multitask import MultiTask
+from hpe.models.backbones import Triple, published_normalisation
 
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
 CHECKPOINTS: Final = "checkpoints"
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+LOCK: Final = ".lock"
 _STEP: Final = re.compile(r"step-(\d{8,})")
-
-
-def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
-    """The network of a config; ``weights`` overrides ``model.weights``. A run folder stands for its best weights.
-
-    Raises:
-        UserError: unknown backbone, or weights that do not fit.
-    """
-    start = model.weights if weights is None else weights
-    if start not in ("none", "hub") and Path(start).is_dir():
-        start = str(weights_of(Path(start)))
-    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
-    mean, std = map(torch.tensor, normalisation_of(model))
-    heads = model.heads
-    return MultiTask(
-        backbone,
-        features,
-        emotion=heads.emotion is not None,
-        direction=heads.direction is not None,
-        pose=heads.pose.kind if heads.pose else None,
-        affect=heads.affect is not None,
-        conditioned=bool(heads.emotion and heads.emotion.conditioned_on_pose),
-        dropout=(
-            heads.emotion.dropout if heads.emotion else 0.0,
-            heads.direction.dropout if heads.direction else 0.0,
-        ),
-        learned_weights=learned_weights,
-        normalisation=Normalisation(mean, std),
-    )
 
 
 def normalisation_of(model: ModelConfig) -> tuple[Triple, Triple]:
@@ -112,9 +88,9 @@ Position = Annotated[int, Field(ge=0, lt=2**62)]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands: everything else follows from ``samples_seen``.
+    """The position of a run. Everything else follows from ``samples_seen``.
 
-    ``unvalidated``: a validation was due here, and a signal came before it was done: it comes before the next step.
+    ``unvalidated``: a signal ended the validation that was due here; a restart does it before the next step.
     """
 
     samples_seen: Position
@@ -152,12 +128,12 @@ def save_checkpoint(
     keep: int,
     best: bool,
 ) -> Path:
-    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, drop old ones.
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, remove old ones.
 
-    A kill at any moment leaves the checkpoint before, or this one; never half of it.
+    A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
 
     Raises:
-        UserError: it could not be written, most often as the disk is full; the checkpoint before stands.
+        UserError: it could not be written, most often because the disk is full; the checkpoint before is kept.
     """
     folder = run / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,24 +148,51 @@ def save_checkpoint(
         with (part / "optimizer.pt").open("wb") as stream:
             torch.save(dict(optimizer), stream)
         write_json(part / "state.json", asdict(state))
+        _sync(part)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(part, ignore_errors=True)
         last = checkpoints(run)[-1:]
         why = error.__context__ if isinstance(error.__context__, OSError) else error  # below torch's own words
         raise UserError(
-            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some room on this disk, "
+            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some space on this disk, "
             "then run the same command again: "
-            + (f"it goes on from {last[0].name}" if last else "it starts over, as nothing is saved yet")
+            + (f"it goes on from {last[0].name}" if last else "it starts over, because nothing is saved yet")
         ) from error
-    if target.exists():  # an earlier start of the run ended after this step, and came here again
+    if target.exists():  # an earlier start of the run saved this step too
         shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
-        target.rename(before)  # quicker than removing it: `last` may point here, and a kill may come between
+        # Renamed, not removed: to remove takes longer, and a kill meanwhile would leave `last` without its target.
+        target.rename(before)
     part.rename(target)
+    _sync_folder(folder)  # before the links: they must never point to a name that a power cut has undone
     _link(folder / "last", target)
     if best:
         _link(folder / "best", target)
+    _sync_folder(folder)  # before older checkpoints go: the links must not still point to one of them
     _prune(folder, keep)
     return target
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the files of a folder, and their names, are on the disk.
+
+    A rename may reach the disk before the content of what it renames. Without this a power cut could leave a
+    checkpoint of the right name with empty files in it.
+    """
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(number)
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:
@@ -219,7 +222,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def remember_shards(run: Path, config: RunConfig) -> None:
-    """Keep with a run what its training shards are, once: it is used where they no longer lie."""
+    """Record what the training shards of a run are, once: later commands need it even if the shards were removed."""
     if (run / SHARDS).exists():
         return
     named = [one.shards for one in config.data.train]
@@ -231,7 +234,7 @@ def remember_shards(run: Path, config: RunConfig) -> None:
 
 
 def crop_rules(run: Path) -> frozenset[CropRule]:
-    """The crop rules of the pictures that a run is trained on, as far as they are known.
+    """The crop rules of the images that a run is trained on, as far as they are known.
 
     Raises:
         UserError: the run's record of its shards is damaged.
@@ -239,15 +242,15 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
     if not (run / SHARDS).is_file():
         return frozenset()
     try:
-        told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
-        rules = {one["crop"] for one in told.values()}
+        recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+        rules = {one["crop"] for one in recorded.values()}
         return frozenset(CropRule.parse(rule) for rule in rules)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
 
 
 def recipes(run: Path) -> frozenset[Recipe]:
-    """How the pictures that a run is trained on were made; empty where that is not known of every one of them.
+    """How the images that a run is trained on were made; empty unless that is known of all of them.
 
     Raises:
         UserError: the run's record of its shards is damaged.
@@ -255,8 +258,8 @@ def recipes(run: Path) -> frozenset[Recipe]:
     rules = crop_rules(run)
     if not rules:
         return frozenset()
-    told = json.loads((run / SHARDS).read_text(encoding="utf-8"))
-    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in told.values()]
+    recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+    found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in recorded.values()]
     return frozenset(one for one in found if one is not None) if None not in found else frozenset()
 
 
@@ -266,7 +269,7 @@ def _recipe(crop: CropRule, image: Any) -> Recipe | None:
             return Recipe(None, 0, grey=False, quality=0)
         case {"encoding": "jpeg", "size": int(size), "quality": int(quality), "colour": "grey" | "rgb" as colour}:
             return Recipe(crop, size, colour == "grey", quality)
-    return None  # an older hpe recorded no more than the rule, or the manifest does not say it
+    return None  # an older hpe recorded only the rule, or the manifest lacks it
 
 
 def load_config(run: Path) -> RunConfig:
@@ -292,11 +295,11 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
         if (folder / name / "state.json").is_file():
             return (folder / name).resolve()
     names = [path.name for path in checkpoints(run)]
-    if which in ("last", "best") and names:  # the link points to what was removed
+    if which in ("last", "best") and names:  # the link points to a checkpoint that was removed
         return folder / names[-1]
     raise UserError(
         f"{run}: no checkpoint {which!r}; "
-        + (f"there are {', '.join(names)}" if names else "the run has saved none yet: run hpe train first")
+        + (f"there are {', '.join(names)}" if names else "the run has saved none yet; run hpe train first")
     )
 
 
@@ -313,7 +316,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weights_of(run: Path, which: str = "best") -> Path:
-    """The weights file of a checkpoint: the averaged ones where the run has them.
+    """The weights file of a checkpoint: the averaged weights if the run has them.
 
     Raises:
         UserError: no such checkpoint.
@@ -323,16 +326,66 @@ def weights_of(run: Path, which: str = "best") -> Path:
     return averaged if averaged.is_file() else checkpoint / "model.safetensors"
 
 
-def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
-    """The network of a run in evaluation mode, its config, and the weights file it came from.
+@contextmanager
+def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
+    """Make or reopen the folder of a run, lock it while the block runs, and write its config.
+
+    ``change_precision``: the run may have begun in another precision.
 
     Raises:
-        UserError: no run, no checkpoint, or weights that do not fit its config.
+        UserError: the folder is something else, is in use, or belongs to a run with another config.
     """
-    config, path = load_config(run), weights_of(run, which)
-    network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
+    stack = ExitStack()
     try:
-        network.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
-    return network.eval(), config, path
+        run.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
+        if strangers and not (run / CONFIG).exists():
+            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
+        for name, kind in ((CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
+            if (run / name).exists() and not kind(run / name):
+                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
+        stack.enter_context(locked(run / LOCK, _taken(run)))
+    except OSError as error:
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
+    with stack:
+        if (run / CONFIG).exists():
+            before = load_config(run)
+            if change_precision or before.train.precision == "auto":
+                used = before.train.model_copy(update={"precision": config.train.precision})
+                before = before.model_copy(update={"train": used})
+            changed = differences(before, config)
+            way = "give another run:, or --new to start over"
+            if any(line.startswith("train.precision:") for line in changed):
+                way += ", or --change-precision to continue in another precision"
+            if changed:
+                raise UserError(
+                    f"{run}: this run was started with another config; {way}\n"
+                    + "\n".join(f"  {line}" for line in changed)
+                )
+        write_text(run / CONFIG, config.dump())
+        remember_shards(run, config)
+        yield
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    with suppress(UserError):
+        return find_checkpoint(run, "last")
+    return None
+
+
+def set_aside(run: Path) -> Path | None:
+    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; its new path, or None.
+
+    Raises:
+        UserError: the folder is not a run, or another process is training it.
+    """
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    load_config(run)
+    with locked(run / LOCK, _taken(run)):
+        return rename_aside(run)
+
+
+def _taken(run: Path) -> str:
+    return f"{run}: another process is training this run; wait for it, or give another run:"

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.core.distributed import signals
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_text
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
+from hpe.core.signals import signals
 from hpe.data.crops import CropRule
 from hpe.data.recipe import Recipe
 from hpe.data.shards import QUARANTINE, Manifest, ShardInfo

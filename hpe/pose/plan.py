@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int8
 
-from hpe.core.distributed import Ranks, cores, from_parent, lacks_precision, named_device
+from hpe.core.distributed import Ranks, cores, from_parent, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
+from hpe.core.precision import lacks_precision
 from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
 from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
@@ -21,7 +22,7 @@ from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manife
 from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator, sha256_of
-from hpe.models.run_folder import load_run
+from hpe.models.build import load_run
 from hpe.pose.options import OnMismatch, PoseOptions
 from hpe.pose.passes import NO_FACE, Task, pose_pass
 from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator

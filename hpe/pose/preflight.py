@@ -11,8 +11,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hpe.core.errors import UserError
+from hpe.data.faces import read_faces
 from hpe.data.records import Record
-from hpe.data.shard_reader import open_shard, read_faces
+from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.pose.passes import Task

@@ -17,9 +17,10 @@ from hpe.data.images import Picture, crop_resize, decode_rgb, to_grey
 from hpe.data.normalise import normalised
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
+from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, load_run, recipes
+from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, recipes
 from hpe.models.views import PLAIN, Views
 from hpe.pack.shard import encoded
 

@@ -103,8 +103,8 @@ def features_of_run(run: Path) -> Features:
 
     from hpe.core.distributed import device
     from hpe.data.normalise import prepare
-    from hpe.models.run_folder import load_run
-    from hpe.train.setup import reading
+    from hpe.models.build import load_run
+    from hpe.train.datasets import reading
 
     network, config, _ = load_run(run)
     where = device()

@@ -103,7 +103,8 @@ def _devices() -> Iterator[Finding]:
     import torch
     import torchvision.ops  # noqa: F401 (a torchvision that does not fit torch breaks here)
 
-    from hpe.core.distributed import chosen_precision, cores, rocm, unused_gpu
+    from hpe.core.distributed import cores, rocm, unused_gpu
+    from hpe.core.precision import chosen_precision
 
     yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():

@@ -8,7 +8,8 @@ In reading order:
     metrics.py       validation metrics, exact over any number of ranks
     optim.py         parameter groups and the learning rate
     average.py       the moving average of the weights
-    setup.py         opens a run: folder, streams, network, losses
+    setup.py         opens a run: builds and checks everything that it needs
+    datasets.py      the datasets that a config names, as streams
     preflight.py     reasons a run cannot start, found before its first step
     auto_batch.py    ``train.batch: auto``
     log.py           metrics.jsonl, TensorBoard, one line on the terminal

@@ -10,16 +10,20 @@ import gc
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
+from hpe.config.run import RunConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import MultiTask
 from hpe.stream.augment import Augmentation, augment
 from hpe.train.losses import HeadLoss, head_loss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SMALLEST: Final = 4
 _WORTH_DOUBLING: Final = 1.05
@@ -61,6 +65,38 @@ def where_doubling_stops_paying(step_seconds: Callable[[int], float], *, largest
             break
         batch, rate = 2 * batch, doubled
     return batch
+
+
+def find_batch(
+    config: RunConfig,
+    network: MultiTask,
+    losses: dict[str, HeadLoss],
+    *,
+    largest: int,
+    ranks: int,
+    accelerator: "Accelerator",
+) -> int:
+    """The batch over all ranks. A collective call: the rank with the least memory or speed decides.
+
+    ``largest``: most samples per rank.
+    """
+    device = accelerator.device
+    trial = Trial(
+        network,
+        losses,
+        size=config.data.size,
+        augmentation=Augmentation(**config.augment.model_dump()),
+        device=device,
+        autocast=lambda: accelerator.autocast(),
+        copies=(ranks > 1) + bool(config.train.ema),
+    )
+    if device.type == "cuda":
+        found = largest_that_fits(trial.step, largest=largest)
+    else:
+        found = where_doubling_stops_paying(trial.seconds, largest=largest)
+    lowest = accelerator.gather(torch.tensor([found], device=device))
+    assert isinstance(lowest, torch.Tensor)
+    return int(lowest.min()) * ranks
 
 
 class Trial:

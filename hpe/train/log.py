@@ -15,11 +15,10 @@ from hpe.core.files import write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs
+from hpe.models.run_folder import METRICS, TENSORBOARD
 from hpe.stream import Loader
 from hpe.train.sample_grid import sample_grid
 
-METRICS: Final = "metrics.jsonl"
-TENSORBOARD: Final = "tensorboard"
 _NAMED_DAMAGE: Final = 20
 
 

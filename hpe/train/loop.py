@@ -7,11 +7,12 @@ rate and epochs all follow from one counter, so a run killed on eight GPUs goes 
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, Signals, signals, some_rank
+from hpe.config.run import RunConfig, TrainConfig
+from hpe.core.distributed import Ranks, some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
+from hpe.core.signals import Signals, signals
 from hpe.data.batch import Batch
 from hpe.models.run_folder import State
 from hpe.train.console import Screen, screen
@@ -32,11 +33,11 @@ def train(config: RunConfig, *, change_precision: bool = False) -> int:
 
     Raises:
         UserError: the config cannot work; every reason is in the message.
-        NotFiniteError: the loss is no number any more.
+        NotFiniteError: the loss became NaN or infinite.
     """
     ranks = Ranks.from_environment()
     code = _train(config, ranks, change_precision=change_precision)
-    # Asked when everything is written: a launcher ends the other ranks with the first that leaves with an error.
+    # Last, when everything is written: as soon as one rank leaves with an error, a launcher kills the others.
     return EXIT_INCOMPLETE if some_rank(code == EXIT_INCOMPLETE) else code
 
 
@@ -61,44 +62,67 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
 
 
 def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> int:
-    """Step from a state to the run's end, or until a signal; the exit code, as of :func:`train`."""
+    """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     settings = job.config.train
     learner.start(state)
     stop = False
     with job.batches(state.samples_seen) as loader:
         while not stop and (state.unvalidated or not _done(job, state)):
-            if not state.unvalidated:  # else a signal has ended the validation that was due here, and it comes first
+            now = Due(log=False, validation=True, checkpoint=False)
+            if not state.unvalidated:  # else a signal ended the validation that was due here: it comes before a step
                 loaded = next(loader)
-                due = _validation_due(job, state, loaded.samples_seen)
-                logged = due or state.step == 0 or (state.step + 1) % settings.log_steps == 0
-                stop = learner.step(loaded, state, stop=caught.caught is not None, logged=logged)
-                shown.advance(loaded.samples_seen - state.samples_seen)
-                state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1, unvalidated=due)
-                if logged:
+                after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
+                now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
+                stop = learner.step(loaded, state, stop=caught.caught is not None, logged=now.log)
+                shown.advance(after.samples_seen - state.samples_seen)
+                state = replace(after, unvalidated=now.validation)
+                if now.log:
                     shown.train(learner.log(state, log, loader))
                     job.damage.tell(loader)
             validated = False
-            if state.unvalidated and not stop:
+            if now.validation and not stop:
                 state = _validate(job, learner, state, log, shown, caught)
                 validated, stop = not state.unvalidated, state.unvalidated
-            if validated or stop or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
+            # Saved at a stop even without a validation: a restart repeats no step.
+            if validated or stop or now.checkpoint:
                 learner.save(job.run, state, best=validated and state.best_samples == state.samples_seen)
         job.damage.tell(loader)
     if stop:
-        job.say(f"stopped by a signal after {state.samples_seen:,} samples; saved: the same command goes on")
+        job.say(
+            f"stopped by a signal after {state.samples_seen:,} samples; saved: run the same command again to resume"
+        )
         return EXIT_AGAIN
     job.finish(state, log)
     return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    validation: bool
+    checkpoint: bool
+
+
+def due(before: State, after: State, settings: TrainConfig, *, epoch_samples: int, total_samples: int) -> Due:
+    """What follows the step from one state to the next: a pure function, so that all ranks and restarts agree.
+
+    A validation is due where a multiple of ``validate_epochs`` is reached or passed, as batches seldom end on one.
+    The first step is logged, so that a user sees at once that the run learns.
+    """
+    between = settings.validate_epochs * epoch_samples
+    passed = after.samples_seen // between > before.samples_seen // between
+    validation = passed or after.samples_seen >= total_samples
+    return Due(
+        log=validation or before.step == 0 or after.step % settings.log_steps == 0,
+        validation=validation,
+        checkpoint=bool(settings.checkpoint_steps) and after.step % settings.checkpoint_steps == 0,
+    )
+
+
 def _done(job: Job, state: State) -> bool:
     return state.samples_seen >= job.total_samples or _out_of_patience(job, state)
-
-
-def _validation_due(job: Job, state: State, samples_seen: int) -> bool:
-    """Whether the step from a state to a position ends an interval between validations, or the run."""
-    between = job.config.train.validate_epochs * job.epoch_samples
-    return samples_seen // between > state.samples_seen // between or samples_seen >= job.total_samples
 
 
 def _out_of_patience(job: Job, state: State) -> bool:
@@ -126,10 +150,11 @@ def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen,
     log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
-    if value is not None and better(job.selection, value, None if larger else state.best):  # forgets small pictures'
+    # A best value from small images does not count once images are larger: the two are not comparable.
+    if value is not None and better(job.selection, value, None if larger else state.best):
         state = replace(state, best=value, best_samples=state.samples_seen)
     if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
-        job.say(f"WARNING: the network gives no finite numbers for some validation samples: {', '.join(broken)}")
+        job.say(f"WARNING: the network's output is NaN or infinite for some validation samples: {', '.join(broken)}")
     job.say_figures(state, figures)
     return state
 
@@ -145,7 +170,8 @@ class _UntilAsked:
         self._job, self._learner, self._caught, self.stopped = job, learner, caught, False
 
     def __iter__(self) -> Iterator[Batch]:
-        # A last, short batch is not there on every rank, and ranks that ask must ask together.
+        # The last, short batch may be missing on some ranks. `some_rank` is a collective call: a rank that made it
+        # alone would wait for ever.
         shared = self._job.val.samples // self._job.batch
         with self._job.validation() as loader:
             for number, loaded in enumerate(loader):

@@ -4,15 +4,18 @@ The caller divides the masked sum by the number of labels in the *global* batch,
 missing labels have the gradient of one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hpe.config.run import HeadsConfig
 from hpe.core.geometry import rotation_from_6d, rotation_from_euler
+from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.data.batch import Batch
 from hpe.models.multitask import bin_of, bins_mean
 
@@ -48,6 +51,36 @@ class HeadLoss:
             class_weights=None if weights is None else weights.to(device),
             log_prior=None if prior is None else prior.to(device),
         )
+
+
+def head_losses(heads: HeadsConfig, labels: Mapping[str, Sequence[int]]) -> dict[str, HeadLoss]:
+    """The loss of each head that is on. Its tensors are on the CPU.
+
+    ``labels``: for the emotion and the direction head, how many training samples each class has.
+    """
+    return {head: _head_loss(head, getattr(heads, head), labels) for head in heads.on}
+
+
+def _head_loss(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) -> HeadLoss:
+    if head == "pose":
+        limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
+        return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
+    if head == "affect":
+        return HeadLoss(settings.weight)
+    weights = prior = None
+    # On the CPU: Accelerate has not set this rank's device yet, and `cuda` would be GPU 0 on every rank.
+    found = torch.tensor(labels[head], dtype=torch.float32)
+    if settings.imbalance == "weights":
+        weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
+    elif settings.imbalance == "logit-adjustment":
+        prior = ((found + 1) / (found + 1).sum()).log()
+    return HeadLoss(
+        settings.weight,
+        smoothing=settings.smoothing,
+        class_weights=weights,
+        log_prior=prior,
+        soft=getattr(settings, "votes", True),
+    )
 
 
 def with_targets(batch: Batch, losses: Mapping[str, HeadLoss]) -> Batch:

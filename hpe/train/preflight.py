@@ -1,18 +1,20 @@
-"""What speaks against a training: found before the first step, each as a line for the user.
+"""Reasons a run cannot start, found before its first step.
 
-The functions return what is wrong; :func:`hpe.train.setup.open_job` raises all of it at once.
+The functions return one line per problem; :func:`hpe.train.setup.open_job` raises all of them at once.
 """
 
 import copy
 import itertools
+from collections.abc import Iterable
 from typing import Final
 
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, cuda, device, lacks_precision
+from hpe.core.distributed import Ranks, cuda, device
+from hpe.core.precision import lacks_precision
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.stream import LabelSource, Stream
+from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
 
@@ -20,11 +22,11 @@ _ROWS: Final = 1024
 
 
 def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
-    """What cannot work on this machine or with itself, whatever the data."""
+    """What cannot work on this machine, or contradicts itself, whatever the data."""
     settings, problems = config.train, []
     if settings.batch == "auto":
         if settings.micro_batch:
-            problems.append("train.batch: auto finds what fits in one piece; leave train.micro_batch out")
+            problems.append("train.batch: auto finds what fits in memory as one piece; leave train.micro_batch out")
     elif settings.batch % ranks.world:
         lower = settings.batch // ranks.world * ranks.world
         ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
@@ -33,32 +35,32 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         problems.append(f"train.precision: {why}")
     labels = LabelSource(config.data.angles, config.data.direction)
     if labels.needs_pose and not any(one.pose for one in config.data.train):
-        problems.append("data.train: pose tables are asked for (data.angles, data.direction), but no pose: names any")
+        problems.append(
+            "data.train: data.angles or data.direction needs pose tables, but no dataset names any; add pose: to one"
+        )
     heads = config.model.heads
     known = [name for head in heads.on for name in FIGURES[head]]
     if settings.select not in ("auto", *known):
         problems.append(
-            f"train.select: {settings.select!r} is no figure of these heads; use auto or {', '.join(known)}"
+            f"train.select: {settings.select!r} is not a metric of these heads; use auto or {', '.join(known)}"
         )
     if not any(getattr(heads, head).weight for head in heads.on):
-        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; nothing would be learned")
+        problems.append(f"model.heads: the weights of {', '.join(heads.on)} are all 0; give one a weight above 0")
     if settings.schedule == "one-cycle" and settings.warmup_epochs:
         problems.append(
-            f"train.warmup_epochs: {settings.warmup_epochs:g} beside train.schedule: one-cycle, which rises by itself "
-            "over the first 30 % of the run; leave warmup_epochs out, or use the schedule cosine"
+            f"train.warmup_epochs: {settings.warmup_epochs:g} does not work with train.schedule: one-cycle, "
+            "which has its own warm-up over the first 30 % of the run; remove warmup_epochs, or use the schedule cosine"
         )
     if config.model.backbone == "angles" and settings.small_size:
-        problems.append(
-            "train.small_size: the backbone angles reads no pictures; leave small_size and small_epochs out"
-        )
+        problems.append("train.small_size: the backbone angles takes no images; remove small_size and small_epochs")
     if config.model.backbone == "angles" and heads.pose:
-        problems.append("model.heads.pose: the backbone angles reads the angles; there is nothing left to predict")
+        problems.append("model.heads.pose: the backbone angles takes the angles as its input; remove the pose head")
     return problems
 
 
 @torch.no_grad()
 def sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
-    """The sizes of pictures that the backbone cannot take: some are made for one, some need more pixels."""
+    """The image sizes that the backbone does not support: some have a fixed size, some need more pixels."""
     if network.takes_angles:
         return []
     problems = []
@@ -70,22 +72,22 @@ def sizes_refused(network: MultiTask, config: RunConfig) -> list[str]:
         except (RuntimeError, ValueError, AssertionError) as error:
             why = str(error).partition("\n")[0][:160]
             problems.append(
-                f"{name}: {config.model.backbone} does not take pictures of {size} pixels ({why}); use a size that it "
-                "takes, or another model.backbone"
+                f"{name}: {config.model.backbone} does not accept images of {size} pixels ({why}); use another size "
+                "or another model.backbone"
             )
     network.train()
     return problems
 
 
 def without_gradient(network: MultiTask, config: RunConfig) -> list[str]:
-    """Parameters that no output depends on: they would never learn, and DDP stops at them in its second step."""
+    """Parameters that no output depends on. They would never learn, and DDP fails on them in its second step."""
     size = config.data.size
     shape = (2, 3) if network.takes_angles else (2, 3, size, size)
     try:
         missing = unreached(network, shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         why = str(error).partition("\n")[0][:160]
-        return [f"model.backbone: {config.model.backbone} cannot be trained on pictures of {size} pixels ({why})"]
+        return [f"model.backbone: {config.model.backbone} cannot be trained on images of {size} pixels ({why})"]
     if not missing:
         return []
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -96,10 +98,10 @@ def without_gradient(network: MultiTask, config: RunConfig) -> list[str]:
 
 
 def unreached(network: MultiTask, shape: tuple[int, ...]) -> list[str]:
-    """The names of trainable parameters that no output of the network depends on, in training; it stays as it is.
+    """The names of trainable parameters that no output depends on in training. The network is not changed.
 
-    Tried on the ``meta`` device, which takes neither memory nor arithmetic, and with numbers where a layer needs them.
-    What is looked at is what DDP looks at: the graph, from the outputs back to the parameters.
+    Follows the graph from the outputs back to the parameters, as DDP does. Runs on the ``meta`` device, which needs
+    neither memory nor arithmetic; on the CPU if a layer needs real numbers.
     """
     try:
         return _unreached(network, shape, torch.device("meta"))
@@ -129,7 +131,7 @@ def _unreached(network: MultiTask, shape: tuple[int, ...], device: torch.device)
 
 @torch.no_grad()
 def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[str]:
-    """What speaks against learning from a rank's share of a batch in pieces, where some are of a single picture."""
+    """A line if some pieces of a rank's batch have a single image and the network cannot learn from one."""
     piece = share // -(-share // (config.train.micro_batch or share))
     if piece > 1 or network.takes_angles or (config.train.sync_batch_norm and cuda()):
         return []
@@ -142,44 +144,62 @@ def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[st
         trial(torch.zeros(1, 3, size, size))
     except ValueError as error:  # a batch norm of one value
         name = "train.batch" if config.train.micro_batch is None else "train.micro_batch"
-        told = f"{config.model.backbone} cannot learn from one picture of {size} pixels at a time"
-        return [f"{name}: {told} ({str(error).partition(':')[0].lower()}); give every rank two or more"]
+        why = f"{config.model.backbone} cannot learn from one image of {size} pixels at a time"
+        return [f"{name}: {why} ({str(error).partition(':')[0].lower()}); give every rank two or more images"]
     return []
 
 
-def all_small(config: RunConfig, samples: int, batch: int) -> str | None:
-    """What speaks against small pictures first: with few steps even the last may learn from them."""
+def all_small(config: RunConfig, samples: int) -> str | None:
+    """Whether every step of the run would learn from small images, as can happen with few steps: a line, or None."""
     settings = config.train
+    batch = settings.batch
+    assert isinstance(batch, int)  # `auto` was found before
     steps = steps_of(settings.epochs, samples, batch)
     if settings.small_size and (steps - 1) * batch < settings.small_epochs * samples:
         return (
-            f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs are all {steps:,} steps; "
-            f"none is left for pictures of {config.data.size} pixels: lower it, or train.batch"
+            f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs take all {steps:,} steps, so "
+            f"none learns from images of {config.data.size} pixels; lower it, or lower train.batch"
         )
     return None
 
 
 def steps_of(epochs: float, samples: int, batch: int) -> int:
-    """Steps of a run on so many samples: its epochs, rounded up to whole batches; one or more."""
+    """Steps of a run: its epochs over the samples, rounded up to whole batches; 1 or more."""
     return -(-max(1, round(epochs * samples)) // batch)
 
 
 _LABEL_SOURCE: Final = {
     "emotion": "pack shards with emotions, or switch this head off",
-    "direction": "name pose tables (pose:) and a rule of theirs (data.direction: ours), or switch this head off",
+    "direction": "name pose tables (pose:) and one of their rules (data.direction: ours), or switch this head off",
     "pose": "use shards with angles, or pose tables with data.angles: pose, or switch this head off",
     "affect": "use shards with valence and arousal, or switch this head off",
 }
 
 
-def unlabelled(stream: Stream, head: str, split: str) -> str:
-    """What a head that has no label lacks: for poses, the angles that some of the first records could have had."""
-    told = f"no sample of data.{split} has its label"
+def unlabelled_heads(heads: Iterable[str], stream: Stream, counts: Counts, split: str) -> list[str]:
+    """The heads for which no sample of a split has a label, one line per head."""
+    return [_unlabelled(stream, head, split) for head in heads if not _labels(counts, head)]
+
+
+def _labels(counts: Counts, head: str) -> int:
+    match head:
+        case "emotion":
+            return sum(counts.emotion)
+        case "direction":
+            return sum(counts.direction)
+        case "pose":
+            return counts.angles
+    return counts.affect
+
+
+def _unlabelled(stream: Stream, head: str, split: str) -> str:
+    """Why a head has no label in a split; for poses, which of the three angles the records lack."""
+    why = f"no sample of data.{split} has its label"
     if head == "pose" and not stream.reading.labels.needs_pose:
         records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
         missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]
         if 0 < len(missing) < 3:
             way = " (hpe pack pointing04 --option roll=upright takes it as 0)" if missing == ["roll"] else ""
             lack = " and no ".join(missing) + way
-            told = f"it needs yaw, pitch and roll, and the samples of data.{split} have no {lack}"
-    return f"model.heads.{head}: {told}; {_LABEL_SOURCE[head]}"
+            why = f"it needs yaw, pitch and roll, and the samples of data.{split} have no {lack}"
+    return f"model.heads.{head}: {why}; {_LABEL_SOURCE[head]}"

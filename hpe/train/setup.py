@@ -1,42 +1,30 @@
-"""What a training job stands on: its folder, its streams, its network, each checked before the first step."""
+"""Opens a training run: builds and checks everything that it needs, before the first step."""
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from hpe.config.run import DataConfig, RunConfig, ShardsConfig, differences
-from hpe.core.distributed import (
-    Precision,
-    Ranks,
-    accelerator,
-    agree,
-    chosen_precision,
-    cuda,
-    device,
-    lacks_precision,
-    share_cores,
-    some_problem,
-    some_rank,
-    unused_gpu,
-)
+from hpe.config.run import DataConfig, RunConfig
+from hpe.core.distributed import Ranks, accelerator, agree, device, share_cores, some_problem, some_rank
 from hpe.core.errors import UserError
-from hpe.core.files import locked, rename_aside, write_text
 from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.core.precision import Precision, chosen_precision, lacks_precision
 from hpe.models import run_folder
+from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import State
-from hpe.stream import Balance, Counts, LabelSource, Loader, Reading, ShardSet, Stream
-from hpe.stream.augment import Augmentation
-from hpe.train.auto_batch import Trial, largest_that_fits, where_doubling_stops_paying
-from hpe.train.log import METRICS, TENSORBOARD, Damages, Log
-from hpe.train.losses import HeadLoss
+from hpe.stream import Balance, Counts, Loader, Stream
+from hpe.train.auto_batch import find_batch
+from hpe.train.datasets import open_stream
+from hpe.train.log import Damages, Log
+from hpe.train.losses import HeadLoss, head_losses
 from hpe.train.optim import freeze
 from hpe.train.preflight import (
     all_small,
@@ -44,24 +32,23 @@ from hpe.train.preflight import (
     pieces_refused,
     sizes_refused,
     steps_of,
-    unlabelled,
+    unlabelled_heads,
     without_gradient,
 )
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOCK: Final = ".lock"
 VISIBLE_SECONDS: Final = 60
-"""How long a rank waits for a checkpoint that rank 0 sees: caches of network file systems last less."""
+"""How long a rank waits for a checkpoint that rank 0 sees. Caches of network file systems last less than that."""
 _LOOK_SECONDS: Final = 0.5
 _LEAST_STEPS: Final = 20
-"""Of an epoch, where the batch is found: a network learns by steps."""
+"""Least steps per epoch with ``train.batch: auto``. A larger batch can be faster, but leaves too few steps to learn."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can start: everything here has been checked."""
+    """A run that is ready to start: everything here has been checked."""
 
     config: RunConfig
     ranks: Ranks
@@ -77,7 +64,7 @@ class Job:
 
     @property
     def selection(self) -> str:
-        """The validation figure that chooses the best checkpoint."""
+        """The validation metric that chooses the best checkpoint."""
         return self.config.selection
 
     @property
@@ -87,17 +74,17 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """Samples of a step, over all ranks."""
+        """Samples per step, over all ranks."""
         assert isinstance(self.config.train.batch, int)  # `auto` was found before the job was opened
         return self.config.train.batch
 
     @property
     def total_samples(self) -> int:
-        """Samples that the run sees in all: whole batches."""
+        """Samples over the whole run: whole batches."""
         return steps_of(self.config.train.epochs, self.epoch_samples, self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
-        """This rank's training batches from a position on."""
+        """The training batches of this rank, from a position on."""
         data = self.config.data
         return self.train.endless(
             seed=self.config.seed,
@@ -110,28 +97,27 @@ class Job:
         )
 
     def validation(self) -> Loader:
-        """This rank's validation batches: every sample once over all ranks."""
+        """The validation batches of this rank: over all ranks, every sample once."""
         return self.val.once(batch=self.batch, rank=self.ranks.rank, ranks=self.ranks.world)
 
     def last(self) -> Path | None:
         """The newest checkpoint."""
-        return _last(self.run)
+        return run_folder.last_checkpoint(self.run)
 
     def say(self, text: str) -> None:
-        """A line for people, from rank 0."""
-        if self.ranks.main:
-            print(f"{self.run}: {text}", file=sys.stderr, flush=True)
+        """Print a line on rank 0."""
+        self.ranks.say(f"{self.run}: {text}")
 
     def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
-        """One line of validation figures."""
+        """Print one line of validation metrics."""
         shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
         mark = " *" if state.best_samples == state.samples_seen else ""
         epoch = state.samples_seen / self.epoch_samples
         self.say(f"epoch {epoch:.4g}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()) + mark)
 
     def finish(self, state: State, log: Log) -> None:
-        """The last words of a run that is done."""
-        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no figure to choose by"
+        """Report the end of the run."""
+        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no metric to choose a best one"
         self.say(f"done: {state.samples_seen:,} samples, {state.step:,} steps, {best}")
         settings = self.config.train
         log.hyperparameters(
@@ -150,74 +136,106 @@ class Job:
 
 @contextmanager
 def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False) -> Iterator[Job]:
-    """Check a config against the machine and the shards, and hold its run folder for this process.
+    """Check a config against the machine and the shards, and lock its run folder for this job.
 
-    ``train.precision: auto`` becomes what it means here, or what the run has used until now. ``change_precision``: a
-    run that has begun may go on in another precision.
+    ``train.precision: auto`` and ``train.batch: auto`` become what they mean here, or what the run has used so far.
+    ``change_precision``: a run that has begun may continue in another precision.
 
     Raises:
-        UserError: everything that is wrong, one problem a line.
+        UserError: everything that is wrong, one problem per line.
     """
     run = Path(config.run)
-    config = _with_batch_of(run, config)
+    built = _build(_with_recorded_batch(run, config), ranks)
+    config, network, train = built.config, built.network, built.train
+    for note in _notes(built):
+        ranks.say(f"{run}: {note}")
+    if network.takes_angles:
+        _fit_scale(network, train)
+    losses = head_losses(config.model.heads, {"emotion": built.counts.emotion, "direction": built.counts.direction})
+    share_cores(config.data.workers)
+    precision = _precision(run, config, change=change_precision)
+    here = _same_accelerator(config, precision, ranks)
+    if config.train.precision != precision.name:
+        ranks.say(f"{run}: precision {precision.name}: {precision.why}")
+    config = _with_train(config, precision=precision.name)
+    if config.train.batch == "auto":
+        most = train.samples // (_LEAST_STEPS * ranks.world)
+        found = find_batch(config, network, losses, largest=most, ranks=ranks.world, accelerator=here)
+        ranks.say(f"{run}: train.batch: auto is {found} over {ranks.world} ranks")
+        config = _with_train(config, batch=found)
+    if problem := all_small(config, train.samples):
+        raise UserError(problem)
+    with _folder(run, config, ranks, change_precision=change_precision) as resume:
+        damage = Damages(f"{run}: rank {ranks.rank}")
+        yield Job(config, ranks, here, run, network, losses, train, built.val, resume, damage, precision)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What a config names, built without a problem; the config now holds the normalisation of its network."""
+
+    config: RunConfig
+    network: MultiTask
+    train: Stream
+    val: Stream
+    counts: Counts
+    """Labels of the training data."""
+
+
+def _build(config: RunConfig, ranks: Ranks) -> _Built:
+    """The streams and the network of a config.
+
+    Later checks run although earlier ones failed: a user mends all problems at once, not one per start.
+
+    Raises:
+        UserError: everything that is wrong, one problem per line.
+    """
     problems = impossible(config, ranks)
     with _collect(problems):
         config = run_folder.with_normalisation(config)
     streams: dict[str, Stream] = {}
-    for split in ("train", "val"):
+    for split, named in (("train", config.data.train), ("val", config.data.val)):
         with _collect(problems):
-            streams[split] = _stream(config.data, getattr(config.data, split))
+            streams[split] = open_stream(config.data, named)
     counts = {split: stream.label_counts() for split, stream in streams.items()}
     for split, count in counts.items():
-        problems += [
-            unlabelled(streams[split], head, split) for head in config.model.heads.on if not _labels(count, head)
-        ]
-    network = None
+        problems += unlabelled_heads(config.model.heads.on, streams[split], count, split)
+    network = _network(config, ranks, problems)
+    if problems or network is None:
+        raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share a problem: print it once
+    return _Built(config, network, streams["train"], streams["val"], counts["train"])
+
+
+def _network(config: RunConfig, ranks: Ranks, problems: list[str]) -> MultiTask | None:
+    """The network with its frozen layers, or None; what is wrong with it is added to the problems."""
     with _collect(problems):
         torch.manual_seed(config.seed)
-        network = run_folder.build_network(config.model, learned_weights=config.train.balance_losses == "learned")
+        network = build_network(config.model, learned_weights=config.train.balance_losses == "learned")
         problems += [
             f"model.freeze: {config.model.backbone} has no layer named {name!r}; it has "
             + ", ".join(name for name, _ in network.backbone.named_children())
             for name in freeze(network, config.model.freeze)
         ]
         problems += sizes_refused(network, config) or without_gradient(network, config)
+        # Only now: a batch that does not divide among the ranks is a problem already, and its share may be 0.
         if config.train.batch != "auto" and not problems:
             problems += pieces_refused(network, config, config.train.batch // ranks.world)
-    if problems or network is None:
-        raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share what is missing
-    if ranks.main and streams["train"].reading.labels.needs_pose:
-        for name in _without_tables(config.data):
-            told = "no pose tables are named (pose:), its angles and directions are those of its records"
-            print(f"{run}: {name}: {told}", file=sys.stderr, flush=True)
-    if ranks.main and (told := _left_out(config, counts["train"])):
-        print(f"{run}: {told}", file=sys.stderr, flush=True)
-    if network.takes_angles:
-        _fit_scale(network, streams["train"])
-    losses = {head: _head_loss(config, head, counts["train"]) for head in config.model.heads.on}
-    share_cores(config.data.workers)
-    precision = _precision(run, config, change=change_precision)
-    here = accelerator(precision.name)
-    if some_rank(agree(precision.name) != precision.name):
-        raise UserError(
-            f"train.precision: {config.train.precision} is {precision.name} on rank {ranks.rank} and differs among the "
-            "ranks, whose devices are not alike; give the one that all of them can do"
+        return network
+    return None
+
+
+def _notes(built: _Built) -> Iterator[str]:
+    """What is allowed, but may not be what the user meant."""
+    if built.train.reading.labels.needs_pose:
+        for name in _without_tables(built.config.data):
+            yield f"{name}: no pose tables are named (pose:); its angles and directions come from its records"
+    pose, counts = built.config.model.heads.pose, built.counts
+    if pose is not None and pose.kind == "bins66" and counts.wide:
+        yield (
+            f"data.train: {counts.wide:,} of {counts.angles:,} faces with angles have an angle of "
+            f"{BINS_REACH_DEGREES:g}° or more in either direction; model.heads.pose.kind: bins66 has no bins for them "
+            "and ignores them, as Hopenet does; sixd learns from all"
         )
-    if ranks.main and config.train.precision != precision.name:
-        print(f"{run}: precision {precision.name}: {precision.why}", file=sys.stderr, flush=True)
-    config = _with_train(config, precision=precision.name)
-    if config.train.batch == "auto":
-        found = _found_batch(config, network, losses, streams["train"].samples, ranks, here)
-        if ranks.main:
-            print(f"{run}: train.batch: auto is {found} over {ranks.world} ranks", file=sys.stderr, flush=True)
-        config = _with_train(config, batch=found)
-    assert isinstance(config.train.batch, int)
-    if problem := all_small(config, streams["train"].samples, config.train.batch):
-        raise UserError(problem)
-    with _folder(run, config, ranks, change_precision=change_precision) as resume:
-        damage = Damages(f"{run}: rank {ranks.rank}")
-        sets = streams["train"], streams["val"]
-        yield Job(config, ranks, here, run, network, losses, *sets, resume, damage, precision)
 
 
 def _without_tables(data: DataConfig) -> list[str]:
@@ -234,62 +252,50 @@ def _with_train(config: RunConfig, **settings: Any) -> RunConfig:
 
 
 def _precision(run: Path, config: RunConfig, *, change: bool) -> Precision:
-    """The precision of this start: what the config says; with ``auto`` that of the run so far, else the rule's.
+    """The precision of this start: that of the config; for ``auto`` that of the run so far, else what the rule chooses.
 
     Raises:
-        UserError: this machine cannot do the one of the run so far.
+        UserError: this machine does not support the precision of the run so far.
     """
     asked = config.train.precision
     before = run_folder.load_config(run).train.precision if (run / run_folder.CONFIG).is_file() else None
     if asked != "auto" or before is None or change:
         return chosen_precision(asked)
-    if before == "auto":  # an older hpe has not written down what it was
+    if before == "auto":  # an older hpe did not record what it meant
         rule = chosen_precision(asked)
-        return Precision(rule.name, f"{rule.why}; which one the run used until now was not recorded")
+        return Precision(rule.name, f"{rule.why}; the precision of the run until now was not recorded")
     if (why := lacks_precision(before, device())) is not None:
         rule = chosen_precision(asked)
         raise UserError(
-            f"{run}: train.precision: this run has learned in {before} until now, which this machine cannot do: {why}. "
-            f"To go on in {rule.name}, which changes its arithmetic from here on, add --change-precision; or go on on "
-            f"a machine that does {before}"
+            f"{run}: train.precision: this run was trained in {before} until now, which this machine does not "
+            f"support: {why}. To continue in {rule.name}, which changes its arithmetic from here on, add "
+            f"--change-precision; or continue on a machine that supports {before}"
         )
     slow = lacks_precision(before, device(), emulated=True)
-    return Precision(before, "as this run has used until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
+    return Precision(before, "as in this run until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
 
 
-def _with_batch_of(run: Path, config: RunConfig) -> RunConfig:
-    """The config with the batch that an earlier start has found, where it says ``auto``."""
+def _same_accelerator(config: RunConfig, precision: Precision, ranks: Ranks) -> "Accelerator":
+    """Accelerate's object for a precision that is the same on all ranks. A collective call.
+
+    Raises:
+        UserError: the ranks' devices differ, and so does the precision that they would use.
+    """
+    here = accelerator(precision.name)
+    # Every rank compares and all fail together: a rank that left alone would leave the others waiting for it.
+    if some_rank(agree(precision.name) != precision.name):
+        raise UserError(
+            f"train.precision: {config.train.precision} is {precision.name} on rank {ranks.rank} and differs between "
+            "ranks, because their devices differ; set a precision that all of them support"
+        )
+    return here
+
+
+def _with_recorded_batch(run: Path, config: RunConfig) -> RunConfig:
+    """The config with the batch that an earlier start found, if it says ``auto``."""
     if config.train.batch != "auto" or not (run / run_folder.CONFIG).is_file():
         return config
     return _with_train(config, batch=run_folder.load_config(run).train.batch)
-
-
-def _found_batch(
-    config: RunConfig,
-    network: MultiTask,
-    losses: dict[str, HeadLoss],
-    samples: int,
-    ranks: Ranks,
-    here: "Accelerator",
-) -> int:
-    """The batch over all ranks: what every one of them can do."""
-    trial = Trial(
-        network,
-        losses,
-        size=config.data.size,
-        augmentation=Augmentation(**config.augment.model_dump()),
-        device=here.device,
-        autocast=lambda: here.autocast(),
-        copies=(ranks.world > 1) + bool(config.train.ema),
-    )
-    largest = samples // (_LEAST_STEPS * ranks.world)
-    if here.device.type == "cuda":
-        found = largest_that_fits(trial.step, largest=largest)
-    else:
-        found = where_doubling_stops_paying(trial.seconds, largest=largest)
-    lowest = here.gather(torch.tensor([found], device=here.device))
-    assert isinstance(lowest, torch.Tensor)
-    return int(lowest.min()) * ranks.world
 
 
 @contextmanager
@@ -300,85 +306,6 @@ def _collect(problems: list[str]) -> Iterator[None]:
         problems += str(error).splitlines()
 
 
-def shard_sets(named: list[ShardsConfig]) -> list[ShardSet]:
-    """A config's datasets as the stream takes them."""
-    return [ShardSet(one.shards, one.split, one.pose, one.weight) for one in named]
-
-
-def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
-    """How a config's samples are read."""
-    return Reading(
-        size=data.size,
-        colour="grey" if data.grey else "rgb",
-        labels=LabelSource(data.angles, data.direction),
-        decoder=decoder_of(data.decoder),
-        damaged=data.damaged,
-        workers=data.workers if workers is None else workers,
-    )
-
-
-def decoder_of(setting: str) -> Literal["cpu", "gpu"]:
-    """Who decodes: ``auto`` is the GPU where there is one.
-
-    Raises:
-        UserError: the GPU is asked for, and there is none.
-    """
-    if setting == "gpu" and not cuda():
-        why = unused_gpu()
-        raise UserError(f"data.decoder: gpu: torch sees no GPU here{f': {why}' if why else ''}; use cpu or auto")
-    return "gpu" if setting != "cpu" and cuda() else "cpu"
-
-
-def _stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:
-    return Stream(shard_sets(named), reading(data))
-
-
-def _labels(counts: Counts, head: str) -> int:
-    match head:
-        case "emotion":
-            return sum(counts.emotion)
-        case "direction":
-            return sum(counts.direction)
-        case "pose":
-            return counts.angles
-    return counts.affect
-
-
-def _head_loss(config: RunConfig, head: str, counts: Counts) -> HeadLoss:
-    settings = getattr(config.model.heads, head)
-    if head == "pose":
-        limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
-        return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
-    if head == "affect":
-        return HeadLoss(settings.weight)
-    weights = prior = None
-    # On the CPU: this rank's device is not set yet, and `cuda` would be the first GPU on every rank.
-    found = torch.tensor(getattr(counts, head), dtype=torch.float32)
-    if settings.imbalance == "weights":
-        weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
-    elif settings.imbalance == "logit-adjustment":
-        prior = ((found + 1) / (found + 1).sum()).log()
-    return HeadLoss(
-        settings.weight,
-        smoothing=settings.smoothing,
-        class_weights=weights,
-        log_prior=prior,
-        soft=getattr(settings, "votes", True),
-    )
-
-
-def _left_out(config: RunConfig, counts: Counts) -> str | None:
-    """What the bins of the pose head do not learn from, where there is any."""
-    pose = config.model.heads.pose
-    if pose is None or pose.kind != "bins66" or not counts.wide:
-        return None
-    return (
-        f"data.train: {counts.wide:,} of {counts.angles:,} faces with angles have one of {BINS_REACH_DEGREES:g}° or "
-        "more, either way; model.heads.pose.kind: bins66 has no bins for them and leaves them out, as Hopenet does; "
-        "sixd learns from all"
-    )
-
-
 def _fit_scale(network: MultiTask, stream: Stream) -> None:
     with stream.once(batch=1024) as loader:
         angles = [loaded.batch.angles[loaded.batch.angles_mask] for loaded in loader]
@@ -387,16 +314,16 @@ def _fit_scale(network: MultiTask, stream: Stream) -> None:
 
 @contextmanager
 def _folder(run: Path, config: RunConfig, ranks: Ranks, *, change_precision: bool) -> Iterator[Path | None]:
-    """Hold the run's folder on rank 0, for all; the checkpoint to go on from, or None.
+    """Lock the run folder on rank 0, for all ranks; yields the checkpoint to resume from, or None.
 
-    Rank 0 chooses the checkpoint: what a folder on a network holds may look different from node to node for a while.
+    Rank 0 chooses the checkpoint: on a network file system, nodes may see different checkpoints for a while.
     """
     with ExitStack() as stack:
         problem = found = None
         if ranks.main:
             try:
-                stack.enter_context(_claim(run, config, change_precision=change_precision))
-                found = _last(run)
+                stack.enter_context(run_folder.claim(run, config, change_precision=change_precision))
+                found = run_folder.last_checkpoint(run)
             except UserError as error:
                 problem = str(error)
         if problem := agree(problem):
@@ -417,7 +344,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | None:
-    """Wait until this rank sees the checkpoint as rank 0 does; what is wrong where it does not within a minute."""
+    """Wait until this rank sees the checkpoint as rank 0 does; if it does not within a minute, what is wrong."""
     start, told = time.monotonic(), False
     while True:
         try:
@@ -431,66 +358,10 @@ def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | No
         waited = time.monotonic() - start
         if waited >= VISIBLE_SECONDS:
             return (
-                f"{checkpoint}: rank 0 resumes from this checkpoint, and it cannot be seen here after {waited:.0f} s "
+                f"{checkpoint}: rank 0 resumes from this checkpoint, but it cannot be seen here after {waited:.0f} s "
                 f"({why}); put the run into a folder that all nodes share"
             )
         if not told:
             print(f"{checkpoint}: rank {ranks.rank} waits until it sees this checkpoint", file=sys.stderr, flush=True)
             told = True
         time.sleep(_LOOK_SECONDS)
-
-
-@contextmanager
-def _claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
-    stack = ExitStack()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
-        if strangers and not (run / run_folder.CONFIG).exists():
-            raise UserError(f"{run}: not a run folder, but it holds {', '.join(strangers[:5])}; give another run:")
-        for name, kind in ((run_folder.CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
-            if (run / name).exists() and not kind(run / name):
-                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
-        stack.enter_context(locked(run / LOCK, _taken(run)))
-    except OSError as error:
-        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
-    with stack:
-        if (run / run_folder.CONFIG).exists():
-            before = run_folder.load_config(run)
-            if change_precision or before.train.precision == "auto":
-                before = _with_train(before, precision=config.train.precision)
-            changed = differences(before, config)
-            way = "give another run:, or --new to start over"
-            if any(line.startswith("train.precision:") for line in changed):
-                way += ", or --change-precision to go on in another precision"
-            if changed:
-                raise UserError(
-                    f"{run}: this run was started with another config; {way}\n"
-                    + "\n".join(f"  {line}" for line in changed)
-                )
-        write_text(run / run_folder.CONFIG, config.dump())
-        run_folder.remember_shards(run, config)
-        yield
-
-
-def _last(run: Path) -> Path | None:
-    with suppress(UserError):
-        return run_folder.find_checkpoint(run, "last")
-    return None
-
-
-def set_aside(run: Path) -> Path | None:
-    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; where it is now, or None.
-
-    Raises:
-        UserError: the folder is no run, or one that another process is training.
-    """
-    if not run.exists() or not any(run.iterdir()):
-        return None
-    run_folder.load_config(run)
-    with locked(run / LOCK, _taken(run)):
-        return rename_aside(run)
-
-
-def _taken(run: Path) -> str:
-    return f"{run}: another process is training this run; wait for it, or give another run:"

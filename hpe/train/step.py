@@ -9,8 +9,8 @@ import math
 import pickle
 import time
 import warnings
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -46,10 +46,14 @@ _MIX: Final = 0x9E3779B97F4A7C15
 
 
 class _Later:
-    """Numbers on their way from the device: to be read when the work that was given to it since keeps it busy."""
+    """Numbers on their way from the device, to be read while it is busy with later work.
+
+    To read a number of the device at once makes the host wait for all the work before it; then the device runs out of
+    work and waits for the host.
+    """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)  # from a GPU: into page-locked memory, in its own time
+        self._values = values.to("cpu", non_blocking=True)  # from a GPU: a copy into page-locked memory, not awaited
         self._arrived = None
         if values.is_cuda:
             self._arrived = torch.cuda.Event()
@@ -89,7 +93,7 @@ class Learner:
         self.accelerator, self.device = accelerator, accelerator.device
         self.losses = {head: loss.to(self.device) for head, loss in losses.items()}
         on_gpu = self.device.type == "cuda"
-        if on_gpu:  # Pictures have one size: a search for the quickest algorithms pays. Another run may find others.
+        if on_gpu:  # Images have one size, so the search for the fastest algorithms pays. Runs may find different ones.
             torch.backends.cudnn.benchmark = True
         network = network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if settings.sync_batch_norm and on_gpu and ranks.world > 1:
@@ -107,14 +111,15 @@ class Learner:
         optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=on_gpu or None)
         self.ema = MovingAverage(network, settings.ema) if settings.ema else None
         self._own_norms = _counting_norms(network, self.frozen_norms) if ranks.world > 1 else []
-        # The loader stays out of `prepare`, which would dispatch batches anew, and so does the rate.
+        # The loader stays out of `prepare`: Accelerate would send rank 0's batches to all ranks, and over shards that
+        # are split among nodes skip half of the data. So does the rate: a prepared scheduler steps once per rank.
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
-        if ranks.world > 1:  # DDP would send rank 0's to all before every step: they are alike, see _average_norms
+        if ranks.world > 1:  # DDP would send rank 0's buffers before every step, but they are equal: _average_norms
             self.model.broadcast_buffers = False
         self.call = torch.compile(self.model) if settings.compile else self.model
         self._pending: tuple[tuple[str, ...], State, _Later] | None = None
         self._stopping = False
-        self._said: _Later | None = None
+        self._asked: _Later | None = None
         self._sums = torch.zeros(2 * len(losses), dtype=torch.float64, device=self.device)
         self._norm = torch.zeros((), device=self.device)
         self.start(State(samples_seen=0, step=0))
@@ -127,8 +132,8 @@ class Learner:
     def step(self, loaded: Loaded, state: State, *, stop: bool, logged: bool) -> bool:
         """One optimizer step from a state, on this rank's part of a global batch.
 
-        With ``logged`` the gradient's norm is measured, for the log. Returns whether some rank has asked to stop:
-        all ranks answer alike, one step after it was asked, so that nobody waits for the device.
+        With ``logged`` the norm of the gradient is measured, for the log. Returns whether some rank has asked to stop:
+        the same answer on all ranks, one step after the question, so that no host waits for its device.
 
         Raises:
             NotFiniteError: the loss of the step before was not finite.
@@ -154,19 +159,21 @@ class Learner:
             self.clip_gradients()
         skipped = self.update()
         self._sums += sums
-        told = torch.stack((sums[: len(self.losses)].sum(), asked, skipped.double()))
+        numbers = torch.stack((sums[: len(self.losses)].sum(), asked, skipped.double()))
         stopping = self._settle()
-        if self.ema is not None:  # after the step before has settled: only now is it known whether that one counts
+        # After _settle, which corrects the count of averaged steps if the scaler skipped the step before.
+        if self.ema is not None:
             self.ema.update(self.network, skipped=None if self.accelerator.scaler is None else skipped)
-        self._pending = (batch.keys, state, _Later(told))
+        self._pending = (batch.keys, state, _Later(numbers))
         return stopping
 
     def count_labels(self, batch: Batch, *, stop: bool) -> tuple[Tensor, Tensor]:
-        """Per head, the labels in the global batch, at least 1; and how many ranks want to stop. A collective call."""
-        counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # of the poses as turned
-        # Filled on the device: a tensor made from a Python number is copied there, and the host waits for it.
+        """Labels per head in the global batch, 1 or more; and how many ranks want to stop. A collective call."""
+        counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # after augmentation
+        # `full` fills on the device. `tensor(number, device=…)` copies from the host, which waits for the copy.
         asked = torch.full((), float(stop), dtype=torch.float64, device=self.device)
-        # One message for all numbers. Each rank has the sums: it divides by the same, and stops at the same step.
+        # One message for all numbers. All ranks get the same sums: they divide by the same, and stop at the same step.
+        # Divided by its own count, a rank with few labels would weigh each of them more than the others do.
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked]), "sum")
         assert isinstance(shared, Tensor)
         return shared[:-1].clamp(min=1), shared[-1]
@@ -178,13 +185,13 @@ class Learner:
         sums = torch.zeros_like(self._sums)
         for start, end in pairwise(bounds):
             rows = slice(start, end)
-            # Ranks exchange gradients once, with the last piece.
+            # Ranks exchange gradients once, with the last piece. Without `no_sync` DDP would send them with each.
             with nullcontext() if end == len(batch) else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     outputs = self.call(inputs[rows])
                 total, parts = self._total(outputs, batch[rows], counts, pieces)
-                # DDP averages over the ranks, but the global count has divided already: without the factor the gradient
-                # would be that of one rank's share, the smaller the more ranks there are.
+                # DDP divides the sum over ranks by their number, but the loss is divided by the global count already.
+                # Without the factor, N ranks would give 1/N of the gradient of one.
                 self.accelerator.backward(total * self.ranks.world)
             sums += parts
         return sums
@@ -204,19 +211,20 @@ class Learner:
         self._average_norms()
         if before is None:
             return torch.zeros((), dtype=torch.bool, device=self.device)
-        # A scaler lowers its scale after an infinite gradient, and only then; to ask it otherwise is to wait for it.
+        # A scaler lowers its scale after an infinite gradient and only then. Compared
+        # on the device: to read the scale on the host is to wait for the device.
         return scaler._scale < before  # pyright: ignore[reportOptionalMemberAccess, reportOptionalOperand]
 
     def _average_norms(self) -> None:
         """Give every rank the mean of all ranks' batch-norm statistics.
 
-        Each rank's norms see its own samples alone. As running statistics are linear, the mean after every step is what
-        all ranks together have seen (timm's ``distribute_bn``, there once an epoch); and ranks stay alike, so that
-        average, validation and checkpoint need no rank's own.
+        The norms of a rank see only its own samples. Running statistics are linear, so their mean after every step
+        covers the samples of all ranks (timm's ``distribute_bn`` does so once per epoch). It also keeps the
+        ranks equal: moving average, validation and checkpoint may use any rank's.
         """
         if not self._own_norms:
             return
-        # Asked of the norms anew: Accelerate's `prepare` has put other tensors in the place of their buffers.
+        # Looked up at every step: Accelerate's `prepare` has replaced the tensors of the buffers.
         both = (one for norm in self._own_norms for one in (norm.running_mean, norm.running_var))
         statistics = [one for one in both if one is not None]
         mean = self.accelerator.reduce(torch.cat(statistics), "mean")
@@ -238,16 +246,16 @@ class Learner:
         return total, torch.stack([value for part in zip(*parts, strict=True) for value in part])
 
     def _settle(self) -> bool:
-        """Look at the step before, once: whether some rank has asked to stop in it.
+        """Check the step before, once; whether some rank asked to stop in it.
 
-        Its numbers have been on their way since it ended, and the device has this step's work to do meanwhile: the host
-        waits where it is more than a step ahead, and no sooner. Read for this step they would end that lead.
+        Its numbers have been on their way since it ended, and the device now works on this step. So the host waits only
+        if it is more than a step ahead. Reading the numbers of this step would make it wait every time.
         """
         if self._pending is None:
             return self._stopping
-        keys, state, told = self._pending
+        keys, state, numbers = self._pending
         self._pending = None
-        loss, asked, skipped = told.read()
+        loss, asked, skipped = numbers.read()
         if not math.isfinite(loss):
             raise NotFiniteError(
                 f"the loss became {loss} at step {state.step + 1} ({state.samples_seen:,} samples seen) "
@@ -258,14 +266,14 @@ class Learner:
         self._stopping |= asked > 0
         return self._stopping
 
-    def some_rank(self, said: bool) -> bool:
-        """Whether some rank had said so by the call before, alike on all ranks: a collective call that waits for none.
+    def some_rank(self, here: bool) -> bool:
+        """Whether it was true on some rank at the call before, the same on all ranks. Collective, but waits for none.
 
-        ``hpe.core.distributed.some_rank`` answers at once, and waits for the device and for the slowest rank.
+        ``hpe.core.distributed.some_rank`` answers at once; for that it waits for the device and for the slowest rank.
         """
-        shared = self.accelerator.reduce(torch.full((1,), float(said), device=self.device), "sum")
+        shared = self.accelerator.reduce(torch.full((1,), float(here), device=self.device), "sum")
         assert isinstance(shared, Tensor)
-        before, self._said = self._said, _Later(shared)
+        before, self._asked = self._asked, _Later(shared)
         return before is not None and before.read()[0] > 0
 
     def _seed(self, state: State) -> None:
@@ -286,14 +294,14 @@ class Learner:
         )
 
     def size(self, position: int) -> int:
-        """The side of the pictures that a step from a position learns from."""
+        """The side of the images that the step from a position learns from."""
         settings = self.config.train
         if settings.small_size and position < settings.small_epochs * self.epoch_samples:
             return settings.small_size
         return self.config.data.size
 
     def size_before(self, samples_seen: int) -> int:
-        """The side of the pictures of the step that has led to here."""
+        """The side of the images of the step that ended at a position."""
         assert isinstance(self.config.train.batch, int)
         return self.size(max(0, samples_seen - self.config.train.batch))
 
@@ -336,7 +344,7 @@ class Learner:
     def validate(
         self, batches: Iterable[Batch], metrics: "HeadMetrics", samples_seen: int
     ) -> list[tuple[Batch, Outputs]]:
-        """Add validation batches to the metrics, in the size that was learned last; the first few, to be looked at."""
+        """Add validation batches to the metrics, at the size learned last; returns the first few, for the image log."""
         size = self.size_before(samples_seen)
         network, by = self.evaluated.eval(), self.network.normalisation
         metrics.to(self.device)  # the host waits here, once: sums made on the CPU are copied
@@ -348,7 +356,7 @@ class Learner:
                 outputs = network(inputs)
             metrics.update(outputs, batch)
             if sum(len(one) for one, _ in seen) < SHOWN:
-                # They are there when the metrics are, which come after them from the device.
+                # Not awaited: the metrics are read from the device later, and then these have arrived.
                 few = {head: values[:SHOWN].to("cpu", non_blocking=True) for head, values in outputs.items()}
                 seen.append((read[:SHOWN].clone(), few))  # copied: a worker's memory is used again
         return seen
@@ -357,13 +365,13 @@ class Learner:
         """Write a checkpoint on rank 0; the others wait.
 
         Raises:
-            NotFiniteError: there is nothing good to write: the loss or the weights are no numbers any more.
+            NotFiniteError: the loss or the weights became NaN or infinite; nothing is written.
         """
         self._settle()
-        # Another rank's gradient may have spoilt the weights while this rank's loss was finite. The host waits.
+        # The gradient of another rank may have made the weights NaN while this rank's loss was finite. The host waits.
         if not bool(torch.stack([torch.isfinite(weight).all() for weight in self.network.parameters()]).all()):
             raise NotFiniteError(
-                f"the weights are no finite numbers after step {state.step} ({state.samples_seen:,} samples seen)"
+                f"the weights became NaN or infinite after step {state.step} ({state.samples_seen:,} samples seen)"
             )
         if self.ranks.main:
             optimizer = {"optimizer": self.optimizer.optimizer.state_dict()}
@@ -383,38 +391,56 @@ class Learner:
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path) -> State:
-        """Go back to a checkpoint; it may come from another number of ranks.
+        """Resume from a checkpoint, which another number of ranks may have written.
 
         Raises:
             UserError: it is damaged, or does not fit the config.
         """
         state = State.load(checkpoint)
-        try:
-            self.network.load_state_dict(run_folder.load_tensors(checkpoint / "model.safetensors"))
-            if self.ema is not None:
-                self.ema.module.load_state_dict(run_folder.load_tensors(checkpoint / "ema.safetensors"))
+        # One guard per file, so that the message names the one that is damaged.
+        with _readable(checkpoint / "model.safetensors") as file:
+            self.network.load_state_dict(run_folder.load_tensors(file))
+        if self.ema is not None:
+            with _readable(checkpoint / "ema.safetensors") as file:
+                self.ema.module.load_state_dict(run_folder.load_tensors(file))
                 self.ema.steps = state.step
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
-                saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-            if self.ema is not None and "averaged" in saved:
-                self.ema.steps = int(saved["averaged"]["steps"])
-            own = self.optimizer.optimizer.param_groups
-            for group, mine in zip(saved["optimizer"]["param_groups"], own, strict=False):
-                group["fused"] = mine["fused"]  # of this machine, not of the one that saved
-            self.optimizer.optimizer.load_state_dict(saved["optimizer"])
-            if self.accelerator.scaler is not None and "scaler" in saved:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
-            raise UserError(
-                f"{checkpoint}: damaged checkpoint ({' '.join(str(error).split())[:200]}); "
-                "remove this folder to go on from the one before, or take the version of hpe that wrote it"
-            ) from error
-        except pickle.UnpicklingError as error:  # its own text advises to unpickle what it refuses
-            raise UserError(
-                f"{checkpoint}: damaged checkpoint (optimizer.pt holds more than tensors and numbers); "
-                "remove this folder to go on from the one before"
-            ) from error
+        with _readable(checkpoint / "optimizer.pt") as file:
+            self._load_optimizer(file)
         return state
+
+    def _load_optimizer(self, file: Path) -> None:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of pickle protocols
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+        if self.ema is not None and "averaged" in saved:
+            self.ema.steps = int(saved["averaged"]["steps"])
+        own = self.optimizer.optimizer.param_groups
+        for group, mine in zip(saved["optimizer"]["param_groups"], own, strict=False):
+            group["fused"] = mine["fused"]  # a property of this machine, not of the one that saved
+        self.optimizer.optimizer.load_state_dict(saved["optimizer"])
+        if self.accelerator.scaler is not None and "scaler" in saved:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[Path]:
+    """Turn every failure to read a file of a checkpoint into one message that names the file.
+
+    Raises:
+        UserError: it is damaged, or does not fit the config.
+    """
+    damaged = f"{file.parent}: damaged checkpoint ({file.name}"
+    try:
+        yield file
+    except pickle.UnpicklingError as error:  # its own text advises to load without the safety check
+        raise UserError(
+            f"{damaged} holds more than tensors and numbers); remove this folder to go on from the one before"
+        ) from error
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error  # the path is named
+        raise UserError(
+            f"{damaged}: {' '.join(str(cause).split())[:200]}); "
+            "remove this folder to go on from the one before, or use the version of hpe that wrote it"
+        ) from error
 
 
 def _counting_norms(network: nn.Module, frozen: list[nn.Module]) -> list[nn.modules.batchnorm._BatchNorm]:

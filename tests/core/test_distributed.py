@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hpe.core.distributed import Ranks, launched, relaunch, share_cores
+from hpe.core.distributed import Ranks, launched, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
+from hpe.core.launch import relaunch
 from hpe.data.normalise import prepare
 from hpe.models import run_folder
+from hpe.models.build import build_network
 from hpe.train.setup import open_job
 from tests import made
 
@@ -80,7 +82,7 @@ def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
 ) -> None:
     started: list[object] = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", started.append)
-    monkeypatch.setattr("hpe.core.distributed.cores", lambda: 4)
+    monkeypatch.setattr("hpe.core.launch.cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # remembered as absent: what the code sets is taken away again
@@ -160,7 +162,7 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     assert done.returncode == 0, done.stderr
     checkpoint, config = run_folder.find_checkpoint(run, "last"), run_folder.load_config(run)
     torch.manual_seed(config.seed)
-    network = run_folder.build_network(config.model).train()
+    network = build_network(config.model).train()
     alone = made.config(folder, tmp_path / "alone", *changes)
     with open_job(alone, Ranks(0, 1, 0, 1)) as job, job.batches(0) as loader:
         batch = next(loader).batch

@@ -101,7 +101,7 @@ def test_a_fault_of_the_disk_is_not_called_another_process(no_locks: Callable[[i
 
 
 def test_the_cache_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
-    with remote_cache.locked(no_locks(errno.ENOSYS) / "room.lock"):
+    with remote_cache.waiting_lock(no_locks(errno.ENOSYS) / "room.lock"):
         pass
-    with pytest.raises(OSError, match="Input/output"), remote_cache.locked(no_locks(errno.EIO) / "room.lock"):
+    with pytest.raises(OSError, match="Input/output"), remote_cache.waiting_lock(no_locks(errno.EIO) / "room.lock"):
         pass

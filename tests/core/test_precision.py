@@ -11,20 +11,14 @@ import torch
 from torch.distributed import HashStore
 
 from hpe.config.run import RunConfig
-from hpe.core import distributed
-from hpe.core.distributed import (
-    Precision,
-    Ranks,
-    accelerator,
-    chosen_precision,
-    named_device,
-    refuse_shared_gpus,
-    unused_gpu,
-)
+from hpe.core import distributed, launch
+from hpe.core.distributed import Ranks, accelerator, named_device, refuse_shared_gpus, unused_gpu
 from hpe.core.errors import UserError
+from hpe.core.precision import Precision, chosen_precision
+from hpe.models import run_folder
 from hpe.models.inference import judging_precision
 from hpe.models.run_folder import with_normalisation
-from hpe.train import setup
+from hpe.train import datasets, setup
 from hpe.train.preflight import impossible
 from tests import made
 
@@ -180,7 +174,7 @@ def test_what_accelerate_config_left_in_the_home_folder_does_not_reach_the_launc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(SystemExit) as end:
-        distributed.relaunch(2, ["train", "x.yaml"])
+        launch.relaunch(2, ["train", "x.yaml"])
     assert (end.value.code, len(started)) == (0, 1)
     found = started[0]
     assert (found.num_processes, found.num_machines, found.gpu_ids, found.mixed_precision) == (2, 1, "all", "no")
@@ -213,7 +207,7 @@ def test_two_ranks_on_one_gpu_are_named_by_every_rank() -> None:
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, "NVIDIA A100", (8, 0))
     with pytest.raises(UserError, match="--processes 2: only 1 GPU is visible"):
-        distributed.refuse_processes(2)
+        launch.refuse_processes(2)
 
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, driver: bool, built_for: str | None) -> None:
@@ -253,7 +247,7 @@ def test_a_driver_that_torch_cannot_use_is_told_in_torchs_words(
     with pytest.raises(UserError, match=r"--device cuda: torch sees no GPU here: .* too old .*use --device cpu"):
         named_device("cuda")
     with pytest.raises(UserError, match=r"data\.decoder: gpu: .* too old"):
-        setup.decoder_of("gpu")
+        datasets.decoder_of("gpu")
 
 
 @pytest.mark.parametrize(
@@ -330,8 +324,8 @@ def written(run: Path, precision: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("recorded", "asked", "bf16", "expected"),
     [
-        ("bf16", "auto", True, Precision("bf16", "as this run has used until now")),
-        ("fp32", "auto", True, Precision("fp32", "as this run has used until now")),
+        ("bf16", "auto", True, Precision("bf16", "as in this run until now")),
+        ("fp32", "auto", True, Precision("fp32", "as in this run until now")),
         ("fp32", "bf16", True, Precision("bf16", "as asked for")),  # refused later, as any other change of the config
     ],
 )
@@ -349,16 +343,16 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
 ) -> None:
     config = setup._with_train(written(tmp_path / "run", "bf16"), precision="auto")
     gpus(monkeypatch, "Tesla T4", (7, 5))
-    with pytest.raises(UserError, match=r"has learned in bf16 until now.*go on in fp32.*--change-precision"):
+    with pytest.raises(UserError, match=r"was trained in bf16 until now.*continue in fp32.*--change-precision"):
         setup._precision(tmp_path / "run", config, change=False)
     assert setup._precision(tmp_path / "run", config, change=True).name == "fp32"
     fp32 = setup._with_train(with_normalisation(config), precision="fp32")
     with (
-        pytest.raises(UserError, match="--change-precision to go on in another") as refused,
-        setup._claim(tmp_path / "run", fp32),
+        pytest.raises(UserError, match="--change-precision to continue in another") as refused,
+        run_folder.claim(tmp_path / "run", fp32),
     ):
         pass
     assert 'train.precision: "bf16" -> "fp32"' in str(refused.value)
-    with setup._claim(tmp_path / "run", fp32, change_precision=True):
+    with run_folder.claim(tmp_path / "run", fp32, change_precision=True):
         pass
     assert "precision: fp32" in (tmp_path / "run/config.yaml").read_text()

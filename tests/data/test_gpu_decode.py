@@ -20,7 +20,7 @@ from hpe.data.images import encode_jpeg
 from hpe.data.shards import write_shard
 from hpe.stream import Reading, ShardSet, Stream, decoding, loader
 from hpe.stream.batch_block import BatchBlock
-from hpe.train import setup
+from hpe.train import datasets
 from tests import made
 
 CPU = torch.device("cpu")
@@ -304,11 +304,11 @@ def test_a_run_on_the_cpu_of_a_gpu_machine_page_locks_nothing(tmp_path: Path, mo
 def test_the_decoder_follows_config_and_machine(
     setting: str, gpu: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "cuda", lambda: gpu)
-    assert setup.decoder_of(setting) == chosen
+    monkeypatch.setattr(datasets, "cuda", lambda: gpu)
+    assert datasets.decoder_of(setting) == chosen
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "cuda", lambda: False)
+    monkeypatch.setattr(datasets, "cuda", lambda: False)
     with pytest.raises(UserError, match=r"data\.decoder: gpu: torch sees no GPU"):
-        setup.decoder_of("gpu")
+        datasets.decoder_of("gpu")

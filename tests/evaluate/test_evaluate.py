@@ -27,7 +27,8 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.evaluate import evaluate
 from hpe.evaluate import measure as evaluation
-from hpe.models.run_folder import State, build_network, load_run, save_checkpoint
+from hpe.models.build import build_network, load_run
+from hpe.models.run_folder import State, save_checkpoint
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.study.adaboost import _read, hog_of
 from tests import made

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hpe.core.errors import UserError
 from hpe.models.backbones import build_backbone, outline, published_normalisation, synchronised
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HEADS, MultiTask, affect_pair
 from hpe.train.preflight import sizes_refused, unreached
 from tests import made
 
@@ -50,7 +50,7 @@ def test_every_parameter_of_every_backbone_gets_a_gradient(name: str) -> None:
     shape = (2, 3) if name == "angles" else (2, 3, 224, 224)
     assert backbone.eval()(torch.zeros(shape, device="meta")).shape == (2, features)
     with torch.device("meta"):
-        network = MultiTask(backbone, features, affect=True)
+        network = MultiTask(backbone, features, HEADS | {"affect": affect_pair})
     assert unreached(network, shape) == []
 
 
@@ -145,7 +145,7 @@ def test_vit_h_14_of_the_hub_names_the_size_that_it_takes(monkeypatch: pytest.Mo
     with torch.device("meta"):  # the real one takes 2.5 GB
         network = MultiTask(*build_backbone("vit_h_14", weights="hub"))
         (problem,) = sizes_refused(network, config)
-    assert "data.size: vit_h_14 does not take pictures of 224 pixels (" in problem
+    assert "data.size: vit_h_14 does not accept images of 224 pixels (" in problem
     assert "518" in problem
 
 

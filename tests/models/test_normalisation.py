@@ -17,7 +17,8 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.evaluate import evaluate
 from hpe.models import run_folder
 from hpe.models.backbones import Tiny
-from hpe.models.run_folder import build_network, load_config, load_run, with_normalisation
+from hpe.models.build import build_network, load_run
+from hpe.models.run_folder import load_config, with_normalisation
 from hpe.predict.network import open_predictor
 from hpe.stream import ShardSet, Stream
 from hpe.study.adaboost import features_of_run

@@ -1,6 +1,7 @@
 """Run folders: what a disk that takes no more leaves of them."""
 
 import gc
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,8 @@ from hpe import cli
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.files import locked
-from hpe.models.run_folder import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+from hpe.models.run_folder import CHECKPOINTS, LOCK, State, find_checkpoint, load_tensors, save_checkpoint, set_aside
 from hpe.train.log import Log
-from hpe.train.setup import LOCK, set_aside
 from tests import made
 
 
@@ -42,6 +42,38 @@ def test_a_full_disk_is_one_message_and_the_checkpoint_before_stands(tmp_path: P
     assert torch.equal(load_tensors(first / "model.safetensors")["weight"], network.weight)
     second = save_checkpoint(tmp_path, State(16, 2), network, momentum, ema=network, keep=1, best=True)
     assert find_checkpoint(tmp_path, "last") == second
+
+
+def test_everything_that_a_rename_makes_visible_is_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename may outrun what it renames; only what was synced before it survives a power cut."""
+    synced: set[str] = set()
+    renamed: list[tuple[str, set[str], set[str]]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(number: int) -> None:
+        fsync(number)
+        synced.add(str(Path(f"/proc/self/fd/{number}").readlink()))
+
+    def recorded_rename(self: Path, target: Path) -> Path:
+        renamed.append((target.name, {str(self), *map(str, self.iterdir())}, set(synced)))
+        return rename(self, target)
+
+    monkeypatch.setattr("os.fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    network = torch.nn.Linear(4, 4)
+    target = save_checkpoint(tmp_path, State(8, 1), network, {"momentum": 1}, ema=network, keep=1, best=True)
+    ((name, needed, had),) = renamed
+    assert name == target.name
+    assert {Path(path).name for path in needed} >= {
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.pt",
+        "state.json",
+    }
+    assert needed <= had
+    assert str(tmp_path / CHECKPOINTS) in synced
 
 
 def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
@@ -100,7 +132,7 @@ def test_new_on_several_processes_is_done_once_before_they_start(
     run = begun(tmp_path)
     started: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["hpe", "train", "run.yaml", "--new", "-p", "2"])
-    monkeypatch.setattr("hpe.core.distributed.relaunch", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr("hpe.core.launch.relaunch", lambda _, arguments: started.append(arguments))
     monkeypatch.setattr("hpe.train.train", lambda *_, **__: 0)
     with pytest.raises(typer.Exit):
         cli.train(tmp_path / "run.yaml", new=True, processes=2)

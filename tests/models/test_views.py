@@ -17,7 +17,7 @@ from hpe.core.errors import UserError
 from hpe.core.geometry import euler_from_rotation, geodesic_degrees, rotation_from_euler
 from hpe.evaluate import evaluate
 from hpe.models.backbones import build_backbone
-from hpe.models.multitask import MultiTask, bins_deviation, bins_mean
+from hpe.models.multitask import HEADS, MultiTask, affect_pair, bins_deviation, bins_mean, pose_6d, pose_bins
 from hpe.models.views import Estimates, Views, estimate
 from hpe.stream import ShardSet
 from tests.evaluate.test_evaluate import pack, said, untrained
@@ -26,7 +26,8 @@ from tests.evaluate.test_evaluate import pack, said, untrained
 @pytest.fixture(params=["bins66", "sixd"])
 def network(request: pytest.FixtureRequest) -> MultiTask:
     torch.manual_seed(1)
-    made = MultiTask(*build_backbone("tiny"), pose=request.param, affect=True).eval()
+    pose = {"bins66": pose_bins, "sixd": pose_6d}[request.param]
+    made = MultiTask(*build_backbone("tiny"), HEADS | {"pose": pose, "affect": affect_pair}).eval()
     for name, parameter in made.named_parameters():
         if name.startswith("heads") and parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=3.0)

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from hpe.core.distributed import Precision
 from hpe.core.files import write_text
 from hpe.core.labels import ANGLES, EMOTIONS
+from hpe.core.precision import Precision
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest
 from hpe.evaluate import evaluate
 from hpe.models import inference
-from hpe.models.run_folder import State, build_network, recipes, remember_shards, save_checkpoint
+from hpe.models.build import build_network
+from hpe.models.run_folder import State, recipes, remember_shards, save_checkpoint
 from hpe.models.views import PLAIN
 from hpe.pack import pack_source
 from hpe.pack.options import Options

@@ -28,7 +28,8 @@ from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
 from hpe.evaluate import evaluate
-from hpe.models.run_folder import State, build_network, remember_shards, save_checkpoint
+from hpe.models.build import build_network
+from hpe.models.run_folder import State, remember_shards, save_checkpoint
 from hpe.predict import face_finders, predict
 from hpe.predict import read_faces as module
 from hpe.predict.inputs import Item, find_inputs, items, safe_place

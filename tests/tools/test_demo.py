@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from hpe import cli
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
-from hpe.core.distributed import refuse_processes
 from hpe.core.errors import EXIT_AGAIN, EXIT_OK, UserError
+from hpe.core.launch import refuse_processes
 from hpe.tools import demo
 
 SETTINGS = {"seed": 0, "count": 1000, "people": 20}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from hpe.models.backbones import build_backbone, outline
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HEADS, HeadSpec, MultiTask, affect_pair
 from hpe.train.average import MovingAverage
 from hpe.train.optim import (
     build_optimizer,
@@ -25,10 +25,10 @@ TIMM = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_win
 RATE, DECAY = 1e-3, 0.05
 
 
-def network_of(name: str, **heads: bool) -> MultiTask:
+def network_of(name: str, **more: HeadSpec) -> MultiTask:
     """A network that has shapes and no numbers."""
     with torch.device("meta"):
-        return MultiTask(*outline(name), **heads)  # pyright: ignore[reportArgumentType]
+        return MultiTask(*outline(name), HEADS | more)  # pyright: ignore[reportArgumentType]
 
 
 def groups_of(network: MultiTask, *, head_rate: float = 1.0, layer_decay: float = 1.0) -> list[dict]:
@@ -91,7 +91,7 @@ def test_networks_that_are_sequences_have_a_layer_for_each_weight_in_their_order
 
 
 def test_every_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
-    network = network_of("resnet18", affect=True)
+    network = network_of("resnet18", affect=affect_pair)
     network.backbone.get_submodule("layer1").requires_grad_(False)
     found = [id(p) for group in groups_of(network, layer_decay=0.7, head_rate=5) for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in network.parameters() if p.requires_grad)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hpe.core.distributed import Ranks
 from hpe.models.backbones import Tiny, build_backbone
-from hpe.models.multitask import MultiTask
+from hpe.models.multitask import HEADS, MultiTask, affect_pair
 from hpe.train.preflight import impossible, unreached, without_gradient
 from tests import made
 
@@ -50,7 +50,7 @@ def forgetful(*frozen: str) -> MultiTask:
         forgetful(),
         forgetful("backbone.forgotten"),
         forgetful("heads.pose"),
-        MultiTask(*build_backbone("resnet18"), affect=True),
+        MultiTask(*build_backbone("resnet18"), HEADS | {"affect": affect_pair}),
         MultiTask(*build_backbone("timm/mobilenetv3_small_100")),
         MultiTask(Counting(), Tiny().features),
     ],
@@ -80,6 +80,8 @@ def test_a_warm_up_beside_one_cycle_is_refused(tmp_path: Path) -> None:
     (problem,) = impossible(
         made.config(tmp_path, tmp_path / "run", "train.schedule=one-cycle", "train.warmup_epochs=0.5"), ranks
     )
-    assert problem.startswith("train.warmup_epochs: 0.5 beside train.schedule: one-cycle, which rises by itself")
+    assert problem.startswith(
+        "train.warmup_epochs: 0.5 does not work with train.schedule: one-cycle, which has its own warm-up"
+    )
     for changes in (["train.schedule=one-cycle"], ["train.warmup_epochs=0.5"]):
         assert impossible(made.config(tmp_path, tmp_path / "run", *changes), ranks) == []

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
+from hpe.models.build import build_network
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import build_network
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.train import train
 from hpe.train.sample_grid import SHOWN, sample_grid

@@ -24,6 +24,7 @@ from hpe.data.crops import CropRule
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.models import run_folder
+from hpe.models.build import build_network, load_run
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State
 from hpe.stream import Loaded
@@ -111,7 +112,7 @@ def test_a_run_starts_from_the_best_backbone_of_another_run(folder: Path, tmp_pa
     assert train(made.config(folder, tmp_path / "first")) == 0
     start = f"model.weights={tmp_path / 'first'}"
     assert train(made.config(folder, tmp_path / "next", start, "train.learning_rate=1e-12")) == 0
-    first, after = (run_folder.load_run(tmp_path / name)[0].state_dict() for name in ("first", "next"))
+    first, after = (load_run(tmp_path / name)[0].state_dict() for name in ("first", "next"))
     learned = [name for name in first if name.startswith("backbone.") and not name.endswith(("mean", "var", "tracked"))]
     head = next(name for name in first if name.startswith("heads.") and name.endswith("weight"))
     assert learned
@@ -186,7 +187,7 @@ def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path
         folder, tmp_path / "run", "model.freeze=[stem]", "model.heads.emotion.conditioned_on_pose=true"
     )
     torch.manual_seed(config.seed)
-    before = {n: p.clone() for n, p in run_folder.build_network(config.model).named_parameters()}
+    before = {n: p.clone() for n, p in build_network(config.model).named_parameters()}
     assert train(config) == 0
     after = weights(tmp_path / "run")
     still = {name for name, value in before.items() if torch.equal(value, after[name])}
@@ -234,23 +235,23 @@ ANGLES = ("model.backbone=angles", "model.heads={direction: {}}")
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
     (("model.backbone=resnet19",), "did you mean resnet18"),
     (("model.freeze=[nothing]",), "no layer named 'nothing'"),
-    (("data.direction=ours",), "pose tables are asked for"),
+    (("data.direction=ours",), "data.angles or data.direction needs pose tables"),
     (("train.precision=fp16",), "fp16 needs a GPU"),
     (("train.select=age/mae",), "train.select"),
-    (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is no figure .* emotion/macro_f1"),
+    (("train.select=emotion/f1",), r"train.select: 'emotion/f1' is not a metric .* emotion/macro_f1"),
     (("model.heads={emotion: {weight: 0}, affect: {weight: 0}}",), "weights of emotion, affect are all 0"),
     (("model.weights=/nowhere/x.pth",), "no such weights file"),
     (
         ("train.small_epochs=0.5", "train.small_size=16", *ANGLES),
-        "train.small_size: the backbone angles reads no pictures",
+        "train.small_size: the backbone angles takes no images",
     ),
-    (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not take pictures of 16 pixels"),
+    (("model.backbone=vgg11", "data.size=16"), "data.size: vgg11 does not accept images of 16 pixels"),
     (
         ("model.backbone=resnet18", "data.size=32", "train.micro_batch=1"),
-        "train.micro_batch: resnet18 cannot learn from one picture of 32 pixels at a time",
+        "train.micro_batch: resnet18 cannot learn from one image of 32 pixels at a time",
     ),
-    (("train.small_epochs=0.95", "train.small_size=16", "train.epochs=1"), "none is left for pictures of"),
-    (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not take pictures of 32 pixels"),
+    (("train.small_epochs=0.95", "train.small_size=16", "train.epochs=1"), "so none learns from images of"),
+    (("model.backbone=vit_b_16", "data.size=32"), "data.size: vit_b_16 does not accept images of 32 pixels"),
     (("data.train.0.shards=/nowhere",), "/nowhere"),
 ]
 
@@ -347,7 +348,9 @@ def test_a_hostile_checkpoint_is_one_message(
     shutil.copytree(saved, run, symlinks=True)
     content = content.encode() if isinstance(content, str) else content
     (run / "checkpoints/last" / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged checkpoint .*remove this folder to go on from the one before"):
+    with pytest.raises(
+        UserError, match=rf"damaged checkpoint \({name}.*remove this folder to go on from the one before"
+    ):
         train(made.config(folder, run, "train.checkpoint_steps=4"))
 
 
@@ -387,7 +390,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
         return stopping
 
     monkeypatch.setattr(step_module.Learner, "step", step)
-    with pytest.raises(NotFiniteError, match=r"no finite numbers after step 4 .* checkpoint is .*step-00000002"):
+    with pytest.raises(NotFiniteError, match=r"NaN or infinite after step 4 .* checkpoint is .*step-00000002"):
         train(made.config(folder, tmp_path / "run", "train.checkpoint_steps=2"))
 
 
@@ -442,7 +445,7 @@ def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
     monkeypatch.setattr(step_module.Learner, "validate", validate)
     assert train(made.config(folder, tmp_path / "run", "train.epochs=3", f"train.select={select}")) == 0
     assert State.load(run_folder.find_checkpoint(tmp_path / "run", "best")).samples_seen == judged[1]
-    told = [line for line in capsys.readouterr().err.splitlines() if "no finite numbers" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "NaN or infinite" in line]
     assert len(told) == 2
     assert all(select in line for line in told)
 
@@ -610,7 +613,7 @@ def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
     assert "precision bf16: this CPU multiplies it" in capsys.readouterr().err
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert train(made.config(folder, run, *settings)) == 0
-    assert "precision bf16: as this run has used until now (this CPU has no bf16" in capsys.readouterr().err
+    assert "precision bf16: as in this run until now (this CPU has no bf16" in capsys.readouterr().err
     with pytest.raises(UserError, match="--change-precision"):
         train(made.config(folder, run, "train.precision=fp32", "train.epochs=0.2"))
     assert train(made.config(folder, run, *settings), change_precision=True) == 0

@@ -32,7 +32,7 @@ from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute
 from hpe.estimators.spec import InputSpec, OutputSpec
-from hpe.models.run_folder import build_network
+from hpe.models.build import build_network
 from hpe.pose.passes import Task, pose_pass
 from hpe.pose.plan import CPU_BATCH, GPU_BATCH, find_shards, tasks_of
 from hpe.tools.bench import Figure, Ratio, Report, Settings, ratio, take_turns

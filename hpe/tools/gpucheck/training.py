@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import State
+from hpe.models.run_folder import METRICS, State
 from hpe.stream import Loaded
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
 from hpe.tools.gpucheck.waiting import Watch
-from hpe.train.log import METRICS
 from hpe.train.metrics import HeadMetrics
 from hpe.train.setup import open_job
 from hpe.train.step import Learner

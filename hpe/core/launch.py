@@ -1,0 +1,131 @@
+"""Starts a command again as several processes of this machine (``--processes N``), through Accelerate's launcher."""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from typing import Final
+
+from hpe.core.distributed import cores, cpu_wanted, cuda, launched, refuse_other_engines, slurm_tasks, visible_gpus
+from hpe.core.errors import EXIT_AGAIN, UserError
+
+_LAUNCH_CONFIG: Final = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: {processes}
+machine_rank: 0
+gpu_ids: all
+mixed_precision: "no"
+use_cpu: false
+debug: false
+"""
+_OUT_OF_MEMORY: Final = (
+    ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
+    "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"
+)
+_ALWAYS_TRIED: Final = 2
+"""Processes that a CPU of a single core may run too: enough to see that a command works on several."""
+_SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
+"""Exit codes after which the rank itself has printed why."""
+
+
+def refuse_processes(processes: int) -> None:
+    """See that this machine is one for so many processes.
+
+    Raises:
+        UserError: more processes than GPUs, or, where there are none, than cores (``ACCELERATE_USE_CPU`` says that
+            they are meant for the CPU, however many); or fewer than one.
+    """
+    if processes < 1:
+        raise UserError(f"--processes {processes}: expected 1 or more")
+    if cuda():
+        import torch
+
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"--processes {processes}: only {visible_gpus(torch.cuda.device_count())} visible; use at most that, "
+                "or ACCELERATE_USE_CPU=true for CPU processes"
+            )
+    elif processes > (most := max(_ALWAYS_TRIED, cores())) and not cpu_wanted():
+        raise UserError(
+            f"--processes {processes}: torch sees no GPU here (`hpe doctor` says what it sees), and there are "
+            f"{cores()} CPU cores, where each process takes memory of its own; use --processes {most} or fewer, or "
+            "ACCELERATE_USE_CPU=true to do it all the same"
+        )
+
+
+def several() -> int:
+    """Two processes, or one where this machine has a single GPU: what shows a command's work on several, unrefused."""
+    import torch
+
+    return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
+
+
+def relaunch(processes: int, arguments: list[str]) -> None:
+    """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
+
+    Returns in those processes, and where one is asked for.
+
+    The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
+    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+
+    Raises:
+        UserError: see :func:`refuse_processes`; or Slurm has started several tasks already.
+        SystemExit: with the exit code of the first rank that failed, else 0.
+    """
+    if "RANK" in os.environ:
+        return
+    if launched():
+        raise UserError(
+            f"--processes {processes}: Slurm has started {slurm_tasks()} tasks here; start with srun as "
+            "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
+        )
+    refuse_processes(processes)
+    refuse_other_engines()
+    if processes == 1:
+        return  # Accelerate starts a single process without RANK: it would start another, and so on without end
+    if not cuda():
+        if not cpu_wanted():
+            told = f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores"
+            print(told, file=sys.stderr, flush=True)
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    # A pre-emption signal must reach the ranks, which save and leave.
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
+        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    _hush("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.elastic.agent.server.api")
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # `--multi_gpu` is what makes real processes, on a CPU too.
+    options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
+    try:
+        # What `accelerate config` has left in the home folder would fill in what the options leave out.
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hpe-launch-") as config:
+            config.write(_LAUNCH_CONFIG.format(processes=processes))
+            config.flush()
+            options += ["--config_file", config.name]
+            launch_command(launch_command_parser().parse_args([*options, "-m", "hpe", *arguments]))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        code = failure.exitcode
+        if code < 0 or code not in _SPOKEN:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
+            print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
+        sys.exit(code if code > 0 else 1)
+    except SignalException:  # the ranks were told, and had time to save
+        sys.exit(EXIT_AGAIN)
+    sys.exit(0)
+
+
+def _hush(*names: str) -> None:
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

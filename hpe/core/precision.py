@@ -1,0 +1,77 @@
+"""The precision that a device computes in: one rule for every command."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from hpe.core.distributed import device
+from hpe.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS: Final = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A precision (``bf16``, ``fp16``, ``fp32``), and why it is this one."""
+
+    name: str
+    why: str
+
+
+def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked: str = "train.precision") -> Precision:
+    """The precision that a setting means on a device (None: this rank's): the one rule of every command.
+
+    ``auto`` is bf16 where the hardware multiplies it, else fp32. It is never fp16, which scales losses and skips steps:
+    that is for the user to choose.
+
+    Raises:
+        UserError: the device cannot do it, or it is none; ``asked`` names the option.
+    """
+    where = device() if where is None else where
+    if setting == "auto":
+        why = lacks_precision("bf16", where, emulated=True)
+        return Precision("bf16", f"{_kind(where)} multiplies it") if why is None else Precision("fp32", why)
+    if setting not in PRECISIONS:
+        raise UserError(f"{asked}: {setting!r}: expected auto, {', '.join(PRECISIONS)}")
+    if (why := lacks_precision(setting, where)) is not None:
+        raise UserError(f"{asked}: {why}")
+    return Precision(setting, "as asked for")
+
+
+def lacks_precision(name: str, where: "torch.device", *, emulated: bool = False) -> str | None:
+    """Why a device does not do a precision, or None; with ``emulated`` also where a CPU would do it in software."""
+    if name == "fp16" and where.type != "cuda":
+        return "fp16 needs a GPU; use bf16, fp32 or auto on a CPU"
+    if name != "bf16" or multiplies_bf16(where):
+        return None
+    import torch
+
+    if where.type == "cuda":
+        return (
+            f"bf16 needs a GPU of compute capability 8.0 or more (A100, RTX 30 and later), and "
+            f"{torch.cuda.get_device_name(where)}, {_kind(where)}, would emulate it slowly; use fp16, fp32 or auto"
+        )
+    return f"{_kind(where)} has no bf16 instructions" if emulated else None
+
+
+def multiplies_bf16(where: "torch.device") -> bool:
+    """Whether a device has instructions for bf16; what torch calls supported may be emulated (V100, T4)."""
+    import torch
+
+    if where.type != "cuda":
+        return torch.cpu._is_avx512_bf16_supported()
+    if torch.version.hip:  # capabilities are numbered otherwise there
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(where) >= (8, 0)
+
+
+def _kind(where: "torch.device") -> str:
+    """What a device is, in words."""
+    import torch
+
+    if where.type != "cuda":
+        return "this CPU"
+    major, minor = torch.cuda.get_device_capability(where)
+    return f"a GPU of compute capability {major}.{minor}"

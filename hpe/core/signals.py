@@ -1,0 +1,30 @@
+"""Stop signals, taken as a request to stop at the next safe point."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Signals:
+    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a wish to stop, asked for between two steps."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if self.caught is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = number
+
+
+@contextmanager
+def signals() -> Iterator[Signals]:
+    """Catch the stop signals inside the block; a second Ctrl-C stops at once."""
+    caught = Signals()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before: dict[int, Callable[..., object] | int | None] = {n: signal.signal(n, caught) for n in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,63 @@
+"""Builds the network of a config, and the trained network of a run folder."""
+
+from pathlib import Path
+
+import torch
+
+from hpe.config.run import HeadsConfig, ModelConfig, RunConfig
+from hpe.core.errors import UserError
+from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.normalise import Normalisation
+from hpe.models.backbones import build_backbone
+from hpe.models.multitask import HeadSpec, MultiTask, affect_pair, class_logits, pose_6d, pose_bins
+from hpe.models.run_folder import CONFIG, load_config, load_tensors, normalisation_of, weights_of
+
+
+def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
+    """The network of a config; ``weights`` overrides ``model.weights``. A run folder means its best weights.
+
+    Raises:
+        UserError: unknown backbone, or weights that do not fit.
+    """
+    start = model.weights if weights is None else weights
+    if start not in ("none", "hub") and Path(start).is_dir():
+        start = str(weights_of(Path(start)))
+    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
+    mean, std = map(torch.tensor, normalisation_of(model))
+    return MultiTask(
+        backbone,
+        features,
+        head_specs(model.heads),
+        conditioned=bool(model.heads.emotion and model.heads.emotion.conditioned_on_pose),
+        learned_weights=learned_weights,
+        normalisation=Normalisation(mean, std),
+    )
+
+
+def head_specs(heads: HeadsConfig) -> dict[str, HeadSpec]:
+    """How to make each head that is on."""
+    specs: dict[str, HeadSpec] = {}
+    if heads.emotion:
+        specs["emotion"] = class_logits(len(EMOTIONS), dropout=heads.emotion.dropout)
+    if heads.direction:
+        specs["direction"] = class_logits(len(DIRECTIONS), dropout=heads.direction.dropout)
+    if heads.pose:
+        specs["pose"] = pose_bins if heads.pose.kind == "bins66" else pose_6d
+    if heads.affect:
+        specs["affect"] = affect_pair
+    return specs
+
+
+def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path]:
+    """The network of a run in evaluation mode, its config, and the weights file it came from.
+
+    Raises:
+        UserError: no run, no checkpoint, or weights that do not fit its config.
+    """
+    config, path = load_config(run), weights_of(run, which)
+    network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
+    try:
+        network.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
+    return network.eval(), config, path

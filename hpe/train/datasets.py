@@ -1,0 +1,46 @@
+"""The datasets that a config names, as streams."""
+
+from typing import Literal
+
+from hpe.config.run import DataConfig, ShardsConfig
+from hpe.core.distributed import cuda, unused_gpu
+from hpe.core.errors import UserError
+from hpe.stream import LabelSource, Reading, ShardSet, Stream
+
+
+def open_stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:
+    """The samples of some datasets of a config (``data.train`` or ``data.val``).
+
+    Raises:
+        UserError: shards or pose tables that are missing or do not fit together; no GPU to decode on.
+    """
+    return Stream(shard_sets(named), reading(data))
+
+
+def shard_sets(named: list[ShardsConfig]) -> list[ShardSet]:
+    """The datasets of a config in the form that :class:`Stream` takes."""
+    return [ShardSet(one.shards, one.split, one.pose, one.weight) for one in named]
+
+
+def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
+    """How the samples of a config are read."""
+    return Reading(
+        size=data.size,
+        colour="grey" if data.grey else "rgb",
+        labels=LabelSource(data.angles, data.direction),
+        decoder=decoder_of(data.decoder),
+        damaged=data.damaged,
+        workers=data.workers if workers is None else workers,
+    )
+
+
+def decoder_of(setting: str) -> Literal["cpu", "gpu"]:
+    """Where images are decoded: ``auto`` is the GPU if there is one.
+
+    Raises:
+        UserError: the setting is ``gpu``, and torch sees none.
+    """
+    if setting == "gpu" and not cuda():
+        why = unused_gpu()
+        raise UserError(f"data.decoder: gpu: torch sees no GPU here{f': {why}' if why else ''}; use cpu or auto")
+    return "gpu" if setting != "cpu" and cuda() else "cpu"

@@ -1,0 +1,38 @@
+"""What follows a step: judged by a table that was counted by hand."""
+
+import pytest
+
+from hpe.config.run import TrainConfig
+from hpe.models.run_folder import State
+from hpe.train.loop import Due, due
+
+EPOCH, TOTAL, BATCH = 100, 250, 40
+"""Two and a half epochs; no batch ends on an epoch."""
+
+
+@pytest.mark.parametrize(
+    ("step", "settings", "expected"),
+    [
+        (1, {}, "log"),  # the first step, so that a user sees at once that the run learns
+        (2, {}, ""),
+        (3, {}, "log validation"),  # 80 -> 120 passes the epoch's 100
+        (4, {}, ""),
+        (5, {}, "log validation"),  # 160 -> 200 reaches the second epoch exactly
+        (6, {}, ""),
+        (7, {}, "log validation"),  # 280 is beyond the end, though in the middle of an epoch
+        (4, {"log_steps": 4}, "log"),
+        (4, {"log_steps": 3}, ""),
+        (2, {"checkpoint_steps": 2}, "checkpoint"),
+        (3, {"checkpoint_steps": 2}, "log validation"),
+        (2, {"validate_epochs": 0.5}, "log validation"),  # 40 -> 80 passes 50
+        (3, {"validate_epochs": 2.0}, ""),
+        (5, {"validate_epochs": 2.0, "checkpoint_steps": 5}, "log validation checkpoint"),
+    ],
+)
+def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float], expected: str) -> None:
+    before, after = (State(samples_seen=at * BATCH, step=at) for at in (step - 1, step))
+    config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH, "log_steps": 1000} | settings)
+    words = expected.split()
+    assert due(before, after, config, epoch_samples=EPOCH, total_samples=TOTAL) == Due(
+        log="log" in words, validation="validation" in words, checkpoint="checkpoint" in words
+    )
