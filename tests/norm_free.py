@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hpe.core.distributed import leave
-from hpe.models import run_folder
+from hpe.models import build
 from hpe.train import train
 from tests import made
 
@@ -24,6 +24,6 @@ def plain_backbone(*_: object, **__: object) -> tuple[nn.Module, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_folder.build_backbone = plain_backbone
+    build.build_backbone = plain_backbone
     folder, run, *overrides = sys.argv[1:]
     leave(train(made.config(Path(folder), Path(run), *overrides)))
