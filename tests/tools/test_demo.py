@@ -190,7 +190,7 @@ def test_two_demos_at_once_in_one_folder_are_refused(tmp_path: Path, monkeypatch
     chain(monkeypatch)
     with demo._claim(tmp_path / "demo", SETTINGS, new=False):
         for new in (False, True):
-            with pytest.raises(UserError, match="another demo is at work"):
+            with pytest.raises(UserError, match="another demo is running here"):
                 run(tmp_path / "demo", new=new)
 
 

@@ -134,7 +134,7 @@ class _Timed:
         # Batches in memory repeat; the run does not end with them.
         return replace(next(self._batches), samples_seen=len(self._asked) * self._batch)
 
-    def news(self) -> tuple[list[Damage], int]:
+    def new_damage(self) -> tuple[list[Damage], int]:
         """What could not be read; batches in memory were read before."""
         return self._batches.new_damage() if isinstance(self._batches, Loader) else ([], 0)
 
