@@ -44,13 +44,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The ranks that the launcher has set, which can find each other; alone when there is none.
+        """This process as the launcher has numbered it; one rank of one without a launcher.
 
         Inside ``srun`` with several tasks Slurm's numbers are used (``MASTER_ADDR`` and ``MASTER_PORT`` come
         from the batch script).
 
         Raises:
-            UserError: the variables contradict each other, or do not say where the ranks meet.
+            UserError: the variables contradict each other, or the address where the ranks meet is missing.
         """
         found = cls._numbered()
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -97,11 +97,11 @@ class Ranks:
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     """Accelerate's object for this process: device, process group and mixed precision (fp32, bf16, fp16).
 
-    Every setting that changes the arithmetic is given here, as Accelerate takes from its variables (and its launcher
-    from a file in the home folder) whatever is not.
+    Every setting that changes the arithmetic is given here. What is not given, Accelerate takes from ACCELERATE_*
+    variables, and its launcher from a file in the home folder.
 
     Raises:
-        UserError: the environment asks for another way of training, or two ranks have one GPU.
+        UserError: the environment asks for another engine or device, or two ranks share a GPU.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
@@ -111,10 +111,11 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     ranks = Ranks.from_environment()
     refuse_other_engines()
     if ranks.main:
-        _tell_what_is_not_used()
-        tell_of_devices()
+        _warn_of_unused_variables()
+        report_devices()
     named = "no" if precision == "fp32" else precision
-    # A process may train in one precision and evaluate in another (hpe study); the process group stays.
+    # A process may train in one precision and evaluate in another (hpe study): without this Accelerate refuses the
+    # second. The process group stays.
     AcceleratorState._reset_state()
     try:
         here = Accelerator(
@@ -124,7 +125,7 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
                 backend=DynamoBackend.NO, mode="default", fullgraph=False, dynamic=False, use_regional_compilation=False
             ),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # Gradients as views of the buckets that travel between ranks: one copy of them less in memory.
+            # Gradients are views of the buckets that ranks exchange: saves one copy of all gradients in memory.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
             ],
@@ -178,10 +179,10 @@ _CONFIG_DECIDES: Final = {
 
 
 def refuse_other_engines() -> None:
-    """See that Accelerate's variables ask for nothing that hpe does not do.
+    """Refuse variables of Accelerate that ask for what hpe does not do.
 
     Raises:
-        UserError: they ask for another engine than data-parallel training, or for a device by name.
+        UserError: they select another engine than data-parallel training, or name a device.
     """
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "").lower() in _TRUE:
@@ -197,14 +198,14 @@ def refuse_other_engines() -> None:
         )
 
 
-def _tell_what_is_not_used() -> None:
+def _warn_of_unused_variables() -> None:
     for variable, (usual, setting) in _CONFIG_DECIDES.items():
         if (value := os.environ.get(variable, usual)).lower() != usual:
             _tell_once(f"{variable}={value} is not used: {setting} in the run's config decides")
 
 
 def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str) -> None:
-    """See that every rank has a GPU of its own, before NCCL finds out in words of its own.
+    """Refuse two ranks on one GPU, before NCCL fails with a message that does not name the cause.
 
     Args:
         store: where the ranks met.
@@ -212,7 +213,7 @@ def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str
         mine: this rank's host and GPU.
 
     Raises:
-        UserError: two ranks have the same.
+        UserError: two ranks share a GPU.
     """
     store.set(f"hpe/gpu/{ranks.rank}", mine)
     taken: dict[str, int] = {}
@@ -221,13 +222,13 @@ def refuse_shared_gpus(store: "torch.distributed.Store", ranks: Ranks, mine: str
         if gpu in taken:
             raise UserError(
                 f"ranks {taken[gpu]} and {rank} have the same GPU ({gpu}): more ranks were started than GPUs are "
-                "visible; start one rank a GPU (see CUDA_VISIBLE_DEVICES), or use ACCELERATE_USE_CPU=true for CPU ranks"
+                "visible; start one rank per GPU (see CUDA_VISIBLE_DEVICES), or set ACCELERATE_USE_CPU=true"
             )
         taken[gpu] = rank
 
 
 def agree(text: str | None) -> str | None:
-    """Rank 0's text on every rank: a collective call, so that all ranks go on, or fail, alike."""
+    """Rank 0's text, on every rank. A collective call: all ranks continue, or fail, together."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -238,7 +239,7 @@ def agree(text: str | None) -> str | None:
 
 
 def some_problem(text: str | None) -> str | None:
-    """What one rank or more find wrong, on every rank; None where no rank does: a collective call."""
+    """The problems of all ranks, on every rank; None if there are none. A collective call."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -253,14 +254,14 @@ def some_problem(text: str | None) -> str | None:
     return "\n".join(lines) or None
 
 
-def some_rank(said: bool) -> bool:
-    """Whether it is so on one rank or more: a collective call."""
+def some_rank(here: bool) -> bool:
+    """Whether it is true on one rank or more. A collective call."""
     import torch
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return said
-    box = torch.tensor(int(said), device=device())
+        return here
+    box = torch.tensor(int(here), device=device())
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return bool(box)
 
@@ -276,7 +277,7 @@ def cpu_wanted() -> bool:
 
 
 def _sees_gpu() -> tuple[bool, str]:
-    """Whether torch sees a GPU, and what it says about that (a driver that is too old makes it warn)."""
+    """Whether torch sees a GPU, and its warnings about that (of a driver that is too old, for example)."""
     import torch
 
     with warnings.catch_warnings(record=True) as told:
@@ -290,9 +291,9 @@ _AMD_DRIVER: Final = Path("/dev/kfd")
 
 
 def unused_gpu() -> str | None:
-    """Why torch does not see a GPU that this machine seems to have; None where nothing speaks of one, or it is seen.
+    """Why torch does not see a GPU that this machine seems to have; None if it has none, or torch sees it.
 
-    Nothing is said where the user wants the CPU.
+    Also None if the user has chosen the CPU.
     """
     import torch
 
@@ -305,7 +306,7 @@ def unused_gpu() -> str | None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if torch.version.cuda is None:
             return (
-                f"there is an NVIDIA driver, and torch {torch.__version__} is built without CUDA; install torch's "
+                f"there is an NVIDIA driver, but torch {torch.__version__} is built without CUDA; install torch's "
                 "build for CUDA"
             )
         if visible is not None and not (visible and visible[0].isalnum()):
@@ -330,8 +331,8 @@ def rocm() -> str | None:
     return None
 
 
-def tell_of_devices() -> None:
-    """A line about GPUs that are there and not used, or not tested."""
+def report_devices() -> None:
+    """Print a line about GPUs that exist but are not used, or not tested."""
     if (why := unused_gpu()) is not None:
         _tell_once(f"runs on the CPU: {why}")
     if (why := rocm()) is not None:
@@ -349,9 +350,9 @@ def cores() -> int:
 
 
 def share_cores(workers: int) -> None:
-    """On a CPU, give the network's threads the cores, where nobody has set OMP_NUM_THREADS.
+    """On a CPU, set how many threads the network uses, unless OMP_NUM_THREADS is set.
 
-    Readers run beside them; of eight cores and more one is left to the readers.
+    It gets all cores; with eight cores or more, one is left to the data workers.
     """
     import torch
 
@@ -375,16 +376,16 @@ def device() -> "torch.device":
 
 
 def named_device(name: str) -> "torch.device":
-    """The device that a user names: ``auto`` and ``cuda`` are this rank's.
+    """The device that a user names; ``auto`` and ``cuda`` mean this rank's.
 
     Raises:
-        UserError: no such device here.
+        UserError: there is no such device here.
     """
     import torch
 
     if name == "auto":
         if Ranks._numbered().main:
-            tell_of_devices()
+            report_devices()
         return device()
     try:
         named = torch.device(name)
@@ -412,7 +413,7 @@ def visible_gpus(count: int) -> str:
 
 
 def from_parent(number: int = signal.SIGTERM) -> None:
-    """Die with the launcher: a rank whose launcher was killed gets SIGTERM instead of living on alone."""
+    """End with the launcher: a rank whose launcher was killed gets SIGTERM, and does not keep its GPU."""
     if "RANK" in os.environ:
         end_with_parent(number)
 

@@ -22,17 +22,17 @@ use_cpu: false
 debug: false
 """
 _OUT_OF_MEMORY: Final = (
-    ". The kernel does so when memory runs out: every process holds a network, its workers and its share of the batch, "
-    "so lower --processes, the workers (data.workers) or the batch (train.batch); then run it again"
+    ". The kernel kills processes when memory runs out. Each process holds a network, its data workers and its share "
+    "of the batch: lower --processes, data.workers or train.batch, then run the same command again"
 )
 _ALWAYS_TRIED: Final = 2
-"""Processes that a CPU of a single core may run too: enough to see that a command works on several."""
-_SPOKEN: Final = frozenset((0, 1, 2, 75, 130))
+"""Processes that even a single core may run: enough to see that a command works on several."""
+_EXPLAINED: Final = frozenset((0, 1, 2, 75, 130))
 """Exit codes after which the rank itself has printed why."""
 
 
 def refuse_processes(processes: int) -> None:
-    """See that this machine is one for so many processes.
+    """Refuse more processes than this machine has GPUs or cores.
 
     Raises:
         UserError: more processes than GPUs, or, where there are none, than cores (``ACCELERATE_USE_CPU`` says that
@@ -45,19 +45,19 @@ def refuse_processes(processes: int) -> None:
 
         if processes > torch.cuda.device_count():
             raise UserError(
-                f"--processes {processes}: only {visible_gpus(torch.cuda.device_count())} visible; use at most that, "
-                "or ACCELERATE_USE_CPU=true for CPU processes"
+                f"--processes {processes}: only {visible_gpus(torch.cuda.device_count())} visible; start no more, "
+                "or set ACCELERATE_USE_CPU=true for CPU processes"
             )
     elif processes > (most := max(_ALWAYS_TRIED, cores())) and not cpu_wanted():
         raise UserError(
-            f"--processes {processes}: torch sees no GPU here (`hpe doctor` says what it sees), and there are "
-            f"{cores()} CPU cores, where each process takes memory of its own; use --processes {most} or fewer, or "
-            "ACCELERATE_USE_CPU=true to do it all the same"
+            f"--processes {processes}: torch sees no GPU here (see `hpe doctor`), and there are only "
+            f"{cores()} CPU cores, and each process needs its own memory; use --processes {most} or fewer, or "
+            "set ACCELERATE_USE_CPU=true to start them anyway"
         )
 
 
 def several() -> int:
-    """Two processes, or one where this machine has a single GPU: what shows a command's work on several, unrefused."""
+    """How many processes show that a command works on several: two; one on a machine with a single GPU."""
     import torch
 
     return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
@@ -66,7 +66,7 @@ def several() -> int:
 def relaunch(processes: int, arguments: list[str]) -> None:
     """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
 
-    Returns in those processes, and where one is asked for.
+    Returns in those processes, and if N is 1.
 
     The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
     ``ACCELERATE_USE_CPU``, which gives gloo processes.
@@ -92,7 +92,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             print(told, file=sys.stderr, flush=True)
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    # A pre-emption signal must reach the ranks, which save and leave.
+    # A pre-emption signal must reach the ranks, which save and exit.
     for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -107,7 +107,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     # `--multi_gpu` is what makes real processes, on a CPU too.
     options += ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
     try:
-        # What `accelerate config` has left in the home folder would fill in what the options leave out.
+        # With its own file: Accelerate would fill in missing options from what `accelerate config` wrote in the home
+        # folder.
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="hpe-launch-") as config:
             config.write(_LAUNCH_CONFIG.format(processes=processes))
             config.flush()
@@ -116,12 +117,12 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
-        if code < 0 or code not in _SPOKEN:
+        if code < 0 or code not in _EXPLAINED:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
             print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
         sys.exit(code if code > 0 else 1)
-    except SignalException:  # the ranks were told, and had time to save
+    except SignalException:  # the ranks got the signal, and had time to save
         sys.exit(EXIT_AGAIN)
     sys.exit(0)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Signals:
-    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a wish to stop, asked for between two steps."""
+    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a request to stop, which is checked between two steps."""
 
     def __init__(self) -> None:
         self.caught: int | None = None

@@ -1,4 +1,4 @@
-"""What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one line or a live table for people."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard, and the samples that could not be read."""
 
 import gc
 import json
@@ -25,8 +25,8 @@ _NAMED_DAMAGE: Final = 20
 class Log:
     """Writes on rank 0, does nothing on the others.
 
-    Resumed at ``samples_seen``, lines that a killed start wrote after that point are dropped, so that the
-    file tells one straight story; with ``unvalidated`` a validation at that point is dropped too, as it comes again.
+    Resumed at ``samples_seen``, it drops the lines that a killed start wrote after that point, so that no step
+    appears twice; with ``unvalidated`` also a validation at that point, because it is done again.
     """
 
     def __init__(self, run: Path, ranks: Ranks, samples_seen: int, *, unvalidated: bool = False) -> None:
@@ -46,17 +46,17 @@ class Log:
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                told = json.loads(line)
-                if told["samples"] < samples_seen + (not unvalidated or told["split"] != "val"):
+                entry = json.loads(line)
+                if entry["samples"] < samples_seen + (not unvalidated or entry["split"] != "val"):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a kill
         write_text(path, "".join(f"{line}\n" for line in kept))
 
-    def start(self, step: int, samples: int, said: Mapping[str, str]) -> None:
-        """What a start of the run depends on that its config leaves to the machine."""
+    def start(self, step: int, samples: int, chosen: Mapping[str, str]) -> None:
+        """Record what the config leaves to the machine, as chosen at this start."""
         if self._lines is not None:
-            self._lines.write(json.dumps({"step": step, "samples": samples, "split": "start", **said}) + "\n")
+            self._lines.write(json.dumps({"step": step, "samples": samples, "split": "start", **chosen}) + "\n")
             self._lines.flush()
 
     def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
@@ -90,10 +90,10 @@ class Log:
         if self._board is not None:
             for head, matrix in matrices.items():
                 self.image(f"{head}/confusion", samples, _confusion_picture(head, matrix.numpy()))
-            gc.collect()  # figures refer to themselves: memory grew by half a megabyte a validation until then
+            gc.collect()  # figures hold cycles: without this, memory grew by half a megabyte per validation
 
     def faces(self, samples: int, seen: Sequence[tuple[Batch, Outputs]]) -> None:
-        """Validation faces with what the network reads of them and what is true."""
+        """Validation faces with the predictions and the labels."""
         if self._board is not None and (picture := sample_grid(seen)) is not None:
             self.image("faces/val", samples, picture)
 
@@ -109,28 +109,28 @@ class Log:
 
 
 class Damages:
-    """What this rank could not read, told while it happens: the first by name, at the end how many in all.
+    """Samples that this rank could not read: prints the first by name, and at the end how many there were.
 
     Attributes:
-        count: samples so far, of training and validation; one that comes again counts again.
+        count: samples so far, of training and validation; a sample that is read twice counts twice.
     """
 
-    def __init__(self, told_as: str) -> None:
-        self._told_as = told_as
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self.count = self._named = 0
 
     def tell(self, loader: Loader) -> None:
-        """Tell what a loader could not read since it was last asked."""
+        """Print what a loader could not read since the last call."""
         named, count = loader.new_damage()
         for damage in named[: _NAMED_DAMAGE - self._named]:
             self._named += 1
-            print(f"{self._told_as} could not read {damage}", file=sys.stderr, flush=True)
+            print(f"{self._prefix} could not read {damage}", file=sys.stderr, flush=True)
         self.count += count
 
     def close(self) -> None:
-        """Say how many there were, where not all were named."""
+        """Print how many there were, if not all were named."""
         if self.count > self._named:
-            print(f"{self._told_as} could not read … {self.count:,} samples in all", file=sys.stderr, flush=True)
+            print(f"{self._prefix} could not read … {self.count:,} samples in all", file=sys.stderr, flush=True)
 
 
 def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:

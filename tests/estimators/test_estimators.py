@@ -224,7 +224,7 @@ def test_disagreement_with_truth_is_called_by_name() -> None:
     assert "roll negated" in diagnose(noisy * (1, 1, -1), truth)[0]
     assert "yaw and pitch swapped" in diagnose(noisy[:, [1, 0, 2]], truth)[0]
     assert "radians" in diagnose(np.deg2rad(noisy), truth)[0]
-    assert "degrees taken for radians" in diagnose(np.rad2deg(noisy), truth)[0]
+    assert "degrees interpreted as radians" in diagnose(np.rad2deg(noisy), truth)[0]
     assert diagnose(np.random.default_rng(2).normal(0, 20, truth.shape), truth) == []
 
 
