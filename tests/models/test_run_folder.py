@@ -121,7 +121,10 @@ def test_new_under_a_launcher_is_refused_with_the_way_out(
     run = begun(tmp_path)
     for name in launcher:
         monkeypatch.setenv(name, "2")
-    with pytest.raises(UserError, match=r"--new: .*each restart would rename .*run again; rename that folder yourself, or choose another"):
+    with pytest.raises(
+        UserError,
+        match=r"--new: .*each restart would rename .*run again; rename that folder yourself, or choose another",
+    ):
         cli.train(tmp_path / "run.yaml", new=True)
     assert run.is_dir()
 
