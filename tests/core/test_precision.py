@@ -17,7 +17,6 @@ from hpe.core.errors import UserError
 from hpe.core.precision import Precision, chosen_precision
 from hpe.models import run_folder
 from hpe.models.inference import judging_precision
-from hpe.models.run_folder import with_normalisation
 from hpe.train import datasets, setup
 from hpe.train.preflight import impossible
 from tests import made
@@ -346,7 +345,7 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
     with pytest.raises(UserError, match=r"was trained in bf16 until now.*continue in fp32.*--change-precision"):
         setup._precision(tmp_path / "run", config, change=False)
     assert setup._precision(tmp_path / "run", config, change=True).name == "fp32"
-    fp32 = setup._with_train(with_normalisation(config), precision="fp32")
+    fp32 = setup._with_train(run_folder.load_config(tmp_path / "run"), precision="fp32")  # with its normalisation
     with (
         pytest.raises(UserError, match="--change-precision to continue in another") as refused,
         run_folder.claim(tmp_path / "run", fp32),

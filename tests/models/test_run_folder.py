@@ -123,7 +123,7 @@ def test_new_under_a_launcher_is_refused_with_the_way_out(
         monkeypatch.setenv(name, "2")
     with pytest.raises(
         UserError,
-        match=r"--new: .*each restart would rename .*run again; rename that folder yourself, or choose another",
+        match=r"--new: .*rename .*run again; rename that folder yourself",
     ):
         cli.train(tmp_path / "run.yaml", new=True)
     assert run.is_dir()

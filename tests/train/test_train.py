@@ -599,7 +599,7 @@ def test_faces_that_the_bins_leave_out_are_counted_once_before_the_first_step(
         head = f"model.heads={{pose: {{kind: {kind}}}}}"
         with open_job(made.config(tmp_path, tmp_path / kind, *given, head), Ranks(0, 1, 0, 1)):
             said = capsys.readouterr().err
-        assert said.count("4 of 16 faces with angles have one of 99° or more") == told
+        assert said.count("4 of 16 faces with angles have an angle of 99° or more") == told
 
 
 def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
