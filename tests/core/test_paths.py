@@ -39,4 +39,4 @@ def test_links_in_a_circle_are_one_message(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "loop"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "links lead round in a circle" in done.stderr
+    assert "its links form a circle" in done.stderr
