@@ -533,12 +533,13 @@ def predict(
     """
     from hpe import predict as module
     from hpe.models.views import Views
+    from hpe.predict.options import PredictOptions
 
-    code = module.predict(
-        network, inputs, out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device,
-        weights=weights, crop=crop, split=split, views=Views(flips, centre), precision=precision,
+    options = PredictOptions(
+        out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
+        crop=crop, split=split, views=Views(flips, centre), precision=precision,
     )  # fmt: skip
-    raise typer.Exit(code)
+    raise typer.Exit(module.predict(network, inputs, options))
 
 
 @app.command("runs", rich_help_panel=_EVALUATION)

@@ -15,6 +15,7 @@ from hpe.data.images import encode_jpeg
 from hpe.models.build import build_network
 from hpe.models.run_folder import CONFIG, State, remember_shards, save_checkpoint
 from hpe.predict import predict
+from hpe.predict.options import PredictOptions
 from tests import made
 
 HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "PIL", "pydantic", "typer", "rich", "timm", "yaml")
@@ -88,7 +89,7 @@ def test_the_readme_shows_every_name_and_no_other() -> None:
 
 
 def test_load_reads_as_hpe_predict_does(run: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert predict(run, [str(path) for path in pictures], device="cpu") == 0
+    assert predict(run, [str(path) for path in pictures], PredictOptions(device="cpu")) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     network = hpe.load(run, device="cpu")
     rows = network.read(pictures)

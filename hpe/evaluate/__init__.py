@@ -1,4 +1,4 @@
-"""``hpe evaluate``: every sample once; predictions as a table, figures from the table.
+"""``hpe evaluate``: every sample once; predictions as a table, metrics from the table.
 
 In reading order:
 
@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Imported late, so that importing one file of this package does not import everything that the command needs.
     if name in __all__:
         from hpe.evaluate import measure
 

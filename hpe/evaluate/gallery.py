@@ -1,4 +1,4 @@
-"""Which faces a report shows, and the faces with what was read drawn on them."""
+"""Which faces a report shows, and these faces with their predictions drawn on them."""
 
 import base64
 import io
@@ -28,7 +28,17 @@ _QUALITY: Final = 82
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A face of the gallery; ``kind`` is one of :data:`KINDS`."""
+    """A face of the gallery.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        picture: data URI of the image.
+        key: of the sample.
+        truth, choice: names of the true and the predicted emotion.
+        sure: probability of the predicted emotion.
+        direction, direction_choice: names of the true and the predicted direction.
+        geodesic: error of the pose in degrees.
+    """
 
     kind: str
     picture: str
@@ -42,16 +52,16 @@ class Face:
 
 
 def choose_rows(table: "pa.Table", most: int = 200) -> list[int]:
-    """Rows of a predictions table whose faces are worth keeping beside it, the same for the same table.
+    """Rows of a predictions table whose faces are kept beside it; deterministic.
 
-    A third each of the surest mistakes, the surest hits (both dealt over the true emotions) and the largest
-    errors of pose. Keep them with :func:`write_faces`.
+    One third each: the mistakes and the hits with the highest confidence (both in turn over the true emotions), and
+    the largest errors of the pose. :func:`write_faces` writes them.
     """
     return sorted({row for rows in _ranked(table, max(most // 3, 1)).values() for row in rows})
 
 
 def write_faces(path: Path, keys: Sequence[str], shards: Sequence[str | None], jpegs: Sequence[bytes]) -> None:
-    """Write ``evaluate/NAME.faces.parquet``: ``key``, ``shard`` and ``jpeg``, the crop that the network saw."""
+    """Write ``evaluate/NAME.faces.parquet``: ``key``, ``shard`` and ``jpeg``, the network's input."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,10 +73,10 @@ def write_faces(path: Path, keys: Sequence[str], shards: Sequence[str | None], j
 
 
 def read_faces(path: Path) -> dict[tuple[str | None, str], bytes]:
-    """Picture bytes by (shard, key); empty where there is no such file.
+    """Encoded images by (shard, key); empty if there is no such file.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -79,30 +89,32 @@ def read_faces(path: Path) -> dict[tuple[str | None, str], bytes]:
         keys = texts(table, "key") or []
         pictures = table["jpeg"].cast(pa.binary()).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); evaluate again") from error
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run hpe evaluate again") from error
     return {(s, k): p for s, k, p in zip(shards, keys, pictures, strict=False) if k is not None and p}
 
 
 def gallery(
     table: "pa.Table", pictures: Mapping[tuple[str | None, str], bytes], most_of_a_kind: int = 24
 ) -> tuple[list[Face], int]:
-    """The faces to show, most telling first, and how many pictures could not be decoded."""
+    """The faces to show, the clearest examples first, and the number of images that could not be decoded."""
     keys, shards = texts(table, "key") or [], texts(table, "shard") or [None] * table.num_rows
     here = [row for row, pair in enumerate(zip(shards, keys, strict=True)) if pair in pictures]
     if not here:
         return [], 0
     cut = table.take(here)
-    told, faces, damaged = _told(cut), [], 0
+    captions, faces, damaged = _captions(cut), [], 0
     for kind, rows in _ranked(cut, most_of_a_kind).items():
         for row in rows:
             place = here[row]
             try:
-                picture = _drawn(pictures[shards[place], str(keys[place])], told["angles"][row])
+                picture = _drawn(pictures[shards[place], str(keys[place])], captions["angles"][row])
             except DecodeError:
                 damaged += 1
                 continue
-            fields = {name: told[name][row] for name in ("truth", "choice", "sure", "direction", "direction_choice")}
-            faces.append(Face(kind, picture, str(keys[place]), **fields, geodesic=told["geodesic"][row]))
+            fields = {
+                name: captions[name][row] for name in ("truth", "choice", "sure", "direction", "direction_choice")
+            }
+            faces.append(Face(kind, picture, str(keys[place]), **fields, geodesic=captions["geodesic"][row]))
     return faces, damaged
 
 
@@ -117,26 +129,28 @@ def _drawn(data: bytes, angles: tuple[float, float, float] | None) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _told(table: "pa.Table") -> dict[str, list[Any]]:
-    """What the captions say, one value per row."""
+def _captions(table: "pa.Table") -> dict[str, list[Any]]:
+    """The values of the captions, one per row."""
     rows = table.num_rows
-    told: dict[str, list[Any]] = {"sure": [None] * rows, "angles": [None] * rows, "geodesic": [None] * rows}
+    captions: dict[str, list[Any]] = {"sure": [None] * rows, "angles": [None] * rows, "geodesic": [None] * rows}
     for column, names, truth_to, choice_to in (
         ("emotion", EMOTIONS, "truth", "choice"),
         ("direction", DIRECTIONS, "direction", "direction_choice"),
     ):
         truth, guess = labels(table, column, len(names)), guesses(table, column, len(names))
-        told[truth_to] = [None] * rows if truth is None else _names(names, truth.value, truth.mask)
-        told[choice_to] = [None] * rows if guess is None else _names(names, guess.choice, guess.mask)
+        captions[truth_to] = [None] * rows if truth is None else _names(names, truth.value, truth.mask)
+        captions[choice_to] = [None] * rows if guess is None else _names(names, guess.choice, guess.mask)
         if column == "emotion" and guess is not None and guess.probability is not None:
-            told["sure"] = [float(p.max()) if m else None for p, m in zip(guess.probability, guess.mask, strict=True)]
+            captions["sure"] = [
+                float(p.max()) if m else None for p, m in zip(guess.probability, guess.mask, strict=True)
+            ]
     guess = numbers(table, [f"{name}_hat" for name in ANGLES])
     if guess is not None:
-        told["angles"] = [tuple(map(float, v)) if m else None for v, m in zip(guess.value, guess.mask, strict=True)]
+        captions["angles"] = [tuple(map(float, v)) if m else None for v, m in zip(guess.value, guess.mask, strict=True)]
     errors = _geodesic(table)
     if errors is not None:
-        told["geodesic"] = [float(e) if np.isfinite(e) else None for e in errors]
-    return told
+        captions["geodesic"] = [float(e) if np.isfinite(e) else None for e in errors]
+    return captions
 
 
 def _names(names: Sequence[str], value: np.ndarray, mask: np.ndarray) -> list[str | None]:
@@ -152,7 +166,7 @@ def _geodesic(table: "pa.Table") -> np.ndarray | None:
 
 
 def _ranked(table: "pa.Table", most: int) -> dict[str, list[int]]:
-    """Rows of each kind, most telling first."""
+    """Rows of each kind, the clearest examples first."""
     ranked: dict[str, list[int]] = {kind: [] for kind in KINDS}
     truth, guess = labels(table, "emotion", len(EMOTIONS)), guesses(table, "emotion", len(EMOTIONS))
     if truth is not None and guess is not None:
@@ -168,7 +182,7 @@ def _ranked(table: "pa.Table", most: int) -> dict[str, list[int]]:
 
 
 def _dealt(rows: np.ndarray, emotion: np.ndarray, sure: np.ndarray) -> list[int]:
-    """Rows by falling confidence, one emotion after another, so that no emotion fills the page."""
+    """Rows by decreasing confidence, the emotions in turn, so that one emotion cannot fill the page."""
     turns = []
     for index in range(len(EMOTIONS)):
         own = rows[emotion[rows] == index]

@@ -1,11 +1,13 @@
-"""``hpe evaluate``: every sample once over any number of ranks; predictions as a table, figures from the table.
+"""``hpe evaluate``: every sample once, on any number of ranks; predictions as a table, metrics from the table.
 
-Each rank writes the rows that it has seen; rank 0 puts them together, checks that every sample is there
-once, and computes every figure from that one table. So no figure depends on the number of ranks.
+Each rank writes the rows of the samples that it processed. Rank 0 joins them, checks that every sample appears
+once, and computes every metric from that one table. So no metric depends on the number of ranks.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +30,7 @@ from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
 from hpe.models.build import load_run
 from hpe.models.inference import judge, judging_precision
+from hpe.models.multitask import MultiTask
 from hpe.models.views import PLAIN, Estimates, Views
 from hpe.stream import Loaded, ShardSet, Stream
 from hpe.train.datasets import reading
@@ -35,6 +38,7 @@ from hpe.train.log import Damages
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from accelerate import Accelerator
 
 FOLDER: Final = "evaluate"
 _KEPT_FACES: Final = 200
@@ -55,102 +59,134 @@ def evaluate(
 ) -> int:
     """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
 
-    Angles and directions come from where the run's config takes them; a set without pose tables is judged by
-    what its records say.
+    The run's config decides where angles and directions come from. Without pose tables they come from the records.
+    The parameters are the options of the command, so they stay separate although they are nine.
 
     Args:
         run: run folder.
         sets: the shards.
         name: of the files.
         which: checkpoint: ``best``, ``last`` or a step's folder name.
-        batch: samples of a batch over all ranks.
-        workers: reader processes a rank; None: as in training.
-        views: how each picture is looked at.
-        precision: of the network's arithmetic, ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of its training.
+        batch: samples per batch, over all ranks.
+        workers: reader processes per rank; None: as in training.
+        views: which views of each image to average.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training.
         replicates: bootstrap draws of the intervals.
 
     Returns:
-        The exit code: 1 when samples could not be read (they are counted and named).
+        The exit code: 1 if samples could not be read (messages give their number and names).
 
     Raises:
-        UserError: no such run or checkpoint, or shards without any label of the run's heads.
+        UserError: there is no such run or checkpoint, or the shards have no label of the run's heads.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not name or Path(name).name != name:
         raise UserError(f"--name {name!r}: expected a plain file name, such as test")
     ranks = Ranks.from_environment()
-    here = accelerator("fp32")  # of its precisions none is used: hpe.models.inference has its own block
+    here = accelerator("fp32")  # its own precision is not used: hpe.models.inference has its own autocast block
     network, config, weights = load_run(run, which)
     judged = judging_precision(precision, config.train.precision, here.device)
     if ranks.main and judged.name != config.train.precision:
         _say(name, f"precision {judged.name}: {judged.why}")
-    # Decoders of GPUs give other pixels than the processor's, and what a figure is must not depend on the machine.
-    data = config.data.model_copy(update={"decoder": "cpu"})
-    if not any(one.pose for one in sets):
-        if ranks.main and {data.angles, data.direction} != {"record"}:
-            _say(name, "no pose tables (--pose): angles and directions are those of the records, where they hold any")
-        data = data.model_copy(update={"angles": "record", "direction": "record"})
-    stream = Stream(sets, reading(data, workers=workers))
-    counts = stream.label_counts()
-    labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
-    labels["affect"] = counts.affect
-    if not any(labels[head] for head in config.model.heads.on):
-        raise UserError(
-            f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(config.model.heads.on)}); "
-            "for predictions without figures use hpe predict"
-        )
+    data = _data_config(config.data, sets)
+    if ranks.main and (data.angles, data.direction) != (config.data.angles, config.data.direction):
+        _say(name, "no pose tables (--pose): angles and directions come from the records, where these have them")
+    stream = _open_stream(sets, data, workers, config.model.heads.on)
     if views != PLAIN and network.takes_angles:
-        raise UserError(f"{run}: --flips and --centre are for networks of pictures; this run reads angles")
+        raise UserError(f"{run}: --flips and --centre are for networks of images; this run's input is angles")
+    predictor = _Predictor(network, partial(judge, network, views=views, precision=judged, batch=batch))
+    mine, damaged = _predict(predictor, stream, batch, here, ranks, f"evaluate {run.name} on {name}", name)
     folder = run / FOLDER
-    with (
-        stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
-        progress(f"evaluate {run.name} on {name}", stream.samples, unit="images") as bar,
-    ):
-        network.to(here.device).eval()
-        mine = _predict(
-            lambda of: judge(
-                network,
-                of.angles if network.takes_angles else prepare(of, network.normalisation),
-                views=views,
-                precision=judged,
-                batch=batch,
-            ),
-            loader,
-            here.device,
-            bar,
-        )
-        told = Damages(f"{name}:")
-        told.tell(loader)
-        told.close()
-        total = here.reduce(torch.tensor(loader.damaged_samples, device=here.device), "sum")
-        assert isinstance(total, Tensor)
-        damaged = int(total)
-        bar.reach(stream.samples)  # all ranks have come here; this one may have had no part of the last batch
     folder.mkdir(exist_ok=True)
-    part = folder / f".{name}.rank-{ranks.rank:05d}.parquet"
-    _write(part, mine)
-    here.wait_for_everyone()
+    parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
+    _write(parts[ranks.rank], mine)
+    here.wait_for_everyone()  # rank 0 reads what all ranks wrote
     problem = None
     if ranks.main:
-        parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
         try:
-            rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
             about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
             about |= {"views": str(views)} if views != PLAIN else {}
-            print(keep(folder, name, rows, stream, damaged=damaged, about=about, replicates=replicates))
+            print(keep(folder, name, _join(parts), stream, damaged=damaged, about=about, replicates=replicates))
         except UserError as error:
             problem = str(error)
-        for one in parts:
-            one.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
+    # Only rank 0 knows the problem, and all ranks have to end with the same exit code.
     if problem := agree(problem):
         raise UserError(problem)
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 
+@dataclass(frozen=True, slots=True)
+class _Predictor:
+    """Predicts for a batch: the network, and the inference with the views and the precision that the user chose."""
+
+    network: MultiTask
+    infer: Callable[[Tensor], Estimates]
+
+    def predict(self, samples: Batch) -> Estimates:
+        """Predictions for these samples."""
+        return self.infer(samples.angles if self.network.takes_angles else prepare(samples, self.network.normalisation))
+
+
+def _data_config(data: DataConfig, sets: Sequence[ShardSet]) -> DataConfig:
+    """The run's data config for evaluation: decoding on the CPU; without pose tables, labels from the records."""
+    # GPU decoders give other pixels than the CPU, and a metric must not depend on the machine.
+    changed = {"decoder": "cpu"}
+    if not any(one.pose for one in sets):
+        changed |= {"angles": "record", "direction": "record"}
+    return data.model_copy(update=changed)
+
+
+def _open_stream(sets: list[ShardSet], data: DataConfig, workers: int | None, heads: Sequence[str]) -> Stream:
+    """The samples of the shards.
+
+    Raises:
+        UserError: no sample has a label of one of the heads.
+    """
+    stream = Stream(sets, reading(data, workers=workers))
+    counts = stream.label_counts()
+    labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
+    labels["affect"] = counts.affect
+    if not any(labels[head] for head in heads):
+        raise UserError(
+            f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(heads)}); for predictions "
+            "without metrics use hpe predict"
+        )
+    return stream
+
+
+def _predict(
+    predictor: _Predictor, stream: Stream, batch: int, here: "Accelerator", ranks: Ranks, title: str, name: str
+) -> tuple["pa.Table", int]:
+    """The rows of this rank's samples, and the number of damaged samples over all ranks."""
+    with (
+        stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
+        progress(title, stream.samples, unit="images") as bar,
+    ):
+        predictor.network.to(here.device).eval()
+        rows = _predict_own(predictor, loader, here.device, bar)
+        damages = Damages(f"{name}:")
+        damages.tell(loader)
+        damages.close()
+        total = here.reduce(torch.tensor(loader.damaged_samples, device=here.device), "sum")
+        assert isinstance(total, Tensor)
+        damaged = int(total)
+        # All ranks are done here, but the bar of a rank without samples in the last batch is still short.
+        bar.reach(stream.samples)
+    return rows, damaged
+
+
+def _join(parts: Sequence[Path]) -> "pa.Table":
+    """The rows of all ranks, rank after rank."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # A rank without samples wrote a table with only an empty key column: "default" fills in the others.
+    return pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
+
+
 def _estimated(data: DataConfig, sets: Sequence[ShardSet]) -> dict[str, str]:
-    """Which labels are an estimator's, so that agreement with it is not taken for truth."""
+    """Which labels come from an estimator, because agreement with an estimator is not accuracy."""
     tables = ", ".join(str(one.pose) for one in sets if one.pose)
     labels = ["angles"] * (data.angles == "pose") + ["directions"] * (data.direction != "record")
     return {"estimated": f"{' and '.join(labels)} of {tables}"} if labels and tables else {}
@@ -161,21 +197,20 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict(ask: Callable[[Batch], Estimates], loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
-    """Predictions and truth of this rank's samples, as far as they can be read."""
+def _predict_own(predictor: _Predictor, loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
+    """Predictions and truth of this rank's readable samples."""
     import pyarrow as pa
 
     found: list[pa.Table] = []
     for loaded in loader:
         batch = loaded.batch.to(device)
-        estimates = ask(batch)
-        found.append(rows_of(batch, estimates).filter(loaded.readable))
+        found.append(rows_of(batch, predictor.predict(batch)).filter(loaded.readable))
         bar.reach(loaded.samples_seen)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 
 
 def rows_of(batch: Batch, estimates: Estimates) -> "pa.Table":
-    """A batch's rows of a predictions table: truth, and what a network says of it."""
+    """A batch's rows of a predictions table: truth and predictions."""
     import pyarrow as pa
 
     columns: dict[str, pa.Array] = {"key": pa.array(batch.keys, pa.string())}
@@ -226,76 +261,77 @@ def keep(
     about: Mapping[str, str],
     replicates: int,
 ) -> str:
-    """Write predictions and their figures; the figures as Markdown.
+    """Write predictions and their metrics; returns the metrics as Markdown.
 
     Args:
         folder: of the evaluation.
         name: of the files.
         rows: as :func:`rows_of` gives them, of every sample that could be read.
-        stream: what was read.
+        stream: the samples.
         damaged: samples that could not be read.
-        about: where the predictions come from, ``weights`` and ``precision``, and ``views`` where there are
-            several; which labels are ``estimated``.
+        about: where the predictions come from: ``weights``, ``precision``, ``views`` if there are several, and which
+            labels are ``estimated``.
         replicates: bootstrap draws of the intervals.
 
     Raises:
-        UserError: a sample is there twice, or missing without having been damaged.
+        UserError: a sample appears twice, or is missing without being damaged.
     """
     table, positions = _whole(rows, stream, damaged)
     _write(folder / f"{name}.parquet", table)
     _write_gallery(folder / f"{name}.faces.parquet", table, positions, stream)
-    if silent := _without_number(table):
+    if without := _without_number(table):
         _say(
             name,
-            f"WARNING: for {silent:,} of {table.num_rows:,} samples the network gave no number (NaN); its weights are "
-            "damaged or overflow: try another --which",
+            f"WARNING: for {without:,} of {table.num_rows:,} samples the network gave NaN; its weights are damaged or "
+            "overflow: try another --which",
         )
     return _report(folder, name, table, stream, damaged, about, replicates)
 
 
 def _without_number(table: "pa.Table") -> int:
     """Rows for which one of the heads gave no finite number."""
-    said: list[Guesses | Numbers | None] = [
+    predictions: list[Guesses | Numbers | None] = [
         guesses(table, "emotion", len(EMOTIONS)),
         guesses(table, "direction", len(DIRECTIONS)),
         numbers(table, [f"{angle}_hat" for angle in ANGLES]),
         numbers(table, ("valence_hat", "arousal_hat")),
     ]
-    masks = [one.mask for one in said if one is not None]
+    masks = [one.mask for one in predictions if one is not None]
     return int((~np.all(masks, axis=0)).sum()) if masks else 0
 
 
 def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", list[int]]:
-    """The rows in the order of the shards, with what the records say beside, and their positions there.
+    """The rows in the order of the shards, with columns from the records, and their positions in the stream.
 
     Raises:
-        UserError: a sample is there twice, or missing without having been damaged.
+        UserError: a sample appears twice, or is missing without being damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    said = list(stream.records())
-    order = {key: place for place, (_, key, _) in enumerate(said)}
-    if len(order) != len(said):
-        raise UserError(f"{len(said) - len(order)} keys of these shards occur twice; evaluate the sets one by one")
+    records = list(stream.records())
+    order = {key: place for place, (_, key, _) in enumerate(records)}
+    if len(order) != len(records):
+        raise UserError(f"{len(records) - len(order)} keys of these shards occur twice; evaluate the sets one by one")
     places = [order.get(key, -1) for key in rows["key"].to_pylist()]
-    if len(set(places)) != len(places) or -1 in places or len(places) + damaged < len(said):
+    if len(set(places)) != len(places) or -1 in places or len(places) + damaged < len(records):
         raise UserError(
-            f"{rows.num_rows:,} predictions for {len(said):,} samples, {damaged:,} damaged; expected each once. "
-            "Were the shards changed meanwhile? Run hpe verify, then this command again"
+            f"{rows.num_rows:,} predictions for {len(records):,} samples, {damaged:,} damaged; expected each once. "
+            "Did the shards change during the evaluation? Run hpe verify, then run this command again"
         )
-    said = [said[place] for place in sorted(places)]
+    # Ranks take turns, and damaged samples have no row: sort the rows, and keep only the records that have one.
+    records = [records[place] for place in sorted(places)]
     rows = rows.take(
         pc.sort_indices(  # pyright: ignore[reportAttributeAccessIssue]
             pa.chunked_array([places])
         )
     )
-    rows = rows.append_column("shard", pa.array([shard for shard, _, _ in said], pa.string()))
+    rows = rows.append_column("shard", pa.array([shard for shard, _, _ in records], pa.string()))
     for field in ("split", "subject", "source"):
-        rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in said], pa.string()))
-    groups = sorted({group for _, _, record in said if record for group in record.groups})
+        rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in records], pa.string()))
+    groups = sorted({group for _, _, record in records if record for group in record.groups})
     for group in groups:
-        values = [record.groups.get(group) if record else None for _, _, record in said]
+        values = [record.groups.get(group) if record else None for _, _, record in records]
         rows = rows.append_column(f"group_{group}", pa.array(values, pa.string()))
     return rows, sorted(places)
 
@@ -308,7 +344,7 @@ def _write(path: Path, table: "pa.Table") -> None:
 
 
 def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: Stream) -> None:
-    """Keep the faces that a report shows, as the network saw them."""
+    """Write the faces that a report shows, as the network got them."""
     chosen = choose_rows(table, _KEPT_FACES)
     keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
     rows, jpegs = [], []

@@ -1,7 +1,21 @@
 """Metrics of a predictions table: each with its count and interval, or the reason why it is absent.
 
-:mod:`hpe.metrics.columns` describes the table, :mod:`hpe.metrics.values` one metric (a "figure" in this code).
-:func:`figures` gives plain JSON without NaN.
+The layers, from the table to the page:
+
+    1. A table: one row per sample with truth and prediction (columns.py).
+    2. Statistics of one sample: its confusion matrix with a single 1 (classes.py), its errors in degrees (pose.py),
+       truth, prediction, their squares and product (affect.py).
+    3. Sums of these statistics: over all samples, and over people drawn with replacement (values.Resampling).
+    4. A metric is a function of sums: the sum over all samples gives the value, the drawn sums give the interval
+       (values.figure). One number with its interval is a "figure" in this code.
+    5. All metrics, for the whole table and for each group of samples: :func:`figures` below, plain JSON without NaN.
+
+Why the values do not come from torchmetrics, whose ``Metric`` training uses (hpe.train.metrics): training needs each
+value once per epoch. Evaluation needs it a thousand times, once per draw. A torchmetrics function takes predictions,
+so each draw would process all samples again. A function of sums takes all draws at once as an array, and value and
+interval cannot follow different definitions. Drawing people needs all their samples together, wherever the ranks
+read them: that is why rank 0 computes everything from one table. Values without an interval (Brier score, quantiles)
+come from the samples directly. The tests judge by scikit-learn and SciPy.
 
 In reading order:
 

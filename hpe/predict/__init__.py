@@ -1,14 +1,15 @@
-"""``hpe predict``: what a network reads of the faces in pictures, folders, globs and shards.
+"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards.
 
 In reading order:
 
     read_faces.py     the command: one row per face
-    inputs.py         what the user named: files, folders, globs, shards
-    face_finders.py   the whole picture, or the faces a detector finds
-    mesh_finder.py    a landmark model finds faces and angles itself
-    network.py        loads a run or an estimator and asks it
-    face_reader.py    the same in Python: `hpe.load(run).read(image)`
+    options.py        the command's options
+    inputs.py         the images of the command line: files, folders, globs, shards
+    face_finders.py   where the faces are: the whole image, a dataset's labels, or a detector
+    mesh_finder.py    a landmark model finds the faces and gives their angles
+    network.py        loads a run or an estimator and runs it
     output.py         the rows as JSON lines, CSV or Parquet
+    face_reader.py    the same in Python: `hpe.load(run).read(image)`
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ __all__ = ["predict"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Imported late, so that importing one file of this package does not import everything that the command needs.
     if name in __all__:
         from hpe.predict import read_faces
 

@@ -1,4 +1,4 @@
-"""Faces in pictures for prediction: the whole picture, or what a detector finds, read ahead by threads."""
+"""Where the faces are: the whole image, a dataset's labels, or a detector. Threads read images ahead."""
 
 import itertools
 import threading
@@ -12,54 +12,61 @@ from typing import Final, Protocol
 import torch
 
 from hpe.data.crops import Box, CropRule
-from hpe.data.detect import Face as Located
-from hpe.data.detect import open_detector
+from hpe.data.detect import Face, open_detector
 from hpe.data.images import DecodeError, Picture, decode_rgb, picture_size
 from hpe.predict.inputs import Item, Skipped
-from hpe.predict.network import Face, Points, Predictor
+from hpe.predict.network import FacePixels, MeshPoints, Predictor
 
 NO_FACE: Final = "no face found"
 _MOST_PIXELS: Final = 48_000_000
-"""Of the photos that wait for the detector together; 48 megapixels are 144 MB."""
+"""Upper bound of the photos in memory that wait for the detector; 48 megapixels are 144 MB."""
 _PIECE: Final = 16
-"""Photos that a detector gets at once: always the same, so that what it finds does not depend on the threads."""
+"""Photos per call of a detector: a fixed number, so that the faces do not depend on the number of threads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A picture that was read.
+class LoadedImage:
+    """An image that was read.
 
     Attributes:
-        picture: its pixels, where something needs them.
-        width, height: of the upright picture.
-        faces: where faces are given: their boxes, and what the network gets.
+        picture: its pixels; None if nothing needs them.
+        width, height: of the upright image.
+        faces: with given faces: their boxes, and the network's input.
     """
 
     item: Item
     width: int
     height: int
     picture: Picture | None
-    faces: tuple[tuple[Box, Face], ...] = ()
+    faces: tuple[tuple[Box, FacePixels], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A face."""
+class FoundFace:
+    """A face.
 
-    owner: Loaded
+    Attributes:
+        owner: the image that it is in.
+        number: 0 for the first face of the image, 1 for the next.
+        box: in pixels of the upright image.
+        score: the detector's; None without a detector.
+        face: the network's input.
+    """
+
+    owner: LoadedImage
     number: int
     box: Box
     score: float | None
-    face: Face | Points
+    face: FacePixels | MeshPoints
 
 
-class Given:
-    """Every picture is a face, or its faces are where the dataset's own labels say.
+class GivenFaces:
+    """Every image is one face, or the dataset's own labels give its faces.
 
     Args:
-        predictor: makes the faces.
-        keep_pictures: for drawing.
-        labelled: of pictures with labels, by their resolved paths: each face's box, and the crop's around it.
+        predictor: cuts out the faces.
+        keep_pictures: keep the pixels for drawing.
+        labelled: for each resolved path: the box of each face, and the box of its crop.
     """
 
     def __init__(
@@ -71,10 +78,10 @@ class Given:
     ) -> None:
         self._predictor, self._keep, self._labelled = predictor, keep_pictures, labelled
 
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+    def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
 
-        def decode(data: bytes) -> Loaded:
+        def decode(data: bytes) -> LoadedImage:
             assert isinstance(item, Item)
             raw = isinstance(item.data, Path)
             boxes = self._labelled.get(item.data.resolve(), ()) if isinstance(item.data, Path) else ()
@@ -85,39 +92,41 @@ class Given:
             else:
                 whole = (0.0, 0.0, float(width), float(height))
                 faces = [(whole, self._predictor.whole(data) if raw else self._predictor.stored(data))]
-            return Loaded(item, width, height, picture if self._keep else None, tuple(faces))
+            return LoadedImage(item, width, height, picture if self._keep else None, tuple(faces))
 
-        return loaded(item, decode)
+        return load_image(item, decode)
 
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """The faces of each picture."""
-        return [Found(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)]
+    def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
+        """The faces of each image."""
+        return [
+            FoundFace(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)
+        ]
 
 
-class Detected:
-    """Faces are where a detector finds them; each thread has a detector of its own."""
+class DetectedFaces:
+    """A detector finds the faces. Each thread has its own detector."""
 
     def __init__(
         self, predictor: Predictor, detector: str, device: torch.device, rule: CropRule, pool: ThreadPoolExecutor
     ) -> None:
         self._predictor, self._name, self._device, self._rule, self._pool = predictor, detector, device, rule, pool
         self._own = threading.local()
-        open_detector(detector, device=str(device))  # refused here, before anything is written
+        open_detector(detector, device=str(device))  # a missing detector is an error here, before anything is written
 
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+    def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
 
-        def decode(data: bytes) -> Loaded:
+        def decode(data: bytes) -> LoadedImage:
             assert isinstance(item, Item)
             picture = decode_rgb(data)
-            return Loaded(item, picture.shape[1], picture.shape[0], picture)
+            return LoadedImage(item, picture.shape[1], picture.shape[0], picture)
 
-        return loaded(item, decode)
+        return load_image(item, decode)
 
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """Every face of every picture, the largest first."""
+    def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
+        """Every face of every image, the largest first."""
         pictures = [one.picture for one in group if one.picture is not None]
-        found: list[Found | Skipped] = []
+        found: list[FoundFace | Skipped] = []
         pieces = [pictures[start : start + _PIECE] for start in range(0, len(pictures), _PIECE)]
         detected = itertools.chain.from_iterable(self._pool.map(self._detect, pieces))
         for one, picture, faces in zip(group, pictures, detected, strict=True):
@@ -129,29 +138,29 @@ class Detected:
                 except ValueError as error:
                     found.append(Skipped(one.item.source, one.item.key, f"face {number}: {error}", unread=False))
                     continue
-                found.append(Found(one, number, box, score, cut))
+                found.append(FoundFace(one, number, box, score, cut))
         return found
 
-    def _detect(self, pictures: Sequence[Picture]) -> list[list[Located]]:
+    def _detect(self, pictures: Sequence[Picture]) -> list[list[Face]]:
         if not hasattr(self._own, "detector"):
             self._own.detector = open_detector(self._name, device=str(self._device))
         return self._own.detector.detect(pictures)
 
 
-class Finder(Protocol):
-    """Finds the faces of pictures."""
+class FaceFinder(Protocol):
+    """Finds the faces of images."""
 
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
+    def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
         ...
 
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """The faces of pictures, in their order."""
+    def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
+        """The faces of these images, in the order of the images."""
         ...
 
 
-def loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | Skipped:
-    """What ``decode`` makes of a picture's bytes; a picture that cannot be read is skipped, with its reason."""
+def load_image(item: Item | Skipped, decode: Callable[[bytes], LoadedImage]) -> LoadedImage | Skipped:
+    """The result of ``decode`` for an image's bytes, or a skipped image with the reason why it cannot be read."""
     if isinstance(item, Skipped):
         return item
     try:
@@ -161,13 +170,13 @@ def loaded(item: Item | Skipped, decode: Callable[[bytes], Loaded]) -> Loaded | 
         return Skipped(item.source, item.key, str(why)[:300])
 
 
-def groups(loaded: Iterable[Loaded | Skipped], most: int) -> Iterator[list[Loaded | Skipped]]:
-    """Pictures that are worked on together: at most ``most``, and no more pixels than memory is meant for."""
-    group: list[Loaded | Skipped] = []
+def groups(loaded: Iterable[LoadedImage | Skipped], most: int) -> Iterator[list[LoadedImage | Skipped]]:
+    """Groups of images that are processed together: up to ``most`` images, and about :data:`_MOST_PIXELS` pixels."""
+    group: list[LoadedImage | Skipped] = []
     pixels = 0
     for one in loaded:
         group.append(one)
-        pixels += one.width * one.height if isinstance(one, Loaded) and one.picture is not None else 0
+        pixels += one.width * one.height if isinstance(one, LoadedImage) and one.picture is not None else 0
         if len(group) == most or pixels >= _MOST_PIXELS:
             yield group
             group, pixels = [], 0

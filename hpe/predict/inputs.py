@@ -1,4 +1,4 @@
-"""Pictures that a user names for prediction: files, folders, globs, and the samples of shards."""
+"""The images of the command line: files, folders, globs, and the samples of shards."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,18 @@ from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST
 
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-"""What is taken for a picture in a folder; a file that is named itself may have any suffix."""
+"""Suffixes of images in a folder; a file on the command line may have any suffix."""
 VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _LARGEST_FILE: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A picture that gives no row, and why; ``unread`` where it is the input's fault."""
+    """An image that gives no row, and the reason.
+
+    Attributes:
+        unread: whether the image could not be read, which makes the exit code 1.
+    """
 
     source: str
     key: str
@@ -32,11 +36,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """A picture in a file.
+    """An image file.
 
     Attributes:
         path: of the file.
-        key: its path inside the folder that was named, without the suffix; a file's stem.
+        key: its path inside the folder on the command line, without the suffix; for a file, its stem.
     """
 
     path: Path
@@ -48,12 +52,12 @@ Input = PictureFile | ShardFile | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded picture.
+    """One encoded image.
 
     Attributes:
         source: the file, or the shard.
-        key: see :class:`PictureFile`; the sample's key where it comes from a shard.
-        place: path of what may be written for it, from some folder on, without a suffix.
+        key: see :class:`PictureFile`; in a shard, the sample's key.
+        place: relative path for output files about this image, without a suffix.
         data: the bytes, or the file that holds them.
     """
 
@@ -63,11 +67,11 @@ class Item:
     data: memoryview | Path
 
     def read(self) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: the file is far larger than pictures are.
+            ValueError: the file is far too large for an image.
         """
         if not isinstance(self.data, Path):
             return bytes(self.data)
@@ -77,14 +81,14 @@ class Item:
 
 
 def find_inputs(named: Sequence[str], split: str | None = None) -> list[Input]:
-    """What the arguments name, each file once, in order; folders are walked in order of names.
+    """The inputs, each file once, in the order of the command line; folders in order of names.
 
     Args:
-        named: pictures, tars, folders of either (or of both), folders that ``hpe pack`` wrote, globs.
+        named: images, tar files, folders with either or both, folders that ``hpe pack`` wrote, globs.
         split: only this split of folders that ``hpe pack`` wrote.
 
     Raises:
-        UserError: every argument that names nothing.
+        UserError: arguments match nothing; the message lists every one of them.
     """
     found: list[Input] = []
     problems = []
@@ -105,7 +109,9 @@ def _of(text: str, split: str | None) -> list[Input]:
         return _folder(path, split)
     if path.is_file():
         if path.suffix.lower() in VIDEOS:
-            raise UserError(f"{text}: a video; pictures are read here: write its frames into a folder and name that")
+            raise UserError(
+                f"{text}: is a video, but hpe predict reads images: write its frames into a folder and use that"
+            )
         return [_file(path, path.parent)]
     if (matches := matching(text)) is not None:
         found: list[Input] = []
@@ -113,9 +119,9 @@ def _of(text: str, split: str | None) -> list[Input]:
             found += _folder(match, split) if match.is_dir() else [_file(match, match.parent)]
         if found:
             return found
-        raise UserError(f"{text}: matches nothing; expected pictures, tars or folders (quote it, or let the shell do)")
-    what = "is no regular file" if path.exists() else "there is no such file or folder"
-    raise UserError(f"{text}: {what}; expected a picture, a folder, a tar that `hpe pack` wrote, or a glob")
+        raise UserError(f"{text}: matches nothing; expected images, tar files or folders")
+    what = "is not a regular file" if path.exists() else "no such file or folder"
+    raise UserError(f"{text}: {what}; expected an image, a folder, a tar file that `hpe pack` wrote, or a glob")
 
 
 def _file(path: Path, base: Path) -> Input:
@@ -129,10 +135,10 @@ def _folder(folder: Path, split: str | None) -> list[Input]:
         return list(packed_shards(folder, split))
     found: list[Input] = []
 
-    def lost(error: OSError) -> None:
+    def unreadable(error: OSError) -> None:
         found.append(Skipped(str(error.filename), "", error.strerror or str(error)))
 
-    for here, folders, files in os.walk(folder, onerror=lost):
+    for here, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(here, name)
@@ -144,18 +150,18 @@ def _folder(folder: Path, split: str | None) -> list[Input]:
             else:
                 found.append(Skipped(str(path), "", "no regular file: a broken link, a pipe or a device"))
     if not found:
-        raise UserError(f"{folder}: no picture ({', '.join(sorted(SUFFIXES))}) and no tar in this folder")
+        raise UserError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))}) and no tar file in this folder")
     return found
 
 
 def pictures_in(inputs: Sequence[Input]) -> int | None:
-    """How many pictures there are; None where a shard without a manifest does not tell."""
+    """The number of images; None if a shard has no manifest, because only a manifest gives its number."""
     counts = [one.samples if isinstance(one, ShardFile) else 1 for one in inputs]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def items(inputs: Sequence[Input]) -> Iterator[Item | Skipped]:
-    """Every picture in order; of a damaged shard what lies before the damage, and then the damage."""
+    """Every image in order; of a damaged shard, the samples before the damage and then the damage."""
     for one in inputs:
         match one:
             case PictureFile():
@@ -185,12 +191,15 @@ def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
 
 
 def printable(text: str) -> str:
-    """A file name as text that can be written; bytes that are not UTF-8 become escapes."""
+    """A file name as text that can be written: bytes that are not UTF-8 become escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def safe_place(text: str) -> str:
-    """A path that stays inside its folder: no ``..``, no absolute path, plain characters only."""
+    """A relative path that stays inside its folder: no ``..``, not absolute, plain characters only.
+
+    Keys can come from downloaded shards; without this, a key could make hpe write anywhere.
+    """
     parts = []
     for part in printable(text).split("/"):
         plain = "".join(letter if letter.isalnum() or letter in "-_+.,= " else "_" for letter in part)

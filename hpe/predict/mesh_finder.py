@@ -1,4 +1,4 @@
-"""A landmark model in ``hpe predict``: its mesh finds the faces in whole pictures, its regressor gives their angles."""
+"""A landmark model in ``hpe predict``: its mesh finds the faces in whole images, its regressor gives their angles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,23 @@ from hpe.data.directions import OURS
 from hpe.data.images import decode_rgb
 from hpe.landmarks.estimator import LandmarkEstimator
 from hpe.landmarks.mesh import MeshFace, Which
-from hpe.predict.face_finders import NO_FACE, Found, Loaded, loaded
+from hpe.predict.face_finders import NO_FACE, FoundFace, LoadedImage, load_image
 from hpe.predict.inputs import Item, Skipped
 from hpe.predict.network import Answers
 
 
 @dataclass(frozen=True, slots=True)
-class _Meshed(Loaded):
+class _MeshedImage(LoadedImage):
     meshes: Sequence[MeshFace] = ()
 
 
-class Meshed:
-    """Finds faces as :class:`hpe.predict.face_finders.Given` does, and answers as a predictor.
-
-    :meth:`close` ends the mesh.
+class MeshFinder:
+    """Both halves in one: a :class:`hpe.predict.face_finders.FaceFinder` and a :class:`hpe.predict.network.Answerer`.
 
     Args:
         folder: of the model.
-        which: with several faces: largest, centre or all.
-        keep_pictures: for drawing.
+        which: which of several faces: largest, centre or all.
+        keep_pictures: keep the pixels for drawing.
     """
 
     heads: tuple[str, ...] = ("pose",)
@@ -38,32 +36,32 @@ class Meshed:
         self._estimator, self._keep = LandmarkEstimator(folder, which=which), keep_pictures
 
     def close(self) -> None:
-        """End the face mesh."""
+        """Stop the face mesh."""
         self._estimator.close()
 
-    def load(self, item: Item | Skipped) -> Loaded | Skipped:
-        """Read, decode and look for faces, in a thread."""
+    def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
+        """Read, decode and find faces, in a thread."""
 
-        def decode(data: bytes) -> Loaded:
+        def decode(data: bytes) -> LoadedImage:
             assert isinstance(item, Item)
             picture = decode_rgb(data)
             height, width = picture.shape[:2]
-            return _Meshed(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
+            return _MeshedImage(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
 
-        return loaded(item, decode)
+        return load_image(item, decode)
 
-    def find(self, group: Sequence[Loaded]) -> list[Found | Skipped]:
-        """The faces of every picture, the largest first."""
-        found: list[Found | Skipped] = []
+    def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
+        """The faces of every image, the largest first."""
+        found: list[FoundFace | Skipped] = []
         for one in group:
-            assert isinstance(one, _Meshed)
+            assert isinstance(one, _MeshedImage)
             if not one.meshes:
                 found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
-            found += [Found(one, number, mesh.box, None, mesh.points) for number, mesh in enumerate(one.meshes)]
+            found += [FoundFace(one, number, mesh.box, None, mesh.points) for number, mesh in enumerate(one.meshes)]
         return found
 
     def answer(self, faces: Float[np.ndarray, "faces points 3"]) -> Answers:
-        """Angles of points, and the direction by our thresholds."""
+        """Angles from the points, and the direction by our thresholds."""
         angles = self._estimator.model.angles(faces).astype(np.float32)
         unknown = np.full_like(angles, np.nan)
         return Answers(direction=OURS(angles, unknown), angles=angles, deviations=unknown)

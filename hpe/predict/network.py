@@ -1,4 +1,4 @@
-"""A network that answers what a face shows: a run of ``hpe train``, or a head-pose estimator."""
+"""A network that predicts for faces: a run of ``hpe train``, or a head-pose estimator."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,18 +24,18 @@ from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, recipes
 from hpe.models.views import PLAIN, Views
 from hpe.pack.shard import encoded
 
-Face = UInt8[np.ndarray, "size size 3"]
-Points = Float[np.ndarray, "points 3"]
-"""What stands for a face where a landmark model answers: a mesh's points."""
+FacePixels = UInt8[np.ndarray, "size size 3"]
+MeshPoints = Float[np.ndarray, "points 3"]
+"""The input of a landmark model in place of a face's pixels: the points of a mesh."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a network says of some faces; None for what it does not tell, NaN where it gives no number.
+    """Predictions for some faces. None: the network has no such head; NaN: it gave no finite number.
 
     Attributes:
         emotion_p, direction_p: a probability per class.
-        direction: 0..4, or -1 where nothing is decided.
+        direction: 0..4, or -1 where the thresholds do not decide.
         angles: yaw, pitch, roll, degrees.
         deviations: their standard deviations, NaN where the network gives none.
         affect: valence and arousal.
@@ -50,27 +50,27 @@ class Answers:
 
 
 class Answerer(Protocol):
-    """What answers for faces.
+    """Predicts for faces.
 
     Attributes:
-        heads: emotion, direction, pose, affect, as far as it has them.
+        heads: those of emotion, direction, pose and affect that it has.
     """
 
     heads: tuple[str, ...]
 
     def answer(self, faces: np.ndarray) -> Answers:
-        """What it says of faces, stacked."""
+        """Predictions for stacked faces."""
         ...
 
 
 class Predictor(Answerer, Protocol):
-    """A network with the way that its pictures are made.
+    """A network together with the preparation of its input.
 
     Attributes:
-        name: as it is called in messages.
-        size: side of its pictures.
-        crops: the crop rules of the pictures that it was made for, as far as they are known.
-        note: what the user should know of its pictures, or None.
+        name: its name in messages.
+        size: side of its input in pixels.
+        crops: the crop rules of its training images, as far as they are known.
+        note: a message for the user about the preparation of its input, or None.
     """
 
     name: str
@@ -78,27 +78,27 @@ class Predictor(Answerer, Protocol):
     crops: frozenset[CropRule]
     note: str | None
 
-    def stored(self, data: bytes) -> Face:
-        """An encoded picture of a shard, as evaluation reads it.
+    def stored(self, data: bytes) -> FacePixels:
+        """An encoded image of a shard, decoded as in evaluation.
 
         Raises:
-            DecodeError: the bytes are no whole picture.
+            DecodeError: the bytes are not a whole image.
         """
         ...
 
-    def whole(self, data: bytes) -> Face:
-        """A raw picture that is the face, with the pixels that it has when it was packed and read from its shard.
+    def whole(self, data: bytes) -> FacePixels:
+        """An image file that is one face, with the same pixels as if it had been packed and read from its shard.
 
         Raises:
-            DecodeError: the bytes are no whole picture.
+            DecodeError: the bytes are not a whole image.
         """
         ...
 
-    def cut(self, picture: Picture, box: Box) -> Face:
+    def cut(self, picture: Picture, box: Box) -> FacePixels:
         """The face in a box of a photo.
 
         Raises:
-            ValueError: the box is empty, or outside the picture.
+            ValueError: the box is empty, or outside the image.
         """
         ...
 
@@ -114,32 +114,35 @@ def open_predictor(
     batch: int = GPU_PIECE,
     fall_back: bool = False,
 ) -> "RunPredictor | PosePredictor":
-    """The network that a path names: a run folder, or what :func:`hpe.estimators.load.load_estimator` takes.
+    """The network at a path: a run folder, or anything that :func:`hpe.estimators.load.load_estimator` opens.
 
     ``views``, ``precision`` and ``batch`` are as :func:`hpe.models.inference.judge` takes them, ``fall_back`` is that
     of :class:`hpe.estimators.load.Compute`.
 
     Raises:
-        UserError: it is neither, or does not hold what it says.
+        UserError: it is neither, or it is damaged.
     """
     if (path / CONFIG).is_file():
         if weights is not None:
-            raise UserError(f"--weights {weights}: a run has its own weights; choose among them with --which")
+            raise UserError(f"--weights {weights}: a run has its own weights; choose a checkpoint with --which")
         return RunPredictor(path, device, which, views, precision, batch)
     if views != PLAIN:
-        raise UserError(f"{path}: --flips and --centre are for run folders of hpe train")
+        raise UserError(f"{path}: --flips and --centre work only with a run folder of hpe train; leave them out")
     if path.is_dir():
-        raise UserError(f"{path}: no {CONFIG} here; expected a run folder that `hpe train` wrote, or an estimator")
+        raise UserError(
+            f"{path}: no {CONFIG} in this folder; expected a run folder that `hpe train` wrote, or an estimator"
+        )
     if precision is not None:
-        raise UserError(f"{path}: --precision {precision}: only with a run folder of hpe train; leave it out")
+        raise UserError(f"{path}: --precision {precision} works only with a run folder of hpe train; leave it out")
     return PosePredictor(load_estimator(path, Compute(device, fall_back=fall_back), weights=weights))
 
 
 class RunPredictor:
-    """A run's network, with the pixels and the arithmetic of ``hpe evaluate``.
+    """A run's network, with the same pixels and precision as in ``hpe evaluate``.
 
     Attributes:
-        precision: in which it answers; ``trained``: the one of its training.
+        precision: of its predictions.
+        trained: precision of its training.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class RunPredictor:
     ) -> None:
         network, config, _ = load_run(run, which)
         if network.takes_angles:
-            raise UserError(f"{run}: this run reads angles (backbone angles), not pictures; use it with hpe pose")
+            raise UserError(f"{run}: this run's input is angles (backbone angles), not images; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
         self.heads = config.model.heads.on
         self.crops = crop_rules(run)
@@ -159,29 +162,31 @@ class RunPredictor:
         if self._recipe is None:
             why = "was trained on shards that were packed in several ways" if known else f"has no size in its {SHARDS}"
             self.note = (
-                f"{self.name} {why}: raw pictures go straight to {self.size} px, and answers may differ a little from "
-                "those of hpe evaluate on packed ones"
+                f"{self.name} {why}: image files are scaled straight to {self.size} px, and predictions may differ "
+                "slightly from those of hpe evaluate on packed images"
             )
         self._grey, self._device, self._views, self._batch = config.data.grey, device, views, batch
         self._network: MultiTask = network.to(device)
 
-    def stored(self, data: bytes) -> Face:
+    def stored(self, data: bytes) -> FacePixels:
         """See :class:`Predictor`."""
         row = np.empty((self.size, self.size, 3), np.uint8)
         decode_into(data, row, "grey" if self._grey else "rgb")
         return row
 
-    def whole(self, data: bytes) -> Face:
+    def whole(self, data: bytes) -> FacePixels:
         """See :class:`Predictor`."""
-        if self._recipe is None or self._recipe.crop is None:  # not known, or packed as it is
+        if (
+            self._recipe is None or self._recipe.crop is None
+        ):  # the recipe is unknown, or packing kept the image as it is
             return self.stored(data)
         picture = decode_rgb(data)
         return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
 
-    def cut(self, picture: Picture, box: Box) -> Face:
+    def cut(self, picture: Picture, box: Box) -> FacePixels:
         """See :class:`Predictor`."""
         if self._recipe is not None and self._recipe.crop is not None:
-            # By way of the very bytes of a shard: their size and their JPEG show in the network's answers.
+            # Through the same bytes as in a shard: the network's predictions depend on their size and JPEG quality.
             return self.stored(encoded(crop_resize(picture, box, self._recipe.size), self._recipe))
         face = crop_resize(picture, box, self.size)
         return np.repeat(to_grey(face)[..., None], 3, 2) if self._grey else face
@@ -193,19 +198,19 @@ class RunPredictor:
         found = judge(
             self._network, normalised(images, self._network.normalisation), self._views, self.precision, self._batch
         )
-        said = {one.name: _numpy(told) for one in fields(found) if (told := getattr(found, one.name)) is not None}
-        if "angles" in said:
-            said.setdefault("deviations", np.full_like(said["angles"], np.nan))
+        values = {one.name: _numpy(value) for one in fields(found) if (value := getattr(found, one.name)) is not None}
+        if "angles" in values:
+            values.setdefault("deviations", np.full_like(values["angles"], np.nan))
         direction = None
-        if "direction_p" in said:
-            direction = _chosen(said["direction_p"])
-        elif "angles" in said:
-            direction = OURS(said["angles"], said["deviations"])
-        return Answers(direction=direction, **said)
+        if "direction_p" in values:
+            direction = _chosen(values["direction_p"])
+        elif "angles" in values:
+            direction = OURS(values["angles"], values["deviations"])
+        return Answers(direction=direction, **values)
 
 
 class PosePredictor:
-    """A head-pose estimator; the direction is that of our thresholds, where they decide."""
+    """A head-pose estimator; our thresholds on its angles give the direction."""
 
     heads: tuple[str, ...] = ("pose",)
     note: str | None = None
@@ -214,17 +219,17 @@ class PosePredictor:
         self._estimator = estimator
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
 
-    def stored(self, data: bytes) -> Face:
-        """See :class:`Predictor`; as ``hpe pose`` does."""
+    def stored(self, data: bytes) -> FacePixels:
+        """See :class:`Predictor`; the same as in ``hpe pose``."""
         return self.whole(data)
 
-    def whole(self, data: bytes) -> Face:
-        """See :class:`Predictor`; as ``hpe pose`` does."""
+    def whole(self, data: bytes) -> FacePixels:
+        """See :class:`Predictor`; the same as in ``hpe pose``."""
         picture = decode_rgb(data)
         height, width = picture.shape[:2]
         return picture if height == width == self.size else crop_resize(picture, (0, 0, width, height), self.size)
 
-    def cut(self, picture: Picture, box: Box) -> Face:
+    def cut(self, picture: Picture, box: Box) -> FacePixels:
         """See :class:`Predictor`."""
         return crop_resize(picture, box, self.size)
 

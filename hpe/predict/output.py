@@ -26,10 +26,10 @@ _GROUP_ROWS: Final = 16_384
 
 
 def format_of(name: str) -> Format:
-    """The format of that name.
+    """The format of this name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such format.
     """
     for known in get_args(Format):
         if name == known:
@@ -54,7 +54,7 @@ def columns(heads: Sequence[str]) -> dict[str, type]:
 
 
 def readings(answers: Answers, row: int) -> Row:
-    """The columns of one face that come from the network; None where there is no number."""
+    """The columns of one face that come from the network; None for NaN and infinity."""
     found: Row = {}
     if answers.emotion_p is not None:
         shares = answers.emotion_p[row]
@@ -75,20 +75,20 @@ def readings(answers: Answers, row: int) -> Row:
 
 
 def _number(value: np.floating | float) -> float | None:
-    """The shortest decimal number that is this single-precision one; None for what is no number."""
+    """The shortest decimal number for this single-precision number; None for NaN and infinity."""
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
 @contextmanager
 def open_table(path: Path | None, form: Format, heads: Sequence[str]) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """Where rows are written to, batch after batch: a file that is whole or absent, or the standard output.
+    """A function that writes a batch of rows, to a file or to the standard output. After an error, an older file stays.
 
     Raises:
-        UserError: Parquet to the standard output.
+        UserError: Parquet for the standard output.
     """
     if form == "parquet":
         if path is None:
-            raise UserError("--format parquet: cannot be printed; give a folder with --out")
+            raise UserError("--format parquet: cannot be printed; choose a folder with --out")
         with aside(path) as part:
             yield from _parquet(part, heads)
         return

@@ -1,21 +1,20 @@
-"""``hpe predict``: what a network reads of the faces in pictures, folders, globs and shards.
+"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards.
 
-A row a face. Columns, as far as the network has the heads:
+The table has one row per face. Its columns, as far as the network has the heads:
 
-- ``source``: the file, or the shard; ``key``: a shard's key, or the picture's path in the folder that was
-  named, without its suffix; ``face``: 0 for the largest face of the picture, 1 for the next …;
-- ``x0``, ``y0``, ``x1``, ``y1``: the face's box in pixels of the upright picture (all of it, where faces are
-  given and no label of a dataset says where they are); ``score``: the detector's, empty where faces are given;
-- ``emotion``: the likeliest, and ``emotion_neutral`` … ``emotion_contempt``: its probabilities;
-- ``direction`` as the viewer sees it, and ``direction_forward`` … ``direction_down``: probabilities. A network
-  without that head has the direction of our thresholds on its angles (``hpe.data.directions.OURS``), empty where
-  they do not decide, and no probabilities;
-- ``yaw``, ``pitch``, ``roll``: degrees, yaw positive to the picture's left, pitch positive up;
-  ``yaw_sd`` …: their standard deviations, empty where the network tells none;
+- ``source``: the file, or the shard; ``key``: the sample's key in the shard, or the image's path inside the folder
+  on the command line, without its suffix; ``face``: 0 for the largest face of the image, 1 for the next …;
+- ``x0``, ``y0``, ``x1``, ``y1``: the face's box in pixels of the upright image. With given faces the box is the
+  whole image, unless a label of the dataset has the face's box. ``score``: the detector's, empty for given faces;
+- ``emotion``: the most probable, and ``emotion_neutral`` … ``emotion_contempt``: its probabilities;
+- ``direction`` as the viewer sees it, and ``direction_forward`` … ``direction_down``: probabilities. Without a
+  direction head, our thresholds on the angles (``hpe.data.directions.OURS``) give the direction, empty where they
+  do not decide, and there are no probabilities;
+- ``yaw``, ``pitch``, ``roll``: degrees, yaw positive to the image's left, pitch positive up;
+  ``yaw_sd`` …: their standard deviations, empty where the network gives none;
 - ``valence``, ``arousal``: -1 … 1.
 
-Pictures that cannot be read, and those without a face, give no row; ``skipped.jsonl`` names each with its
-reason.
+Images that cannot be read, and images without a face, give no row; ``skipped.jsonl`` lists each with its reason.
 """
 
 import itertools
@@ -35,7 +34,7 @@ from PIL import Image
 from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, make_folder, resolved
-from hpe.core.progress import Bar, progress
+from hpe.core.progress import progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS, WAYS_TO_INSTALL
@@ -44,14 +43,15 @@ from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
-from hpe.models.views import PLAIN, Views
+from hpe.models.views import PLAIN
 from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
-from hpe.predict.face_finders import NO_FACE, Detected, Finder, Found, Given, Loaded, groups
+from hpe.predict.face_finders import NO_FACE, DetectedFaces, FaceFinder, FoundFace, GivenFaces, LoadedImage, groups
 from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in
-from hpe.predict.mesh_finder import Meshed
+from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
-from hpe.predict.output import BOX, Row, format_of, open_table, readings
+from hpe.predict.options import PredictOptions
+from hpe.predict.output import BOX, Format, Row, format_of, open_table, readings
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
 
@@ -60,265 +60,288 @@ GIVEN: Final = "given"
 DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
 _USUAL_CROP: Final = "square-1.3@detector"
-_NAMED: Final = 20
+_PRINTED_SKIPS: Final = 20
 Labelled = dict[Path, list[tuple[Box, Box]]]
-"""By resolved path the box of each face and that of its crop."""
+"""For each resolved path: the box of each face, and the box of its crop."""
 _CARD_SIDES: Final = (256, 512)
 _QUALITY: Final = 92
 
 
-def predict(
-    network: Path,
-    inputs: Sequence[str],
-    *,
-    out: Path | None = None,
-    form: str = "jsonl",
-    draw: str = "none",
-    faces: str = GIVEN,
-    which: str = "best",
-    batch: int = 64,
-    device: str = "auto",
-    weights: Path | None = None,
-    crop: str | None = None,
-    split: str | None = None,
-    views: Views = PLAIN,
-    precision: str | None = None,
-) -> int:
-    """Read every face of the inputs.
+def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> int:
+    """Predict for every face of the inputs.
 
     Args:
-        network: run folder, head-pose estimator, or a landmark model's folder.
-        inputs: pictures, folders, tars, folders that ``hpe pack`` wrote, globs.
-        out: folder of ``predictions.FORMAT``, ``skipped.jsonl`` and ``drawn/``; None: rows are printed.
-        form: ``jsonl``, ``csv`` or ``parquet``.
-        draw: ``axes`` or ``cube`` on annotated pictures, or ``none``.
-        faces: ``given`` (a picture is a face), or a detector: ``mtcnn``, ``hog``. A landmark model looks for
-            faces itself: the ``largest`` (also: ``given``), the one nearest to the ``centre``, or ``all``.
-        which: a run's checkpoint: ``best``, ``last`` or a step's folder name.
-        batch: faces that go through the network together.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        weights: an estimator's weights, in place of its YAML's.
-        crop: rule for detected faces, in place of that of the network's training shards.
-        split: only this split of folders that ``hpe pack`` wrote.
-        views: how each face is looked at, by a run's network.
-        precision: of a run's network: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of its training.
+        network: run folder, head-pose estimator, or folder of a landmark model.
+        inputs: images, folders, tar files, folders of shards, globs.
 
     Returns:
-        The exit code: 1 when an input could not be read (it is named).
+        The exit code: 1 if an input could not be read (a message gives its name).
 
     Raises:
-        UserError: no such network or inputs, or options that do not go together.
+        UserError: there is no such network or input, or two options exclude each other.
     """
-    marker, written_as = _marker(draw, out), format_of(form)
+    marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
+    _check_options(network, landmarks, options)
+    if options.out is not None:
+        _refuse_out_in_inputs(options.out, inputs)
+    found = _find_inputs(inputs, options.split)
+    device = named_device(options.device)
+    threads = _threads()
+    with ExitStack() as stack:
+        # Detectors and drawing are many small steps: several images with one thread each are faster than one image
+        # with all threads.
+        pool = stack.enter_context(ThreadPoolExecutor(threads, "predict", initializer=one_thread))
+        if landmarks is not None:
+            which = "largest" if options.faces == GIVEN else options.faces
+            mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None)  # pyright: ignore[reportArgumentType]
+            opened = _Opened(stack.enter_context(closing(mesh)), mesh, whole_images=False)
+        else:
+            predictor = open_predictor(
+                network, device,
+                which=options.which, weights=options.weights, views=options.views, precision=options.precision,
+                batch=options.batch, fall_back=options.device == "auto",
+            )  # fmt: skip
+            _print_notes(notes_of(found, predictor))
+            if options.faces == GIVEN:
+                opened = _open_given(predictor, inputs, found, keep_pictures=marker is not None)
+            else:
+                rule = _rule(options.crop, predictor)
+                finder = DetectedFaces(predictor, options.faces, device, rule, pool)
+                opened = _Opened(finder, predictor, whole_images=False)
+        # After the network is open, so that a wrong option leaves no folder behind.
+        results = _open_results(stack, options.out, table_format, opened, marker, pool)
+        bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
+        depth = options.batch if options.faces == GIVEN and marker is None else 2 * threads  # whole photos are large
+        loaded = stack.enter_context(ahead(opened.finder.load, items(found), threads=threads, depth=depth))
+        for group in groups(loaded, options.batch):
+            _process(group, opened, results, options.batch)
+            bar.advance(len(group))
+    # After the files are closed: the summary names skipped.jsonl, which exists only then.
+    results.tally.summarise(options.out)
+    return EXIT_INCOMPLETE if results.tally.unread else EXIT_OK
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A network that is ready.
+
+    Attributes:
+        finder: finds the faces in images.
+        answerer: predicts for faces.
+        whole_images: whether each image is one face, without a box.
+    """
+
+    finder: FaceFinder
+    answerer: Answerer
+    whole_images: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """Where the results go: rows into the table, annotated images (if any) into a folder, counts into the tally."""
+
+    write: Callable[[Sequence[Row]], None]
+    drawing: "Drawing | None"
+    tally: "Tally"
+
+
+def _check_options(network: Path, landmarks: Path | None, options: PredictOptions) -> None:
     choices = DETECTORS if landmarks is None else WHICH
-    if faces != GIVEN and faces not in choices:
-        raise UserError(f"--faces {faces}: expected {GIVEN}, {' or '.join(choices)} (with this network)")
-    if landmarks is not None and (weights or crop or views != PLAIN or precision):
+    if options.faces != GIVEN and options.faces not in choices:
+        raise UserError(f"--faces {options.faces}: expected {GIVEN}, {' or '.join(choices)} (with this network)")
+    if landmarks is not None and (options.weights or options.crop or options.views != PLAIN or options.precision):
         raise UserError(
-            f"{network}: --weights, --crop, --flips, --centre and --precision are not for landmark models; leave them "
+            f"{network}: landmark models do not take --weights, --crop, --flips, --centre or --precision; leave them "
             "out"
         )
-    if crop is not None and faces == GIVEN:
-        raise UserError(f"--crop {crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped")
-    if out is not None:
-        _apart(out, inputs)
-    found = find_inputs(inputs, split)
-    if split is not None and not any(isinstance(one, ShardFile) and one.samples is not None for one in found):
-        raise UserError(f"--split {split}: only folders that `hpe pack` wrote have splits, and none is named")
-    where = named_device(device)
-    threads = _threads()
-    tally, labelled = Tally(), Labelled()
-    with ExitStack() as stack:
-        # Detectors and drawing are many small steps, which one thread each does faster than all threads one.
-        pool = stack.enter_context(ThreadPoolExecutor(threads, "predict", initializer=one_thread))
-        finder: Finder
-        answerer: Answerer
-        if landmarks is not None:
-            keep, of_several = marker is not None, "largest" if faces == GIVEN else faces
-            meshed = stack.enter_context(closing(Meshed(landmarks, of_several, keep_pictures=keep)))  # pyright: ignore[reportArgumentType]
-            finder, answerer = meshed, meshed
-        else:
-            answerer = predictor = open_predictor(
-                network, where,
-                which=which, weights=weights, views=views, precision=precision, batch=batch, fall_back=device == "auto",
-            )  # fmt: skip
-            for told in notes_of(found, predictor):
-                print(f"predict: {told}", file=sys.stderr, flush=True)
-            if faces == GIVEN:
-                labelled, named = labelled_faces(inputs, predictor)
-                for told in (*named, *whole_photos(found, predictor, labelled), *other_crops(found, predictor)):
-                    print(f"predict: {told}", file=sys.stderr, flush=True)
-                finder = Given(predictor, keep_pictures=marker is not None, labelled=labelled)
-            else:
-                finder = Detected(predictor, faces, where, _rule(crop, predictor), pool)
-        drawing = None
-        if out is not None:
-            make_folder(out, f"--out {out}")
-            whole = landmarks is None and faces == GIVEN and not labelled
-            drawing = Drawing(out / DRAWN, marker, whole=whole, pool=pool) if marker else None
-        if out is not None:
-            part = stack.enter_context(aside(out / SKIPPED))
-            tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
-        table = out / f"predictions.{written_as}" if out is not None else None
-        write = stack.enter_context(open_table(table, written_as, answerer.heads))
-        bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
-        depth = batch if faces == GIVEN and marker is None else 2 * threads  # whole photos are large
-        loaded = stack.enter_context(ahead(finder.load, items(found), threads=threads, depth=depth))
-        for group in groups(loaded, batch):
-            _do(group, finder, answerer, write, drawing, tally, batch, bar)
-    tally.say(out)
-    return EXIT_INCOMPLETE if tally.unread else EXIT_OK
+    if options.crop is not None and options.faces == GIVEN:
+        raise UserError(
+            f"--crop {options.crop}: only with --faces {' or '.join(DETECTORS)}; given faces are not cropped"
+        )
 
 
-def _apart(out: Path, inputs: Sequence[str]) -> None:
-    """Refuse to write where pictures are read: the next run would take the drawings for pictures."""
+def _refuse_out_in_inputs(out: Path, inputs: Sequence[str]) -> None:
+    """Refuse to write into an input folder: the next run would read the annotated images as input."""
     for text in inputs:
         if Path(text).is_dir() and resolved(out).is_relative_to(resolved(Path(text))):
-            raise UserError(f"--out {out}: lies in the input folder {text}; give a folder elsewhere")
+            raise UserError(f"--out {out}: lies in the input folder {text}; choose a folder elsewhere")
+
+
+def _find_inputs(inputs: Sequence[str], split: str | None) -> list[Input]:
+    found = find_inputs(inputs, split)
+    if split is not None and not any(isinstance(one, ShardFile) and one.samples is not None for one in found):
+        raise UserError(f"--split {split}: only folders that `hpe pack` wrote have splits, and no input is one")
+    return found
+
+
+def _open_given(predictor: Predictor, inputs: Sequence[str], found: Sequence[Input], *, keep_pictures: bool) -> _Opened:
+    """The network for given faces, with warnings where the images do not look like its training images."""
+    labelled, notes = labelled_faces(inputs, predictor)
+    _print_notes([*notes, *whole_photos(found, predictor, labelled), *other_crops(found, predictor)])
+    finder = GivenFaces(predictor, keep_pictures=keep_pictures, labelled=labelled)
+    return _Opened(finder, predictor, whole_images=not labelled)
+
+
+def _open_results(
+    stack: ExitStack, out: Path | None, form: Format, opened: _Opened, marker: Marker | None, pool: ThreadPoolExecutor
+) -> _Results:
+    """Open the files of the results; ``stack`` closes them, and drops them after an error."""
+    tally, drawing, table = Tally(), None, None
+    if out is not None:
+        make_folder(out, f"--out {out}")
+        table = out / f"predictions.{form}"
+        part = stack.enter_context(aside(out / SKIPPED))
+        tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
+        if marker is not None:
+            drawing = Drawing(out / DRAWN, marker, whole=opened.whole_images, pool=pool)
+    write = stack.enter_context(open_table(table, form, opened.answerer.heads))
+    return _Results(write, drawing, tally)
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"predict: {note}", file=sys.stderr, flush=True)
 
 
 def _marker(draw: str, out: Path | None) -> Marker | None:
     if draw not in MARKERS:
         raise UserError(f"--draw {draw}: expected {', '.join(MARKERS)}")
     if draw != "none" and out is None:
-        raise UserError(f"--draw {draw}: needs a folder for the pictures; give one with --out")
+        raise UserError(f"--draw {draw}: needs a folder for the annotated images; choose one with --out")
     return MARKERS[draw]
 
 
 def _rule(crop: str | None, predictor: Predictor) -> CropRule:
-    """The crop around a detected face: what the network's training pictures were, with the detector's box."""
+    """The crop rule for detected faces: that of the network's training images, with the detector's box."""
     if crop is not None:
         return CropRule.parse(crop)
     rules = {replace(rule, basis="detector") for rule in predictor.crops if rule.shape != "none"}
     if len(rules) == 1:
         return rules.pop()
-    print(
-        f"predict: the crop rule that {predictor.name} was made for is not known here; taking {_USUAL_CROP} "
-        "(another with --crop)",
-        file=sys.stderr,
+    _print_notes(
+        [f"the crop rule of {predictor.name}'s training is unknown here; using {_USUAL_CROP} (another: --crop)"]
     )
     return CropRule.parse(_USUAL_CROP)
 
 
 def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
-    """What the user should know of the network's pictures and precision, each as a message."""
-    told = []
+    """What the user should know about the network's precision and its input images, as messages."""
+    notes = []
     if isinstance(predictor, RunPredictor) and predictor.precision.name != predictor.trained:
-        told.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
+        notes.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
     if predictor.note is not None and any(isinstance(one, PictureFile) for one in inputs):
-        told.append(predictor.note)
-    return told
+        notes.append(predictor.note)
+    return notes
 
 
 def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelled, list[str]]:
-    """Where the faces of raw datasets' pictures are, for a network that was made for crops from such labels.
+    """Where the faces of a raw dataset's images are, for a network whose training crops came from such labels.
 
-    Empty where no input is the folder of a raw dataset that ``hpe pack`` knows, or the network's crop starts from
-    something else. Also returns a message for each dataset.
+    Empty if no input is the folder of a raw dataset that ``hpe pack`` knows, or if the network's crop rule does not
+    start from labels. Also returns one message per dataset.
     """
     rules = [rule for rule in predictor.crops if rule.shape != "none" and rule.basis != "detector"]
     found: Labelled = {}
-    told = []
+    notes = []
     for folder in dict.fromkeys(Path(text) for text in inputs if len(rules) == len(predictor.crops) == 1):
         if not folder.is_dir() or (folder / MANIFEST).is_file():
             continue
         try:
             name = recognise(folder).name
             rows = list(open_source(name, folder).rows())
-        except UserError:  # a folder of pictures like any other
+        except UserError:  # an ordinary folder of images
             continue
         before = len(found)
         for row in read_rows(rows):
             if isinstance(row, Raw) and isinstance(row.image, Path):
+                # A row without the label of the crop rule has no box: its image is used whole.
                 with suppress(RefusedError):
                     box = labelled_box(row.record, rules[0])
                     found.setdefault(row.image.resolve(), []).append((box, rules[0].apply(box)))
         if len(found) > before:
-            told.append(
-                f"{folder}: the dataset {name}: {len(found) - before:,} pictures are cropped by its own labels "
-                f"({rules[0]}), as the training pictures were"
+            notes.append(
+                f"{folder}: dataset {name}: {len(found) - before:,} images are cropped by the dataset's own labels "
+                f"({rules[0]}), like the training images"
             )
-    return found, told
+    return found, notes
 
 
 def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterable[Path] = ()) -> list[str]:
-    """A message where picture files are given whole to a network that was made for crops, else nothing.
+    """A warning if a network that was trained on crops gets image files whole, else nothing.
 
-    The files may be crops already, which cannot be seen from here: so it is no refusal.
+    It is not an error, because the files may be crops already; this function cannot see that.
     """
     known = sorted(str(rule) for rule in predictor.crops)
-    named = frozenset(labelled)
-    whole = (one for one in inputs if isinstance(one, PictureFile) and one.path.resolve() not in named)
+    cropped = frozenset(labelled)
+    whole = (one for one in inputs if isinstance(one, PictureFile) and one.path.resolve() not in cropped)
     if not known or str(CropRule()) in known or not any(whole):
         return []
     return [
-        f"WARNING: pictures are taken whole (--faces {GIVEN}), and {predictor.name} was made for crops, "
-        f"{' or '.join(known)}: of photos its angles are wrong by 20° and more. Let faces be found: --faces "
-        f"{' or '.join(DETECTORS)} ({'; '.join(WAYS_TO_INSTALL.values())}), or a landmark model as the network"
+        f"WARNING: images are used whole (--faces {GIVEN}), but {predictor.name} was trained on crops, "
+        f"{' or '.join(known)}: on whole photos its angles are wrong by 20° and more. Detect the faces with --faces "
+        f"{' or '.join(DETECTORS)} ({'; '.join(WAYS_TO_INSTALL.values())}), or use a landmark model as the network"
     ]
 
 
 def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
-    """Folders of shards that were cropped by another rule than the network was made for, each as a message.
+    """One message for each folder of shards that has another crop rule than the network's training.
 
-    One and the same network errs by 4.2° or 5.5° by the crop alone. Where either rule is unknown, nothing is said.
+    The crop alone moved one network's error from 4.2° to 5.5°. If either rule is unknown, there is no message.
     """
-    known, told = {str(rule) for rule in predictor.crops}, []
+    known, notes = {str(rule) for rule in predictor.crops}, []
     folders = dict.fromkeys(one.path.parent for one in inputs if isinstance(one, ShardFile))
     for folder in folders if known else ():
         crop = Manifest.load(folder).crop if (folder / MANIFEST).is_file() else None
         if crop is not None and str(CropRule.parse(crop)) not in known:
-            told.append(
-                f"{folder} is cropped by {crop}, {predictor.name} was made for {' or '.join(sorted(known))}: expect "
-                "larger errors; `hpe pose --recrop` crops anew where the shards hold a box or landmarks"
+            notes.append(
+                f"{folder} is cropped by {crop}, {predictor.name} was trained on {' or '.join(sorted(known))}: expect "
+                "larger errors; `hpe pose --recrop` crops again if the shards have a box or landmarks"
             )
-    return told
+    return notes
 
 
 def _threads() -> int:
     return min(len(os.sched_getaffinity(0)), 8)
 
 
-def _do(
-    group: Sequence[Loaded | Skipped],
-    finder: Finder,
-    answerer: Answerer,
-    write: Callable[[Sequence[Row]], None],
-    drawing: "Drawing | None",
-    tally: "Tally",
-    batch: int,
-    bar: Bar,
-) -> None:
-    """Find the faces of some pictures, ask the network, write the rows and the drawings."""
-    read = [one for one in group if isinstance(one, Loaded)]
-    for one in group:
-        if isinstance(one, Skipped):
-            tally.skip(one)
-    faces: list[Found] = []
-    for one in finder.find(read):
-        if isinstance(one, Found):
-            faces.append(one)
-        else:
-            tally.skip(one)
-    tally.pictures, tally.faces = tally.pictures + len(group), tally.faces + len(faces)
+def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:
+    """Find the faces of some images, run the network, write the rows and the annotated images."""
+    faces = _find_faces(group, opened.finder, results.tally)
     rows: list[Row] = []
     marks: list[Reading] = []
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
-        answers = answerer.answer(np.stack([one.face for one in part]))
+        answers = opened.answerer.answer(np.stack([one.face for one in part]))
         rows += [_row(one, answers, place) for place, one in enumerate(part)]
         marks += [_reading(one, answers, place) for place, one in enumerate(part)]
-    tally.silent += sum(None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows)
-    write(rows)
-    if drawing is not None:
+    results.tally.nan += sum(
+        None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows
+    )
+    results.write(rows)
+    if results.drawing is not None:
+        # All faces of one image follow each other. By identity: == would compare arrays of pixels and fail.
         pairs = zip(faces, marks, strict=True)
         grouped = [list(of_one) for _, of_one in itertools.groupby(pairs, key=lambda pair: id(pair[0].owner))]
-        drawing.draw([(owned[0][0].owner, [mark for _, mark in owned]) for owned in grouped])
-    bar.advance(len(group))
+        results.drawing.draw([(owned[0][0].owner, [mark for _, mark in owned]) for owned in grouped])
 
 
-def _row(one: Found, answers: Answers, place: int) -> Row:
+def _find_faces(group: Sequence[LoadedImage | Skipped], finder: FaceFinder, tally: "Tally") -> list[FoundFace]:
+    """The faces of some images; the tally gets every image and face that gives no row."""
+    for one in group:
+        if isinstance(one, Skipped):
+            tally.skip(one)
+    faces: list[FoundFace] = []
+    for one in finder.find([one for one in group if isinstance(one, LoadedImage)]):
+        if isinstance(one, FoundFace):
+            faces.append(one)
+        else:
+            tally.skip(one)
+    tally.images, tally.faces = tally.images + len(group), tally.faces + len(faces)
+    return faces
+
+
+def _row(one: FoundFace, answers: Answers, place: int) -> Row:
     item = one.owner.item
     box = {name: round(side, 2) for name, side in zip(BOX, one.box, strict=True)}
     score = None if one.score is None else round(one.score, 6)
@@ -326,7 +349,7 @@ def _row(one: Found, answers: Answers, place: int) -> Row:
     return known | readings(answers, place)
 
 
-def _reading(one: Found, answers: Answers, place: int) -> Reading:
+def _reading(one: FoundFace, answers: Answers, place: int) -> Reading:
     angles = None
     if answers.angles is not None and np.isfinite(answers.angles[place]).all():
         yaw, pitch, roll = (float(angle) for angle in answers.angles[place])
@@ -344,53 +367,60 @@ def _reading(one: Found, answers: Answers, place: int) -> Reading:
 
 @dataclass
 class Tally:
-    """What became of the pictures."""
+    """Counts of images and faces."""
 
-    pictures: int = 0
+    images: int = 0
     faces: int = 0
     no_face: int = 0
     unread: int = 0
-    silent: int = 0
-    shown: int = 0
+    nan: int = 0
+    skipped: int = 0
     file: IO[str] | None = None
 
     def skip(self, one: Skipped) -> None:
-        """Count and name a picture, or a face, that gives no row."""
+        """Count an image or a face that gives no row, and write its name.
+
+        Without a file (rows are printed) every message is printed, otherwise only the first few.
+        """
         self.unread += one.unread
         self.no_face += one.reason == NO_FACE
         if self.file is not None:
-            said = {"source": one.source, "key": one.key, "reason": one.reason}
-            print(json.dumps(said, ensure_ascii=False), file=self.file)
-        if self.file is None or self.shown < _NAMED:
+            entry = {"source": one.source, "key": one.key, "reason": one.reason}
+            print(json.dumps(entry, ensure_ascii=False), file=self.file)
+        if self.file is None or self.skipped < _PRINTED_SKIPS:
             print(f"predict: {one}", file=sys.stderr, flush=True)
-        self.shown += 1
+        self.skipped += 1
 
-    def say(self, out: Path | None) -> None:
-        """The last line."""
-        text = f"predict: {_counted(self.faces, 'face')} in {_counted(self.pictures, 'picture')}"
+    def summarise(self, out: Path | None) -> None:
+        """Print the last line."""
+        text = f"predict: {_counted(self.faces, 'face')} in {_counted(self.images, 'image')}"
         text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
-        if out is not None and self.shown:
-            text += f"; each is named in {out / SKIPPED}"
+        if out is not None and self.skipped:
+            text += f"; {out / SKIPPED} lists each"
         print(text, file=sys.stderr, flush=True)
-        if self.silent:
-            told = f"predict: WARNING: for {self.silent:,} faces the network gave no number (NaN)"
-            print(f"{told}; its weights are damaged or overflow: try another --which", file=sys.stderr, flush=True)
+        if self.nan:
+            _print_notes(
+                [
+                    f"WARNING: for {self.nan:,} faces the network gave NaN; its weights are damaged or overflow: try "
+                    "another --which"
+                ]
+            )
 
 
 class Drawing:
-    """Writes annotated pictures, each under a name of its own."""
+    """Writes annotated images, each under a name of its own."""
 
     def __init__(self, folder: Path, marker: Marker, *, whole: bool, pool: ThreadPoolExecutor) -> None:
         self._folder, self._marker, self._whole, self._pool = folder, marker, whole, pool
         self._taken: set[str] = set()
 
-    def draw(self, pictures: Sequence[tuple[Loaded, list[Reading]]]) -> None:
-        """Pictures with their faces."""
+    def draw(self, pictures: Sequence[tuple[LoadedImage, list[Reading]]]) -> None:
+        """Write images with their predictions drawn on them."""
         paths = [self._path(one.item.place) for one, _ in pictures]
         for _ in self._pool.map(self._draw, pictures, paths):
             pass
 
-    def _draw(self, given: tuple[Loaded, list[Reading]], path: Path) -> None:
+    def _draw(self, given: tuple[LoadedImage, list[Reading]], path: Path) -> None:
         one, marks = given
         if one.picture is None:
             return

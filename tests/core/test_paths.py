@@ -34,7 +34,7 @@ def test_links_in_a_circle_are_one_message(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from hpe import __main__, cli\n"
         "from hpe.predict import read_faces as predict\n"
-        "cli.app = lambda: predict._apart(Path(sys.argv[1]), ['.'])\n"
+        "cli.app = lambda: predict._refuse_out_in_inputs(Path(sys.argv[1]), ['.'])\n"
         "__main__.main()"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "loop"], capture_output=True, text=True)

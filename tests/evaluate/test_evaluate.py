@@ -391,7 +391,7 @@ def test_a_network_that_gives_no_numbers_and_tables_that_are_not_named_are_told(
     monkeypatch.setattr(evaluation, "prepare", lambda batch, by: prepared(batch, by) * float("nan"))
     table, _ = judged(run, shards, name="nan")
     told = capsys.readouterr().err
-    assert f"for {table.num_rows} of {table.num_rows} samples the network gave no number" in told
+    assert f"for {table.num_rows} of {table.num_rows} samples the network gave NaN" in told
 
 
 def test_angles_of_the_records_in_place_of_pose_tables_are_told(

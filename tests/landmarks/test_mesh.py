@@ -31,6 +31,7 @@ from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH468
 from hpe.landmarks.video import SmoothedHeads, SmoothedRotation, draw_video
 from hpe.predict import predict
+from hpe.predict.options import PredictOptions
 
 RNG = np.random.default_rng(5)
 FAKE = """
@@ -386,7 +387,7 @@ def test_predict_takes_the_models_folder_and_finds_one_face_or_all(fake, model, 
         _save(pictures, name, shade)
     for faces, count in (("given", 1), ("all", 2)):
         out = tmp_path / faces
-        assert predict(model, [str(pictures)], out=out, faces=faces, draw="axes") == 0
+        assert predict(model, [str(pictures)], PredictOptions(out=out, faces=faces, draw="axes")) == 0
         rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
         assert [(row["key"], row["face"]) for row in rows] == [("a", number) for number in range(count)]
         assert json.loads((out / "skipped.jsonl").read_text())["key"] == "b"
@@ -394,7 +395,7 @@ def test_predict_takes_the_models_folder_and_finds_one_face_or_all(fake, model, 
             (face,) = direct.faces(_picture(20))
         np.testing.assert_allclose([rows[0][name] for name in ("yaw", "pitch", "roll")], face.angles, atol=1e-4)
     with pytest.raises(UserError, match="largest or centre or all"):
-        predict(model, [str(pictures)], faces="mtcnn")
+        predict(model, [str(pictures)], PredictOptions(faces="mtcnn"))
 
 
 def test_pose_takes_the_models_folder_and_any_crop(fake, model, tmp_path, monkeypatch):

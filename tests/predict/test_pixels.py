@@ -26,6 +26,7 @@ from hpe.pack import pack_source
 from hpe.pack.options import Options
 from hpe.predict import predict
 from hpe.predict.network import RunPredictor, open_predictor
+from hpe.predict.options import PredictOptions
 from hpe.sources.synthetic.heads import head_at
 from hpe.stream import ShardSet
 from tests import made
@@ -66,7 +67,7 @@ def said(run: Path, raw: Path, shards: Path, out: Path) -> tuple[Mapping[str, di
         assert evaluate(run, [ShardSet(str(shards), split)], name=split, workers=0, replicates=20) == 0
     tables = [pq.read_table(run / f"evaluate/{split}.parquet").to_pylist() for split in Manifest.load(shards).splits]
     judged = {str(Path(row["source"]).with_suffix("")): row for table in tables for row in table}
-    assert predict(run, [str(raw)], out=out, form="parquet") == 0
+    assert predict(run, [str(raw)], PredictOptions(out=out, form="parquet")) == 0
     predicted = {row["key"]: row for row in pq.read_table(out / "predictions.parquet").to_pylist()}
     assert predicted.keys() >= judged.keys()
     return predicted, judged
@@ -132,10 +133,10 @@ def test_pictures_of_a_dataset_are_cropped_by_its_own_labels(
     pack_source("aflw2000", [str(raw), str(shards)], [], 1, Options(size=96, crop="square-1.4@landmarks"))
     run = run_on(tmp_path / "run", shards, "model.heads={pose: {}}")
     predicted, judged = said(run, raw, shards, tmp_path / "out")
-    assert "the dataset aflw2000: 20 pictures are cropped by its own labels (square-1.4@landmarks)" in (
+    assert "dataset aflw2000: 20 images are cropped by the dataset's own labels (square-1.4@landmarks)" in (
         told := capsys.readouterr().err
     )
-    assert "pictures are taken whole" in told  # the stranger
+    assert "images are used whole" in told  # the stranger
     agree(predicted, judged)
     boxes = [tuple(row[side] for side in ("x0", "y0", "x1", "y1")) for row in predicted.values()]
     assert sum(box == (0, 0, 64, 64) for box in boxes) == 1
@@ -150,10 +151,10 @@ def test_what_older_runs_have_not_recorded_is_told(tmp_path: Path, capsys: pytes
     record = json.loads((run / "shards.json").read_text())
     write_text(run / "shards.json", json.dumps({k: {"crop": v["crop"]} for k, v in record.items()}))
     assert recipes(run) == frozenset()
-    assert predict(run, [str(raw)], out=tmp_path / "out") == 0
-    assert "run has no size in its shards.json: raw pictures go straight to 32 px" in capsys.readouterr().err
-    assert predict(run, [str(shards)], out=tmp_path / "out") == 0  # what is packed needs no recipe
-    assert "raw pictures" not in capsys.readouterr().err
+    assert predict(run, [str(raw)], PredictOptions(out=tmp_path / "out")) == 0
+    assert "run has no size in its shards.json: image files are scaled straight to 32 px" in capsys.readouterr().err
+    assert predict(run, [str(shards)], PredictOptions(out=tmp_path / "out")) == 0  # what is packed needs no recipe
+    assert "image files are scaled" not in capsys.readouterr().err
 
 
 def test_the_arithmetic_depends_on_neither_the_batch_nor_the_neighbours(

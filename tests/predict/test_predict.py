@@ -34,6 +34,7 @@ from hpe.predict import face_finders, predict
 from hpe.predict import read_faces as module
 from hpe.predict.inputs import Item, find_inputs, items, safe_place
 from hpe.predict.network import open_predictor
+from hpe.predict.options import PredictOptions
 from hpe.sources.synthetic.heads import head_at
 from hpe.stream import ShardSet
 from tests import made
@@ -90,7 +91,7 @@ def photo(path: Path, index: int = 0, size: int = 80, side: int = 80, form: str 
 def test_the_numbers_are_those_of_evaluate(run: Path, shards: Path, tmp_path: Path) -> None:
     assert evaluate(run, [ShardSet(str(shards), "train")], name="train", workers=0, replicates=20) == 0
     judged = pq.read_table(run / "evaluate" / "train.parquet").to_pylist()
-    assert predict(run, [str(shards)], out=tmp_path, form="parquet", split="train", batch=13) == 0
+    assert predict(run, [str(shards)], PredictOptions(out=tmp_path, form="parquet", split="train", batch=13)) == 0
     table = pq.read_table(tmp_path / "predictions.parquet")
     said = table.to_pylist()
     assert [row["key"] for row in said] == [row["key"] for row in judged]
@@ -127,7 +128,7 @@ def test_evaluate_keeps_the_faces_as_the_network_saw_them(run: Path, shards: Pat
 def test_the_three_formats_hold_the_same_numbers(run: Path, shards: Path, tmp_path: Path) -> None:
     tar = str(shards / "val-000000.tar")
     for form in ("jsonl", "csv", "parquet"):
-        assert predict(run, [tar], out=tmp_path, form=form) == 0
+        assert predict(run, [tar], PredictOptions(out=tmp_path, form=form)) == 0
     lines, table = rows(tmp_path), pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as stream:
         commas = list(csv.DictReader(stream))
@@ -142,7 +143,7 @@ def test_the_three_formats_hold_the_same_numbers(run: Path, shards: Path, tmp_pa
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_rows_do_not_depend_on_the_batch(run: Path, shards: Path, tmp_path: Path, batch: int) -> None:
-    predict(run, [str(shards / "train-000001.tar")], out=tmp_path, batch=batch)
+    predict(run, [str(shards / "train-000001.tar")], PredictOptions(out=tmp_path, batch=batch))
     said = rows(tmp_path)
     assert [row["key"] for row in said] == [sample.key for sample in made.samples(17, start=40)]
     alone = open_predictor(run, torch.device("cpu"))
@@ -157,7 +158,7 @@ def test_pictures_folders_and_globs_each_once_in_order(run: Path, tmp_path: Path
     for number, name in enumerate(("b.jpg", "a/x.png", "a/x.jpg", ".hidden.jpg", "a/.dir/z.jpg")):
         photo(folder / name, number, form="PNG" if name.endswith("png") else "JPEG")
     (folder / "notes.txt").write_text("no picture")
-    predict(run, [str(folder), str(folder / "*.jpg"), str(folder / "a/x.png")], out=tmp_path / "out")
+    predict(run, [str(folder), str(folder / "*.jpg"), str(folder / "a/x.png")], PredictOptions(out=tmp_path / "out"))
     said = rows(tmp_path / "out")
     assert [(row["source"], row["key"]) for row in said] == [
         (str(folder / "b.jpg"), "b"), (str(folder / "a/x.jpg"), "a/x"), (str(folder / "a/x.png"), "a/x")
@@ -182,7 +183,7 @@ def test_hostile_files_are_named_and_the_rest_is_read(run: Path, tmp_path: Path)
     weird = os.fsencode(folder) + b"/\xff\xfe.jpg"
     with open(weird, "wb") as stream:  # noqa: PTH123 (a name that is no text)
         stream.write(whole)
-    assert predict(run, [str(folder)], out=tmp_path / "out", draw="axes") == 1
+    assert predict(run, [str(folder)], PredictOptions(out=tmp_path / "out", draw="axes")) == 1
     assert sorted(Path(row["source"]).name for row in rows(tmp_path / "out")) == sorted(
         ["\\udcff\\udcfe.jpg", "good.jpg"]
     )
@@ -195,7 +196,7 @@ def test_hostile_files_are_named_and_the_rest_is_read(run: Path, tmp_path: Path)
 def test_of_a_damaged_shard_what_lies_before_the_damage_is_read(run: Path, shards: Path, tmp_path: Path) -> None:
     data = (shards / "val-000000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
-    assert predict(run, [str(tmp_path / "cut.tar")], out=tmp_path / "out") == 1
+    assert predict(run, [str(tmp_path / "cut.tar")], PredictOptions(out=tmp_path / "out")) == 1
     keys = [row["key"] for row in rows(tmp_path / "out")]
     assert 5 < len(keys) < 20
     assert keys == [sample.key for sample in made.samples(len(keys), start=10_000)]
@@ -217,7 +218,7 @@ def test_drawings_stay_in_their_folder_and_none_overwrites_another(run: Path, tm
     for folder in ("a", "b"):
         photo(tmp_path / folder / "same.jpg")
     inputs = [str(evil), str(tmp_path / "a/same.jpg"), str(tmp_path / "b/same.jpg")]
-    assert predict(run, inputs, out=tmp_path / "out", draw="cube") == 0
+    assert predict(run, inputs, PredictOptions(out=tmp_path / "out", draw="cube")) == 0
     assert rows(tmp_path / "out")[0]["key"] == "../../up/key"
     drawn = sorted(path.relative_to(tmp_path / "out/drawn").as_posix() for path in (tmp_path / "out").rglob("*.jpg"))
     assert drawn == ["evil/_.._up_key.jpg", "same-2.jpg", "same.jpg"]
@@ -258,7 +259,9 @@ def test_every_face_is_a_row_and_pictures_without_one_are_named(
     for number, side in enumerate((120, 100, 90)):
         photo(tmp_path / "in" / f"{number}.png", number, side=side, form="PNG")
     out = tmp_path / "out"
-    code = predict(run, [str(tmp_path / "in")], out=out, faces="mtcnn", crop="square-1.0@detector", draw="axes")
+    code = predict(
+        run, [str(tmp_path / "in")], PredictOptions(out=out, faces="mtcnn", crop="square-1.0@detector", draw="axes")
+    )
     assert code == 0  # nothing was unreadable
     said = rows(out)
     assert [(row["key"], row["face"], row["score"], row["x0"], row["y1"]) for row in said] == [
@@ -268,7 +271,7 @@ def test_every_face_is_a_row_and_pictures_without_one_are_named(
     assert reasons.keys() == {"1", "2"}
     assert reasons["1"] == face_finders.NO_FACE
     assert "outside the picture" in reasons["2"]
-    assert "2 faces in 3 pictures; 1 without a face, 0 could not be read" in capsys.readouterr().err
+    assert "2 faces in 3 images; 1 without a face, 0 could not be read" in capsys.readouterr().err
     assert [path.name for path in (out / "drawn").iterdir()] == ["0.jpg"]
     # The second face, cut out with Pillow, gives the same angles.
     picture = Image.open(tmp_path / "in" / "0.png").crop((80, 20, 110, 50))
@@ -298,10 +301,10 @@ def test_shards_of_another_crop_than_the_network_was_made_for_are_told(
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"crop": "square-1.4@landmarks"}))
     run = untrained(tmp_path / "run", shards)
-    told = f"predict: {other} is cropped by square-1.4@landmarks, run was made for none: expect larger errors"
-    assert predict(run, [str(other)], out=tmp_path / "a", split="val") == 0
+    told = f"predict: {other} is cropped by square-1.4@landmarks, run was trained on none: expect larger errors"
+    assert predict(run, [str(other)], PredictOptions(out=tmp_path / "a", split="val")) == 0
     assert told in capsys.readouterr().err
-    assert predict(run, [str(shards)], out=tmp_path / "b", split="val") == 0
+    assert predict(run, [str(shards)], PredictOptions(out=tmp_path / "b", split="val")) == 0
     assert "is cropped by" not in capsys.readouterr().err
 
 
@@ -332,26 +335,26 @@ def test_a_picture_turned_by_exif_has_the_size_that_people_see(tmp_path: Path) -
 def test_pictures_that_are_nearly_a_line_are_drawn(run: Path, tmp_path: Path) -> None:
     for name, size in (("wide", (3000, 1)), ("high", (1, 3000))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
-    assert predict(run, [str(tmp_path)], out=tmp_path.with_name("drawn_lines"), draw="cube") == 0
+    assert predict(run, [str(tmp_path)], PredictOptions(out=tmp_path.with_name("drawn_lines"), draw="cube")) == 0
     assert len(rows(tmp_path.with_name("drawn_lines"))) == 2
 
 
 def test_results_are_not_written_among_the_pictures(run: Path, tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="lies in the input folder"):
-        predict(run, [str(tmp_path)], out=tmp_path / "read", draw="axes")
+        predict(run, [str(tmp_path)], PredictOptions(out=tmp_path / "read", draw="axes"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_a_split_of_what_has_none_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--split val: only folders"):
-        predict(run, [str(shards / "val-000000.tar"), str(photo(tmp_path / "a.jpg"))], split="val")
+        predict(run, [str(shards / "val-000000.tar"), str(photo(tmp_path / "a.jpg"))], PredictOptions(split="val"))
 
 
 def test_a_run_without_a_head_has_no_columns_of_it(tmp_path: Path, shards: Path) -> None:
     only = ("model.heads.direction=null", "model.heads.pose=null", "model.heads.affect=null")
     run = untrained(tmp_path / "run", shards, *only)
-    predict(run, [str(shards / "val-000000.tar")], out=tmp_path / "out")
+    predict(run, [str(shards / "val-000000.tar")], PredictOptions(out=tmp_path / "out"))
     assert list(rows(tmp_path / "out")[0]) == [
         "source", "key", "face", "x0", "y0", "x1", "y1", "score", "emotion", *(f"emotion_{e}" for e in EMOTIONS)
     ]  # fmt: skip
@@ -365,8 +368,8 @@ def test_a_network_that_gives_no_numbers_gives_empty_cells(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("hpe.predict.network.normalised", lambda images, by: normalised(images, by) * float("nan"))
-    predict(run, [str(shards / "val-000000.tar")], out=tmp_path, draw="axes")
-    assert f"for {len(rows(tmp_path))} faces the network gave no number" in capsys.readouterr().err
+    predict(run, [str(shards / "val-000000.tar")], PredictOptions(out=tmp_path, draw="axes"))
+    assert f"for {len(rows(tmp_path))} faces the network gave NaN" in capsys.readouterr().err
     for row in rows(tmp_path):
         assert {row[name] for name in ("emotion", "direction", "yaw", "emotion_happy", "valence")} == {None}
 
@@ -375,7 +378,7 @@ def test_an_interrupted_prediction_leaves_what_was_there_before(
     run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tar = str(shards / "train-000000.tar")
-    predict(run, [tar], out=tmp_path)
+    predict(run, [tar], PredictOptions(out=tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     left = iter(range(2))
 
@@ -386,7 +389,7 @@ def test_an_interrupted_prediction_leaves_what_was_there_before(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "readings", dying)
-        predict(run, [tar], out=tmp_path)
+        predict(run, [tar], PredictOptions(out=tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -406,7 +409,7 @@ def test_an_interrupted_prediction_leaves_what_was_there_before(
 )
 def test_options_that_do_not_go_together_are_refused(run: Path, shards: Path, options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        predict(run, [str(shards / "val-000000.tar")], **options)
+        predict(run, [str(shards / "val-000000.tar")], PredictOptions(**options))
 
 
 def test_every_input_that_is_not_there_is_named_at_once(tmp_path: Path, shards: Path) -> None:
@@ -455,7 +458,8 @@ def test_an_estimator_reads_real_faces_as_annotated(shared: Path, tmp_path: Path
     face.save(tmp_path / "face.png")
     yaml = Path(__file__).parents[2] / "configs/estimators/lwpose66.yaml"
     weights = shared / "weights/lwpose66.onnx"
-    assert predict(yaml, [str(tmp_path / "face.png")], out=tmp_path / "out", weights=weights, draw="axes") == 0
+    options = PredictOptions(out=tmp_path / "out", weights=weights, draw="axes")
+    assert predict(yaml, [str(tmp_path / "face.png")], options) == 0
     row = rows(tmp_path / "out")[0]
     assert row["yaw"] == pytest.approx(40.8, abs=12)
     assert row["direction"] == "left"
