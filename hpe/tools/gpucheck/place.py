@@ -111,7 +111,11 @@ class Place:
         # A launcher's variables would make each process wait for ranks that do not exist.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             variables.pop(name, None)
-        return variables | ({"ACCELERATE_USE_CPU": "true"} if self.kind == "cpu" else {})
+        if self.kind == "cpu":
+            variables["ACCELERATE_USE_CPU"] = "true"
+            # Threads that wait for each other on busy cores are tens of times slower; these networks are small.
+            variables.setdefault("OMP_NUM_THREADS", "1")
+        return variables
 
     def save(self) -> None:
         """Write it down for the processes that run the checks."""
