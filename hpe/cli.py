@@ -1,6 +1,7 @@
 """The command line. Each command is a thin function: plain values in, one call into the package of its name.
 
 Nothing heavy is imported here, so that ``hpe --help`` answers at once: a command imports its package when it runs.
+Typer reads one parameter per option, so commands with many options are long; each passes them on in one call.
 """
 
 import shlex

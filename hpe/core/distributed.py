@@ -134,10 +134,23 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
         given = ", ".join(sorted(name for name in os.environ if name.startswith("ACCELERATE_"))) or "none"
         why = " ".join(str(error).split())[:300]
         raise UserError(f"Accelerate does not start: {why} (its variables that are set here: {given})") from error
+    _refuse_other_choices(here, named, ranks.world)
+    import torch
+
+    if ranks.world > 1 and torch.distributed.get_backend() == "nccl":
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        identity = torch.cuda.get_device_properties(here.device).uuid
+        refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
+    return here
+
+
+def _refuse_other_choices(here: "Accelerator", named: str, world: int) -> None:
+    """Compare what Accelerate has chosen with what hpe asked for: installed plugins can beat the arguments."""
     expected = {
         "device": "cuda" if cuda() else "cpu",
         "mixed precision": named,
-        "ranks": ranks.world,
+        "ranks": world,
         "gradient accumulation": 1,
     }
     found = {
@@ -152,14 +165,6 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
             + ", ".join(f"{name} {expected[name]}" for name in expected if found[name] != expected[name])
             + "; unset the ACCELERATE_ variables, and use an environment without torch_xla and other devices' plugins"
         )
-    import torch
-
-    if ranks.world > 1 and torch.distributed.get_backend() == "nccl":
-        from torch.distributed.distributed_c10d import _get_default_store
-
-        identity = torch.cuda.get_device_properties(here.device).uuid
-        refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
-    return here
 
 
 _TRUE: Final = ("1", "true", "yes", "y", "t", "on")

@@ -116,15 +116,20 @@ def relaunch(processes: int, arguments: list[str]) -> None:
             launch_command(launch_command_parser().parse_args([*options, "-m", "hpe", *arguments]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        code = failure.exitcode
-        if code < 0 or code not in _EXPLAINED:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
-            print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
-        sys.exit(code if code > 0 else 1)
+        _explain(rank, failure.exitcode)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException:  # the ranks got the signal, and had time to save
         sys.exit(EXIT_AGAIN)
     sys.exit(0)
+
+
+def _explain(rank: int, code: int) -> None:
+    """Print how the first rank that failed has ended, where the rank cannot have done so itself."""
+    if code >= 0 and code in _EXPLAINED:
+        return
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
+    print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
 
 
 def _hush(*names: str) -> None:
