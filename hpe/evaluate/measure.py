@@ -100,16 +100,9 @@ def evaluate(
     parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
     _write(parts[ranks.rank], mine)
     here.wait_for_everyone()  # rank 0 reads what all ranks wrote
-    problem = None
-    if ranks.main:
-        try:
-            about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
-            about |= {"views": str(views)} if views != PLAIN else {}
-            print(keep(folder, name, _join(parts), stream, damaged=damaged, about=about, replicates=replicates))
-        except UserError as error:
-            problem = str(error)
-        for part in parts:
-            part.unlink(missing_ok=True)
+    about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
+    about |= {"views": str(views)} if views != PLAIN else {}
+    problem = _write_results(parts, name, stream, damaged, about, replicates) if ranks.main else None
     # Only rank 0 knows the problem, and all ranks have to end with the same exit code.
     if problem := agree(problem):
         raise UserError(problem)
@@ -174,6 +167,20 @@ def _predict(
         # All ranks are done here, but the bar of a rank without samples in the last batch is still short.
         bar.reach(stream.samples)
     return rows, damaged
+
+
+def _write_results(
+    parts: Sequence[Path], name: str, stream: Stream, damaged: int, about: Mapping[str, str], replicates: int
+) -> str | None:
+    """Join the rows of all ranks, write and print the results, remove the parts; returns the user's error, if any."""
+    problem = None
+    try:
+        print(keep(parts[0].parent, name, _join(parts), stream, damaged=damaged, about=about, replicates=replicates))
+    except UserError as error:
+        problem = str(error)
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return problem
 
 
 def _join(parts: Sequence[Path]) -> "pa.Table":
