@@ -160,5 +160,5 @@ def test_what_has_no_mirror_image_is_refused(tmp_path: Path) -> None:
     angles = tmp_path / "angles"
     untrained(angles, "model.backbone=angles", "model.heads={direction: {}}")
     shards = pack(tmp_path / "shards", said(), (6,))
-    with pytest.raises(UserError, match="--flips and --centre are for networks of pictures"):
+    with pytest.raises(UserError, match="--flips and --centre are for networks of images"):
         evaluate(angles, [ShardSet(str(shards), "test")], name="test", workers=0, views=Views(centre=0.9))
