@@ -66,7 +66,7 @@ def test_what_was_found_stands_in_the_run_and_a_resumed_run_does_not_ask_again(
     assert found in (4, 8)  # 200 samples, and an epoch keeps 20 steps
     seen = run_folder.State.load(run_folder.find_checkpoint(tmp_path / "run", "last"))
     assert seen.samples_seen == seen.step * found
-    monkeypatch.setattr(setup, "find_batch", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(setup, "find_batch", lambda *_, **__: pytest.fail("asked again"))
     assert train(config) == 0
     assert run_folder.load_config(tmp_path / "run").train.batch == found
     with pytest.raises(UserError, match=r"train\.batch: "):  # a number in its place is another config
