@@ -16,6 +16,10 @@ In reading order:
     table.py              any CSV or Parquet table, any dataset of Hugging Face
     rendered.py           rendered heads as a source
     synthetic/            the renderer of these heads
+
+To add a reader: copy a small one (fer2013.py) to NAME.py, which ends with ``READERS``; add ``"NAME"`` to ``_MODULES``
+below, before ``folders`` and ``table``; test it in tests/sources/ on a small tree in the documented format. The section
+"A dataset" of docs/architecture.md describes each step.
 """
 
 import importlib
