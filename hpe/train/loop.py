@@ -1,7 +1,8 @@
 """``hpe train``: streamed, multi-task, distributed, exactly resumable.
 
-A run is a function of (config, seed, samples seen): the order of samples, augmentation, dropout, learning
-rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
+A run is a function of (config, seed, samples seen, number of ranks). The order of samples, augmentation, learning rate
+and epochs follow from the samples seen alone, so a run killed on eight GPUs resumes on four with the same samples.
+Dropout also depends on the rank and the number of ranks, and batch norms see the samples of their own rank.
 """
 
 import math

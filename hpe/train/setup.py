@@ -75,7 +75,7 @@ class Job:
     @property
     def batch(self) -> int:
         """Samples per step, over all ranks."""
-        assert isinstance(self.config.train.batch, int)  # `auto` was found before the job was opened
+        assert isinstance(self.config.train.batch, int)  # `open_job` replaces `auto` before it makes a Job
         return self.config.train.batch
 
     @property

@@ -277,7 +277,7 @@ class Learner:
         return before is not None and before.read()[0] > 0
 
     def _seed(self, state: State) -> None:
-        """Dropout depends on seed, samples seen and rank alone, never on what ran before."""
+        """Dropout depends on seed, samples seen, rank and number of ranks alone, never on what ran before."""
         seed = (self.config.seed * _MIX + state.samples_seen * self.ranks.world + self.ranks.rank) % 2**63
         torch.manual_seed(seed)
 
