@@ -104,7 +104,7 @@ class Manifest:
         if is_file:
             raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
-            raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
+            raise UserError(f"{folder}: no {MANIFEST}; expected a folder where `hpe pack` has finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
