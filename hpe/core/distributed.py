@@ -1,4 +1,6 @@
-"""This process among those of a job: the only file that knows ranks, their devices and what they agree on.
+"""This process among those of a job: finds its rank and device, makes the Accelerator, and lets ranks agree.
+
+Other files ask this one; only messages, progress bars and checks of the machine read RANK themselves.
 
 A job runs as one process (``hpe train``), as N on one machine (``hpe train --processes N``, which starts
 Accelerate's launcher), under ``accelerate launch -m hpe train``, ``torchrun -m hpe train`` or ``srun hpe

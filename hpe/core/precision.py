@@ -1,4 +1,8 @@
-"""The precision that a device computes in: one rule for every command."""
+"""The precision that a device computes in: one rule for every command.
+
+Two places ask for it: ``train/setup.py: _precision`` (``hpe train``; a resumed run keeps its own precision) and
+``models/inference.py: judging_precision`` (``hpe evaluate`` and ``hpe predict``).
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final

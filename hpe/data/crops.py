@@ -2,6 +2,16 @@
 
 The rule matters: one and the same head-pose network errs by 4.2° or 5.5° on AFLW2000 by the crop alone. A
 rule is a text such as ``square-1.4@landmarks``: a shape, its factor, and the box that it starts from.
+
+Who decides, in order:
+
+    1. Stored pictures: ``--crop`` of ``hpe pack``, else ``default_crop`` of the reader (hpe/sources/). The choice is
+       made in pack/dataset.py and applied in pack/shard.py. The manifest records it.
+    2. ``hpe pose``: the estimator's own rule. If it differs from the manifest's, pose/plan.py refuses, makes a
+       :class:`Framing` that cuts the stored picture again (``--recrop``), or takes it as it is (``--force``).
+
+``data/images.py: crop_resize`` cuts and resizes in both cases (not with ``--crop keep``, which stores the original
+bytes); this file only computes boxes.
 """
 
 import re
@@ -26,7 +36,7 @@ _RULE: Final = re.compile(r"(square|margin|hopenet)-(\d+(?:\.\d+)?)@(box|landmar
 class CropRule:
     """A crop rule.
 
-    - ``none``: the picture as the dataset has it.
+    - ``none``: the whole picture, of which ``crop_resize`` takes the centred square; resized and encoded again.
     - ``square-F@B``: a square with the centre of box B and F times its longer side.
     - ``margin-F@B``: box B grown by F of its width (height) on each side.
     - ``hopenet-K@B``: the crop of Hopenet's AFLW2000 test (K = 0.2): sequential and in place, as its code.

@@ -1,7 +1,14 @@
 """Shards on disk (contract C1): WebDataset tars that are the same bytes for the same samples, and a manifest.
 
-``shards/`` of a dataset holds ``<split>-000000.tar`` …, ``manifest.json`` and ``quarantine.jsonl``. In a tar
-a sample is ``<key>.jpg`` (png, webp) followed by ``<key>.json``.
+The folder of a dataset holds ``<split>-000000.tar`` …, ``manifest.json`` and ``quarantine.jsonl``.
+
+A tar: two members per sample, ``<key>.jpg`` (or png, webp), then ``<key>.json``. The JSON is a
+:class:`hpe.data.records.Record` without the labels that the dataset lacks: ``emotion`` (0..7), ``emotion_votes``
+(8 numbers), ``valence``, ``arousal`` (-1..1), ``yaw``, ``pitch``, ``roll`` (degrees), ``direction`` (0..4), ``box``
+and ``landmarks`` (pixels of the stored picture), ``subject`` (person or photo), ``source`` (path in the raw dataset),
+``split``, ``groups`` (further columns to report metrics by).
+
+``manifest.json``: the fields of :class:`Manifest`; ``shards`` lists one :class:`ShardInfo` per tar.
 """
 
 import hashlib
@@ -21,7 +28,7 @@ QUARANTINE: Final = "quarantine.jsonl"
 BLOCK: Final = 512
 """Bytes; a tar consists of such blocks: a header fills one, and what follows it is padded to whole ones."""
 _LONGEST_KEY: Final = 94
-"""Bytes; with ``.json`` or ``.jpeg`` the name fits the 100 bytes of a plain tar header."""
+"""Bytes; with ``.json`` or ``.webp`` the name fits the 100 bytes of a plain tar header."""
 _LARGEST_MEMBER: Final = 8**11 - 1
 _LARGEST_SHARD: Final = 1 << 40
 _LEAST_SAMPLE: Final = 3 * BLOCK
@@ -59,9 +66,11 @@ class Manifest:
         publishable: False where the terms forbid passing pictures on.
         crop: the crop rule (:class:`hpe.data.crops.CropRule` as text).
         image: size, colour and encoding of the stored pictures.
+        shards: one entry per tar.
         counts: samples per split and label, and what was quarantined by reason.
         options: the options of ``hpe pack`` that made these shards.
         notes: decisions that whoever uses the shards must know.
+        format: name and version of this format.
     """
 
     dataset: str
@@ -95,7 +104,7 @@ class Manifest:
         if is_file:
             raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
-            raise UserError(f"{folder}: no {MANIFEST} here; expected a folder that `hpe pack` wrote and finished")
+            raise UserError(f"{folder}: no {MANIFEST}; expected a folder where `hpe pack` has finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:

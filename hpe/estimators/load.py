@@ -85,8 +85,8 @@ def load_estimator(
         found = _of_run(path, compute, crop)
     elif not path.is_file():
         raise UserError(
-            f"{path}: no such estimator; expected a YAML, an ONNX file with its YAML, Hopenet weights "
-            f"({', '.join(_TORCH)}), a run folder, or a landmark model's folder"
+            f"{path}: no such estimator; expected a YAML file, an ONNX file with a YAML file beside it, "
+            f"Hopenet weights ({', '.join(_TORCH)}), a run folder, or a landmark model's folder"
         )
     elif path.suffix in _YAML:
         found = _of_spec(path, load(path, EstimatorSpec), weights, compute)

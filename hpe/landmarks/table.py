@@ -91,7 +91,9 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
     elif path.suffix == ".npz":
         faces = _read_npz(path)
     else:
-        raise UserError(f"{path}: expected a folder of `hpe landmarks extract`, or an .npz with stems and points")
+        raise UserError(
+            f"{path}: expected a folder of `hpe landmarks extract`, or an .npz file with the arrays stems and points"
+        )
     topology_of(faces.points.shape[1])
     if labels is None:
         return faces
@@ -103,7 +105,7 @@ def _read_npz(path: Path) -> Faces:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             stems, points = arrays["stems"], arrays["points"].astype(float)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: not an .npz with stems and points: {error}") from error
+        raise UserError(f"{path}: not an .npz file with the arrays stems and points: {error}") from error
     if stems.ndim != 1:
         raise UserError(f"{path}: stems of shape {stems.shape}; expected one name per face")
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):

@@ -10,6 +10,10 @@ The layers, from the table to the page:
        (values.figure). One number with its interval is a "figure" in this code.
     5. All metrics, for the whole table and for each group of samples: :func:`figures` below, plain JSON without NaN.
 
+From there to the page: evaluate/measure.py (rows_of) writes the table as RUN/evaluate/NAME.parquet and the result of
+:func:`figures` as RUN/evaluate/NAME.json. report/load.py reads them; report/page.py, report/tables.py and
+report/templates/run.html make the page. markdown.headline_figures chooses the headline values.
+
 Why the values do not come from torchmetrics, whose ``Metric`` training uses (hpe.train.metrics): training needs each
 value once per epoch. Evaluation needs it a thousand times, once per draw. A torchmetrics function takes predictions,
 so each draw would process all samples again. A function of sums takes all draws at once as an array, and value and

@@ -49,7 +49,7 @@ def read_table(path: Path) -> "pa.Table":
 
     readers = {".csv": csv.read_csv, ".parquet": parquet.read_table}
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: {path.suffix or 'no extension'} found; expected .csv or .parquet")
+        raise UserError(f"{path}: expected a .csv or .parquet file")
     try:
         return readers[path.suffix.lower()](path)
     except FileNotFoundError:

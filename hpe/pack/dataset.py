@@ -101,8 +101,8 @@ def _raw_and_out(name: str, paths: Sequence[str]) -> tuple[str, str]:
     if len(paths) == 2:
         return paths[0], paths[1]
     raise UserError(
-        f"{' '.join(('hpe pack', name, *paths))}: expected a raw dataset and a folder for the shards "
-        "(`hpe pack list` names the readers)"
+        f"{' '.join(('hpe pack', name, *paths))}: expected two paths, RAW and OUT: the raw dataset "
+        "and a folder for the shards (`hpe pack list` names the readers)"
     )
 
 

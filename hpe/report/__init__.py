@@ -1,5 +1,14 @@
 """``hpe report``, ``hpe runs`` and ``hpe association``: pages, lists and tables for people to read.
 
+How a metric reaches the page:
+
+    1. evaluate/measure.py: rows_of makes one row per sample; the rows become RUN/evaluate/NAME.parquet
+    2. metrics.figures computes every metric from this table; the result is RUN/evaluate/NAME.json
+    3. load.py reads both files, page.py makes the page
+    4. tables.py turns the metrics into tables
+    5. templates/run.html lays out tables and charts
+    The headline values are those of metrics/markdown.py: headline_figures.
+
 In reading order:
 
     page.py          the command: a run's page, and one that compares several

@@ -69,7 +69,9 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         UserError: a folder does not exist, or there is no run.
     """
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-        raise UserError(f"{', '.join(missing)}: no such folder; expected run folders, or folders that contain some")
+        raise UserError(
+            f"{', '.join(missing)}: no such folder; expected run folders, or folders that contain run folders"
+        )
     found: dict[Path, None] = {}
     for folder in folders:
         for here, below, files in os.walk(folder):
@@ -268,7 +270,7 @@ def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
     """Print the list of the runs below some folders, and write it as JSON if a file is given.
 
     Args:
-        folders: run folders, or folders that contain some; None: ``runs/``, which may be missing or empty.
+        folders: run folders, or folders that contain run folders; None: ``runs/``, which may be missing or empty.
         json_file: where to write the list as JSON.
 
     Returns:

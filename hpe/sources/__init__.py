@@ -16,6 +16,10 @@ In reading order:
     table.py              any CSV or Parquet table, any dataset of Hugging Face
     rendered.py           rendered heads as a source
     synthetic/            the renderer of these heads
+
+To add a reader: copy a small one (fer2013.py) to NAME.py, which ends with ``READERS``; add ``"NAME"`` to ``_MODULES``
+below, before ``folders`` and ``table``; test it in tests/sources/ on a small tree in the documented format. The section
+"A dataset" of docs/architecture.md describes each step.
 """
 
 import importlib
@@ -83,8 +87,8 @@ def recognise(path: Path) -> Recognised:
         return found
     known = "\n".join(f"  {reader.name}: {reader.looks_for}" for reader in readers().values())
     raise UserError(
-        f"{path}: not recognised; it holds {contents(path)}. The readers look for\n{known}\n"
-        "Name one of them, or use `table` with a column mapping"
+        f"{path}: not recognised; it holds {contents(path)}. The readers look for:\n{known}\n"
+        "Give one of these names, or use `table` with a column mapping"
     )
 
 
@@ -111,7 +115,7 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
         name = recognise(path).name
     known = readers()
     if name not in known:
-        raise UserError(f"source {name!r} is unknown; expected auto or one of {', '.join(known)}")
+        raise UserError(f"unknown reader {name!r}; use auto, or one of {', '.join(known)}")
     allowed = [p.name for p in inspect.signature(known[name].open).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:

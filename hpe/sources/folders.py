@@ -248,7 +248,7 @@ def _recognise_folders(folder: Path) -> str | None:
     classes = class_folders(folder)
     named = [c for c in classes if _labels_of(c.name, {}) is not None]
     if len({c.name for c in named}) >= 2 and len(named) == len(classes):
-        return f"class folders named by emotion or direction: {_names(named)}"
+        return f"one folder per emotion or direction: {_names(named)}"
     return None
 
 
@@ -316,5 +316,5 @@ def _expression(text: str) -> re.Pattern[str] | None:
 READERS: Final = (
     Reader("affectnet-folders", "eight class folders, 0 … 7 or by word", _recognise_affectnet, open_affectnet_folders),
     Reader("raf-db", "EmoLabel/list_patition_label.txt, or class folders 1 … 7", _recognise_raf, open_raf_db),
-    Reader("folders", "class folders named by emotion or direction", _recognise_folders, open_folders),
+    Reader("folders", "one folder per emotion or direction", _recognise_folders, open_folders),
 )

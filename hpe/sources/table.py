@@ -241,7 +241,7 @@ def _load(path: Path, config: str) -> dict[str, Any]:
     except Exception as error:  # datasets, its readers and the network raise exceptions of many types
         raise UserError(
             f"{path}: Hugging Face's datasets cannot load it ({type(error).__name__}: {str(error)[:300]}); "
-            "expected a folder of save_to_disk, a folder of data files, or a name on the hub"
+            "expected a folder written by save_to_disk, a folder of data files, or a name on the hub"
         ) from error
     parts = dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
     for name, part in parts.items():
@@ -267,6 +267,6 @@ def _with_split(raw: Raw, split: str) -> Raw:
 
 
 READERS: Final = (
-    Reader("huggingface", "a folder of datasets' save_to_disk", _recognise_saved, open_huggingface, _CHOICES),
+    Reader("huggingface", "a folder written by save_to_disk of datasets", _recognise_saved, open_huggingface, _CHOICES),
     Reader("table", "one CSV or Parquet table with a column of pictures", _recognise_table, open_table, _CHOICES),
 )

@@ -20,10 +20,10 @@ A batch's way through the files, which is also their reading order::
        │        order.py          batch number → positions of this rank → samples
        │        loader.py         Loader: forks the readers, and hands out batch numbers
        │ number
-    reader      worker.py         locate, advise the kernel, decode, mask damaged samples, seal
+    reader      worker.py         locate, advise the kernel, decode, mask damaged samples, wrap as BatchBlock
        │        batch_block.py    the batch as one block of bytes
        │ block  shared_memory.py  where the block lies: a message names only its slot
-    trainer     loader.py         views of the block, nothing copied, in the order of the plan
+    trainer     loader.py         (again) views of the block, nothing copied, in the order of the plan
        │        decoding.py       with decoder "gpu": JPEGs decoded on the device, one batch ahead
        │ Loaded
     device      augment.py        random changes to the whole batch

@@ -1,7 +1,7 @@
 """A batch in one block of memory: what travels from a worker to the trainer and on to the device.
 
-One block costs one shared-memory file, one pinned copy and one copy to the device, where the eleven fields
-of a :class:`hpe.data.batch.Batch` would cost eleven of each.
+One block costs one shared-memory file, one pinned copy and one copy to the device, where the ten tensors
+of a :class:`hpe.data.batch.Batch` would cost ten of each.
 """
 
 from dataclasses import dataclass, replace

@@ -117,7 +117,10 @@ def _of(text: str, split: str | None) -> list[Shard]:
         return [shard for path in _braces(text) for shard in _of(path, None)]
     if (tars := matching(text)) is not None:
         return _tars(tars)
-    raise UserError(f"{text}: there is no such file or folder; expected shards that `hpe pack` wrote")
+    raise UserError(
+        f"{text}: there is no such file or folder; expected shards that `hpe pack` wrote "
+        "(paths are relative to the current folder)"
+    )
 
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:

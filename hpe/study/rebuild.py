@@ -177,14 +177,16 @@ def _study_folder(config: StudyConfig, *, new: bool) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             others = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
             if others and not (folder / CONFIG_FILE).is_file():
-                raise UserError(f"{folder}: not a study, but it holds {', '.join(others[:5])}; give another study:")
+                raise UserError(
+                    f"{folder}: not a study, but it holds {', '.join(others[:5])}; choose another `study` folder"
+                )
             stack.enter_context(_lock(folder))
             if not _has_runs(folder):  # sets and tables may be of another config, or of shards that were packed again
                 _remove_sets(folder)
             elif (folder / CONFIG_FILE).is_file() and (changed := changes(load_study(folder), config)):
                 raise UserError(
-                    f"{folder}: this study was started with another config; give another study:, or --new to set "
-                    "it aside\n" + "\n".join(f"  {line}" for line in changed)
+                    f"{folder}: this study was started with another config; choose another `study` folder, or start "
+                    "over with --new\n" + "\n".join(f"  {line}" for line in changed)
                 )
             write_text(folder / CONFIG_FILE, config.dump())
         except OSError as error:
@@ -211,7 +213,9 @@ def _remove_sets(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> AbstractContextManager[None]:
-    return locked(folder / _LOCK, f"{folder}: another process runs this study; wait for it, or give another study:")
+    return locked(
+        folder / _LOCK, f"{folder}: another process runs this study; wait for it, or choose another `study` folder"
+    )
 
 
 def _run(title: str, jobs: Sequence[StudyJob], config: StudyConfig, processes: int) -> tuple[list[JobResult], bool]:

@@ -266,7 +266,7 @@ def balanced_sets(study: StudyConfig, data: StudyData) -> dict[str, BalancedSet]
         except OtherSubsetError:
             problems.append(
                 f"sets.{name}: {folder} was made from other shards or pose tables, and this study's runs were trained "
-                "on it; --new sets the study aside and starts over, or give another study:"
+                "on it; --new sets the study aside and starts over, or choose another `study` folder"
             )
         except UserError as error:
             problems.append(f"sets.{name} (per_cell {wanted.per_cell}, rule {data.rules[name]}): {error}")

@@ -1,7 +1,9 @@
 """``hpe train``: streamed, multi-task, distributed, exactly resumable.
 
-A run is a function of (config, seed, samples seen): the order of samples, augmentation, dropout, learning
-rate and epochs all follow from one counter, so a run killed on eight GPUs goes on with four.
+A run is a function of (config, seed, samples seen, number of ranks). The order of samples, augmentation, learning rate
+and epochs follow from the samples seen alone, so a run killed on eight GPUs resumes on four with the same samples.
+Dropout also depends on the rank and the number of ranks, and batch norms see the samples of their own rank, unless
+``train.sync_batch_norm`` is on.
 """
 
 import math
@@ -69,10 +71,14 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caug
     with job.batches(state.samples_seen) as loader:
         while not stop and (state.unvalidated or not _done(job, state)):
             now = Due(log=False, validation=True, checkpoint=False)
-            if not state.unvalidated:  # else a signal ended the validation that was due here: it comes before a step
+            # If a signal interrupted a validation, do that validation now, before the next step.
+            if not state.unvalidated:
                 loaded = next(loader)
                 after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
                 now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
+                # `stop` is the answer to the question of the step before, the same on all ranks. That does no harm: the
+                # state saved below includes this step, and a validation that is left out stays `unvalidated`, so the
+                # restart does it first. A signal during a validation ends it by `_UntilAsked`.
                 stop = learner.step(loaded, state, stop=caught.caught is not None, logged=now.log)
                 shown.advance(after.samples_seen - state.samples_seen)
                 state = replace(after, unvalidated=now.validation)
@@ -83,7 +89,7 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caug
             if now.validation and not stop:
                 state = _validate(job, learner, state, log, shown, caught)
                 validated, stop = not state.unvalidated, state.unvalidated
-            # Saved at a stop even without a validation: a restart repeats no step.
+            # On a stop, save at once, so that a restart repeats no step.
             if validated or stop or now.checkpoint:
                 learner.save(job.run, state, best=validated and state.best_samples == state.samples_seen)
         job.damage.tell(loader)
@@ -171,7 +177,7 @@ class _UntilAsked:
 
     def __iter__(self) -> Iterator[Batch]:
         # The last, short batch may be missing on some ranks. `some_rank` is a collective call: a rank that made it
-        # alone would wait for ever.
+        # alone would wait for ever, so only batches that every rank has (`number < shared`) may call it.
         shared = self._job.val.samples // self._job.batch
         with self._job.validation() as loader:
             for number, loaded in enumerate(loader):

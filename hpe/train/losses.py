@@ -1,4 +1,7 @@
-"""Losses per head: one number a sample, and a mask of the samples that have the label.
+"""Losses per head: one number per sample, and a mask of the samples that have the label.
+
+``head_losses`` reads the config and makes, with ``_head_loss``, one ``HeadLoss`` per head: the settings of its loss.
+``head_loss`` computes the loss of a batch with these settings.
 
 The caller divides the masked sum by the number of labels in the *global* batch, so that N ranks with unevenly
 missing labels have the gradient of one.
@@ -124,7 +127,7 @@ def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Fl
                 loss = hopenet_loss(output, angles, settings.alpha)
             else:
                 loss = geodesic_loss(output, angles)
-        case _:
+        case _:  # affect: label_mask has refused every other name
             target = torch.where(mask[:, None], batch.affect, 0.0)
             loss = (output.float() - target).square().mean(-1)
     return torch.where(mask, loss, 0.0)

@@ -75,12 +75,12 @@ class Job:
     @property
     def batch(self) -> int:
         """Samples per step, over all ranks."""
-        assert isinstance(self.config.train.batch, int)  # `auto` was found before the job was opened
+        assert isinstance(self.config.train.batch, int)  # `open_job` replaces `auto` before it makes a Job
         return self.config.train.batch
 
     @property
     def total_samples(self) -> int:
-        """Samples over the whole run: whole batches."""
+        """Samples of the whole run, in whole batches."""
         return steps_of(self.config.train.epochs, self.epoch_samples, self.batch) * self.batch
 
     def batches(self, samples_seen: int) -> Loader:
@@ -152,6 +152,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
     if network.takes_angles:
         _fit_scale(network, train)
     losses = head_losses(config.model.heads, {"emotion": built.counts.emotion, "direction": built.counts.direction})
+    # Before the trial steps of `find_batch`, so that they are timed with the threads of the training.
     share_cores(config.data.workers)
     precision = _precision(run, config, change=change_precision)
     here = _same_accelerator(config, precision, ranks)
@@ -172,7 +173,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
 
 @dataclass(frozen=True)
 class _Built:
-    """What a config names, built without a problem; the config now holds the normalisation of its network."""
+    """What a config names, built without a problem; the config has its normalisation (mean and std filled in)."""
 
     config: RunConfig
     network: MultiTask
@@ -307,6 +308,10 @@ def _collect(problems: list[str]) -> Iterator[None]:
 
 
 def _fit_scale(network: MultiTask, stream: Stream) -> None:
+    """Scale the inputs of a network of angles by the least and largest training angles.
+
+    Every rank reads all samples, so all ranks get the same scale.
+    """
     with stream.once(batch=1024) as loader:
         angles = [loaded.batch.angles[loaded.batch.angles_mask] for loaded in loader]
     network.backbone.fit_scale(torch.cat(angles))  # pyright: ignore[reportCallIssue]

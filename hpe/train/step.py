@@ -1,7 +1,7 @@
 """One optimizer step, validation and checkpoints of a run; the loop around them is in ``hpe.train.loop``.
 
-The host gives a GPU its work ahead of time: where it waits for a number of the GPU, the GPU soon waits for the host. So
-a step reads nothing but numbers of the step before, and copies nothing but from page-locked memory. Where the host does
+The host queues work for the GPU ahead of time. If the host waits for a result, it queues no new work, and the GPU runs
+dry. So a step only reads numbers of the step before, and only copies from page-locked memory. Where the host does
 wait, a comment says so (``tests/train/test_devices.py`` finds the places).
 """
 
@@ -112,20 +112,26 @@ class Learner:
         self.ema = MovingAverage(network, settings.ema) if settings.ema else None
         self._own_norms = _counting_norms(network, self.frozen_norms) if ranks.world > 1 else []
         # The loader stays out of `prepare`: Accelerate would send rank 0's batches to all ranks, and over shards that
-        # are split among nodes skip half of the data. So does the rate: a prepared scheduler steps once per rank.
+        # are split among nodes skip half of the data. The learning-rate schedule stays out, too: a prepared scheduler
+        # steps once per rank.
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
-        if ranks.world > 1:  # DDP would send rank 0's buffers before every step, but they are equal: _average_norms
+        # DDP would send rank 0's buffers before every step: unnecessary, `_average_norms` keeps the buffers equal.
+        if ranks.world > 1:
             self.model.broadcast_buffers = False
         self.call = torch.compile(self.model) if settings.compile else self.model
         self._pending: tuple[tuple[str, ...], State, _Later] | None = None
         self._stopping = False
         self._asked: _Later | None = None
+        # Since the last log, on this rank: the sum of losses by head, then the number of labels by head.
         self._sums = torch.zeros(2 * len(losses), dtype=torch.float64, device=self.device)
         self._norm = torch.zeros((), device=self.device)
         self.start(State(samples_seen=0, step=0))
 
     def start(self, state: State) -> None:
-        """Begin an interval of the log here."""
+        """Begin an interval of the log here.
+
+        ``_waited_seconds`` is the loader's count at that point: 0 for a new loader; :meth:`log` sets it afterwards.
+        """
         self._sums.zero_()
         self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
 
@@ -232,6 +238,7 @@ class Learner:
         torch._foreach_copy_(statistics, mean.split([len(one) for one in statistics]))
 
     def _total(self, outputs: Outputs, batch: Batch, counts: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+        """The loss of one piece, for the gradient; and its values, detached, in the order of ``_sums``."""
         total = torch.zeros((), device=counts.device)
         parts = []
         for (head, settings), count in zip(self.losses.items(), counts, strict=True):
@@ -239,6 +246,8 @@ class Learner:
             mean = summed / count.to(summed.dtype)
             if head in self.network.log_variance:
                 log_variance = self.network.log_variance[head]
+                # Learned weights after Kendall, Gal and Cipolla (2018). The totals of all pieces and ranks are added:
+                # with its share in each, `log_variance` counts once.
                 share = 1 / (pieces * self.ranks.world)
                 mean = torch.exp(-log_variance) * mean + log_variance * share
             total = total + settings.weight * mean
@@ -267,7 +276,9 @@ class Learner:
         return self._stopping
 
     def some_rank(self, here: bool) -> bool:
-        """Whether it was true on some rank at the call before, the same on all ranks. Collective, but waits for none.
+        """Whether ``here`` was true on some rank: the same answer on all ranks. Collective, but waits for none.
+
+        Answers the previous call's question (first call: False).
 
         ``hpe.core.distributed.some_rank`` answers at once; for that it waits for the device and for the slowest rank.
         """
@@ -277,7 +288,7 @@ class Learner:
         return before is not None and before.read()[0] > 0
 
     def _seed(self, state: State) -> None:
-        """Dropout depends on seed, samples seen and rank alone, never on what ran before."""
+        """Dropout depends on seed, samples seen, rank and number of ranks alone, never on what ran before."""
         seed = (self.config.seed * _MIX + state.samples_seen * self.ranks.world + self.ranks.rank) % 2**63
         torch.manual_seed(seed)
 
@@ -403,7 +414,7 @@ class Learner:
         if self.ema is not None:
             with _readable(checkpoint / "ema.safetensors") as file:
                 self.ema.module.load_state_dict(run_folder.load_tensors(file))
-                self.ema.steps = state.step
+                self.ema.steps = state.step  # corrected by _load_optimizer if the scaler has skipped steps
         with _readable(checkpoint / "optimizer.pt") as file:
             self._load_optimizer(file)
         return state

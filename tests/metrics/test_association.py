@@ -250,7 +250,7 @@ def test_a_single_class_gives_a_reason_instead_of_a_strength(tmp_path: Path) -> 
         ("t.csv", b"Direction,Feeling\n1,sad\n", "column emotion: not found; the table has 'Direction'"),
         ("t.csv", b"Direction,Emotion\n,sad\n", "no row of the table has both"),
         ("t.parquet", b"PAR1nonsense", "cannot be read"),
-        ("t.xlsx", b"", "expected .csv or .parquet"),
+        ("t.xlsx", b"", "expected a .csv or .parquet file"),
     ],
 )
 def test_bad_tables_are_refused_in_words(tmp_path: Path, name: str, content: bytes, message: str) -> None:

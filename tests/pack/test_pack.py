@@ -331,7 +331,7 @@ def test_auto_says_what_it_recognised_and_why(tmp_path, capsys):
     assert manifest.dataset in capsys.readouterr().out.splitlines()[0]
     with pytest.raises(UserError, match="KEY=VALUE"):
         pack_source("auto", [str(tmp_path / "raw"), str(tmp_path / "out")], ["oops"], 1, SMALL)
-    with pytest.raises(UserError, match="expected a raw dataset"):
+    with pytest.raises(UserError, match="expected two paths, RAW and OUT: the raw dataset"):
         pack_source("auto", [str(tmp_path / "out")], [], 1, SMALL)
 
 

@@ -2,6 +2,13 @@
 
 A part is a module of this package with a function ``measure(settings) -> Report``; its contestants take
 turns, so that a noisy neighbour slows all of them, and medians and their ratios are reported.
+
+The parts:
+
+    stream.py   reading shards, compared with the bare decoder and with other ways to read
+    pack.py     raw files to shards, compared with an upper bound and with a plain loop
+    pose.py     ``hpe pose``, compared with its network alone
+    step.py     ``hpe train``, compared with a bare PyTorch loop
 """
 
 import importlib

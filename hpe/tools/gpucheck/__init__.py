@@ -3,6 +3,19 @@
 Every check is a function that takes a :class:`~hpe.tools.gpucheck.place.Place` (device, folder, shards, sizes) and
 yields rows. ``hpe.tools.gpucheck.command`` runs each in a process of its own with a time limit, so that one that
 crashes, hangs or spoils its CUDA context says so and the others still run.
+
+In reading order:
+
+    command.py       the command: runs every check, prints the table, writes the report
+    __main__.py      one check in its own process
+    place.py         device, folder, sizes and rendered heads that the checks share
+    environment.py   GPUs, driver and libraries
+    training.py      precisions, torch.compile, waits of the host
+    waiting.py       which lines make the host wait for the device
+    processes.py     all-reduce, and gradients of all ranks
+    decoding.py      JPEGs decoded by GPU and CPU
+    resume.py        a killed training resumes
+    speed.py         images per second
 """
 
 import importlib
@@ -53,7 +66,7 @@ class Check:
 
 
 DATA: Final = Check("data", "place:data", "rendered heads", 180)
-"""What the checks behind the first one need."""
+"""Prepares what all checks but the first need; it is not counted among :data:`CHECKS`."""
 CHECKS: Final = (
     Check("environment", "environment:environment", "GPUs and versions", 60),
     Check("precision", "training:precision", "each precision trains", 120),
