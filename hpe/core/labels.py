@@ -55,8 +55,6 @@ AFFECTNET_NOT_EMOTIONS: Final[Mapping[int, str]] = {8: "none", 9: "uncertain", 1
 AFFECTNET_UNLABELLED_VALENCE: Final = -2.0
 """AffectNet's mark for a missing valence or arousal; ours is a mask."""
 
-"""The seven-label protocol: contempt left out of truth and of the choices."""
-
 ALPHABETICAL: Final = (
     Emotion.ANGER, Emotion.CONTEMPT, Emotion.DISGUST, Emotion.FEAR,
     Emotion.HAPPY, Emotion.NEUTRAL, Emotion.SAD, Emotion.SURPRISE,
