@@ -56,6 +56,10 @@ def check(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         made_of = [one for loss in learner.losses.values() for one in (loss.class_weights, loss.log_prior)]
         tensors += [one for one in made_of if one is not None]
         assert {tensor.device for tensor in tensors} == {here}
+        assert torch.backends.cudnn.benchmark
+        assert all(group["fused"] for group in learner.optimizer.param_groups)
+        assert job.accelerator.ddp_handler is not None
+        assert job.accelerator.ddp_handler.gradient_as_bucket_view
         held = [p for group in learner.optimizer.param_groups for p in group["params"]]
         assert {*map(id, held)} == {id(p) for p in learner.network.parameters() if p.requires_grad}
         state = State(samples_seen=0, step=0)
