@@ -407,6 +407,16 @@ def test_a_check_whose_time_is_up_leaves_no_process_and_keeps_its_rows(tmp_path:
     assert not status.exists() or "State:\tZ" in status.read_text()
 
 
+def test_a_check_that_ends_leaves_no_helper(tmp_path: Path, stub: Any) -> None:
+    pid = tmp_path / "pid"
+    stub(f"{GOOD}\n[ $name = data ] || {{ sleep 60 & echo $! > {pid}; }}", "a")
+    code, _ = judge(tmp_path / "here")
+    assert code == 0
+    time.sleep(0.1)
+    status = Path(f"/proc/{pid.read_text().strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
 def test_checks_after_the_whole_time_are_said_not_to_have_run(
     tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,11 @@
 """One check in a process of its own: ``python -m hpe.tools.gpucheck NAME FOLDER`` writes ``FOLDER/NAME.jsonl``."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hpe.core.distributed import leave
 from hpe.tools.gpucheck import CHECKS, DATA
 from hpe.tools.gpucheck.place import Place
 
@@ -22,4 +22,6 @@ def main(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    leave(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; threads of compilers and of CUDA could keep Python from ending

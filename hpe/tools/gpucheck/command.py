@@ -1,5 +1,6 @@
 """``hpe doctor --gpu``: run every check in its own process, and report the results."""
 
+import contextlib
 import json
 import os
 import platform
@@ -230,9 +231,9 @@ def _ended(name: str, work: Path, environment: dict[str, str], log: Path, second
                     _say(f"  … {time.monotonic() - start:.0f} s")
             return None
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # nobody is left
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
 
 
 def _read(path: Path) -> list[Row]:
