@@ -367,8 +367,8 @@ def share_cores(workers: int) -> None:
         threads = cores()
         # Threads that share a core with a reader hold up the whole team: a step of T seconds on one core, with R of
         # reading, takes about T/n + R on all n cores and the larger of T/(n - 1) and R on all but one. For FER+ (R is
-        # 2.2 % of T by CPU time) the first is shorter up to 7 cores; on 2, 253 images/s were seen with both cores
-        # against 152 with one (configs/ferplus_multitask.yaml). The rule looks at the machine alone and tries nothing
+        # 2.2 % of T by CPU time) the first is shorter up to 7 cores; on 2, 275 images/s were seen with both cores
+        # against 156 with one (configs/ferplus_multitask.yaml). The rule looks at the machine alone and tries nothing
         # out: another number of threads gives other last digits, and the same command must give the same bytes.
         torch.set_num_threads(threads - (workers > 0 and threads >= _SPARE_ONE_OF))
 
