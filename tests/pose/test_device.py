@@ -19,7 +19,7 @@ from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import VALUES, InputSpec, Kind, OutputSpec, Signs
 from hpe.pose.passes import Flips, _Inference, pose_pass
-from tests.fake_gpu import HostWaits, fake_gpus
+from tests.fake_gpu import HostWaits, fake_gpus, skip_elsewhere
 from tests.pose.test_pose import RULES, SIZE, make_shards, tasks_for
 
 HERE = torch.device("cuda", 3)
@@ -83,6 +83,7 @@ def network(kind: Kind) -> Estimator:
 def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, flips: Flips
 ) -> None:
+    skip_elsewhere()
     there = network(kind)
     tasks = tasks_for(make_shards(tmp_path), there, flips=flips)
     with fake_gpus(Path(hpe.__file__).parent) as waits, monkeypatch.context() as patch:
