@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import parse
+from hpe.core.files import write_text
 from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
+from hpe.models.build import build_network
+from hpe.models.run_folder import State, remember_shards, save_checkpoint
 
 SIDE = 32
 
@@ -75,3 +79,18 @@ model:
 train: {{batch: 8, epochs: 1, learning_rate: 2e-3, log_steps: 3, precision: fp32}}
 """
     return parse(text, "made.yaml", RunConfig, overrides)
+
+
+def untrained(run: Path, shards: Path, *overrides: str) -> Path:
+    """A run folder with random weights, whose answers differ from face to face."""
+    settings = config(shards, run, *overrides)
+    run.mkdir()
+    write_text(run / "config.yaml", settings.dump())
+    remember_shards(run, settings)
+    torch.manual_seed(3)
+    network = build_network(settings.model)
+    for layer in network.heads.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight, std=1.0)
+    save_checkpoint(run, State(8, 1), network, {}, ema=None, keep=1, best=True)
+    return run

@@ -20,7 +20,7 @@ from hpe.data.shards import Manifest
 from hpe.evaluate import evaluate
 from hpe.models import inference
 from hpe.models.build import build_network
-from hpe.models.run_folder import State, recipes, remember_shards, save_checkpoint
+from hpe.models.run_folder import recipes
 from hpe.models.views import PLAIN
 from hpe.pack import pack_source
 from hpe.pack.options import Options
@@ -48,17 +48,7 @@ def run_on(run: Path, shards: Path, *overrides: str) -> Path:
     """A run folder with random weights whose answers differ from face to face, made for these shards."""
     split = Manifest.load(shards).splits[0]
     sets = [f"data.{part}=[{{shards: {shards}, split: {split}}}]" for part in ("train", "val")]
-    config = made.config(shards, run, *sets, *overrides)
-    run.mkdir()
-    write_text(run / "config.yaml", config.dump())
-    remember_shards(run, config)
-    torch.manual_seed(3)
-    network = build_network(config.model)
-    for layer in network.heads.modules():
-        if isinstance(layer, torch.nn.Linear):
-            torch.nn.init.normal_(layer.weight, std=1.0)
-    save_checkpoint(run, State(8, 1), network, {}, ema=None, keep=1, best=True)
-    return run
+    return made.untrained(run, shards, *sets, *overrides)
 
 
 def said(run: Path, raw: Path, shards: Path, out: Path) -> tuple[Mapping[str, dict], Mapping[str, dict]]:

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
-from hpe.core.files import write_text
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.decode import decode_into
@@ -28,8 +27,6 @@ from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
 from hpe.evaluate import evaluate
-from hpe.models.build import build_network
-from hpe.models.run_folder import State, remember_shards, save_checkpoint
 from hpe.predict import face_finders, predict
 from hpe.predict import read_faces as module
 from hpe.predict.inputs import Item, find_inputs, items, safe_place
@@ -50,24 +47,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards")
 
 
-def untrained(run: Path, shards: Path, *overrides: str) -> Path:
-    """A run folder with random weights, whose answers differ from face to face."""
-    config = made.config(shards, run, *overrides)
-    run.mkdir()
-    write_text(run / "config.yaml", config.dump())
-    remember_shards(run, config)
-    torch.manual_seed(3)
-    network = build_network(config.model)
-    for layer in network.heads.modules():
-        if isinstance(layer, torch.nn.Linear):
-            torch.nn.init.normal_(layer.weight, std=1.0)
-    save_checkpoint(run, State(8, 1), network, {}, ema=None, keep=1, best=True)
-    return run
-
-
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("runs") / "run", shards)
+    return made.untrained(tmp_path_factory.mktemp("runs") / "run", shards)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -288,7 +270,7 @@ def test_detected_faces_are_cropped_as_the_training_shards_were(tmp_path: Path, 
     for path in shards.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": "square-1.4@landmarks"}))
-    predictor = open_predictor(untrained(tmp_path / "run", copy), torch.device("cpu"))
+    predictor = open_predictor(made.untrained(tmp_path / "run", copy), torch.device("cpu"))
     assert module._rule(None, predictor) == CropRule("square", 1.4, "detector")
     assert module._rule("margin-0.2@detector", predictor) == CropRule("margin", 0.2, "detector")
 
@@ -300,7 +282,7 @@ def test_shards_of_another_crop_than_the_network_was_made_for_are_told(
     shutil.copytree(shards, other)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"crop": "square-1.4@landmarks"}))
-    run = untrained(tmp_path / "run", shards)
+    run = made.untrained(tmp_path / "run", shards)
     told = f"predict: {other} is cropped by square-1.4@landmarks, run was trained on none: expect larger errors"
     assert predict(run, [str(other)], PredictOptions(out=tmp_path / "a", split="val")) == 0
     assert told in capsys.readouterr().err
@@ -309,7 +291,7 @@ def test_shards_of_another_crop_than_the_network_was_made_for_are_told(
 
 
 def test_a_grey_run_sees_grey_pictures(tmp_path: Path, shards: Path) -> None:
-    predictor = open_predictor(untrained(tmp_path / "run", shards, "data.grey=true"), torch.device("cpu"))
+    predictor = open_predictor(made.untrained(tmp_path / "run", shards, "data.grey=true"), torch.device("cpu"))
     colourful = made.picture(5, 1, 0)
     for face in (predictor.cut(colourful, (0, 0, made.SIDE, made.SIDE)), predictor.whole(encoded(colourful))):
         assert np.ptp(face, axis=2).max() == 0
@@ -353,7 +335,7 @@ def test_a_split_of_what_has_none_is_refused(run: Path, shards: Path, tmp_path: 
 
 def test_a_run_without_a_head_has_no_columns_of_it(tmp_path: Path, shards: Path) -> None:
     only = ("model.heads.direction=null", "model.heads.pose=null", "model.heads.affect=null")
-    run = untrained(tmp_path / "run", shards, *only)
+    run = made.untrained(tmp_path / "run", shards, *only)
     predict(run, [str(shards / "val-000000.tar")], PredictOptions(out=tmp_path / "out"))
     assert list(rows(tmp_path / "out")[0]) == [
         "source", "key", "face", "x0", "y0", "x1", "y1", "score", "emotion", *(f"emotion_{e}" for e in EMOTIONS)
@@ -474,7 +456,7 @@ def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path:
     photos = [module.PictureFile(tmp_path / "a.jpg", "a"), module.PictureFile(tmp_path / "b.jpg", "b")]
     for crop, count in (("none", 0), ("keep", 0), ("square-1.4@landmarks", 1)):
         (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": crop}))
-        predictor = open_predictor(untrained(tmp_path / crop, copy), torch.device("cpu"))
+        predictor = open_predictor(made.untrained(tmp_path / crop, copy), torch.device("cpu"))
         told = module.whole_photos(photos, predictor)
         assert len(told) == count
         assert all("--faces mtcnn or hog (pip install" in line and crop in line for line in told)
