@@ -9,7 +9,8 @@ import numpy as np
 from hpe.core.files import aside, make_folder, write_json, write_text
 from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import LEAST_EXPECTED, cross_table, expected_counts
-from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross, read_table
+from hpe.core.table_files import read_table
+from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
 from hpe.metrics.markdown import cell, percent, table
 

@@ -22,23 +22,41 @@ Recognition in the Wild", 2017.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.core.labels import RAF_DB, Emotion, direction_from_word, emotion_from_word
+from hpe.core.labels import (
+    DIRECTIONS,
+    EMOTIONS,
+    RAF_DB,
+    Emotion,
+    direction_from_word,
+    emotion_from_word,
+    split_from_word,
+)
+from hpe.core.table_files import read_text
 from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE as AFFECTNET_LICENCE
 from hpe.sources.affectnet import OFFICIAL_VALIDATION
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, pairs, pictures, sample, shown, subfolders
+from hpe.sources.base import (
+    PICTURES,
+    Faces,
+    Keys,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    entries,
+    pairs,
+    pictures,
+    sample,
+    shown,
+    subfolders,
+)
 
-SPLIT_WORDS: Final[Mapping[str, str]] = {
-    "train": "train", "training": "train", "train_set": "train", "train_class": "train",
-    "val": "val", "valid": "val", "validation": "val", "val_set": "val", "val_class": "val",
-    "test": "test", "testing": "test", "test_set": "test",
-}  # fmt: skip
 _CLASS_NUMBERS: Final = tuple(str(int(e)) for e in Emotion)
 _NUMBERED: Final = re.compile(r"(\d{1,2})(?:[_ .-]*([A-Za-z]+))?")
 
@@ -55,13 +73,19 @@ class ClassFolder:
 def class_folders(folder: Path) -> list[ClassFolder]:
     """The folders of classes, below folders of splits if there are any."""
     below = subfolders(folder)
-    parts = [s for s in below if s.name.lower() in SPLIT_WORDS]
+    parts = [s for s in below if split_from_word(s.name)]
     if parts:
-        return [ClassFolder(c, c.name, SPLIT_WORDS[part.name.lower()]) for part in parts for c in subfolders(part)]
+        return [ClassFolder(c, c.name, split_from_word(part.name)) for part in parts for c in subfolders(part)]
     for only in below:  # an archive often unpacks to one folder that holds all the others
-        if len(below) == 1 and any(s.name.lower() in SPLIT_WORDS for s in subfolders(only)):
+        if len(below) == 1 and any(split_from_word(s.name) for s in subfolders(only)):
             return class_folders(only)
     return [ClassFolder(c, c.name, None) for c in below]
+
+
+def home_of(classes: list[ClassFolder]) -> Path:
+    """The dataset's own folder: what lies above it has no part in keys and splits."""
+    first = classes[0]
+    return first.path.parent if first.split is None else first.path.parent.parent
 
 
 def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
@@ -71,18 +95,43 @@ def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
 
 
 def rows_of(
-    folder: Path,
-    classes: list[ClassFolder],
-    labelled: Callable[[ClassFolder, Path], Record],
+    classes: list[ClassFolder], labelled: Callable[[ClassFolder, str], Record], skipped: Container[Path] = ()
 ) -> Iterator[Raw | Reject]:
-    """Every picture of every class, with the record that ``labelled`` makes (source and split are added)."""
-    keys = Keys()
+    """Every picture of every class, then a :class:`Reject` for each picture of the dataset's folder that is in none.
+
+    Args:
+        labelled: makes a picture's record from its class and its path below :func:`home_of`; source and split are
+            added.
+        skipped: folders whose pictures nobody asks for.
+    """
+    keys, home = Keys(), home_of(classes)
     for part in classes:
-        above, skip = shown(part.path.relative_to(folder)), len(str(part.path))
-        for path in pictures(part.path):
-            source = above + shown(str(path)[skip:])
-            record = labelled(part, path)
+        for path, source in sources_of(part, home):
+            record = labelled(part, source)
             yield sample(keys, path, replace(record, source=source, split=record.split or part.split))
+    for path in _outside(home, {part.path for part in classes}, skipped):
+        yield Reject(shown(path.relative_to(home)), "in no folder of a class that is read")
+
+
+def sources_of(part: ClassFolder, home: Path) -> Iterator[tuple[Path, str]]:
+    """Every picture of a class, and its path below ``home``."""
+    above, skip = shown(part.path.relative_to(home)), len(str(part.path))
+    return ((path, above + shown(str(path)[skip:])) for path in pictures(part.path))
+
+
+def _outside(folder: Path, taken: set[Path], skipped: Container[Path]) -> Iterator[Path]:
+    """The pictures below a folder that are below none of those taken."""
+    if folder in skipped:
+        return
+    for entry in entries(folder):
+        if entry in taken:
+            continue
+        if entry.is_dir() and any(path.is_relative_to(entry) for path in taken):
+            yield from _outside(entry, taken, skipped)
+        elif entry.is_dir():
+            yield from () if entry in skipped else pictures(entry)
+        elif entry.suffix.lower() in PICTURES:
+            yield entry
 
 
 # AffectNet by class
@@ -133,12 +182,12 @@ def open_affectnet_folders(folder: Path) -> Source:
     by_number = all(c.name[0].isdigit() for c in classes)
 
     def rows() -> Iterator[Raw | Reject]:
-        def labelled(part: ClassFolder, path: Path) -> Record:
+        def labelled(part: ClassFolder, source: str) -> Record:
             emotion = affectnet_emotion(part.name)
             assert emotion is not None
             return Record(emotion=int(emotion))
 
-        return rows_of(folder, classes, labelled)
+        return rows_of(classes, labelled)
 
     return Source(
         name="affectnet-folders",
@@ -195,7 +244,7 @@ def open_raf_db(folder: Path) -> Source:
     if classes := _raf_classes(folder):
 
         def rows() -> Iterator[Raw | Reject]:
-            return rows_of(folder, classes, lambda part, _: Record(emotion=int(RAF_DB[int(part.name)])))
+            return rows_of(classes, lambda part, _: Record(emotion=int(RAF_DB[int(part.name)])))
 
         return Source("raf-db", "class folders 1 … 7", _RAF_LICENCE, False, "none", splits_of(classes), rows)
     table = _raf_list(folder)
@@ -207,15 +256,15 @@ def open_raf_db(folder: Path) -> Source:
         raise UserError(f"{home}: no Image/aligned/ beside {table.name}; expected RAF-DB's aligned pictures")
 
     def listed() -> Iterator[Raw | Reject]:
-        keys, seen = Keys(), set()
-        for line, text in enumerate(table.read_text("utf-8", "replace").splitlines(), 1):
+        faces = Faces()
+        for line, text in enumerate(read_text(table).splitlines(), 1):
             if text.strip():
-                yield _raf_row(keys, seen, folder, aligned, f"{table.name}:{line}", text.split())
+                yield _raf_row(faces, home, aligned, f"{table.name}:{line}", text.split())
 
     return Source("raf-db", "list and aligned pictures", _RAF_LICENCE, False, "none", ("train", "test"), listed)
 
 
-def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str, words: list[str]) -> Raw | Reject:
+def _raf_row(faces: Faces, home: Path, aligned: Path, here: str, words: list[str]) -> Raw | Reject:
     name = words[0]
     split = next((s for s in ("train", "test") if name.startswith(f"{s}_")), None)
     if len(words) != 2 or split is None or "/" in name or "\0" in name:
@@ -225,11 +274,8 @@ def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str,
     plain = aligned / name
     path = plain.with_name(f"{plain.stem}_aligned{plain.suffix}")
     path = path if path.exists() or not plain.exists() else plain
-    source = shown(path.relative_to(folder))
-    if source in seen:
-        return Reject(source, f"duplicate row {here}", "copy")
-    seen.add(source)
-    return sample(keys, path, Record(emotion=int(RAF_DB[int(words[1])]), source=source, split=split))
+    record = Record(emotion=int(RAF_DB[int(words[1])]), source=shown(path.relative_to(home)), split=split)
+    return faces.sample(path, record, here)
 
 
 # Anybody's class folders, and FER2013's
@@ -259,36 +305,49 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         folder: the folder.
         classes: meaning of folders whose names are not words for an emotion or direction: ``0=neutral,AN=anger``;
             ``skip`` leaves a folder out.
-        subject: regular expression to search in the path; its first group is the person: ``/(\\w\\w)\\.``
-            for names such as JAFFE's ``KA.AN1.39.tiff``.
+        subject: regular expression to search in the path below ``folder``, such as ``happy/KA.HA1.29.tiff``; its
+            first group is the person: ``/(\\w\\w)\\.``.
 
     Raises:
         UserError: a folder's name is not such a word and not in ``classes``; a bad expression.
     """
     mapping = pairs("folders", "classes", classes)
-    person = _expression(subject)
-    found = [c for c in class_folders(folder) if mapping.get(c.name) != "skip"]
-    if not found:
+    everything = class_folders(folder)
+    if not everything:
         loose = sum(1 for e in entries(folder) if e.is_file())
         raise UserError(f"{folder}: no class folders, {loose:,} files; expected a folder per class, or use table")
+    if absent := [name for name in mapping if name not in {c.name for c in everything}]:
+        raise UserError(
+            f"{folder}: option classes: no folder is named {absent[0]!r}; the class folders are "
+            f"{_names(everything)[:300]}"
+        )
+    found = [c for c in everything if mapping.get(c.name) != "skip"]
+    skipped = {c.path for c in everything if mapping.get(c.name) == "skip"}
+    if not found:
+        raise UserError(f"{folder}: option classes skips every folder")
     labels = {c.name: _labels_of(c.name, mapping) for c in found}
+    if bad := [name for name in mapping if labels.get(name, Record()) is None]:
+        raise UserError(
+            f"{folder}: option classes: {mapping[bad[0]]!r} is no emotion or direction; expected one of "
+            f"{', '.join((*EMOTIONS, *DIRECTIONS))}, or skip"
+        )
     unknown = [name for name, record in labels.items() if record is None]
     if unknown:
         raise UserError(
             f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
-            f"give their meaning with classes={unknown[0]}=neutral,… or {unknown[0]}=skip"
+            f"give their meaning with --option classes={unknown[0]}=neutral,… or leave them out with {unknown[0]}=skip"
         )
+    person, notes = _people(subject, found)
     emotions = sorted({r.emotion for r in labels.values() if r and r.emotion is not None})
     is_fer = len(emotions) == 7 and Emotion.CONTEMPT not in emotions and {"angry", "surprise"} <= labels.keys()
 
     def rows() -> Iterator[Raw | Reject]:
-        def labelled(part: ClassFolder, path: Path) -> Record:
+        def labelled(part: ClassFolder, source: str) -> Record:
             record = labels[part.name]
             assert record is not None
-            match = person.search(shown(path)) if person else None
-            return replace(record, subject=match[1]) if match else record
+            return replace(record, subject=_person_of(person, source))
 
-        return rows_of(folder, found, labelled)
+        return rows_of(found, labelled, skipped)
 
     return Source(
         name="folders",
@@ -298,7 +357,38 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         default_crop="none",
         splits=splits_of(found),
         rows=rows,
+        notes=notes,
     )
+
+
+def _people(subject: str, classes: list[ClassFolder]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
+    """The expression that finds a person, and a note on the pictures where it finds none.
+
+    Raises:
+        UserError: it finds none anywhere: splits would be drawn as if every picture were of another person.
+    """
+    person = _expression(subject)
+    if person is None:
+        return None, ()
+    home = home_of(classes)
+    names = [source for part in classes for _, source in sources_of(part, home)]
+    without = [source for source in names if _person_of(person, source) is None]
+    if names and len(without) == len(names):
+        raise UserError(
+            f"source folders: option subject: {subject!r} finds no person in any of {len(names):,} paths such as "
+            f"{names[0]!r} and {names[-1]!r}; a file's name begins after a /"
+        )
+    if without:
+        return person, (
+            f"subject: {len(without):,} of {len(names):,} pictures name no person, such as {without[0]}; each counts "
+            "as a person of its own",
+        )
+    return person, ()
+
+
+def _person_of(person: re.Pattern[str] | None, source: str) -> str | None:
+    match = person.search(source) if person else None
+    return (match[1] or None) if match else None
 
 
 def _expression(text: str) -> re.Pattern[str] | None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpe.core.errors import UserError
-from hpe.pack.splits import Lists, Row, draw, shared_subjects
+from hpe.pack.splits import Lists, Row, draw, shared
 
 SHARES: dict[str, Any] = {"seed": 3, "val_share": 0.1, "test_share": 0.2, "official": ()}
 
@@ -88,9 +88,9 @@ def test_lists_that_contradict_or_name_nothing_are_refused(tmp_path):
 
 
 def test_a_subject_in_two_splits_is_found():
-    rows = [Row("a", "Ada", None, None), Row("b", "Ada", None, None), Row("c", "Bob", None, None)]
-    assert shared_subjects(rows, ["train", "test", "test"]) == {"Ada": ("train", "test")}
-    assert not shared_subjects(rows, ["train", "train", "test"])
+    people = ["Ada", "Ada", "Bob", None, None]
+    assert shared(people, ["train", "test", "test", "train", "test"]) == {"Ada": ("train", "test")}
+    assert not shared(people, ["train", "train", "test", "train", "test"])
 
 
 @pytest.mark.parametrize("seed", range(5))
