@@ -395,6 +395,9 @@ def train(
         bool,
         typer.Option("--change-precision", help="Resume in another precision, for example on other GPUs."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the resolved config and the steps, and stop.")
+    ] = False,
 ) -> None:
     """Train a network. Run the same command again to resume a run that was stopped or killed.
 
@@ -411,6 +414,8 @@ def train(
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
+    if new and dry_run:
+        raise UserError("--new renames the earlier run, --dry-run changes nothing; give one of them")
     if new:
         if launched():
             raise UserError(
@@ -424,6 +429,9 @@ def train(
     _relaunch(processes, "--new")
     from hpe import train as module
 
+    if dry_run:
+        module.plan(loaded, change_precision=change_precision)
+        return
     raise typer.Exit(module.train(loaded, change_precision=change_precision))
 
 

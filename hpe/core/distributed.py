@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Ranks:
     def say(self, text: str) -> None:
         """Print a line to stderr, on rank 0 alone: N ranks would print it N times."""
         if self.main:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
 
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
@@ -348,7 +349,7 @@ def report_devices() -> None:
 
 @cache
 def _tell_once(text: str) -> None:
-    print(f"hpe: {text}", file=sys.stderr, flush=True)
+    say(f"hpe: {text}")
 
 
 def cores() -> int:

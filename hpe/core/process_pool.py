@@ -75,7 +75,7 @@ class Workers:
         """
         if self._pool is None:
             for job in jobs:
-                if self._stop.caught is not None:
+                if self._stop.received:
                     raise Stopped
                 yield function(job)
             return
@@ -102,7 +102,7 @@ def run_jobs(function: Callable[[Given], Made], jobs: Iterable[Given], *, worker
 
 def _next(pending: "deque[Future[Made]]", stop: Stop) -> Made:
     while True:
-        if stop.caught is not None:
+        if stop.received:
             raise Stopped
         try:
             made = pending[0].result(_ASK_SECONDS)

@@ -14,6 +14,7 @@
             last -> step-00012000
             best -> step-00009000
         metrics.jsonl  tensorboard/  evaluate/  report/
+        log.txt                        what the terminal showed, with the time
 """
 
 import errno
@@ -47,6 +48,7 @@ CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
+MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
 _STEP: Final = re.compile(r"step-(\d{8,})")
@@ -99,6 +101,11 @@ class State:
     best_samples: Position = 0
     ranks: int = 1
     unvalidated: bool = False
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation at this position gave the best value so far."""
+        return self.best_samples == self.samples_seen and self.best is not None
 
     @classmethod
     def load(cls, checkpoint: Path) -> Self:

@@ -81,7 +81,7 @@ def read(source: Source, file: IO[bytes], workers: Workers, stop: Stop) -> Rows:
         for number, row in enumerate(_rows(source, workers)):
             found.read += 1
             bar.advance()
-            if stop.caught is not None:
+            if stop.received:
                 raise Stopped
             if isinstance(row, Reject):
                 found.kinds[row.kind] += 1

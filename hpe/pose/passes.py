@@ -149,7 +149,7 @@ def pose_pass(
         if ranks.main:
             work.run_abandoned()
         damaged = queue.problems() if ranks.main else {}
-    if stop_signal.caught is not None:
+    if stop_signal.received:
         if ranks.main:
             print("hpe: stopped; every finished table is kept; run the same command again to resume", file=sys.stderr)
         return EXIT_AGAIN
@@ -348,7 +348,7 @@ class _RankPass:
                 writing.append(self.writer.submit(self._write, origin))
             while writing and writing[0].done():
                 writing.popleft().result()  # raises what the writing thread raised, such as a full disk
-            if self.stop_signal.caught is not None:
+            if self.stop_signal.received:
                 self.queue.stop()
                 break
         for future in writing:
@@ -362,7 +362,7 @@ class _RankPass:
                 print(f"hpe: the rank that processed {path} died; processing it again here", file=sys.stderr)
                 self.run([number])
             self._show_progress()
-            if self.stop_signal.caught is not None:
+            if self.stop_signal.received:
                 self.queue.stop()
         self._show_progress()
 

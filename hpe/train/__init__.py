@@ -20,9 +20,9 @@ In reading order:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpe.train.loop import train
+    from hpe.train.loop import plan, train
 
-__all__ = ["train"]
+__all__ = ["plan", "train"]
 
 
 def __getattr__(name: str) -> object:

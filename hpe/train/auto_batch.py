@@ -20,7 +20,7 @@ from hpe.core.labels import EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import MultiTask
 from hpe.stream.augment import Augmentation, augment
-from hpe.train.losses import HeadLoss, head_loss
+from hpe.train.losses import LossSettings, head_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +70,7 @@ def where_doubling_stops_paying(step_seconds: Callable[[int], float], *, largest
 def find_batch(
     config: RunConfig,
     network: MultiTask,
-    losses: dict[str, HeadLoss],
+    losses: dict[str, LossSettings],
     *,
     largest: int,
     ranks: int,
@@ -115,7 +115,7 @@ class Trial:
     def __init__(
         self,
         network: MultiTask,
-        losses: dict[str, HeadLoss],
+        losses: dict[str, LossSettings],
         *,
         size: int,
         augmentation: Augmentation,

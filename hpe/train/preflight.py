@@ -1,6 +1,6 @@
 """Reasons a run cannot start, found before its first step.
 
-The functions return one line per problem; :func:`hpe.train.setup.open_job` raises all of them at once.
+The functions return one line per problem; :func:`hpe.train.setup.prepare_job` raises all of them at once.
 """
 
 import copy

@@ -1,17 +1,17 @@
 """Opens a training run: builds and checks everything that it needs, before the first step."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from hpe.config.run import DataConfig, RunConfig
+from hpe.core.console import log_to, say
 from hpe.core.distributed import Ranks, accelerator, agree, device, share_cores, some_problem, some_rank
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES
@@ -24,7 +24,7 @@ from hpe.stream import Balance, Counts, Loader, Stream
 from hpe.train.auto_batch import find_batch
 from hpe.train.datasets import open_stream
 from hpe.train.log import Damages, Log
-from hpe.train.losses import HeadLoss, head_losses
+from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
 from hpe.train.preflight import (
     all_small,
@@ -48,19 +48,24 @@ _LEAST_STEPS: Final = 20
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to start: everything here has been checked."""
+    """A run that can start: everything here has been checked."""
 
     config: RunConfig
     ranks: Ranks
     accelerator: "Accelerator"
-    run: Path
     network: MultiTask
-    losses: dict[str, HeadLoss]
+    losses: dict[str, LossSettings]
     train: Stream
     val: Stream
-    resume: Path | None
-    damage: Damages
     precision: Precision
+    damage: Damages
+    resume: Path | None = None
+    """The checkpoint to resume from."""
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run)
 
     @property
     def selection(self) -> str:
@@ -81,7 +86,26 @@ class Job:
     @property
     def total_samples(self) -> int:
         """Samples of the whole run, in whole batches."""
-        return steps_of(self.config.train.epochs, self.epoch_samples, self.batch) * self.batch
+        return self.total_steps * self.batch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return steps_of(self.config.train.epochs, self.epoch_samples, self.batch)
+
+    def plan(self) -> str:
+        """What the run would do, as a text: the resolved config, samples, steps and precision."""
+        share = self.batch // self.ranks.world
+        lines = (
+            self.config.dump().rstrip(),
+            "",
+            f"samples: {self.train.samples:,} for training, {self.val.samples:,} for validation",
+            f"steps: {self.total_steps:,} in {self.config.train.epochs:g} epochs, {self.batch:,} images each"
+            + (f" ({share:,} on each of {self.ranks.world} ranks)" if self.ranks.world > 1 else ""),
+            f"precision: {self.precision.name} ({self.precision.why})",
+            f"parameters: {sum(one.numel() for one in self.network.parameters()):,}",
+        )
+        return "\n".join(lines)
 
     def batches(self, samples_seen: int) -> Loader:
         """The training batches of this rank, from a position on."""
@@ -134,9 +158,8 @@ class Job:
         )
 
 
-@contextmanager
-def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False) -> Iterator[Job]:
-    """Check a config against the machine and the shards, and lock its run folder for this job.
+def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False) -> Job:
+    """Check a config against the machine and the shards; writes nothing. A collective call.
 
     ``train.precision: auto`` and ``train.batch: auto`` become what they mean here, or what the run has used so far.
     ``change_precision``: a run that has begun may continue in another precision.
@@ -151,7 +174,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
         ranks.say(f"{run}: {note}")
     if network.takes_angles:
         _fit_scale(network, train)
-    losses = head_losses(config.model.heads, {"emotion": built.counts.emotion, "direction": built.counts.direction})
+    losses = loss_settings(config.model.heads, {"emotion": built.counts.emotion, "direction": built.counts.direction})
     # Before the trial steps of `find_batch`, so that they are timed with the threads of the training.
     share_cores(config.data.workers)
     precision = _precision(run, config, change=change_precision)
@@ -166,9 +189,23 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
         config = _with_train(config, batch=found)
     if problem := all_small(config, train.samples):
         raise UserError(problem)
-    with _folder(run, config, ranks, change_precision=change_precision) as resume:
-        damage = Damages(f"{run}: rank {ranks.rank}")
-        yield Job(config, ranks, here, run, network, losses, train, built.val, resume, damage, precision)
+    damage = Damages(f"{run}: rank {ranks.rank}")
+    return Job(config, ranks, here, network, losses, train, built.val, precision, damage)
+
+
+@contextmanager
+def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False) -> Iterator[Job]:
+    """The job of :func:`prepare_job`, with its run folder locked, where its messages are logged.
+
+    Raises:
+        UserError: as of :func:`prepare_job`; or another process trains in the folder, or its config differs.
+    """
+    job = prepare_job(config, ranks, change_precision=change_precision)
+    with ExitStack() as stack:
+        resume = stack.enter_context(_folder(job.run, job.config, ranks, change_precision=change_precision))
+        if ranks.main:
+            stack.enter_context(log_to(job.run / run_folder.MESSAGES))
+        yield replace(job, resume=resume)
 
 
 @dataclass(frozen=True)
@@ -367,6 +404,6 @@ def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | No
                 f"({why}); put the run into a folder that all nodes share"
             )
         if not told:
-            print(f"{checkpoint}: rank {ranks.rank} waits until it sees this checkpoint", file=sys.stderr, flush=True)
+            say(f"{checkpoint}: rank {ranks.rank} waits until it sees this checkpoint")
             told = True
         time.sleep(_LOOK_SECONDS)

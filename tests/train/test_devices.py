@@ -220,7 +220,7 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
         assert state.step > taken + 2, "nothing was skipped: the start of the scale is too low"
         for name, value in copied(learner.ema.module).items():
             torch.testing.assert_close(value, expected[name])
-        learner.save(job.run, state, best=False)
+        learner.save(job.run, state)
         assert learner.ema.steps == taken
         saved = job.run / "checkpoints" / "last"
     with on_cpu(config, scale=1.0) as (_, again):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, NotFiniteError, UserError
 from hpe.data.batch import Batch
@@ -28,7 +29,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State
 from hpe.stream import Loaded
-from hpe.train import setup, train
+from hpe.train import plan, setup, train
 from hpe.train import step as step_module
 from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import open_job
@@ -657,3 +658,18 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
         setup._folder(run, config, other, change_precision=False),
     ):
         pass
+
+
+def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.shards(tmp_path / "shards")
+    config = made.config(folder, tmp_path / "run", "train.batch=9", "train.epochs=2")
+    before = sorted(tmp_path.rglob("*"))
+    plan(config)
+    printed = capsys.readouterr().out
+    # 87 training samples twice, in batches of 9: 174 / 9 = 19.3, rounded up
+    assert "steps: 20 in 2 epochs, 9 images each" in printed
+    assert "samples: 87 for training, 24 for validation" in printed
+    assert "precision: fp32" in printed
+    resolved = parse(printed.partition("\n\n")[0], "printed", RunConfig, ())
+    assert resolved == config.model_copy(update={"model": resolved.model})  # its normalisation is filled in
+    assert sorted(tmp_path.rglob("*")) == before
