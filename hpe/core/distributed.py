@@ -148,6 +148,24 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     return here
 
 
+def common_accelerator(precision: str, *, asked: str) -> "Accelerator":
+    """Accelerate's object for a precision that is the same on all ranks. A collective call.
+
+    ``asked``: ``train.precision`` of the config, for the message.
+
+    Raises:
+        UserError: the ranks' devices differ, and so does the precision that they would use.
+    """
+    here = accelerator(precision)
+    # Every rank compares and all fail together: a rank that left alone would leave the others waiting for it.
+    if some_rank(agree(precision) != precision):
+        raise UserError(
+            f"train.precision: {asked} is {precision} on rank {Ranks.from_environment().rank} and differs between "
+            "ranks, because their devices differ; set a precision that all of them support"
+        )
+    return here
+
+
 def _refuse_other_choices(here: "Accelerator", named: str, world: int) -> None:
     """Compare what Accelerate has chosen with what hpe asked for: installed plugins can beat the arguments."""
     expected = {

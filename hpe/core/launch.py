@@ -7,6 +7,7 @@ import sys
 import tempfile
 from typing import Final
 
+from hpe.core.console import say
 from hpe.core.distributed import cores, cpu_wanted, cuda, launched, refuse_other_engines, slurm_tasks, visible_gpus
 from hpe.core.errors import EXIT_AGAIN, UserError
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Final
 
 from hpe.core.errors import UserError
-from hpe.core.process_pool import Stop, Stopped, Workers
+from hpe.core.process_pool import Stopped, Workers
 from hpe.core.progress import progress
+from hpe.core.signals import Signals
 from hpe.pack.splits import SPLITS, Row
 from hpe.sources.base import Raw, Reject, Source, Unread
 
@@ -65,7 +66,7 @@ class Rows:
         return tuple(found)
 
 
-def read(source: Source, file: IO[bytes], workers: Workers, stop: Stop) -> Rows:
+def read(source: Source, file: IO[bytes], workers: Workers, stop: Signals) -> Rows:
     """Every row of ``source``.
 
     Args:

@@ -9,6 +9,7 @@ In reading order:
     optim.py         parameter groups and the learning rate
     average.py       the moving average of the weights
     setup.py         opens a run: builds and checks everything that it needs
+    resume.py        what the run folder decides: recorded settings, the lock, the checkpoint
     datasets.py      the datasets that a config names, as streams
     preflight.py     reasons a run cannot start, found before its first step
     auto_batch.py    ``train.batch: auto``

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SMALLEST: Final = 4
 _WORTH_DOUBLING: Final = 1.05
+_LEAST_STEPS: Final = 20
+"""Least steps per epoch. A larger batch can be faster, but leaves too few steps to learn."""
 _PASSES: Final = 3
 
 
@@ -72,14 +74,17 @@ def find_batch(
     network: MultiTask,
     losses: dict[str, LossSettings],
     *,
-    largest: int,
+    samples: int,
     ranks: int,
     accelerator: "Accelerator",
 ) -> int:
     """The batch over all ranks. A collective call: the rank with the least memory or speed decides.
 
-    ``largest``: most samples per rank.
+    ``samples``: of an epoch.
     """
+    # At least one step must learn from images of the full size.
+    after_small = int((config.train.epochs - config.train.small_epochs) * samples)
+    largest = max(1, min(samples // _LEAST_STEPS, after_small) // ranks)
     device = accelerator.device
     trial = Trial(
         network,

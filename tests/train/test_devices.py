@@ -139,7 +139,7 @@ def test_every_head_loss_and_augmentation_stays_on_its_gpu(
 def test_the_batch_that_fits_is_tried_on_the_ranks_own_gpu(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpe.train.setup._LEAST_STEPS", 1)
+    monkeypatch.setattr("hpe.train.auto_batch._LEAST_STEPS", 1)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: None)
     weighted = f"model.heads={CLASSES % ('weights', 'logit-adjustment')}"
     with learning(made.config(folder, tmp_path / "run", "train.batch=auto", weighted), monkeypatch) as (job, _, _):

@@ -156,7 +156,7 @@ def _finish(where: torch.device) -> None:
         torch.cuda.synchronize(where)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Short(Job):
     """A job of few steps, without a validation worth the name."""
 
