@@ -16,9 +16,9 @@ from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import State
-from hpe.stream import Balance, Loader, Stream
+from hpe.stream import Loader, Stream
 from hpe.train.auto_batch import find_batch
-from hpe.train.datasets import all_angles, open_stream
+from hpe.train.datasets import all_angles, balance_of, open_stream
 from hpe.train.log import Damages, Log
 from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
@@ -100,7 +100,7 @@ class Job:
             rank=self.ranks.rank,
             ranks=self.ranks.world,
             window=data.window,
-            balance=Balance() if data.sampling == "balanced" else None,
+            balance=balance_of(data),
         )
 
     def validation(self) -> Loader:
