@@ -30,7 +30,6 @@ from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.core.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word
 from hpe.data.crops import Box
-from hpe.data.images import DecodeError, picture_size
 from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE
 from hpe.sources.base import (
@@ -154,6 +153,8 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
 
 def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:
     """A box of fractions in pixels; None where the picture's size cannot be read (decoding will report why)."""
+    from hpe.data.images import DecodeError, picture_size  # late: it imports torch, which worker processes have
+
     try:
         across, down = picture_size(path)
     except (DecodeError, OSError):  # a damaged picture is named when it is decoded
