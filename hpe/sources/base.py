@@ -256,7 +256,8 @@ def pictures(folder: Path) -> Iterator[Path]:
         if isinstance(found, Path):
             yield found
         elif found.kind.startswith(UNREADABLE):
-            raise UserError(f"{found.path}: {found.kind}; make it readable, or move it elsewhere")
+            reason = found.kind.removeprefix(f"{UNREADABLE} ").strip("()")
+            raise UserError(f"{found.path}: cannot be read ({reason}); make it readable, or move it elsewhere")
 
 
 def first_pictures(folder: Path, most: int = 200) -> Iterator[Path]:
