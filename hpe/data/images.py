@@ -15,8 +15,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
+from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.data.crops import Box, box_text
+from hpe.data.picture_files import START_BYTES, picture_format
 
 MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before anything is decoded, unless ``--max-megapixels`` allows them: 64 megapixels are
@@ -27,21 +29,15 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(["AVIF"
 _BACKGROUND: Final = (255, 255, 255)
 _ORIENTATION: Final = 0x0112
 _JPEG: Final = b"\xff\xd8\xff"
-_START_BYTES: Final = 64
-"""Enough of a file to recognise its format."""
-_STARTS: Final = (
-    (_JPEG, "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
-)  # fmt: skip
-_AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
-_HEIF_BRANDS: Final = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _INSTALL: Final = {
-    "HEIC": "pip install pillow-heif (the extra `heif` of hpe)",
-    "AVIF": "pip install --upgrade 'pillow>=11.3', which reads AVIF",
+    "HEIC": "pip install pillow-heif, the extra `heif` of hpe",
+    "AVIF": "pip install --upgrade pillow",
 }
 """How to read the formats whose decoder is not always there."""
 _HARMLESS: Final = ("extraneous bytes", "inconsistent progression", "unknown adobe", "unknown jfif")
 """What libjpeg warns of though every pixel is there."""
+_MOST_MEGAPIXELS: Final = 178
+"""Pillow itself refuses more."""
 LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
@@ -52,26 +48,18 @@ class DecodeError(ValueError):
     """The bytes are no whole picture, for the reason in the message."""
 
 
-def picture_format(start: bytes) -> str | None:
-    """The format of a picture by its first 64 bytes, such as ``JPEG`` or ``HEIC``; None: not a picture hpe knows.
+def pixels_of(megapixels: float) -> int:
+    """The limit that ``--max-megapixels`` gives, in pixels.
 
-    ``HEIC`` and ``AVIF`` are told apart by the brands of their container (ISO/IEC 23008-12).
+    Raises:
+        UserError: it is not above 0, or more than Pillow reads.
     """
-    for known, name in _STARTS:
-        if start.startswith(known):
-            return name
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WEBP"
-    if start[:2] == b"BM" and start[6:10] == bytes(4):  # two letters alone would make pictures of texts
-        return "BMP"
-    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace():
-        return "PPM"
-    if start[4:8] == b"ftyp":
-        brands = {start[at : at + 4] for at in range(8, min(int.from_bytes(start[:4], "big"), len(start)), 4)}
-        if brands & _AVIF_BRANDS:
-            return "AVIF"
-        return "HEIC" if brands & _HEIF_BRANDS else None
-    return None
+    if not 0 < megapixels <= _MOST_MEGAPIXELS:
+        raise UserError(
+            f"--max-megapixels {megapixels:g}: expected more than 0 and at most {_MOST_MEGAPIXELS}; make larger "
+            "pictures smaller first"
+        )
+    return round(megapixels * 1e6)
 
 
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -144,7 +132,7 @@ def _with_pillow(data: bytes, max_pixels: int) -> Picture:
         except DecodeError:
             raise
         except Pillow.UnidentifiedImageError as error:
-            if (form := picture_format(data[:_START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
+            if (form := picture_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
                 raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -157,13 +145,13 @@ def _open(data: bytes | io.BufferedReader, max_pixels: int) -> Pillow.Image:
     Raises:
         DecodeError: more pixels than allowed, or the format's decoder is not installed.
     """
-    start = data[:_START_BYTES] if isinstance(data, bytes) else data.peek(_START_BYTES)
+    start = data[:START_BYTES] if isinstance(data, bytes) else data.peek(START_BYTES)
     form = picture_format(start)
     formats = _FORMATS
     if form == "HEIC":
         formats = (_heif(),)
     elif form == "AVIF" and "AVIF" not in _FORMATS:
-        raise DecodeError(f"an AVIF picture, whose decoder is not installed: {_INSTALL['AVIF']}")
+        raise DecodeError(f"an AVIF picture, whose decoder is not installed ({_INSTALL['AVIF']})")
     with warnings.catch_warnings():
         # Pillow has a limit of its own, which is higher than ours but not than every --max-megapixels.
         warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
@@ -181,7 +169,7 @@ def _heif() -> str:
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise DecodeError(f"a HEIC picture, whose decoder is not installed: {_INSTALL['HEIC']}") from error
+        raise DecodeError(f"a HEIC picture, whose decoder is not installed ({_INSTALL['HEIC']})") from error
     pillow_heif.register_heif_opener()
     return "HEIF"
 

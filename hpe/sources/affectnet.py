@@ -154,9 +154,7 @@ def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
     def rows() -> Iterator[Raw | Reject | Unread]:
         faces = Faces()
         for table in opened:
-            # Some archives nest the pictures' folder in one of its own name: keys are the same without it.
-            home = folder if table.root == folder else table.root.parent
-            paths = Pictures(home, table.root, table.text.encoding)
+            paths = Pictures(table.home, table.root, table.text.encoding)
             for line, cells in table.rows():
                 row = _row_2017(faces, paths, table, line, cells)
                 in_fractions = boxes == "fractions" and isinstance(row, Raw) and row.record.box is not None
@@ -171,6 +169,7 @@ def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
         default_crop="square-1.2@box",
         splits=tuple(dict.fromkeys(_TABLES[t.name] for t in tables)),
         rows=rows,
+        home=opened[0].home,
         splits_notes=(OFFICIAL_VALIDATION,),
     )
 
@@ -196,6 +195,11 @@ class _Table:
         automatic = path.name.startswith("automatically")
         text = TextTable.open(path, cells=len(COLUMNS))
         return cls(text, _picture_root(folder, _PICTURE_FOLDERS[automatic]), *_columns(text))
+
+    @property
+    def home(self) -> Path:
+        """Where sources start: some archives nest the pictures' folder in one of its own name, which has no part."""
+        return self.root.parent if self.root.name in _PICTURE_FOLDERS else self.root
 
     @property
     def name(self) -> str:

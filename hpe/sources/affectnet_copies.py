@@ -108,6 +108,7 @@ def open_yolo(folder: Path) -> Source:
         splits=tuple(dict.fromkeys(split for p in parts if (split := split_from_word(p.name)))),
         rows=rows,
         splits_notes=("the copy's own splits, not AffectNet's",),
+        home=home,
     )
 
 
@@ -248,6 +249,7 @@ def open_thesis(folder: Path, *, tables: str = "", angles: str = ASK) -> Source:
         splits=("train", "test") if has_test else (),
         rows=partial(_thesis_rows, folder, found, has_test, angles == "radians"),
         notes=("angles are Hopenet's predictions of the thesis; yaw negated to our sign",),
+        home=home_of(class_folders(folder)),
     )
 
 

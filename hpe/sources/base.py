@@ -15,7 +15,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.core.labels import EMOTIONS
 from hpe.data.crops import Box
-from hpe.data.images import picture_size
+from hpe.data.picture_files import UNREADABLE, walk
 from hpe.data.records import Record
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
@@ -150,6 +150,7 @@ class Source:
         notes: decisions that a reader of the manifest must know.
         splits_notes: those that only hold where the dataset's own splits are used.
         late_notes: gives those that are known once all rows have been read.
+        home: the folder that the ``source`` of its records starts from; None: the one that was opened.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Source:
     notes: tuple[str, ...] = ()
     splits_notes: tuple[str, ...] = ()
     late_notes: Callable[[], Sequence[str]] = field(default=tuple, repr=False)
+    home: Path | None = None
 
     def read(self) -> Iterator[Raw | Reject]:
         """Every row, lazily, in a fixed order, labels read; keys are unique."""
@@ -267,9 +269,11 @@ class Faces:
 
 def in_pixels(box: Box, picture: Path | bytes) -> Box | None:
     """A box of fractions of the picture in pixels; None where the picture cannot be read (decoding will report why)."""
+    from hpe.data.images import DecodeError, picture_size  # late: it imports torch, which worker processes have
+
     try:
         width, height = picture_size(picture)
-    except (ValueError, OSError):
+    except (DecodeError, OSError):
         return None
     x0, y0, x1, y1 = box
     return x0 * width, y0 * height, x1 * width, y1 * height
@@ -293,9 +297,6 @@ def keyed(key: str, image: Path | bytes | ImageData, record: Record) -> Raw | Re
     if problems := record.problems():
         return Reject(record.source or "", "; ".join(problems))
     return Raw(key, image, record)
-
-
-PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
 
 
 def entries(folder: Path) -> list[Path]:
@@ -323,24 +324,19 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def pictures(folder: Path) -> Iterator[Path]:
-    """Files of a folder and below that are named as pictures, sorted within each folder; links to folders
-    are not followed.
+    """The pictures of a folder and below, in the order of names: :func:`hpe.data.picture_files.walk`.
+
+    What else is there, ``hpe pack`` counts by itself.
 
     Raises:
         UserError: a folder cannot be read; without the error its pictures would be missing silently.
     """
-    try:
-        with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
-            below = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for entry in below:
-        if entry.is_dir(follow_symlinks=False):
-            yield from pictures(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in PICTURES:  # noqa: PTH122 (a hundredth of a Path's time)
-            yield Path(entry.path)
+    for found in walk(folder):
+        if isinstance(found, Path):
+            yield found
+        elif found.kind.startswith(UNREADABLE):
+            reason = found.kind.removeprefix(f"{UNREADABLE} ").strip("()")
+            raise UserError(f"{found.path}: cannot be read ({reason}); make it readable, or move it elsewhere")
 
 
 def home_of_pictures(folder: Path, own: Callable[[str], object], part: Callable[[str], object]) -> Path:

@@ -150,6 +150,7 @@ def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
         splits=(),
         rows=rows,
         expected=EXPECTED if len(cameras) == _SEQUENCES else {},
+        home=_home(folder),
         notes=("split by person; four people have two sequences",),
     )
 

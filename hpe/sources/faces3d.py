@@ -149,6 +149,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         default_crop="hopenet-0.2@landmarks",
         splits=tuple(dict.fromkeys(lists.values())) or ("test",),
         rows=rows,
+        home=home,
         expected={} if lists else EXPECTED,
         notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out",),
     )
@@ -212,6 +213,7 @@ def open_300w_lp(folder: Path) -> Source:
         default_crop="hopenet-0.2@landmarks",
         splits=(),
         rows=rows,
+        home=home,
         notes=(
             "split by photo: views and flips of one photo stay together",
             "angles beyond ±99° are kept and marked range=beyond99",

@@ -22,7 +22,7 @@ Recognition in the Wild", 2017.
 """
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,6 @@ from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE as AFFECTNET_LICENCE
 from hpe.sources.affectnet import OFFICIAL_VALIDATION
 from hpe.sources.base import (
-    PICTURES,
     Faces,
     Keys,
     Raw,
@@ -94,44 +93,24 @@ def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
     return tuple(split for split in ("train", "val", "test") if split in found)
 
 
-def rows_of(
-    classes: list[ClassFolder], labelled: Callable[[ClassFolder, str], Record], skipped: Container[Path] = ()
-) -> Iterator[Raw | Reject]:
-    """Every picture of every class, then a :class:`Reject` for each picture of the dataset's folder that is in none.
+def rows_of(classes: list[ClassFolder], labelled: Callable[[ClassFolder, str], Record]) -> Iterator[Raw | Reject]:
+    """Every picture of every class.
 
     Args:
         labelled: makes a picture's record from its class and its path below :func:`home_of`; source and split are
             added.
-        skipped: folders whose pictures nobody asks for.
     """
     keys, home = Keys(), home_of(classes)
     for part in classes:
         for path, source in sources_of(part, home):
             record = labelled(part, source)
             yield sample(keys, path, replace(record, source=source, split=record.split or part.split))
-    for path in _outside(home, {part.path for part in classes}, skipped):
-        yield Reject(shown(path.relative_to(home)), "in no folder of a class that is read")
 
 
 def sources_of(part: ClassFolder, home: Path) -> Iterator[tuple[Path, str]]:
     """Every picture of a class, and its path below ``home``."""
     above, skip = shown(part.path.relative_to(home)), len(str(part.path))
     return ((path, above + shown(str(path)[skip:])) for path in pictures(part.path))
-
-
-def _outside(folder: Path, taken: set[Path], skipped: Container[Path]) -> Iterator[Path]:
-    """The pictures below a folder that are below none of those taken."""
-    if folder in skipped:
-        return
-    for entry in entries(folder):
-        if entry in taken:
-            continue
-        if entry.is_dir() and any(path.is_relative_to(entry) for path in taken):
-            yield from _outside(entry, taken, skipped)
-        elif entry.is_dir():
-            yield from () if entry in skipped else pictures(entry)
-        elif entry.suffix.lower() in PICTURES:
-            yield entry
 
 
 # AffectNet by class
@@ -198,6 +177,7 @@ def open_affectnet_folders(folder: Path) -> Source:
         splits=splits_of(classes),
         rows=rows,
         splits_notes=notes,
+        home=home_of(classes),
     )
 
 
@@ -246,7 +226,16 @@ def open_raf_db(folder: Path) -> Source:
         def rows() -> Iterator[Raw | Reject]:
             return rows_of(classes, lambda part, _: Record(emotion=int(RAF_DB[int(part.name)])))
 
-        return Source("raf-db", "class folders 1 … 7", _RAF_LICENCE, False, "none", splits_of(classes), rows)
+        return Source(
+            "raf-db",
+            "class folders 1 … 7",
+            _RAF_LICENCE,
+            False,
+            "none",
+            splits_of(classes),
+            rows,
+            home=home_of(classes),
+        )
     table = _raf_list(folder)
     if table is None:
         raise UserError(f"{folder}: neither EmoLabel/list_patition_label.txt nor class folders 1 … 7 of RAF-DB")
@@ -261,7 +250,9 @@ def open_raf_db(folder: Path) -> Source:
             if text.strip():
                 yield _raf_row(faces, home, aligned, f"{table.name}:{line}", text.split())
 
-    return Source("raf-db", "list and aligned pictures", _RAF_LICENCE, False, "none", ("train", "test"), listed)
+    return Source(
+        "raf-db", "list and aligned pictures", _RAF_LICENCE, False, "none", ("train", "test"), listed, home=home
+    )
 
 
 def _raf_row(faces: Faces, home: Path, aligned: Path, here: str, words: list[str]) -> Raw | Reject:
@@ -322,7 +313,6 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
             f"{_names(everything)[:300]}"
         )
     found = [c for c in everything if mapping.get(c.name) != "skip"]
-    skipped = {c.path for c in everything if mapping.get(c.name) == "skip"}
     if not found:
         raise UserError(f"{folder}: option classes skips every folder")
     labels = {c.name: _labels_of(c.name, mapping) for c in found}
@@ -347,7 +337,7 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
             assert record is not None
             return replace(record, subject=_person_of(person, source))
 
-        return rows_of(found, labelled, skipped)
+        return rows_of(found, labelled)
 
     return Source(
         name="folders",
@@ -358,6 +348,7 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         splits=splits_of(found),
         rows=rows,
         notes=notes,
+        home=home_of(found),
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from hpe.core.files import resolved
-from hpe.sources.base import PICTURES, shown
+from hpe.data.picture_files import SUFFIXES
+from hpe.sources.base import shown
 
 _Parts = tuple[str, ...]
 """A path below the dataset's folder."""
@@ -39,7 +40,7 @@ class _Folder:
     @cached_property
     def _stems(self) -> dict[str, list[str]]:
         return _grouped(
-            (name for name in self.names if os.path.splitext(name)[1].lower() in PICTURES),  # noqa: PTH122
+            (name for name in self.names if os.path.splitext(name)[1].lower() in SUFFIXES),  # noqa: PTH122
             lambda name: os.path.splitext(name)[0],  # noqa: PTH122
         )
 
@@ -114,6 +115,8 @@ class Pictures:
             parts = self._of_existing(self.start / path, text)
         else:
             parts = self._start + path.parts
+        if not parts:
+            raise PathError(f"path {text[:_MOST_SHOWN]!r} is the dataset's folder")
         found = self._lookup(parts)
         if found is None:
             raise PathError(f"{self._why_not(parts)}{self.way_out}")
@@ -220,7 +223,7 @@ class Pictures:
         kind = "differ from the file's name in " + (
             "the Unicode form of letters (NFC, NFD)" if same else "upper and lower case"
         )
-        if not found and last and os.path.splitext(name)[1].lower() not in PICTURES:  # noqa: PTH122
+        if not found and last and os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122
             found, kind = folder.pictures_named(name), "lack the file's suffix"
         if len(found) > 1:
             raise PathError(f"several files fit {name[:_MOST_SHOWN]!r}: {', '.join(map(shown, sorted(found)[:4]))}")

@@ -96,6 +96,7 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
         default_crop="square-1.6@box" if has_boxes else "square-1.4@detector",
         splits=(),
         rows=rows,
+        home=home,
         expected=EXPECTED if has_boxes else {},  # only then does the variant claim to be whole
         notes=(
             "split by person",

@@ -290,6 +290,7 @@ def open_table(
         default_crop="none",
         splits=splits,
         rows=rows,
+        home=home,
         notes=(*read_as, *commas, *(f"{name} negated" for name in sorted(meaning.negated))),
         late_notes=lambda: pictures[0].notes(),
     )

@@ -22,10 +22,10 @@ from hpe.data.images import (
     encode_jpeg,
     map_box,
     map_points,
-    picture_format,
     picture_size,
     to_grey,
 )
+from hpe.data.picture_files import picture_format
 
 RNG = np.random.default_rng(0)
 

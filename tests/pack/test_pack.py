@@ -651,7 +651,7 @@ def test_a_raw_folder_of_another_encoding_is_packed(tmp_path):
 def test_options_of_few_values_are_listed_with_them():
     listed = CliRunner().invoke(app, ["pack", "list"]).output
     assert "ties=first|none" in listed
-    assert "angles=degrees|radians" in listed
+    assert "angles=ask|degrees|radians" in listed
 
 
 def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def test_yolos_alphabetical_ids_and_fractions_are_understood(tmp_path: Path) -> 
     # Anger, Contempt, Disgust, Fear, Happy, Neutral, Sad, Surprise
     found = [(raw.key, raw.record.emotion) for raw in source.read() if isinstance(raw, Raw)]
     assert found == [
-        ("train_images_0", 6), ("train_images_5", 0), ("train_images_c", 7), ("train_images_c=face2", 2),
+        ("train_images_0", 6), ("train_images_5", 0), ("train_images_c", 7), ("train_images_c=face2", 5),
         ("valid_images_7", 3),
     ]  # fmt: skip
     assert splits(source)["valid/images/7.png"] == "val"
