@@ -193,6 +193,8 @@ class Packing:
                 note = f"splits: the dataset's own ({official})"
             else:
                 note = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
+            if official and (without := sum(row.split is None for row in rows.rows)):
+                note += f"; {without:,} rows name no split and are in train"
         self.notes.append(note)
         subjects, photos = [row.subject for row in rows.rows], [row.photo for row in rows.rows]
         for kind, names in (("subjects", subjects), ("pictures", photos)):

@@ -127,6 +127,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         raise UserError(f"{folder}: no image00002.jpg with an image00002.mat; expected AFLW2000-3D")
     home = home_of_pictures(folder, _AFLW2000.fullmatch, lambda name: False)
     lists = _lists(home if (home / "splits").is_dir() else folder) if splits == "lists" else {}
+    unused = _unused(folder, lists)
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
@@ -151,7 +152,7 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         rows=rows,
         home=home,
         expected={} if lists else EXPECTED,
-        notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out",),
+        notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out", *unused),
     )
 
 
@@ -167,6 +168,24 @@ def _lists(folder: Path) -> dict[str, str]:
             if found.setdefault(stem, split) != split:
                 raise UserError(f"{path}: {stem} appears in {found[stem]}.txt, too; a picture belongs to one split")
     return found
+
+
+def _unused(folder: Path, lists: dict[str, str]) -> tuple[str, ...]:
+    """A note on the lines of the lists that name no picture.
+
+    Raises:
+        UserError: none of a list does.
+    """
+    names = {path.stem for path in pictures(folder)} if lists else set()
+    unused = {stem: None for stem in lists if stem not in names}
+    for split in dict.fromkeys(lists.values()):
+        if all(stem in unused for stem, its in lists.items() if its == split):
+            first = next(stem for stem, its in lists.items() if its == split)
+            raise UserError(
+                f"{folder}: option splits=lists: no line of {split}.txt names a picture; its first is {first!r}, a "
+                f"picture is {min(names)!r}"
+            )
+    return (f"splits: {len(unused):,} lines name no picture, such as {next(iter(unused))}",) if unused else ()
 
 
 # 300W-LP

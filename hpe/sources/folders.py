@@ -289,6 +289,13 @@ def _recognise_folders(folder: Path) -> str | None:
     return None
 
 
+def unknown_classes(folder: Path) -> list[str]:
+    """The class folders that name no emotion or direction, where at least as many others do."""
+    classes = {c.name: _labels_of(c.name, {}) for c in class_folders(folder)}
+    unknown = [name for name, record in classes.items() if record is None]
+    return unknown if 2 <= len(classes) - len(unknown) >= len(unknown) else []
+
+
 def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Source:
     """One folder per class, at the top or below ``train``, ``val``, ``test``.
 

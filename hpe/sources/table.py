@@ -34,7 +34,7 @@ from hpe.sources.base import (
     shown,
 )
 from hpe.sources.columns import EMOTION_ORDERS, Columns
-from hpe.sources.paths import PathError, Pictures
+from hpe.sources.paths import Pictures
 from hpe.sources.units import ANGLES, ASK, BOXES, Units
 
 _CHOICES: Final = {"angles": ANGLES, "boxes": BOXES, "emotions": tuple(EMOTION_ORDERS)}
@@ -110,10 +110,8 @@ def _sample(
         else:
             return Reject(here, "no picture")
         record = meaning.record(row, source, words)
-    except PathError as error:
-        return Reject(source, f"{error} ({here})")
     except (ValueError, TypeError, ArithmeticError) as error:
-        return Reject(here, str(error))
+        return Reject(source, f"{error} ({here})")
     return faces.sample(image, record, here)
 
 
@@ -221,13 +219,26 @@ def _recognise_table(path: Path) -> str | None:
     if len(tables) != 1:
         return None
     try:
-        table = _Table.open(tables[0])
-        columns = Columns.of(tables[0].name, table.columns)
+        columns = Columns.of(tables[0].name, _Table.open(tables[0]).columns)
     except UserError:
         return None
     if len(columns.names) < 2:
         return None
     return f"table {tables[0].name} with " + ", ".join(f"{field} in {name}" for field, name in columns.names.items())
+
+
+def why_no_table(path: Path) -> str | None:
+    """Why a folder or file with tables is not recognised as one."""
+    tables = _tables(path)
+    if len(tables) > 1:
+        return f"several tables here ({', '.join(shown(t.name) for t in tables[:_MOST_NAMED])}); give one of them"
+    try:
+        for table in tables:
+            opened = _Table.open(table)
+            Columns.of(opened.where, opened.columns)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def open_table(
@@ -253,9 +264,8 @@ def open_table(
     """
     tables = _tables(path)
     if len(tables) != 1:
-        several = ", ".join(shown(table.name) for table in tables[:_MOST_NAMED])
-        found = f"several tables here ({several}); give one of them" if tables else _no_table(path)
-        raise UserError(f"{path}: {found}")
+        expected = f"expected one file that ends in {', '.join(SUFFIXES)}, or a folder with one in it"
+        raise UserError(f"{path}: {why_no_table(path) or expected}")
     table = _Table.open(tables[0])
     stated = _Stated(columns, angles, boxes, emotions)
     meaning = stated.meaning("table", table.where, table.columns)
@@ -294,12 +304,6 @@ def open_table(
         notes=(*read_as, *commas, *(f"{name} negated" for name in sorted(meaning.negated))),
         late_notes=lambda: pictures[0].notes(),
     )
-
-
-def _no_table(path: Path) -> str:
-    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        return "a workbook; save its sheet as CSV, and give that"
-    return f"expected one file that ends in {', '.join(SUFFIXES)}, or a folder with one in it"
 
 
 def _folders(table: Path, images: str, root: str) -> tuple[Path, Path]:

@@ -543,9 +543,9 @@ def test_a_csv_is_read_by_its_mapping_with_units_and_signs(tmp_path: Path) -> No
     told = [*rejects(source).values()]
     assert len(told) == 8
     assert told[-3:] == [
-        "yaw is NaN; leave the cell empty where there is no label",
-        "half a box: x0 1.0, y0 2.0, x1 None, y1 6.0",
-        "box 1, 2, -2, 6 has no positive width and height",
+        "yaw is NaN; leave the cell empty where there is no label (t.csv:9)",
+        "half a box: x0 1.0, y0 2.0, x1 None, y1 6.0 (t.csv:10)",
+        "box 1, 2, -2, 6 has no positive width and height (t.csv:11)",
     ]
     with pytest.raises(UserError, match=r"no column 'wher'; found where, pan"):
         open_source("table", tmp_path, columns="image=wher")
