@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
@@ -23,6 +23,9 @@ from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
 from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.worker import Batches, Reading, Refusal
+
+_AT_ONCE: Final = 100
+"""Shards whose labels are read in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +208,17 @@ class Stream:
             UserError: its first shard cannot be fetched; to try them all would take a minute each.
         """
         shards, counts = self.sets[dataset], self.counts[dataset]
+        rows = np.full((sum(counts), len(LABELS)), np.nan, np.float32, order="F")
+        starts = np.cumsum((0, *counts)).tolist()
         joins = self.reading.labels.needs_pose and shards[0].pose is not None
         if not joins and all(shard.index and shard.samples for shard in shards):
-            # At once: a call for each of ten thousand shards would take seconds.
-            return label_columns(pa.Table.from_batches(self._rows(dataset, s).batch for s in range(len(shards))))
-        rows = np.full((sum(counts), len(LABELS)), np.nan, np.float32)
-        starts = np.cumsum((0, *counts)).tolist()
+            # Many at once: a call for each of ten thousand shards would take seconds.
+            for first in range(0, len(shards), _AT_ONCE):
+                some = range(first, min(first + _AT_ONCE, len(shards)))
+                batches = pa.Table.from_batches(self._rows(dataset, shard).batch for shard in some)
+                rows[starts[some.start] : starts[some.stop]] = label_columns(batches)
+                self._index.release()
+            return rows
         for shard, (start, count) in enumerate(zip(starts, counts, strict=False)):
             table = self._index.table(dataset, shard)
             if not isinstance(table, Unreadable):
@@ -223,7 +231,8 @@ class Stream:
     def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
         labels: list[list[np.ndarray]] = []
         for dataset, counts in enumerate(self.counts):
-            emotion, direction = np.nan_to_num(self._labels(dataset)[:, :2].T, nan=-1).astype(np.int64)
+            labels_of = self._labels(dataset)
+            emotion, direction = (_classes(labels_of, column) for column in range(2))
             match balance.by:
                 case "emotion":
                     classes = emotion
@@ -248,13 +257,26 @@ class Stream:
 
 def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:
     """How often each emotion, direction and pair of both occurs, and how many have angles, affect, wide angles."""
-    classes = np.nan_to_num(labels[:, :2].T, nan=-1).astype(np.int64)
-    pairs = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
-    np.add.at(pairs, tuple(classes[:, (classes >= 0).all(0)]), 1)
-    emotion, direction = (
-        np.bincount(of[of >= 0], minlength=len(names))
-        for of, names in zip(classes, (EMOTIONS, DIRECTIONS), strict=True)
+    emotion, direction = (_classes(labels, at) for at in range(2))
+    of_emotion = np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS))
+    of_direction = np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS))
+    both = emotion * len(DIRECTIONS) + direction
+    both = both[(emotion >= 0) & (direction >= 0)]
+    pairs = np.bincount(both, minlength=len(EMOTIONS) * len(DIRECTIONS)).reshape(len(EMOTIONS), len(DIRECTIONS))
+    yaw, pitch, roll = np.abs(labels[:, 4:7].T)
+    largest = np.maximum(np.maximum(yaw, pitch), roll)  # NaN where an angle is missing
+    affect = ~np.isnan(labels[:, 2] + labels[:, 3])
+    return (
+        of_emotion,
+        of_direction,
+        pairs,
+        (~np.isnan(largest)).sum(),
+        affect.sum(),
+        (largest >= BINS_REACH_DEGREES).sum(),
     )
-    largest = np.abs(labels[:, 4:7]).max(1)  # NaN where an angle is missing
-    affect = ~np.isnan(labels[:, 2:4]).any(1)
-    return emotion, direction, pairs, (~np.isnan(largest)).sum(), affect.sum(), (largest >= BINS_REACH_DEGREES).sum()
+
+
+def _classes(labels: Float32[np.ndarray, "samples labels"], column: int) -> Int64[np.ndarray, " samples"]:
+    """A column of class numbers; -1: no label."""
+    of = labels[:, column]
+    return np.where(of >= 0, of, np.float32(-1)).astype(np.int64)
