@@ -207,10 +207,15 @@ def index(
 
     Example: `hpe index data/ferplus`
     """
+    from hpe.core.errors import EXIT_INCOMPLETE
     from hpe.pack.indexing import index
 
+    missing = False
     for written in index(shards, workers):
         print(written)
+        missing = missing or any(shard.missing for shard in written.shards)
+    if missing:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command(rich_help_panel=_DATA)
@@ -225,7 +230,7 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
     damage = verify(shards)
     for found in damage:
         print(found)
-    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard matches its manifest"))
+    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
     if damage:
         raise typer.Exit(EXIT_INCOMPLETE)
 

@@ -127,7 +127,8 @@ class IndexedShard:
     @property
     def missing(self) -> list[str]:
         """What of the tar is no sample, and why, a line each."""
-        lines = [f"{self.name}: {self.damage}; {self.samples:,} samples before it can be read"] * bool(self.damage)
+        before = f"; {self.samples:,} samples before it can be read" if self.samples else ""
+        lines = [f"{self.name}: {self.damage}{before}"] * bool(self.damage)
         return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
 
 
@@ -359,6 +360,12 @@ def _match(shards: tuple[IndexedShard, ...], batches: tuple[pa.RecordBatch, ...]
     for shard, batch in zip(shards, batches, strict=True):
         if shard.samples != batch.num_rows:
             raise ValueError(f"{shard.name}: {batch.num_rows:,} rows, and lists {shard.samples:,} samples")
+
+
+def equal_rows(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
+    """Whether two batches hold the same samples at the same places, with the same labels."""
+    names = SCHEMA.names[1:]  # without the number of the shard
+    return one.num_rows == other.num_rows and all(one.column(name).equals(other.column(name)) for name in names)
 
 
 def values(column: pa.Array, kind: type[np.generic]) -> np.ndarray:

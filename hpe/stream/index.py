@@ -154,13 +154,13 @@ class ShardTables:
         if one.index.url not in self._indexes:
             self._indexes[one.index.url] = self._open_index(one.index)
         found = self._indexes[one.index.url][1].get(one.name)
-        if (
-            found is None
-            or (one.samples not in (None, found.entry.samples))
-            or one.bytes not in (None, found.entry.bytes)
-        ):
-            what = "does not list it" if found is None else "is of another tar of this name"
-            raise UserError(f"{one.url}: its index {one.index.url} {what}; {one.index.way_out}")
+        if found is None:
+            raise UserError(f"{one.index.url}: does not list {one.name}; {one.index.way_out}")
+        if one.samples not in (None, found.entry.samples) or one.bytes not in (None, found.entry.bytes):
+            raise UserError(
+                f"{one.index.url}: made from a {one.name} of {found.entry.samples:,} samples in {found.entry.bytes:,} "
+                f"bytes, the manifest lists {one.samples} in {one.bytes}; {one.index.way_out}"
+            )
         return found
 
     def rows_of_tar(self, shard: Shard, file: OpenFile) -> ShardRows | Unreadable:

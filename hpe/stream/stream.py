@@ -1,5 +1,6 @@
 """Datasets of shards, resolved, checked and counted: what loaders are made from."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64, UInt8
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.index import rows_of
@@ -24,6 +26,7 @@ from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.worker import Batches, Reading, Refusal
 
+_TOLD: Final = 10
 _AT_ONCE: Final = 100
 """Shards whose labels are read in one step."""
 
@@ -82,9 +85,10 @@ class Stream:
             for d, shards in enumerate(self.sets)
         )
         readable = [any(self._readable(d, s) for s in range(len(shards))) for d, shards in enumerate(self.sets)]
-        if empty := [one.shards for one, some in zip(sets, readable, strict=True) if not some]:
-            raise UserError("\n".join(f"{named}: no sample in these shards" for named in empty))
+        if empty := [number for number, some in enumerate(readable) if not some]:
+            raise UserError("\n".join(f"{sets[d].shards}: no sample in these shards{self._why(d)}" for d in empty))
         self.samples = sum(map(sum, self.counts))
+        self._tell_of_unpaired()
 
     def _problems(self) -> list[str]:
         problems = []
@@ -104,6 +108,21 @@ class Stream:
         entry = self._rows(dataset, shard).entry
         # What a damaged tar has lost counts as one more sample that cannot be read, and so is named.
         return entry.samples + (entry.damage is not None)
+
+    def _why(self, dataset: int) -> str:
+        """Why the shards of a dataset have no sample, as far as the first of them tells."""
+        entry = self._rows(dataset, 0).entry
+        return f": {'; '.join(entry.missing)}" if entry.missing else ""
+
+    def _tell_of_unpaired(self) -> None:
+        """Tell what is no sample although it looks like half of one, in tars that `hpe pack` did not write."""
+        foreign = [(d, s) for d, shards in enumerate(self.sets) for s, one in enumerate(shards) if one.samples is None]
+        told = [
+            f"{entry.name}: {entry.unpaired}" for entry in (self._rows(*at).entry for at in foreign) if entry.unpaired
+        ]
+        if told and os.environ.get("RANK", "0") == "0":
+            more = f"\n  and in {len(told) - _TOLD:,} more shards" if len(told) > _TOLD else ""
+            say("hpe: WARNING: " + "\n  ".join(told[:_TOLD]) + more)
 
     def _readable(self, dataset: int, shard: int) -> bool:
         samples = self.sets[dataset][shard].samples
