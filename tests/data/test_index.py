@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ FULL = Record(
     roll=-7.0, direction=4, box=(1.0, 2.0, 30.5, 40.0), subject="zoë", source="a/ü.jpg", split="train",
     groups={"age": "adult"},
 )  # fmt: skip
+HAPPY = Record(emotion=1)
 RECORDS = (FULL, Record(), Record(emotion=7, split="train"), Record(yaw=-972.0, pitch=0.0, roll=0.0))
 
 
@@ -69,6 +71,19 @@ def test_datasets_opens_an_index_memory_mapped_with_the_names_of_the_classes(tar
     assert found["emotion_votes"][0] == list(FULL.emotion_votes or ())
     assert found.cache_files == [{"filename": path}]  # it is mapped there, not copied
     assert found.data.schema.equals(SCHEMA)
+
+
+def test_the_docs_show_a_stranger_how_to_read_an_index_with_pyarrow_alone(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n(import json, pyarrow.*?)```", page, re.DOTALL)
+    (tmp_path / "shards").mkdir()
+    tar = tmp_path / "shards" / "train-000000.tar"
+    write_shard(tar, "train", [Sample("a", b"1", "jpg", FULL), Sample("b", b"22", "png", HAPPY)])
+    written([tar], tmp_path / "shards" / "train.arrow")
+    shown += "\nimport sys; print(image, 'hpe' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "b'22' False\n", done.stderr
+    assert all(f"`{name}`" in page for name in SCHEMA.names)
 
 
 def test_a_damaged_record_is_a_row_without_labels_and_the_end_of_a_tar_is_named(tar: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``hpe index``: the index that `hpe pack` writes, for shards that have none; `hpe verify` compares it with the tars."""
+"""``hpe index``: the index that `hpe pack` writes, for shards that have none; `hpe verify` compares it with the tars"""
 
 import json
 import os
