@@ -199,12 +199,11 @@ def _read(shard: OpenShard, row: int) -> tuple[Record, str | None]:
     """A row's record, or one without labels and why."""
     try:
         record = shard.record(row)
-        problem = "; ".join(record.problems())
+        if not (problem := "; ".join(record.problems())):
+            return record, None
     except (ValueError, RecursionError) as error:
         problem = str(error) or type(error).__name__
-    if problem:
-        return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
-    return record, None
+    return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
 
 
 def utf8(text: str) -> str:

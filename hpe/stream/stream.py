@@ -204,9 +204,9 @@ class Stream:
 
     def label_counts(self) -> Counts:
         """How often each label occurs."""
-        emotion, direction, both, angles, affect, wide = (
-            sum(parts) for parts in zip(*(_counted(self._labels(d)) for d in range(len(self.sets))), strict=True)
-        )
+        parts = [_counted(self._labels(dataset)) for dataset in range(len(self.sets))]
+        totals: tuple[Any, ...] = tuple(map(sum, zip(*parts, strict=True)))
+        emotion, direction, both, angles, affect, wide = totals
         return Counts(
             self.samples,
             tuple(emotion.tolist()),
