@@ -1,0 +1,271 @@
+"""``hpe.tables``: what is known of the samples of shards, as one Hugging Face Dataset (contract C2).
+
+Labels, places in the tars and pose tables stand side by side, a row per sample in the order of the shards. Nothing is
+decoded. Commands that count, filter, join or choose samples read this table too.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpe.core.errors import UserError
+from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.data.pose_labels import read_poses, texts
+from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, table_of_shard
+from hpe.data.records import Record
+from hpe.data.shard_files import ShardFile, find_shards
+from hpe.data.shard_reader import OpenShard, open_shard
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from datasets.features.features import FeatureType
+
+RECORD: Final = "record"
+"""The direction that the raw dataset states."""
+POSE_FOLDER: Final = "pose"
+"""The folder beside the shards that holds a folder of pose tables per estimator."""
+PREDICTED: Final = "_hat"
+"""Ends the names of estimated angles, as in the predictions of ``hpe evaluate``: ``yaw_hat`` beside a true ``yaw``."""
+GROUP: Final = "group_"
+_LABELS: Final = pa.schema(
+    [
+        ("key", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("split", pa.string()),
+        ("emotion", pa.int64()), ("emotion_votes", pa.list_(pa.float64())),
+        ("valence", pa.float64()), ("arousal", pa.float64()),
+        *((angle, pa.float64()) for angle in ANGLES), ("direction", pa.int64()),
+        ("subject", pa.string()), ("source", pa.string()),
+        ("image_offset", pa.int64()), ("image_bytes", pa.int64()), ("damage", pa.string()),
+    ]
+)  # fmt: skip
+_FROM_RECORD: Final = (
+    "split", "emotion", "emotion_votes", "valence", "arousal", *ANGLES, "direction", "subject", "source",
+)  # fmt: skip
+
+
+def tables(
+    shards: str | Path | Sequence[str | Path],
+    *,
+    split: str | Sequence[str] | None = None,
+    pose: str | Path | Sequence[str | Path] | None = None,
+    direction: str = RECORD,
+) -> "Dataset":
+    """Labels and pose tables of shards as one ``datasets.Dataset``, a row per sample in the order of the shards.
+
+    Columns (null: not known): ``key``, ``shard`` (file name), ``row`` (in the shard), ``split``; ``emotion`` and
+    ``direction`` (ClassLabel), ``emotion_votes`` (8 numbers), ``valence``, ``arousal`` (-1..1), ``yaw``, ``pitch``,
+    ``roll`` (true angles, degrees), ``subject``, ``source``, ``group_<name>``; ``image_offset``, ``image_bytes`` (the
+    encoded picture in the tar); ``damage`` (why a record cannot be read). With ``pose`` also ``yaw_hat`` … (estimated
+    angles) and ``yaw_sd`` … (degrees), ``direction_<rule>`` (ClassLabel) and ``problem`` (why a face has no angles).
+
+    Args:
+        shards: folders that ``hpe pack`` wrote, local tars, or globs of tars.
+        split: of the folders, one or several; None: all.
+        pose: an estimator, whose tables lie in ``pose/<estimator>/`` beside the shards, or a folder of tables. Of
+            several, the names of all their columns begin with the name of their folder: ``lwpose66_yaw_hat``.
+        direction: what the column ``direction`` contains: ``record``, the raw dataset's own, or a rule of the pose
+            tables (of the first of several), such as ``ours``.
+
+    Raises:
+        UserError: no such shards or pose tables, damaged ones, or tables that do not belong to their shards.
+    """
+    names = [shards] if isinstance(shards, str | Path) else shards
+    splits = [split] if split is None or isinstance(split, str) else split
+    found = {shard.path: shard for one in splits for shard in find_shards(names, one)}
+    folders = [pose] if isinstance(pose, str | Path) else list(pose or ())
+    estimators = ["" if len(folders) == 1 else f"{Path(folder).name}_" for folder in folders]
+    if double := next((name for name, count in Counter(estimators).items() if count > 1), None):
+        raise UserError(f"pose: two folders named {double.removesuffix('_')} would give columns of the same names")
+    of_each = [pose_files(list(found.values()), folder) for folder in folders]
+    return dataset_of(list(found.values()), dict(zip(estimators, of_each, strict=True)), direction)
+
+
+def pose_files(shards: Sequence[ShardFile], pose: str | Path) -> list[Path]:
+    """The pose table of each shard.
+
+    Args:
+        shards: the shards.
+        pose: an estimator, whose tables lie beside the shards, or a folder of tables.
+
+    Raises:
+        UserError: no such tables, a shard without one, or two shards that would share one.
+    """
+    beside = isinstance(pose, str) and Path(pose).name == pose
+    folders = [shard.path.parent / POSE_FOLDER / pose if beside else Path(pose) for shard in shards]
+    try:
+        if beside and not any(folder.is_dir() for folder in folders) and Path(pose).is_dir():
+            folders = [Path(pose)] * len(shards)
+        absent = next((folder for folder in folders if not folder.is_dir()), None)
+        paths = [table_of_shard(folder, shard.path.name) for folder, shard in zip(folders, shards, strict=True)]
+        without = [shard.path.name for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
+    except OSError as error:
+        raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
+    if absent is not None:
+        raise UserError(f"{absent}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
+    if without:
+        raise UserError(
+            f"{pose}: no table for {len(without):,} of {len(shards):,} shards, such as {without[0]}; "
+            "run `hpe pose` on them first"
+        )
+    if double := next((path for path, count in Counter(paths).items() if count > 1), None):
+        raise UserError(f"{double}: two shards of this name cannot share a pose table; read them one by one")
+    return paths
+
+
+def dataset_of(
+    shards: Sequence[ShardFile], poses: Mapping[str, Sequence[Path]] | None = None, direction: str = RECORD
+) -> "Dataset":
+    """The Dataset of :func:`tables` for resolved files.
+
+    Args:
+        shards: the shards.
+        poses: by prefix of the columns' names, a pose table per shard.
+        direction: see :func:`tables`.
+
+    Raises:
+        UserError: a shard or table is damaged, or they do not belong together.
+    """
+    # Here, because it loads pandas, and takes longer than what most commands do.
+    import datasets
+    from datasets.table import InMemoryTable
+
+    poses = poses or {}
+    table = sample_table(shards, poses, direction)
+    features = datasets.Features({name: _feature(name, table.field(name).type) for name in table.column_names})
+    # A table of memory that is mapped, but no MemoryMappedTable: beside the file of that one, datasets would
+    # store the result of every filter and map in the user's folder of shards.
+    return datasets.Dataset(
+        InMemoryTable(table.cast(features.arrow_schema)),
+        info=datasets.DatasetInfo(features=features),
+        fingerprint=_fingerprint(shards, poses, direction),
+    )
+
+
+def _feature(name: str, kind: pa.DataType) -> "FeatureType":
+    from datasets import ClassLabel
+    from datasets.features.features import generate_from_arrow_type
+
+    if name == "emotion":
+        return ClassLabel(names=list(EMOTIONS))
+    if name == "direction" or (DIRECTION_PREFIX in name and pa.types.is_integer(kind)):
+        return ClassLabel(names=list(DIRECTIONS))
+    return generate_from_arrow_type(kind)
+
+
+def _fingerprint(shards: Sequence[ShardFile], poses: Mapping[str, Sequence[Path]], direction: str) -> str:
+    """Identifies the table's content to datasets: the same for the same files, and found without reading the rows."""
+    identity: list[object] = [direction]
+    for shard in shards:
+        state = shard.path.stat()
+        identity.append([shard.path.name, shard.sha256 or [state.st_size, state.st_mtime_ns]])
+    for prefix, paths in poses.items():
+        identity += [[prefix, path.stat().st_size, read_metadata(path).entries] for path in paths]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def sample_table(
+    shards: Sequence[ShardFile], poses: Mapping[str, Sequence[Path]] | None = None, direction: str = RECORD
+) -> pa.Table:
+    """The Arrow table of :func:`dataset_of`, for code that must not wait for ``import datasets``; labels are integers.
+
+    Raises:
+        UserError: see :func:`dataset_of`.
+    """
+    labels = [_labels(shard) for shard in shards]
+    if not labels:
+        raise UserError("no shards are named; expected at least one")
+    table = pa.concat_tables(labels, promote_options="default")
+    for number, (prefix, paths) in enumerate((poses or {}).items()):
+        rule = None if number or direction == RECORD else direction
+        found = _poses(shards, paths, [part["key"].combine_chunks() for part in labels], rule)
+        for name in found.column_names:
+            table = table.append_column(prefix + (name + PREDICTED if name in ANGLES else name), found[name])
+        if rule:
+            at = table.column_names.index("direction")
+            table = table.set_column(at, "direction", found[DIRECTION_PREFIX + rule].cast(pa.int64()))
+    if direction != RECORD and not poses:
+        raise UserError(f"direction {direction!r}: a rule of pose tables, and none are named; expected pose=…")
+    return table
+
+
+def _poses(
+    shards: Sequence[ShardFile], paths: Sequence[Path], keys: Sequence[pa.StringArray], rule: str | None
+) -> pa.Table:
+    """The pose tables of all shards, one after the other."""
+    parts: list[pa.Table] = []
+    columns: dict[Path, pa.Schema] = {}
+    for shard, path, of_shard in zip(shards, paths, keys, strict=True):
+        parts.append(read_poses(path, of_shard, shard=shard.path.name, sha256=shard.sha256, rule=rule))
+        found = read_metadata(path).schema
+        before = columns.setdefault(path.parent, found)
+        if other := sorted({f"{field.name} ({field.type})" for field in {*found} ^ {*before}}):
+            raise UserError(
+                f"{path}: its columns are not those of the tables before it: {', '.join(other)}; "
+                "remove the tables and run `hpe pose` again"
+            )
+    return pa.concat_tables(parts, promote_options="default").combine_chunks()
+
+
+def _labels(shard: ShardFile) -> pa.Table:
+    """The labels and places of a shard's samples, read from its tar."""
+    try:
+        opened = open_shard(shard.path)
+        if shard.samples is not None and len(opened) != shard.samples:
+            raise ValueError(f"{len(opened):,} samples, expected {shard.samples:,}")
+    except ValueError as error:
+        raise UserError(f"{shard.path}: {error}; see `hpe verify {shard.path.parent}`") from error
+    damage: list[str | None] = []
+    records: list[Record] = []
+    for row in range(len(opened)):
+        record, problem = _record(opened, row)
+        records.append(record)
+        damage.append(problem)
+    columns: dict[str, object] = {
+        "key": texts(opened.keys),
+        "shard": [shard.path.name] * len(records),
+        "row": range(len(records)),
+        "image_offset": opened.index.images[:, 0],
+        "image_bytes": opened.index.images[:, 1],
+        "damage": damage,
+    }
+    columns |= {name: [getattr(record, name) for record in records] for name in _FROM_RECORD}
+    table = pa.table(
+        {name: pa.array(columns[name], kind) for name, kind in zip(_LABELS.names, _LABELS.types, strict=True)}
+    )
+    for name in sorted({name for record in records for name in record.groups}):
+        values = pa.array([record.groups.get(name) for record in records], pa.string())
+        table = table.append_column(GROUP + name, values)
+    return table
+
+
+def _record(opened: OpenShard, row: int) -> tuple[Record, str | None]:
+    """A record, or an empty one and why it cannot be read."""
+    try:
+        record = opened.record(row)
+        problems = record.problems()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Record(), f"damaged record: {error}"
+    return (Record(), f"damaged record: {'; '.join(problems)}") if problems else (record, None)
+
+
+def refuse_damaged(faces: "Dataset", folder: Path) -> None:
+    """Refuse samples whose record cannot be read, for jobs that must not pass over them.
+
+    Args:
+        faces: of :func:`tables`.
+        folder: of their shards.
+
+    Raises:
+        UserError: the first of them, and how many there are.
+    """
+    table = faces.with_format("arrow")[:].select(["key", "shard", "damage"])
+    damaged = table.filter(pc.is_valid(table["damage"]))
+    if count := len(damaged):
+        key, shard, problem = damaged.slice(0, 1).to_pylist()[0].values()
+        more = f" and {count - 1:,} more" if count > 1 else ""
+        raise UserError(f"{folder / shard}: {key}{more}: {problem}; see `hpe verify {folder}`")
