@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Float, Int64
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.pose_labels import read_poses, texts
 from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, table_of_shard
 from hpe.data.records import Record
@@ -57,7 +60,7 @@ def tables(
 ) -> "Dataset":
     """Labels and pose tables of shards as one ``datasets.Dataset``, a row per sample in the order of the shards.
 
-    Columns (null: not known): ``key``, ``shard`` (file name), ``row`` (in the shard), ``split``; ``emotion`` and
+    Columns (null: not known): ``key``, ``shard`` (path of the tar), ``row`` (in it), ``split``; ``emotion`` and
     ``direction`` (ClassLabel), ``emotion_votes`` (8 numbers), ``valence``, ``arousal`` (-1..1), ``yaw``, ``pitch``,
     ``roll`` (true angles, degrees), ``subject``, ``source``, ``group_<name>``; ``image_offset``, ``image_bytes`` (the
     encoded picture in the tar); ``damage`` (why a record cannot be read). With ``pose`` also ``yaw_hat`` … (estimated
@@ -227,7 +230,7 @@ def _labels(shard: ShardFile) -> pa.Table:
         damage.append(problem)
     columns: dict[str, object] = {
         "key": texts(opened.keys),
-        "shard": [shard.path.name] * len(records),
+        "shard": [str(shard.path)] * len(records),
         "row": range(len(records)),
         "image_offset": opened.index.images[:, 0],
         "image_bytes": opened.index.images[:, 1],
@@ -253,12 +256,8 @@ def _record(opened: OpenShard, row: int) -> tuple[Record, str | None]:
     return (Record(), f"damaged record: {'; '.join(problems)}") if problems else (record, None)
 
 
-def refuse_damaged(faces: "Dataset", folder: Path) -> None:
-    """Refuse samples whose record cannot be read, for jobs that must not pass over them.
-
-    Args:
-        faces: of :func:`tables`.
-        folder: of their shards.
+def refuse_damaged(faces: "Dataset") -> None:
+    """Refuse samples of :func:`tables` whose record cannot be read, for jobs that must not pass over them.
 
     Raises:
         UserError: the first of them, and how many there are.
@@ -268,4 +267,19 @@ def refuse_damaged(faces: "Dataset", folder: Path) -> None:
     if count := len(damaged):
         key, shard, problem = damaged.slice(0, 1).to_pylist()[0].values()
         more = f" and {count - 1:,} more" if count > 1 else ""
-        raise UserError(f"{folder / shard}: {key}{more}: {problem}; see `hpe verify {folder}`")
+        raise UserError(f"{shard}: {key}{more}: {problem}; see `hpe verify {Path(shard).parent}`")
+
+
+def numbers(faces: pa.Table, names: Sequence[str]) -> Float[np.ndarray, "faces columns"]:
+    """Columns of numbers side by side; NaN where null."""
+    return np.stack([faces[name].cast(pa.float64()).to_numpy() for name in names], 1)
+
+
+def true_directions(faces: pa.Table) -> Int64[np.ndarray, " faces"]:
+    """The direction that the raw dataset states, or that of a Pointing'04 pose by the thesis; else ``ABSTAIN``."""
+    stated, sources = faces["direction"].to_pylist(), faces["source"].to_pylist()
+    found = [
+        pointing04_direction_of_name(source or "") if label is None else label
+        for label, source in zip(stated, sources, strict=True)
+    ]
+    return np.array([ABSTAIN if label is None else label for label in found], np.int64)

@@ -110,14 +110,14 @@ def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: 
     for name in wanted:
         of_split = packed_shards(folder, name)
         faces[name] = dataset_of(of_split, {"": [tables[shard] for shard in of_split]}, rule)
-        refuse_damaged(faces[name], folder)
+        refuse_damaged(faces[name])
     directions = tuple(Direction) if subset.directions is None else subset.directions
     chosen = choose(faces, wanted, (directions, subset.emotions), subset.seed, option_names)
     try:
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _Writing(folder, out, manifest, poses).write(chosen, options)
+            return _Writing(out, manifest, poses).write(chosen, options)
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
@@ -199,9 +199,8 @@ def _opened(path: Path) -> Iterator[OpenShard]:
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """Writes the chosen samples of ``folder`` with their rows of the pose tables to ``out``."""
+    """Writes chosen samples with their rows of the pose tables to ``out``."""
 
-    folder: Path
     out: Path
     manifest: Manifest
     poses: Path
@@ -247,8 +246,8 @@ class _Writing:
         found: dict[str, tuple[Sample, pa.Table]] = {}
         for shard, places in by_shard.items():
             # As it is in the file, so that columns of others are kept, too.
-            table = read_pose_table(table_of_shard(self.poses, shard))
-            with _opened(self.folder / shard) as opened:
+            table = read_pose_table(table_of_shard(self.poses, Path(shard).name))
+            with _opened(Path(shard)) as opened:
                 for row, key in places:
                     if row >= len(opened) or opened.keys[row] != key:
                         raise ValueError(f"row {row} is not {key!r}: the tar has changed")
