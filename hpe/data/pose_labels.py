@@ -15,6 +15,7 @@ from jaxtyping import Float32
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS
+from hpe.data.index import utf8
 from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, read_pose_table
 
 DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
@@ -166,16 +167,9 @@ def read_labels(
     Raises:
         UserError: see :func:`read_poses`.
     """
-    table = read_poses(path, texts(keys), shard=path.stem, rule=rule)
+    table = read_poses(path, pa.array(map(utf8, keys), pa.string()), shard=path.stem, rule=rule)
     direction = floats(table[DIRECTION_PREFIX + rule]) if rule else np.full(len(keys), np.nan, np.float32)
     return np.stack([floats(table[name]) for name in ANGLES], 1), direction
-
-
-def texts(values: Sequence[str | None]) -> pa.StringArray:
-    """Texts as Arrow's, which is UTF-8; bytes of a foreign tar's names that are none become �."""
-    return pa.array(
-        [v and v.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for v in values], pa.string()
-    )
 
 
 def floats(column: pa.ChunkedArray) -> Float32[np.ndarray, " rows"]:

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,13 @@ from jaxtyping import Float, Int64
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
+from hpe.core.progress import progress
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
-from hpe.data.pose_labels import read_poses, texts
+from hpe.data.index import SCHEMA, IndexedShard, IndexFile, check_index, index_open_shard, open_index
+from hpe.data.pose_labels import read_poses
 from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, table_of_shard
-from hpe.data.records import Record
 from hpe.data.shard_files import ShardFile, find_shards
-from hpe.data.shard_reader import OpenShard, open_shard
+from hpe.data.shard_reader import open_shard
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,19 +37,6 @@ POSE_FOLDER: Final = "pose"
 PREDICTED: Final = "_hat"
 """Ends the names of estimated angles, as in the predictions of ``hpe evaluate``: ``yaw_hat`` beside a true ``yaw``."""
 GROUP: Final = "group_"
-_LABELS: Final = pa.schema(
-    [
-        ("key", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("split", pa.string()),
-        ("emotion", pa.int64()), ("emotion_votes", pa.list_(pa.float64())),
-        ("valence", pa.float64()), ("arousal", pa.float64()),
-        *((angle, pa.float64()) for angle in ANGLES), ("direction", pa.int64()),
-        ("subject", pa.string()), ("source", pa.string()),
-        ("image_offset", pa.int64()), ("image_bytes", pa.int64()), ("damage", pa.string()),
-    ]
-)  # fmt: skip
-_FROM_RECORD: Final = (
-    "split", "emotion", "emotion_votes", "valence", "arousal", *ANGLES, "direction", "subject", "source",
-)  # fmt: skip
 
 
 def tables(
@@ -62,9 +50,14 @@ def tables(
 
     Columns (null: not known): ``key``, ``shard`` (path of the tar), ``row`` (in it), ``split``; ``emotion`` and
     ``direction`` (ClassLabel), ``emotion_votes`` (8 numbers), ``valence``, ``arousal`` (-1..1), ``yaw``, ``pitch``,
-    ``roll`` (true angles, degrees), ``subject``, ``source``, ``group_<name>``; ``image_offset``, ``image_bytes`` (the
-    encoded picture in the tar); ``damage`` (why a record cannot be read). With ``pose`` also ``yaw_hat`` … (estimated
-    angles) and ``yaw_sd`` … (degrees), ``direction_<rule>`` (ClassLabel) and ``problem`` (why a face has no angles).
+    ``roll`` (true angles, degrees), ``box`` (x0, y0, x1, y1 in pixels of the stored picture), ``subject``,
+    ``source``, ``group_<name>``; ``extension``, ``image_offset``, ``image_bytes``, ``record_offset``,
+    ``record_bytes`` (the picture and the json in the tar); ``damage`` (why the record cannot be read). With ``pose``
+    also ``yaw_hat`` … (estimated angles) and ``yaw_sd`` … (degrees), ``direction_<rule>`` (ClassLabel), and
+    ``problem`` (why a face has no angles).
+
+    The labels are those of the index beside the shards, mapped into memory: no tar is opened. Shards without an index
+    are read. Nothing is written: what ``filter`` and ``map`` make is kept in memory.
 
     Args:
         shards: folders that ``hpe pack`` wrote, local tars, or globs of tars.
@@ -179,21 +172,105 @@ def sample_table(
     Raises:
         UserError: see :func:`dataset_of`.
     """
-    labels = [_labels(shard) for shard in shards]
-    if not labels:
+    if not shards:
         raise UserError("no shards are named; expected at least one")
-    table = pa.concat_tables(labels, promote_options="default")
+    if direction != RECORD and not poses:
+        raise UserError(f"direction {direction!r} is a rule of pose tables, and none are named; expected pose=…")
+    batches = _batches(shards)
+    columns = _label_columns(shards, batches)
     for number, (prefix, paths) in enumerate((poses or {}).items()):
         rule = None if number or direction == RECORD else direction
-        found = _poses(shards, paths, [part["key"].combine_chunks() for part in labels], rule)
+        found = _poses(shards, paths, [batch.column("key") for batch in batches], rule)
         for name in found.column_names:
-            table = table.append_column(prefix + (name + PREDICTED if name in ANGLES else name), found[name])
+            columns[prefix + (name + PREDICTED if name in ANGLES else name)] = found[name]
         if rule:
-            at = table.column_names.index("direction")
-            table = table.set_column(at, "direction", found[DIRECTION_PREFIX + rule].cast(pa.int64()))
-    if direction != RECORD and not poses:
-        raise UserError(f"direction {direction!r}: a rule of pose tables, and none are named; expected pose=…")
-    return table
+            columns["direction"] = found[DIRECTION_PREFIX + rule].cast(pa.int64())
+    return pa.table(columns)
+
+
+def _batches(shards: Sequence[ShardFile]) -> list[pa.RecordBatch]:
+    """The rows of each shard as an index has them: from the index, or from the tar where there is none."""
+    found: dict[Path, tuple[IndexedShard, pa.RecordBatch]] = {}
+    for file in {shard.index for shard in shards if shard.index}:
+        found |= _open(file)
+    if tars := [shard.path for shard in shards if shard.index is None]:
+        with progress("labels", len(tars), unit="shards") as bar:
+            for tar in tars:
+                found[tar] = _read(tar)
+                bar.advance()
+    return [_fitting(shard, *found.get(shard.path, (None, None))) for shard in shards]
+
+
+def _fitting(shard: ShardFile, entry: IndexedShard | None, rows: pa.RecordBatch | None) -> pa.RecordBatch:
+    """The rows, if they are all of this shard.
+
+    Raises:
+        UserError: they are not, or the tar is damaged.
+    """
+    if entry is None or rows is None:
+        assert shard.index
+        raise UserError(f"{shard.index.url}: does not list {shard.path.name}; {shard.index.way_out}")
+    problem = entry.damage
+    for what, count, expected in (("samples", entry.samples, shard.samples), ("bytes", entry.bytes, shard.bytes)):
+        if expected not in (None, count):
+            problem = problem or f"{count:,} {what}, expected {expected:,}"
+    if problem:
+        raise UserError(f"{shard.path}: {problem}; see `hpe verify {shard.path.parent}`")
+    return rows
+
+
+def _open(file: IndexFile) -> dict[Path, tuple[IndexedShard, pa.RecordBatch]]:
+    """The shards of an index.
+
+    Raises:
+        UserError: it is damaged, or not the one that the manifest names.
+    """
+    path = Path(file.url)
+    try:
+        digest = check_index(path)
+        if file.sha256 not in (None, digest):
+            raise ValueError(f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}… (manifest)")
+        index = open_index(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {file.way_out}") from error
+    return {path.parent / one.name: (one, rows) for one, rows in zip(index.shards, index.batches, strict=True)}
+
+
+def _read(tar: Path) -> tuple[IndexedShard, pa.RecordBatch]:
+    try:
+        return index_open_shard(tar.name, open_shard(tar))
+    except ValueError as error:
+        raise UserError(f"{tar}: {error}; see `hpe verify {tar.parent}`") from error
+
+
+def _label_columns(shards: Sequence[ShardFile], batches: Sequence[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
+    """The columns of an index, with the path of each tar instead of its number, and a column per group."""
+    table = pa.Table.from_batches(batches, SCHEMA)
+    samples = [len(batch) for batch in batches]
+    paths = pa.array([str(shard.path) for shard in shards], pa.string())
+    columns: dict[str, Any] = {
+        "key": table["key"],
+        "shard": paths.take(pa.array(np.repeat(np.arange(len(samples)), samples))),
+        "row": np.concatenate([np.arange(count) for count in samples]),
+        "split": table["split"],
+    }
+    columns |= {name: table[name] for name in table.column_names if name not in ("shard", "groups", "problem")}
+    columns |= _groups(table["groups"])
+    return columns | {"damage": table["problem"]}
+
+
+def _groups(column: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """A column of texts for each name in a column of JSON objects."""
+    # Few different ones among many rows: each is parsed once.
+    encoded = column.combine_chunks().dictionary_encode()
+    objects = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+    names = sorted({name for one in objects for name in one})
+    return {
+        GROUP + name: pa.chunked_array(
+            [pa.array([one.get(name) for one in objects], pa.string()).take(encoded.indices)]
+        )
+        for name in names
+    }
 
 
 def _poses(
@@ -212,48 +289,6 @@ def _poses(
                 "remove the tables and run `hpe pose` again"
             )
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
-
-
-def _labels(shard: ShardFile) -> pa.Table:
-    """The labels and places of a shard's samples, read from its tar."""
-    try:
-        opened = open_shard(shard.path)
-        if shard.samples is not None and len(opened) != shard.samples:
-            raise ValueError(f"{len(opened):,} samples, expected {shard.samples:,}")
-    except ValueError as error:
-        raise UserError(f"{shard.path}: {error}; see `hpe verify {shard.path.parent}`") from error
-    damage: list[str | None] = []
-    records: list[Record] = []
-    for row in range(len(opened)):
-        record, problem = _record(opened, row)
-        records.append(record)
-        damage.append(problem)
-    columns: dict[str, object] = {
-        "key": texts(opened.keys),
-        "shard": [str(shard.path)] * len(records),
-        "row": range(len(records)),
-        "image_offset": opened.index.images[:, 0],
-        "image_bytes": opened.index.images[:, 1],
-        "damage": damage,
-    }
-    columns |= {name: [getattr(record, name) for record in records] for name in _FROM_RECORD}
-    table = pa.table(
-        {name: pa.array(columns[name], kind) for name, kind in zip(_LABELS.names, _LABELS.types, strict=True)}
-    )
-    for name in sorted({name for record in records for name in record.groups}):
-        values = pa.array([record.groups.get(name) for record in records], pa.string())
-        table = table.append_column(GROUP + name, values)
-    return table
-
-
-def _record(opened: OpenShard, row: int) -> tuple[Record, str | None]:
-    """A record, or an empty one and why it cannot be read."""
-    try:
-        record = opened.record(row)
-        problems = record.problems()
-    except (ValueError, TypeError, RecursionError) as error:
-        return Record(), f"damaged record: {error}"
-    return (Record(), f"damaged record: {'; '.join(problems)}") if problems else (record, None)
 
 
 def refuse_damaged(faces: "Dataset") -> None:

@@ -3,8 +3,9 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -75,25 +76,19 @@ def pose_tables_from_records(shards: Path, out: Path) -> Path:
     Raises:
         UserError: no shards, or no record with all three angles.
     """
-    rules, known = direction_rules(OURS), 0
+    packed, rules = packed_shards(shards), direction_rules(OURS)
     out.mkdir(parents=True, exist_ok=True)
-    for shard in packed_shards(shards):
-        identity = Identity(
-            estimator=FROM_RECORDS, weights_sha256="none", crop=shard.crop or "none",
-            estimator_crop=shard.crop or "none", precision="none", flips="none", rules=rules.definitions,
-            shard=shard.path.name, shard_sha256=shard.sha256 or "unknown",
-        )  # fmt: skip
-        path = table_of_shard(out, shard.path.name)
-        if differences(path, identity) == []:
-            known += 1
-            continue
-        faces = _samples(shard)
+    wanted = {shard: _identity_from_records(shard, rules.definitions) for shard in packed}
+    paths = {shard: table_of_shard(out, shard.path.name) for shard in packed}
+    missing = [shard for shard, identity in wanted.items() if differences(paths[shard], identity) != []]
+    known = len(packed) - len(missing)
+    for shard, faces in _by_shard(missing):
         angles = numbers(faces, ANGLES)
         angles[~np.isfinite(angles).all(1)] = np.nan
         known += bool(np.isfinite(angles).any())
         unknown = np.full_like(angles, np.nan)
-        keys = tuple(faces["key"].to_pylist())
-        write_table(path, ShardPoses(keys, angles, unknown, rules.apply(angles, unknown), {}), identity)
+        poses = ShardPoses(tuple(faces["key"].to_pylist()), angles, unknown, rules.apply(angles, unknown), {})
+        write_table(paths[shard], poses, wanted[shard])
     if not known:
         raise UserError(
             f"{shards}: no record has yaw, pitch and roll; run `hpe pose` and give the folder of its tables as pose:"
@@ -101,10 +96,28 @@ def pose_tables_from_records(shards: Path, out: Path) -> Path:
     return out
 
 
-def _samples(shard: ShardFile) -> "pa.Table":
-    faces = dataset_of([shard])
+def _identity_from_records(shard: ShardFile, rules: Mapping[str, str]) -> Identity:
+    crop = shard.crop or "unknown"
+    return Identity(
+        estimator=FROM_RECORDS, weights_sha256="none", crop=crop, estimator_crop=crop, precision="none", flips="none",
+        rules=rules, shard=shard.path.name, shard_sha256=shard.sha256 or "unknown",
+    )  # fmt: skip
+
+
+def _by_shard(shards: Sequence[ShardFile]) -> "Iterator[tuple[ShardFile, pa.Table]]":
+    """The samples of each packed shard, all opened at once.
+
+    Raises:
+        UserError: a shard or one of its records is damaged.
+    """
+    if not shards:
+        return
+    faces = dataset_of(shards)
     refuse_damaged(faces)
-    return faces.with_format("arrow")[:]
+    table, start = faces.with_format("arrow")[:], 0
+    for shard in shards:
+        yield shard, table.slice(start, shard.samples)
+        start += shard.samples or 0
 
 
 def study_data(study: StudyConfig, network: Path | None) -> StudyData:
@@ -181,16 +194,15 @@ def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
         UserError: no sample has a direction, or the tables do not belong to the shards.
     """
     _rules(shards, pose)
-    known = 0
 
-    def of_table(shard: ShardFile, _: "pa.Table") -> np.ndarray:
-        nonlocal known
-        found = true_directions(_samples(shard))
-        known += int((found != ABSTAIN).sum())
-        return found.astype(np.int8)
+    @cache
+    def found() -> dict[ShardFile, np.ndarray]:
+        return {shard: true_directions(faces) for shard, faces in _by_shard(packed_shards(shards))}
 
-    made = _add_column(shards, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", of_table)
-    if not known and not any(map(_has_directions, made.glob("*.parquet"))):
+    made = _add_column(
+        shards, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", lambda shard, _: found()[shard].astype(np.int8)
+    )
+    if not any(map(_has_directions, made.glob("*.parquet"))):
         raise UserError(
             f"{shards}: no sample has a true direction; expected Pointing'04, or shards whose records hold directions"
         )
@@ -198,7 +210,7 @@ def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
 
 
 def _has_directions(path: Path) -> bool:
-    labels = read_pose_table(path, [DIRECTION_PREFIX + TRUE_RULE])[0].to_numpy(zero_copy_only=False)
+    labels = read_pose_table(path, [DIRECTION_PREFIX + TRUE_RULE])[0].fill_null(ABSTAIN).to_numpy()
     return bool((labels >= 0).any())
 
 
@@ -219,7 +231,8 @@ def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str,
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rules = json.loads(metadata.get("hpe.rules", "{}")) | {rule: definition}
         metadata["hpe.rules"] = json.dumps(rules, sort_keys=True, separators=(",", ":"))
-        table = table.append_column(column, pa.array(directions(shard, table), pa.int8()))
+        labels = directions(shard, table)
+        table = table.append_column(column, pa.array(labels, pa.int8(), mask=labels == ABSTAIN))
         with aside(made) as part:
             pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
     return out
