@@ -357,7 +357,7 @@ def _refuse_impossible(number: int, shard: IndexedShard, batch: pa.RecordBatch) 
         lengths = lists.value_lengths().drop_null().to_numpy()
         if not (lengths == length).all() or not _within(values, least, most):
             raise ValueError(f"{shard.name}: {name} is not {length} possible numbers")
-    for text in batch.column("groups").drop_null().to_pylist():
+    for text in batch.column("groups").unique().drop_null().to_pylist():
         _refuse_no_groups(shard.name, text)
 
 

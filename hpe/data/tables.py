@@ -6,6 +6,7 @@ decoded. Commands that count, filter, join or choose samples read this table too
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,12 +157,14 @@ def _feature(name: str, kind: pa.DataType) -> "FeatureType":
 def _fingerprint(shards: Sequence[ShardFile], poses: Mapping[str, Sequence[Path]], direction: str) -> str:
     """Identifies the table's content to datasets: the same for the same files, and found without reading the rows."""
     identity: list[object] = [direction]
-    for shard in shards:
-        state = shard.path.stat()
-        identity.append([shard.path.name, shard.sha256 or [state.st_size, state.st_mtime_ns]])
-    for prefix, paths in poses.items():
-        identity += [[prefix, path.stat().st_size, read_metadata(path).entries] for path in paths]
+    identity += [[str(shard.path), shard.sha256 or _written(shard.path)] for shard in shards]
+    identity += [[prefix, str(path), _written(path)] for prefix, paths in poses.items() for path in paths]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _written(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def sample_table(
@@ -216,6 +219,8 @@ def _fitting(shard: ShardFile, entry: IndexedShard | None, rows: pa.RecordBatch 
             problem = problem or f"{count:,} {what}, expected {expected:,}"
     if problem:
         raise UserError(f"{shard.path}: {problem}; see `hpe verify {shard.path.parent}`")
+    for line in entry.missing:
+        print(f"hpe: {line}", file=sys.stderr)
     return rows
 
 
