@@ -167,7 +167,7 @@ def read_labels(
     Raises:
         UserError: see :func:`read_poses`.
     """
-    table = read_poses(path, pa.array(map(utf8, keys), pa.string()), shard=path.stem, rule=rule)
+    table = read_poses(path, pa.array(map(utf8, keys), pa.string()), shard=f"{path.stem}.tar", rule=rule)
     direction = floats(table[DIRECTION_PREFIX + rule]) if rule else np.full(len(keys), np.nan, np.float32)
     return np.stack([floats(table[name]) for name in ANGLES], 1), direction
 
