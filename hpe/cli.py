@@ -657,9 +657,18 @@ def study(
 
 @app.command(rich_help_panel=_STUDY)
 def association(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with a row per image.")],
+    table: Annotated[
+        Path, typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote.")
+    ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",
+    pose: Annotated[
+        str | None, typer.Option(help="Of shards: estimator (or folder) of the pose tables that give the directions.")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Direction rule of the pose tables; default: the only one, else ours.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of shards: only this split.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("association"),
     replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap samples, and of permutations.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the permutations.")] = 0,
@@ -668,11 +677,14 @@ def association(
 
     Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
-    Example: `hpe association runs/ferplus/evaluate/test.parquet`
+    Example: `hpe association data/ferplus --pose lwpose66`
     """
     from hpe.report import association as module
 
-    made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
+    labels = module.ShardLabels(split, pose, rule)
+    made = module.write_association(
+        table, out, rows=rows, columns=columns, replicates=replicates, seed=seed, labels=labels
+    )
     print("\n".join(made["sentences"]))
     print(f"{out}/association.md")
 

@@ -12,7 +12,8 @@ In reading order:
     shard_files.py    local shards that a user names
     prefetch.py       work done by threads ahead of its consumer
     pose_tables.py    pose tables as the pass writes them
-    pose_labels.py    pose tables as labels: joined to shards by key
+    pose_labels.py    pose tables as labels: the one reader that checks that they belong to their shards
+    tables.py         ``hpe.tables``: labels, index and pose tables as one datasets.Dataset
     directions.py     a direction from angles: the thesis' rule, ours, Pointing'04's
     batch.py          the training batch
     recipe.py         how a stored picture is made of a raw one
