@@ -16,6 +16,7 @@ from hpe.core.distributed import Ranks, accelerator, agree, device, share_cores,
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.core.precision import Precision, chosen_precision, lacks_precision
+from hpe.data.framing import face_shares
 from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
@@ -167,8 +168,18 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
     if problem := all_small(config, train.samples):
         raise UserError(problem)
     with _folder(run, config, ranks, change_precision=change_precision) as resume:
+        if ranks.main:
+            _remember_training(run, built)
         damage = Damages(f"{run}: rank {ranks.rank}")
         yield Job(config, ranks, here, run, network, losses, train, built.val, resume, damage, precision)
+
+
+def _remember_training(run: Path, built: "_Built") -> None:
+    heads, counts = built.config.model.heads, built.counts
+    labels = {"emotion": counts.emotion} if heads.emotion else {}
+    labels |= {"direction": counts.direction} if heads.direction else {}
+    local = [Path(shard.url) for shards in built.train.sets for shard in shards if not shard.remote]
+    run_folder.remember_training(run, labels, face_shares(local))
 
 
 @dataclass(frozen=True)
