@@ -626,7 +626,7 @@ def association(
 
     Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
-    Example: `hpe association runs/ferplus/evaluate/test.parquet`
+    Example: `hpe association runs/ferplus/evaluate/ferplus-test-lwpose66.parquet`
     """
     from hpe.report import association as module
 

@@ -40,7 +40,7 @@ class Subject:
         title: for people, such as ``RAF-DB test``; the report's heading.
         split: such as ``test``.
         stem: the usual name of its files, such as ``raf-db-test``.
-        folder: name of the shards' folder, which tells apart two datasets of one name.
+        folder: end of the path of the shards' folder, which tells apart two datasets of one name.
         identity: what changes the result, as hexadecimal digests and texts. ``data`` is the shards' content and
             ``paths`` where they lie; one of the two is enough to recognise them.
     """
@@ -91,7 +91,7 @@ class Subject:
             title=" and ".join(titles) + (f" ({', '.join(details)})" if details else ""),
             split="+".join(dict.fromkeys(split for _, split, _ in parts)),
             stem=_plain(stem),
-            folder=_plain("+".join(folder for _, _, folder in parts)),
+            folder="+".join(folder for _, _, folder in parts),
             identity={
                 "data": None if None in sha256 else _digest(sha256),
                 "paths": _digest([shard.url if shard.remote else str(Path(shard.url).resolve()) for shard in every]),
@@ -120,11 +120,11 @@ class Subject:
                 )
             return named, self.title if named in (self.split, self.stem) else f"{self.title} ({named})"
         digest = _digest([self.identity["paths"]])[:6]
-        for more in ("", self.folder, f"{self.folder}-{digest}"):
-            name = f"{self.stem}-{more}" if more else self.stem
-            if self._other(folder, name) is None:
-                return name, f"{self.title} ({more})" if more else self.title
-        return name, f"{self.title} ({more})"
+        names = [(self.stem, self.title)] + [
+            (_plain(f"{self.stem}-{more}"), f"{self.title} ({more})")
+            for more in (self.folder, f"{self.folder} {digest}")
+        ]
+        return next((one for one in names if self._other(folder, one[0]) is None), names[-1])
 
     def _other(self, folder: Path, name: str) -> str | None:
         """What the result of this name is of, if it is of something else; None: it is free, or this subject's own."""
@@ -142,7 +142,9 @@ class Subject:
         same = all(known.get(key) == self.identity[key] for key in rest) and any(
             known.get(key) == self.identity[key] for key in ("data", "paths") if self.identity[key] is not None
         )
-        return None if same else str(about.get("title", "something else"))
+        shards = about.get("shards")
+        where = f" ({shards[0]})" if isinstance(shards, list) and shards else ""
+        return None if same else f"{about.get('title', 'something else')}{where}"
 
     def _is_old(self, about: Mapping[str, Any]) -> bool:
         """Whether the result of an older version, which recorded the paths of the shards alone, is of these shards."""
@@ -155,14 +157,15 @@ class Subject:
 def _named(one: ShardSet, shards: Sequence[Shard]) -> tuple[str, str, str]:
     """Dataset, split (empty if unknown) and folder of a set of shards."""
     folders = list(dict.fromkeys(str(shard.url).rpartition("/")[0] for shard in shards))
-    name = "+".join(Path(folder).resolve().name for folder in folders)
+    paths = [Path(folder).resolve() for folder in folders]
+    name, path = "+".join(one.name for one in paths), "+".join("/".join(one.parts[-2:]) for one in paths)
     found = [_manifest(folder) for folder in folders if not shards[0].remote]
     known = [one for one in found if one is not None]
     if not known or len(known) < len(folders):
         tar = _stem_of(shards[0].name) if len(shards) == 1 else name
-        return tar or "shards", one.split or "", name
+        return tar or "shards", one.split or "", path
     datasets = dict.fromkeys(name if manifest.dataset in _ANYBODYS else manifest.dataset for manifest in known)
-    return "+".join(datasets), _split_of(known, [shard.name for shard in shards]), name
+    return "+".join(datasets), _split_of(known, [shard.name for shard in shards]), path
 
 
 def _split_of(manifests: Sequence[Manifest], names: Sequence[str]) -> str:

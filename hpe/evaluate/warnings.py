@@ -53,8 +53,8 @@ def one_answer(counts: Mapping[str, int], faces: int) -> str | None:
     if faces < _FEWEST_FACES or counts[name] < _NEARLY_ALL * faces:
         return None
     return (
-        f"{counts[name]:,} of {faces:,} faces get the answer {name}: the images may be framed, lit or coloured unlike "
-        "those of the training; look at the crops of both"
+        f"{counts[name]:,} of {faces:,} faces get the answer {name}; if they do not all show it, the images may be "
+        "framed, lit or coloured unlike those of the training: look at the crops of both"
     )
 
 
@@ -83,14 +83,14 @@ def untrained_labels(figures: Mapping[str, Any], trained: Mapping[str, Sequence[
         if unknown := {name: count for name, count in support.items() if name not in learned}:
             faces = sum(unknown.values())
             yield (
-                f"The run was not trained on {', '.join(unknown)}, the {what} of {faces:,} of {section['n']:,} samples:"
-                " in the plain metrics they count as wrong; the metrics on shared labels leave them out."
+                f"The run was not trained on {' and '.join(unknown)}, the {what} of {faces:,} of {section['n']:,} "
+                "samples: in the plain metrics they count as wrong; the metrics on shared labels leave them out."
             )
-        if lacking := [name for name in learned if name not in support]:
-            chosen = sum(section["per_class"][name]["chosen"] for name in lacking)
+        lacking = {name: section["per_class"][name]["chosen"] for name in learned if name not in support}
+        if chosen := sum(lacking.values()):
             yield (
-                f"The dataset has no {', '.join(lacking)}, which the run was trained on: {chosen:,} such answers count "
-                "as wrong in the plain metrics; on shared labels they cannot be given."
+                f"The dataset has no {' and no '.join(lacking)}, which the run was trained on: {chosen:,} such answers "
+                "count as wrong in the plain metrics; on shared labels they cannot be given."
             )
 
 

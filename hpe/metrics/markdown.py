@@ -86,10 +86,13 @@ def _shared(figures: Mapping[str, Any], what: str) -> list[tuple[str, Callable[[
 
 
 def _without_contempt(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure | None]]:
-    """AffectNet's second protocol; nothing where the dataset has no contempt, whose metrics would be the same."""
-    if not figures["emotion"].get("per_class", {}).get("contempt", {}).get("support"):
+    """AffectNet's second protocol; nothing where the dataset or the run has no contempt, as shared labels say more."""
+    about = figures.get("about", {})
+    learned = (about.get("trained_on") or {}).get("emotion")
+    support = figures["emotion"].get("per_class", {}).get("contempt", {}).get("support")
+    if not support or (learned is not None and "contempt" not in learned):
         return []
-    datasets = figures.get("about", {}).get("dataset") or []
+    datasets = about.get("dataset") or []
     affectnet = any(str(one).startswith(("affectnet", "thesis")) for one in datasets)
     name = "AffectNet-7 accuracy" if affectnet else "Emotion accuracy without contempt"
     return [(name, percent, figures["protocols"]["affectnet_7"].get("accuracy"))]

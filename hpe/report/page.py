@@ -37,6 +37,8 @@ _SCATTERED: Final = 1500
 _FEWEST_IN_STEP: Final = 5
 """Steps of a curve with fewer samples are not drawn: bootstrap intervals of so few are too narrow."""
 _FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "direction/accuracy", "pose/mae")
+_OF_EMOTION: Final = ("Emotion", "Calibration")
+"""How the headline metrics of emotion begin."""
 _KIND_TITLES: Final = {
     "mistake": "Most confident mistakes", "hit": "Most confident hits", "pose": "Largest pose errors",
 }  # fmt: skip
@@ -164,8 +166,8 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
         differ = _label_sets(found)
         views.append(
             {
-                "name": found[0][1].title,
-                "headline": tables.comparison(rows, f"{name}-comparison", unmarked="Emotion" if differ else None),
+                "name": _heading(found[0][1], runs),
+                "headline": tables.comparison(rows, f"{name}-comparison", unmarked=_OF_EMOTION if differ else ()),
                 "charts": [
                     (title, intervals(points, title=title, text=text))
                     for title, text, points in tables.interval_rows(rows)
@@ -184,6 +186,14 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
         views=views,
         config=tables.config_differences([(run.name, run.config) for run in runs]),
     )
+
+
+def _heading(one: Evaluation, runs: Sequence[Run]) -> str:
+    """The title of an evaluation, with its shards' folder where others of this title judge something else."""
+    alike = {other.subject for run in runs for other in run.evaluations if other.title == one.title}
+    shards = one.about.get("shards")
+    known = len(alike) > 1 and isinstance(shards, list) and shards
+    return f"{one.title}, {Path(str(shards[0])).parent.name}" if known else one.title
 
 
 def _label_sets(found: Sequence[tuple[Run, Evaluation]]) -> list[str]:

@@ -227,7 +227,7 @@ def about(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return texts
 
 
-def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unmarked: str | None = None) -> Table:
+def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unmarked: tuple[str, ...] = ()) -> Table:
     """A row per run, a column per headline metric; the best value of each column is marked.
 
     ``unmarked``: how columns begin whose values cannot be compared.
@@ -245,8 +245,7 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unma
             values = [other[title][1]["value"] for _, other in found if title in other]
             best = min(values) if _lower_is_better(title) else max(values)
             cell = shown(one, text)
-            comparable = unmarked is None or not title.startswith(unmarked)
-            marked = comparable and len(values) > 1 and one["value"] == best
+            marked = not title.startswith(unmarked) and len(values) > 1 and one["value"] == best
             row.append(Cell(cell.text, cell.value, cell.low, cell.high, cell.tip, marked))
         rows.append(row)
     return Table(name, ["run", *titles], rows)
