@@ -67,6 +67,15 @@ Centre = Annotated[
     ),
 ]
 
+MaxMegapixels = Annotated[
+    float,
+    typer.Option(
+        "--max-megapixels",
+        help="Larger pictures are named and left out, before they are decoded.",
+        rich_help_panel=_HOW,
+    ),
+]
+
 app.add_typer(landmarks, rich_help_panel=_POSE)
 
 
@@ -142,6 +151,7 @@ def pack(
     seed: Annotated[
         int, typer.Option(help="Seed of the drawn splits and of the order of samples.", rich_help_panel=_HOW)
     ] = 0,
+    max_megapixels: MaxMegapixels = 64,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -171,6 +181,7 @@ def pack(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
             splits=splits if splits in ("own", "drawn") else Path(splits),  # pyright: ignore[reportArgumentType]
             val_share=val_share, test_share=test_share, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
+            max_megapixels=max_megapixels,
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])
@@ -183,6 +194,23 @@ def pack(
         f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
         f"for angles, or {then}"
     )
+
+
+@app.command(rich_help_panel=_DATA)
+def index(
+    shards: Annotated[str, typer.Argument(help="Folder of shards, a tar, or a glob of tars.")],
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write the index of shards that were packed by an older version or by other tools.
+
+    With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves.
+
+    Example: `hpe index data/ferplus`
+    """
+    from hpe.pack.indexing import index
+
+    for written in index(shards, workers):
+        print(written)
 
 
 @app.command(rich_help_panel=_DATA)
@@ -395,6 +423,9 @@ def train(
         bool,
         typer.Option("--change-precision", help="Resume in another precision, for example on other GPUs."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the resolved config and the steps, and stop.")
+    ] = False,
 ) -> None:
     """Train a network. Run the same command again to resume a run that was stopped or killed.
 
@@ -411,6 +442,8 @@ def train(
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)
+    if new and dry_run:
+        raise UserError("--new renames the earlier run, --dry-run changes nothing; give one of them")
     if new:
         if launched():
             raise UserError(
@@ -424,6 +457,9 @@ def train(
     _relaunch(processes, "--new")
     from hpe import train as module
 
+    if dry_run:
+        module.plan(loaded, change_precision=change_precision)
+        return
     raise typer.Exit(module.train(loaded, change_precision=change_precision))
 
 
@@ -522,6 +558,7 @@ def predict(
     ] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
+    max_megapixels: MaxMegapixels = 64,
     precision: JudgedPrecision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
@@ -538,7 +575,7 @@ def predict(
 
     options = PredictOptions(
         out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
-        crop=crop, split=split, views=Views(flips, centre), precision=precision,
+        crop=crop, split=split, views=Views(flips, centre), precision=precision, max_megapixels=max_megapixels,
     )  # fmt: skip
     raise typer.Exit(module.predict(network, inputs, options))
 

@@ -15,6 +15,7 @@
             last -> step-00012000
             best -> step-00009000
         metrics.jsonl  tensorboard/  evaluate/  report/
+        log.txt                        what the terminal showed, with the time
 """
 
 import errno
@@ -22,8 +23,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -34,10 +35,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig, differences, mixes_anew
+from hpe.config.run import ModelConfig, RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
-from hpe.core.files import locked, rename_aside, write_json, write_text
+from hpe.core.files import locked, rename_aside, write_json
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
@@ -50,6 +51,7 @@ SHARDS: Final = "shards.json"
 TRAINED_ON: Final = "trained_on.json"
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
+MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
 _CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
@@ -103,6 +105,11 @@ class State:
     best_samples: Position = 0
     ranks: int = 1
     unvalidated: bool = False
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation at this position gave the best value so far."""
+        return self.best_samples == self.samples_seen and self.best is not None
 
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
@@ -392,53 +399,6 @@ def weights_of(run: Path, which: str = "best") -> Path:
     return averaged if averaged.is_file() else checkpoint / "model.safetensors"
 
 
-@contextmanager
-def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
-    """Make or reopen the folder of a run, lock it while the block runs, and write its config.
-
-    ``change_precision``: the run may have begun in another precision.
-
-    Raises:
-        UserError: the folder is something else, is in use, or belongs to a run with another config.
-    """
-    stack = ExitStack()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
-        if strangers and not (run / CONFIG).exists():
-            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
-        for name, kind in ((CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
-            if (run / name).exists() and not kind(run / name):
-                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
-        stack.enter_context(locked(run / LOCK, _taken(run)))
-    except OSError as error:
-        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
-    with stack:
-        if (run / CONFIG).exists():
-            before = load_config(run)
-            if change_precision or before.train.precision == "auto":
-                used = before.train.model_copy(update={"precision": config.train.precision})
-                before = before.model_copy(update={"train": used})
-            changed = differences(before, config)
-            way = "give another run:, or --new to start over"
-            if any(line.startswith("train.precision:") for line in changed):
-                way += ", or --change-precision to continue in another precision"
-            if mixes_anew(before, config):
-                shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
-                way += (
-                    ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
-                    f"continue it as it began, give the datasets of data.train the weights {shares}"
-                )
-            if changed:
-                raise UserError(
-                    f"{run}: this run was started with another config; {way}\n"
-                    + "\n".join(f"  {line}" for line in changed)
-                )
-        write_text(run / CONFIG, config.dump())
-        remember_shards(run, config)
-        yield
-
-
 def last_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None."""
     with suppress(UserError):
@@ -455,9 +415,10 @@ def set_aside(run: Path) -> Path | None:
     if not run.exists() or not any(run.iterdir()):
         return None
     load_config(run)
-    with locked(run / LOCK, _taken(run)):
+    with locked(run / LOCK, taken(run)):
         return rename_aside(run)
 
 
-def _taken(run: Path) -> str:
+def taken(run: Path) -> str:
+    """The message when another process holds the lock of a run."""
     return f"{run}: another process is training this run; wait for it, or give another run:"

@@ -19,7 +19,9 @@ from hpe.data.recipe import Recipe
 from hpe.data.shards import QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
 from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
+from hpe.pack.indexing import write_indexes
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
+from hpe.pack.not_taken import NotTaken, not_taken
 from hpe.pack.options import Options
 from hpe.pack.rows import Rows, read
 from hpe.sources.base import NOT_ITS_OWN, Source
@@ -66,16 +68,24 @@ class Packing:
     Args:
         recorded: the options as the manifest records them.
         processes: that read rows and make shards.
+        raw: the raw dataset's folder, to count what it holds beside the rows; None: there is none.
     """
 
     def __init__(
-        self, source: Source, out: Path, options: Options, recorded: Mapping[str, Any], processes: int
+        self,
+        source: Source,
+        out: Path,
+        options: Options,
+        recorded: Mapping[str, Any],
+        processes: int,
+        raw: Path | None = None,
     ) -> None:
-        self.source, self.out, self.options = source, out, options
+        self.source, self.out, self.options, self.raw = source, out, options, raw
         self.recorded, self._processes = recorded, processes
         self.keep = recorded["crop"] == "keep"
         crop = None if self.keep else CropRule.parse(recorded["crop"])
-        self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector)
+        most = round(options.max_megapixels * 1e6)
+        self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector, most)
         self.notes = [*source.notes, *(source.splits_notes if options.splits == "own" else ())]
 
     def run(self) -> Manifest:
@@ -89,13 +99,14 @@ class Packing:
             rows = read(self.source, file, workers, stop)
             self._check(rows)
             self._compare_size(rows)
+            beside = self._beside(rows)
             split = self._split(rows)
             dropped = self._drop_copies(rows, split) if self.options.drop != "none" else None
             self._refuse_unlisted(rows, split)
             shards = self._plan(rows, split)
             self._make(rows, shards)
             packed = self._collect(rows, shards)
-            return self._finish(rows, packed, dropped)
+            return self._finish(rows, packed, dropped, beside)
 
     def _check(self, rows: Rows) -> None:
         """Refuse what would end in no sample at all, or in another dataset than the one meant."""
@@ -132,6 +143,14 @@ class Packing:
                 f"size: {found:,} items, {abs(found - documented):,} {'more' if found > documented else 'fewer'} than "
                 f"the {documented:,} of the whole dataset{parts}"
             )
+
+    def _beside(self, rows: Rows) -> NotTaken:
+        """Count what the raw folder holds beside the rows."""
+        if self.raw is None or not self.raw.is_dir():
+            return NotTaken()
+        found = not_taken(self.raw, rows.files, (source for _, source, _ in rows.refused))
+        self.notes += found.notes()
+        return found
 
     def _split(self, rows: Rows) -> list[str | None]:
         """The split of each row; None for rows in no list."""
@@ -254,11 +273,13 @@ class Packing:
             )
         return packed
 
-    def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None) -> Manifest:
+    def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None, beside: NotTaken) -> Manifest:
         """Write everything beside the shards, the manifest last: it marks the folder as finished."""
         reasons = Counter(summary.category(reason) for _, _, reason in packed.refused)
         counts = summary.counts(packed.by_split, reasons, rows.read)
         assert counts["samples"] + counts["quarantined"] == rows.read, "rows were lost"
+        if beside.kinds:
+            counts["not_packed"] = dict(sorted(beside.kinds.items()))
         duplicates = dropped
         if duplicates is None:
             found = find_copies(rows.rows, packed.split, packed.hashes, near=True)
@@ -279,6 +300,7 @@ class Packing:
             counts=counts,
             options=dict(self.recorded),
             notes=tuple(self.notes),
+            indexes=write_indexes(self.out, packed.shards, self.out / JOURNAL),
         )
         total = sum(packed.by_split.values(), Counter[str]())
         for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, manifest, total)):

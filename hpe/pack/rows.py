@@ -4,11 +4,14 @@ import itertools
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Final
 
 from hpe.core.errors import UserError
-from hpe.core.process_pool import Stop, Stopped, Workers
+from hpe.core.process_pool import Stopped, Workers
 from hpe.core.progress import progress
+from hpe.core.signals import Signals
+from hpe.pack.not_taken import TakenFiles
 from hpe.pack.splits import SPLITS, Row
 from hpe.sources.base import Raw, Reject, Source, Unread
 
@@ -29,6 +32,7 @@ class Rows:
         read: how many rows were read.
         has: how many rows have a box, and how many landmarks.
         kinds: how many rows the reader itself rejected, by :attr:`Reject.kind`.
+        files: the picture files of the rows that may become samples.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -40,6 +44,7 @@ class Rows:
         self.read = 0
         self.has: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.files = TakenFiles()
 
     def add(self, number: int, raw: Raw) -> None:
         """Keep a row that may become a sample."""
@@ -47,6 +52,8 @@ class Rows:
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
         record = raw.record
+        if isinstance(raw.image, Path):
+            self.files.add(raw.image)
         self.has.update(name for name in ("box", "landmarks") if getattr(record, name) is not None)
         self.rows.append(Row(raw.key, record.subject, record.emotion, record.split, record.source))
         self.numbers.append(number)
@@ -65,7 +72,7 @@ class Rows:
         return tuple(found)
 
 
-def read(source: Source, file: IO[bytes], workers: Workers, stop: Stop) -> Rows:
+def read(source: Source, file: IO[bytes], workers: Workers, stop: Signals) -> Rows:
     """Every row of ``source``.
 
     Args:
@@ -81,7 +88,7 @@ def read(source: Source, file: IO[bytes], workers: Workers, stop: Stop) -> Rows:
         for number, row in enumerate(_rows(source, workers)):
             found.read += 1
             bar.advance()
-            if stop.caught is not None:
+            if stop.received:
                 raise Stopped
             if isinstance(row, Reject):
                 found.kinds[row.kind] += 1

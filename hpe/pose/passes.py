@@ -9,7 +9,6 @@ A table therefore has the same bytes whatever the number of ranks, threads and r
     _Inference      batches of rows in, angles out, on a CPU or a GPU
 """
 
-import glob
 import hashlib
 import sys
 from collections import Counter, deque
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.core.files import refuse_unwritable
+from hpe.core.files import leftovers, refuse_unwritable
 from hpe.core.labels import LARGEST_DEGREES
 from hpe.core.progress import Bar, progress
 from hpe.core.signals import Signals, signals
@@ -149,7 +148,7 @@ def pose_pass(
         if ranks.main:
             work.run_abandoned()
         damaged = queue.problems() if ranks.main else {}
-    if stop_signal.caught is not None:
+    if stop_signal.received:
         if ranks.main:
             print("hpe: stopped; every finished table is kept; run the same command again to resume", file=sys.stderr)
         return EXIT_AGAIN
@@ -162,7 +161,7 @@ def pose_pass(
 def _remove_leftovers(todo: Sequence[Task]) -> None:
     """Remove the partial tables of killed ranks; the other ranks of this job have not started to write yet."""
     for task in todo:
-        for part in task.table.parent.glob(f".{glob.escape(task.table.name)}.*.part"):
+        for part in leftovers(task.table):
             part.unlink(missing_ok=True)
 
 
@@ -348,7 +347,7 @@ class _RankPass:
                 writing.append(self.writer.submit(self._write, origin))
             while writing and writing[0].done():
                 writing.popleft().result()  # raises what the writing thread raised, such as a full disk
-            if self.stop_signal.caught is not None:
+            if self.stop_signal.received:
                 self.queue.stop()
                 break
         for future in writing:
@@ -362,7 +361,7 @@ class _RankPass:
                 print(f"hpe: the rank that processed {path} died; processing it again here", file=sys.stderr)
                 self.run([number])
             self._show_progress()
-            if self.stop_signal.caught is not None:
+            if self.stop_signal.received:
                 self.queue.stop()
         self._show_progress()
 

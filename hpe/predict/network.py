@@ -13,7 +13,7 @@ from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
 from hpe.data.decode import decode_into
 from hpe.data.directions import OURS
-from hpe.data.images import Picture, crop_resize, decode_rgb, to_grey
+from hpe.data.images import MAX_PIXELS, Picture, crop_resize, decode_rgb, to_grey
 from hpe.data.normalise import normalised
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
@@ -78,7 +78,7 @@ class Predictor(Answerer, Protocol):
     crops: frozenset[CropRule]
     note: str | None
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """An encoded image of a shard, decoded as in evaluation.
 
         Raises:
@@ -86,7 +86,7 @@ class Predictor(Answerer, Protocol):
         """
         ...
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """An image file that is one face, with the same pixels as if it had been packed and read from its shard.
 
         Raises:
@@ -168,19 +168,19 @@ class RunPredictor:
         self._grey, self._device, self._views, self._batch = config.data.grey, device, views, batch
         self._network: MultiTask = network.to(device)
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
         row = np.empty((self.size, self.size, 3), np.uint8)
-        decode_into(data, row, "grey" if self._grey else "rgb")
+        decode_into(data, row, "grey" if self._grey else "rgb", max_pixels=max_pixels)
         return row
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
         if (
             self._recipe is None or self._recipe.crop is None
         ):  # the recipe is unknown, or packing kept the image as it is
-            return self.stored(data)
-        picture = decode_rgb(data)
+            return self.stored(data, max_pixels)
+        picture = decode_rgb(data, max_pixels=max_pixels)
         return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
 
     def cut(self, picture: Picture, box: Box) -> FacePixels:
@@ -219,13 +219,13 @@ class PosePredictor:
         self._estimator = estimator
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
-        return self.whole(data)
+        return self.whole(data, max_pixels)
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
-        picture = decode_rgb(data)
+        picture = decode_rgb(data, max_pixels=max_pixels)
         height, width = picture.shape[:2]
         return picture if height == width == self.size else crop_resize(picture, (0, 0, width, height), self.size)
 

@@ -25,7 +25,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
-from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
@@ -154,10 +153,11 @@ def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Em
 
 def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:
     """A box of fractions in pixels; None where the picture's size cannot be read (decoding will report why)."""
+    from hpe.data.images import DecodeError, picture_size  # late: it imports torch, which worker processes have
+
     try:
-        with open_regular(path) as stream, Image.open(stream) as opened:
-            across, down = opened.size
-    except Exception:  # a damaged picture is named when it is decoded
+        across, down = picture_size(path)
+    except (DecodeError, OSError):  # a damaged picture is named when it is decoded
         return None
     return (
         (x - width / 2) * across, (y - height / 2) * down,

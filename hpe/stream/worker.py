@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,19 @@ from hpe.core.errors import UserError
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
+from hpe.data.shard_reader import is_picture_of
+from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, LabelRows, Slot, layout, write_labels
 from hpe.stream.index import WHOLE_SHARD, LabelSource
-from hpe.stream.open_tables import OpenTable, OpenTables, Unreadable
+from hpe.stream.open_files import Unreadable
+from hpe.stream.open_tables import OpenTable, OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shared_memory import SharedMemory
+
+_ELSEWHERE: Final = (
+    "not at its place in the tar: the tar or its index was changed; see `hpe verify`, or run `hpe index`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,10 @@ class Batches(Dataset[BatchBlock | Refusal]):
         if isinstance(place, Damage):
             return place
         try:
-            data = os.pread(place.opened.file, place.size, place.at)
+            data = os.pread(place.opened.file, place.size + BLOCK, place.at - BLOCK)
+            if not is_picture_of(data[:BLOCK], place.key, place.size):
+                return Damage(place.shard, place.key, _ELSEWHERE)
+            data = data[BLOCK:]
             if self._reading.decoder == "gpu" and (length := hand_on(data, out)):
                 return length
             decode_into(data, out, self._reading.colour)

@@ -143,7 +143,7 @@ def test_pictures_folders_and_globs_each_once_in_order(run: Path, tmp_path: Path
     predict(run, [str(folder), str(folder / "*.jpg"), str(folder / "a/x.png")], PredictOptions(out=tmp_path / "out"))
     said = rows(tmp_path / "out")
     assert [(row["source"], row["key"]) for row in said] == [
-        (str(folder / "b.jpg"), "b"), (str(folder / "a/x.jpg"), "a/x"), (str(folder / "a/x.png"), "a/x")
+        (str(folder / "a/x.jpg"), "a/x"), (str(folder / "a/x.png"), "a/x"), (str(folder / "b.jpg"), "b")
     ]  # fmt: skip
     assert [[row[side] for side in ("x0", "y0", "x1", "y1")] for row in said] == [[0, 0, 80, 80]] * 3
 
