@@ -473,14 +473,18 @@ def evaluate(
     run: Run,
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[
-        str | None, typer.Option(help="Split to evaluate, if SHARDS is a folder.", rich_help_panel=_WHAT)
+        str, typer.Option(help="Split to evaluate, or all, if SHARDS is a folder.", rich_help_panel=_WHAT)
     ] = "test",
     pose: Annotated[
         Path | None, typer.Option(help="Folder of pose tables, for angles and directions.", rich_help_panel=_WHAT)
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the result; default: the split, plus -flips or -centre0.9.", rich_help_panel=_WHAT),
+        typer.Option(
+            help="Name of the result; default: dataset and split, such as raf-db-test, plus pose tables, -flips, "
+            "-centre0.9, and another checkpoint or precision.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     which: Annotated[
         str, typer.Option(help="Checkpoint: best, last, or step-00001234.", rich_help_panel=_HOW)
@@ -508,15 +512,11 @@ def evaluate(
     from hpe.models.views import Views
     from hpe.stream import ShardSet
 
-    folder = Path(shards).is_dir()
-    one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
-    plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
-    views = Views(flips, centre)
-    usual = (split if folder and split else plain.strip("_.")) or "evaluate"
-    called = name or f"{usual}{'-flips' * flips}{f'-centre{centre:g}' if centre < 1 else ''}"
+    one = ShardSet(shards, split if Path(shards).is_dir() else None, str(pose) if pose else None)
     code = module.evaluate(
-        run, [one], name=called, which=which, batch=batch, workers=workers, views=views, precision=precision
-    )
+        run, [one], name=name, which=which, batch=batch, workers=workers, views=Views(flips, centre),
+        precision=precision,
+    )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -677,7 +677,7 @@ def association(
 
     Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
-    Example: `hpe association data/ferplus --pose lwpose66`
+    Example: `hpe association shards/ferplus --pose lwpose66`
     """
     from hpe.report import association as module
 

@@ -20,7 +20,7 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, recipes
+from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, recipes
 from hpe.models.views import PLAIN, Views
 from hpe.pack.shard import encoded
 
@@ -153,7 +153,7 @@ class RunPredictor:
             raise UserError(f"{run}: this run's input is angles (backbone angles), not images; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
         self.heads = config.model.heads.on
-        self.crops = crop_rules(run)
+        self.crops, self.faces = crop_rules(run), TrainedOn.load(run).faces
         self.trained = config.train.precision
         self.precision = judging_precision(precision, self.trained, device)
         known = recipes(run)

@@ -11,7 +11,7 @@ from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.data.index import IndexFile
-from hpe.data.shard_files import indexes_of, matching, of_split, with_manifests
+from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 from hpe.stream.remote_cache import fetch_parsed
 
@@ -26,7 +26,7 @@ class ShardSet:
         shards: a folder that ``hpe pack`` wrote (with ``split``), a tar, a glob, a brace pattern such as
             ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
             ``pipe:`` command or anything else that WebDataset opens; or a list of these.
-        split: the split, where ``shards`` is a folder.
+        split: the split, or ``all``, where ``shards`` is a folder.
         pose: folder of the pose tables, one Parquet file per shard.
         weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
             datasets have one, or none has: then each sample of all of them comes equally often.
@@ -135,7 +135,7 @@ def _folder(folder: Path, split: str | None) -> list[Shard]:
             Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
             for s in shards
         ]
-    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+    pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
@@ -164,7 +164,8 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
-        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 
