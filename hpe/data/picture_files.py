@@ -156,10 +156,10 @@ class _Walker:
             return Other(path, f"broken link ({error.strerror})", lost=True)
         target = os.path.realpath(path)
         if stat.S_ISDIR(mode):
-            if any(_is_above(target, root) for root in self._roots):
-                return Other(path, "link to a folder above it")
             if self._is_read(target):
                 return Other(path, "link to a folder that is read anyway")
+            if any(_is_above(target, root) for root in self._roots):
+                return Other(path, "link to a folder above it")
             self._roots.append(target)
             return entry.path
         if not stat.S_ISREG(mode):
