@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_read_is_marked_as_lost(tmp_path: Path) -> None:
 
 def test_a_tree_deeper_than_pythons_stack_is_walked(tmp_path: Path) -> None:
     there = tmp_path
-    for _ in range(1500):
+    for _ in range(1050):
         there = there / "d"
         there.mkdir()
     picture(there / "x.png")
