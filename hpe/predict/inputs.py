@@ -1,5 +1,6 @@
 """The images of the command line: files, folders, globs, and the samples of shards."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def safe_place(text: str) -> str:
     letter has up to four.
     """
     parts = []
-    for part in printable(text).split("/"):
+    for part in unicodedata.normalize("NFC", printable(text)).split("/"):
         plain = "".join(letter if letter.isalnum() or letter in "-_+.,= " else "_" for letter in part)
         parts.append(short_name(plain.strip(". ") or "_", _LONGEST_NAME))
     return "/".join(parts[-8:])

@@ -90,7 +90,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         _refuse_out_in_inputs(options.out, inputs)
     found, passed = split_inputs(_find_inputs(inputs, options.split))
     if passed:
-        _print_notes([f"{passed.total():,} files that are no pictures are passed over: {in_words(passed)}"])
+        _print_notes([f"{passed.total():,} other files are passed over: {in_words(passed)}"])
     max_pixels = pixels_of(options.max_megapixels)
     device = named_device(options.device)
     threads = _threads()

@@ -712,8 +712,21 @@ def test_every_file_of_the_raw_folder_is_a_sample_in_quarantine_or_counted_by_ki
     links = 2  # to folders, one of which was entered
     assert counts["read"] + sum(counts["not_packed"].values()) == entries + links - 1
     text = (out / "summary.md").read_text()
-    assert "not packed: 1 pictures that no row names, such as cover.png" in text
+    assert "not packed: 1 × picture that no row names, such as cover.png" in text
     assert "1 × .mat" in text
+
+
+def test_class_folders_of_links_into_a_pool_lose_nothing_and_name_nothing_twice(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for folder in (raw / "train/happy", raw / "train/sad", raw / "all"):
+        folder.mkdir(parents=True)
+    for number in range(12):
+        picture(number).save(raw / f"all/{number}.png")
+        if number < 10:
+            (raw / f"train/{'happy' if number % 2 else 'sad'}/{number}.png").symlink_to(raw / f"all/{number}.png")
+    counts = pack_source("folders", [str(raw), str(out)], [], 1, SMALL).counts
+    assert counts["samples"] == 10
+    assert counts["not_packed"] == {"picture that no row names": 2}
 
 
 def test_the_limit_of_megapixels_is_an_option_and_recorded_only_where_it_is_another(tmp_path):
