@@ -126,6 +126,8 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             bar.advance(len(group))
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
     results.tally.summarise(options.out)
+    if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
+        _print_notes([f"{_counted(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
 
 
