@@ -17,6 +17,7 @@ from hpe.models.multitask import BIN_DEGREES, BINS, bins_deviation, bins_mean
 Angle = Literal["yaw", "pitch", "roll"]
 Kind = Literal["bins66-lower", "bins66-centre", "euler", "sixd", "matrix"]
 Sign = Literal[-1, 1]
+Layout = Literal["nchw", "nhwc"]
 
 VALUES: Final[dict[Kind, tuple[int, ...]]] = {
     "bins66-lower": (3, BINS), "bins66-centre": (3, BINS), "euler": (3,), "sixd": (6,), "matrix": (3, 3),
@@ -31,12 +32,14 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 class InputSpec(Section):
     """The network's input: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
 
-    ``grey`` is the luma (ITU-R 601) in all three channels.
+    ``grey`` is the luma (ITU-R 601) in all three channels. ``layout``: the order of the dimensions of an ONNX network,
+    channels before rows and columns (``nchw``, as PyTorch exports) or after them (``nhwc``, as from TensorFlow).
     """
 
     name: str | None = None
     size: Annotated[int, Field(ge=16, le=1024)] = 224
     colour: Literal["rgb", "bgr", "grey"] = "rgb"
+    layout: Layout = "nchw"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         IMAGENET_STD
