@@ -585,6 +585,37 @@ def predict(
     raise typer.Exit(module.predict(network, inputs, options))
 
 
+@app.command(rich_help_panel=_EVALUATION)
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, or Hopenet weights.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write, such as face.onnx; face.yaml goes beside it.")],
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 (weights and activations), or int8 (static, calibrated on the shards).")
+    ] = "fp32",
+    shards: Annotated[
+        str | None, typer.Option(help="Shards to compare on; default: the validation shards of the run.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of these shards, if SHARDS is a folder.")] = "val",
+    images: Annotated[int, typer.Option(min=1, help="Images to compare on, and to calibrate int8 with.")] = 512,
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Write a trained network as ONNX, once it answers like the original on real images.
+
+    The graph takes RGB values of 0 to 255 in any batch size and gives probabilities and degrees. Its metadata and the
+    YAML beside it describe input, outputs, crop rule, angles, licence and training data; with that YAML, `hpe pose`,
+    `predict` and `evaluate` take the file as an estimator.
+
+    Example: `hpe export runs/ferplus ferplus.onnx`
+    """
+    from hpe.export import ExportOptions
+    from hpe.export import export as write
+
+    options = ExportOptions(which=which, precision=precision, shards=shards, split=split, images=images, force=force)
+    print("\n".join(write(source, out, options).lines()))
+    print(f"{out}, {out.with_suffix('.yaml')}")
+
+
 @app.command("runs", rich_help_panel=_EVALUATION)
 def list_runs(
     folders: Annotated[
