@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, write_text
+from hpe.core.files import aside, write_json, write_text
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
 from hpe.core.signals import signals
 from hpe.data.crops import CropRule
 from hpe.data.recipe import Recipe
-from hpe.data.shards import QUARANTINE, Manifest, ShardInfo
+from hpe.data.shards import PLAN, QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
 from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
 from hpe.pack.indexing import write_indexes
@@ -262,6 +262,7 @@ class Packing:
         for path in (self.out / JOURNAL).glob("*.tar.json"):
             if path.name.removesuffix(".json") not in names:
                 raise self._changed(path.name.removesuffix(".json"))
+        write_json(self.out / JOURNAL / PLAN, {"shards": len(shards), "rows": sum(len(one.rows) for one in shards)})
         tasks = (
             ShardTask(self.out, shard.name, shard.split, self.recipe, rows.pickled(shard.rows)) for shard in shards
         )

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.data.images import decode_rgb
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest
 from hpe.pack.verify import verify
@@ -232,3 +233,32 @@ def test_splits_drawn_anew_leave_the_official_ones_and_a_share_of_those_is_refus
         "train": 6, "val": 4, "test": 2,
     }  # fmt: skip
     assert "official validation set is the split" not in told + (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_a_box_in_fractions_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+    """The green square in the box fills every crop, however the picture is stored; Pillow's turn is the judge."""
+    upright = Image.new("RGB", (80, 120), (200, 30, 30))
+    ImageDraw.Draw(upright).rectangle((10, 80, 30, 100), fill=(20, 200, 20))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose that undoes the viewer's turn
+    for kind in ("jpg", "png", "webp", "tiff"):
+        for orientation in range(1, 9):
+            tags = Image.Exif()
+            tags[0x0112] = orientation
+            name = f"{kind}{orientation}"
+            folder = tmp_path / "raw" / ("test" if orientation == 1 else "train")
+            image, label = folder / "images" / f"{name}.{kind}", folder / "labels" / f"{name}.txt"
+            for path in (image, label):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+            stored.save(image, exif=tags.tobytes())
+            with Image.open(image) as opened:
+                turned = ImageOps.exif_transpose(opened).convert("RGB")
+            assert turned.size == (80, 120)
+            assert np.asarray(turned)[90, 20, 1] > 150
+            label.write_text("4 0.25 0.75 0.25 0.166667\n")
+    manifest, refused, _ = packed("auto", tmp_path / "raw", tmp_path / "out", "--crop", "margin-0.0@box")
+    assert (manifest.counts["samples"], refused) == (32, {})
+    for shard in manifest.shards:
+        for sample in read_samples(tmp_path / "out" / shard.name):
+            red, green, _ = decode_rgb(sample.image).reshape(-1, 3).mean(0)
+            assert green > 150 > red, sample.record.source

@@ -741,3 +741,65 @@ def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path
     step = done.output.replace("\n", " ").rpartition("Next:")[2]
     assert told in step
     assert "data.val" not in step
+
+
+def test_every_file_of_the_raw_folder_is_a_sample_in_quarantine_or_counted_by_kind(tmp_path):
+    raw, pool, out = tmp_path / "raw", tmp_path / "pool", tmp_path / "out"
+    number = iter(range(100))
+    for folder in (raw / "happy", raw / "sad", pool):
+        folder.mkdir(parents=True)
+        for name in ("a.jpg", "b.jfif", "no suffix", "Zoë.png"):
+            picture(next(number)).save(folder / name, "PNG")
+    (raw / "sad/more").symlink_to(pool)
+    (raw / "sad/up").symlink_to(raw)
+    (raw / "happy/twin.jpg").symlink_to(raw / "happy/a.jpg")
+    (raw / "happy/gone.jpg").symlink_to(tmp_path / "nowhere")
+    (raw / "sad/x.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (raw / "sad/empty.png").touch()
+    picture(90).save(raw / "cover.png")  # in no class folder
+    for name in ("happy/poses.mat", "readme.txt", "sad/.DS_Store", "sad/notes"):
+        (raw / name).write_text("no picture")
+    manifest = pack_source("folders", [str(raw), str(out)], [], 1, SMALL)
+    counts = manifest.counts
+    assert (counts["read"], counts["samples"], counts["quarantined"]) == (14, 12, 2)
+    assert sorted(map(str, quarantine(out))) == ["sad/empty.png", "sad/x.HEIC"]
+    assert counts["not_packed"] == {
+        ".mat": 1, ".txt": 1, "hidden (a name that begins with a dot)": 1, "without a suffix, no picture": 1,
+        "link to a file that is read anyway": 1, "link to a folder that is read anyway": 1,
+        "broken link (No such file or directory)": 1, "picture that no row names": 1,
+    }  # fmt: skip
+    entries = sum(len(files) for _, _, files in os.walk(raw, followlinks=False)) + len(list(pool.iterdir()))
+    links = 2  # to folders, one of which was entered
+    assert counts["read"] + sum(counts["not_packed"].values()) == entries + links - 1
+    text = (out / "summary.md").read_text()
+    assert "not packed: 1 × picture that no row names, such as cover.png" in text
+    assert "1 × .mat" in text
+
+
+def test_class_folders_of_links_into_a_pool_lose_nothing_and_name_nothing_twice(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for folder in (raw / "train/happy", raw / "train/sad", raw / "all"):
+        folder.mkdir(parents=True)
+    for number in range(12):
+        picture(number).save(raw / f"all/{number}.png")
+        if number < 10:
+            (raw / f"train/{'happy' if number % 2 else 'sad'}/{number}.png").symlink_to(raw / f"all/{number}.png")
+    counts = pack_source("folders", [str(raw), str(out)], [], 1, SMALL).counts
+    assert counts["samples"] == 10
+    assert counts["not_packed"] == {"picture that no row names": 2}
+
+
+def test_the_limit_of_megapixels_is_an_option_and_recorded_only_where_it_is_another(tmp_path):
+    rows = [row(number) for number in range(12)]
+    assert "max_megapixels" not in packed(tmp_path / "usual", rows).options
+    manifest = packed(tmp_path / "small", [*rows, Raw("large", encoded(picture(50, 64)), Record(source="large.jpg"))],
+                      replace(SMALL, max_megapixels=0.003))  # fmt: skip
+    assert manifest.options["max_megapixels"] == 0.003
+    assert "more than the 0.003 megapixels allowed" in quarantine(tmp_path / "small")["large.jpg"]
+    assert "--max-megapixels" in quarantine(tmp_path / "small")["large.jpg"]
+    for change, message in (
+        ({"max_megapixels": 200}, "at most 178"),
+        ({"max_megapixels": 100, "crop": "keep"}, "training reads at most 64"),
+    ):
+        with pytest.raises(UserError, match=message):
+            packed(tmp_path / "refused", rows, replace(SMALL, **change))
