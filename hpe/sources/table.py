@@ -31,8 +31,8 @@ from hpe.sources.base import (
     Unread,
     choice,
     entries,
-    scaled,
     shown,
+    to_pixels,
 )
 from hpe.sources.columns import EMOTION_ORDERS, Columns
 from hpe.sources.paths import Pictures
@@ -116,13 +116,6 @@ def _sample(
     except (ValueError, TypeError, ArithmeticError) as error:
         return Reject(source, f"{error} ({here})")
     return faces.sample(image, record, here)
-
-
-def _to_pixels(row: Raw | Reject) -> Raw | Reject | Unread:
-    """A row whose box is in fractions, to be made pixels where the picture is read."""
-    if isinstance(row, Raw) and row.record.box is not None:
-        return Unread(scaled, (row.key, row))
-    return row
 
 
 # CSV and Parquet
@@ -293,7 +286,7 @@ def open_table(
         for line, row in table.rows():
             here = f"{table.path.name}:{line}"
             got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
-            yield _to_pixels(got) if boxes == "fractions" else got
+            yield to_pixels(got) if boxes == "fractions" else got
 
     read_as = () if table.text is None or table.text.usual else (f"{table.path.name} was read as {table.text.found}",)
     commas = (f"decimal commas in {', '.join(sorted(meaning.commas))}",) if meaning.commas else ()
@@ -380,7 +373,7 @@ def open_huggingface(
             for at, row in enumerate(rows_of_part):
                 got = _sample(faces, pictures, meaning, f"{part}/{at:08d}", row, words)
                 got = _with_split(got, split) if isinstance(got, Raw) and split else got
-                yield _to_pixels(got) if boxes == "fractions" else got
+                yield to_pixels(got) if boxes == "fractions" else got
 
     return Source(
         name="huggingface",
@@ -398,7 +391,7 @@ def _cache() -> Path:
     """Where ``datasets`` keeps the pictures of the hub's datasets."""
     import datasets
 
-    return Path(datasets.config.HF_CACHE_HOME)
+    return Path(datasets.config.HF_CACHE_HOME)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _load(path: Path, config: str) -> dict[str, Any]:
