@@ -92,6 +92,27 @@ def test_two_rows_of_small_angles_are_asked_for_too(tmp_path: Path) -> None:
         angles(tmp_path, np.array([1.0, 2.0]))
 
 
+@pytest.mark.real
+def test_a_table_of_aflw2000s_radians_gives_the_angles_of_its_own_reader(tmp_path: Path, shared: Path) -> None:
+    folder = shared / "data" / "aflw2000"
+    right = [raw for raw in read(open_source("aflw2000", folder))[0][:200] if isinstance(raw.image, Path)]
+    rows = []
+    for raw in right:
+        assert isinstance(raw.image, Path)
+        pitch, yaw, roll = scipy.io.loadmat(raw.image.with_suffix(".mat"))["Pose_Para"][0][:3]
+        rows.append(f"{raw.image},{yaw:.8f},{pitch:.8f},{roll:.8f}")
+    table(tmp_path, ["image,yaw,pitch,roll", *rows])
+    with pytest.raises(UserError, match="angles=radians"):
+        open_source("table", tmp_path, images=str(folder))
+    found, told = read(open_source("table", tmp_path, images=str(folder), angles="radians"))
+    assert told == []
+    for mine, its in zip(found, right, strict=True):
+        assert mine.record.source == its.record.source
+        assert (mine.record.yaw, mine.record.pitch, mine.record.roll) == pytest.approx(
+            (its.record.yaw, its.record.pitch, its.record.roll), abs=1e-3
+        )
+
+
 def fractions(folder: Path) -> Path:
     """A turned and a plain picture; the box is the right half of the upright picture."""
     turned = Image.Exif()
