@@ -207,10 +207,15 @@ def index(
 
     Example: `hpe index data/ferplus`
     """
+    from hpe.core.errors import EXIT_INCOMPLETE
     from hpe.pack.indexing import index
 
+    missing = False
     for written in index(shards, workers):
         print(written)
+        missing = missing or any(shard.missing for shard in written.shards)
+    if missing:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @app.command(rich_help_panel=_DATA)
@@ -225,7 +230,7 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
     damage = verify(shards)
     for found in damage:
         print(found)
-    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard matches its manifest"))
+    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
     if damage:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -580,6 +585,37 @@ def predict(
     raise typer.Exit(module.predict(network, inputs, options))
 
 
+@app.command(rich_help_panel=_EVALUATION)
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, or Hopenet weights.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write, such as face.onnx; face.yaml goes beside it.")],
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 (weights and activations), or int8 (static, calibrated on the shards).")
+    ] = "fp32",
+    shards: Annotated[
+        str | None, typer.Option(help="Shards to compare on; default: the validation shards of the run.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of these shards, if SHARDS is a folder.")] = "val",
+    images: Annotated[int, typer.Option(min=1, help="Images to compare on, and to calibrate int8 with.")] = 512,
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Write a trained network as ONNX, once it answers like the original on real images.
+
+    The graph takes RGB values of 0 to 255 in any batch size and gives probabilities and degrees. Its metadata and the
+    YAML beside it describe input, outputs, crop rule, angles, licence and training data; with that YAML, `hpe pose`,
+    `predict` and `evaluate` take the file as an estimator.
+
+    Example: `hpe export runs/ferplus ferplus.onnx`
+    """
+    from hpe.export import ExportOptions
+    from hpe.export import export as write
+
+    options = ExportOptions(which=which, precision=precision, shards=shards, split=split, images=images, force=force)
+    print("\n".join(write(source, out, options).lines()))
+    print(f"{out}, {out.with_suffix('.yaml')}")
+
+
 @app.command("runs", rich_help_panel=_EVALUATION)
 def list_runs(
     folders: Annotated[
@@ -652,9 +688,18 @@ def study(
 
 @app.command(rich_help_panel=_STUDY)
 def association(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with a row per image.")],
+    table: Annotated[
+        Path, typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote.")
+    ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",
+    pose: Annotated[
+        str | None, typer.Option(help="Of shards: estimator (or folder) of the pose tables that give the directions.")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Direction rule of the pose tables; default: the only one, else ours.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of shards: only this split.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("association"),
     replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap samples, and of permutations.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the permutations.")] = 0,
@@ -663,11 +708,14 @@ def association(
 
     Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
-    Example: `hpe association runs/ferplus/evaluate/ferplus-test-lwpose66.parquet`
+    Example: `hpe association shards/ferplus --pose lwpose66`
     """
     from hpe.report import association as module
 
-    made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
+    labels = module.ShardLabels(split, pose, rule)
+    made = module.write_association(
+        table, out, rows=rows, columns=columns, replicates=replicates, seed=seed, labels=labels
+    )
     print("\n".join(made["sentences"]))
     print(f"{out}/association.md")
 

@@ -86,6 +86,31 @@ def _sizes(index: Path) -> dict[str, int]:
         raise UserError(f"{index}: {error}; make it again with `hpe index {index.parent}`, or remove it") from error
 
 
+def find_shards(sources: Sequence[str | Path], split: str | None = None) -> list[ShardFile]:
+    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
+
+    Args:
+        sources: the paths.
+        split: of folders; None: every split.
+
+    Raises:
+        UserError: a path names no shard.
+    """
+    found: dict[Path, ShardFile] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            shards = packed_shards(path, split)
+        else:
+            tars = [path] if (matches := matching(str(source))) is None else matches
+            if not tars or not all(tar.is_file() for tar in tars):
+                raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
+            shards = with_manifests(tars)
+        for shard in shards:
+            found.setdefault(shard.path.resolve(), shard)
+    return list(found.values())
+
+
 def matching(pattern: str) -> list[Path] | None:
     """What a glob matches, sorted; None where the text is no glob, or is the name of something that exists."""
     if Path(pattern).exists() or not _GLOB_CHARACTERS & set(pattern):

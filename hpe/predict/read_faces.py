@@ -93,7 +93,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         _refuse_out_in_inputs(options.out, inputs)
     found, passed = split_inputs(_find_inputs(inputs, options.split))
     if passed:
-        _print_notes([f"{passed.total():,} files that are no pictures are passed over: {in_words(passed)}"])
+        _print_notes([f"{passed.total():,} other files are passed over: {in_words(passed)}"])
     max_pixels = pixels_of(options.max_megapixels)
     device = named_device(options.device)
     threads = _threads()
@@ -129,6 +129,8 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             bar.advance(len(group))
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
     results.tally.summarise(options.out)
+    if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
+        _print_notes([f"{_counted(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from hpe.core.errors import UserError
 from hpe.data.index import IndexFile
 from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
-from hpe.data.shards import MANIFEST, Manifest, ShardInfo
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream.remote_cache import fetch_parsed
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -99,9 +99,10 @@ def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
     tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
     # Also where no label is read from them: who names a folder means its tables.
-    if not any(table.is_file() for table in tables):
+    if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
-            f"{folder}: holds no pose table of these shards, expected {tables[0].name}; run `hpe pose` on them first"
+            f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
+            "run `hpe pose` on these shards again"
         )
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
@@ -135,6 +136,7 @@ def _folder(folder: Path, split: str | None) -> list[Shard]:
             Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
             for s in shards
         ]
+    refuse_unfinished(folder)
     pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 

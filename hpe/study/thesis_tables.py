@@ -29,8 +29,9 @@ from hpe.core.errors import UserError
 from hpe.core.files import write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest
+from hpe.data.tables import tables
 from hpe.metrics import across_seeds, markdown
-from hpe.metrics.association import Crossed, accuracy_by_row, associate
+from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross
 from hpe.report.cells import JSON_NAME, StudyTable, accuracy_and_f1, percent, share_cell, to_markdown, wilson
 from hpe.report.tables import DASH, Cell, Table, count, shown, word
 from hpe.study import published
@@ -182,12 +183,7 @@ def _association(results: Results, ours: np.ndarray) -> Iterator[StudyTable]:
 
 def image_counts(shards: Path, pose: Path, rule: str) -> np.ndarray:
     """Images per direction and emotion [5][8], all splits."""
-    from hpe.stream import LabelSource, Reading, ShardSet, Stream
-
-    splits = Manifest.load(shards).splits
-    sets = [ShardSet(str(shards), split, str(pose)) for split in splits]
-    counts = Stream(sets, Reading(32, labels=LabelSource("pose", rule))).label_counts()
-    return np.array(counts.both).T
+    return cross(tables(shards, pose=pose, direction=rule).with_format("arrow")[:]).counts
 
 
 def _set_sizes(results: Results) -> StudyTable:
