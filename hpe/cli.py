@@ -770,7 +770,7 @@ def doctor(
 
 @app.command(rich_help_panel=_TOOLS)
 def bench(
-    part: Annotated[str, typer.Argument(help="Part to measure: stream, pack, pose, step or all.")] = "all",
+    part: Annotated[str, typer.Argument(help="Part to measure: start, stream, pack, pose, step or all.")] = "all",
     folder: Annotated[Path, typer.Option(help="Folder for the data that it makes; kept for the next time.")] = Path(
         "hpe-bench"
     ),

@@ -305,6 +305,7 @@ def test_a_balanced_subset_is_planned_from_labels_alone(without_tars: Path, tmp_
 
 def test_the_snippets_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with_tars(tmp_path / "shards" / "ferplus", ("lwpose66",))
+    list(index(str(tmp_path / "shards" / "ferplus"), 1))
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     snippets = blocks(text, "python")
