@@ -8,7 +8,7 @@ read anyway is passed over with that reason. So is a linked file whose target is
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -125,7 +125,7 @@ class _Walker:
             else:
                 yield found
 
-    def _entries(self, folder: str) -> list[os.DirEntry[str] | Other]:
+    def _entries(self, folder: str) -> Sequence[os.DirEntry[str] | Other]:
         try:
             known = os.stat(folder)  # noqa: PTH116 (a path is made of text only for what is yielded)
             if (place := (known.st_dev, known.st_ino)) in self._done:
