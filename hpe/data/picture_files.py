@@ -132,7 +132,8 @@ class _Walker:
                 return [Other(Path(folder), "folder that is read by another name")]
             self._done.add(place)
             with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
-                return sorted(found, key=lambda entry: os.fsencode(entry.name))
+                entries: list[os.DirEntry[str]] = sorted(found, key=lambda entry: os.fsencode(entry.name))
+            return entries
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
