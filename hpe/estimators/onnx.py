@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
-from hpe.estimators.spec import VALUES, EstimatorSpec, Layout, OutputSpec
+from hpe.core.labels import ANGLES
+from hpe.estimators.spec import HEAD_VALUES, VALUES, EstimatorSpec, Layout, OutputSpec
 
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
@@ -117,7 +118,9 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
             print(f"hpe: {path.name} runs on the CPU: {why}; for the GPU {_WAY_OUT}", file=sys.stderr, flush=True)
         device = torch.device("cpu")
     image = _image_input(path, session.get_inputs(), spec)
-    return OnnxNetwork(session, image, _outputs(path, session.get_outputs(), spec.output), device)
+    nodes = session.get_outputs()
+    outputs = [] if spec.output is None else _outputs(path, nodes, spec.output)
+    return OnnxNetwork(session, image, outputs + _further(path, nodes, spec), device)
 
 
 def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> ImageInput:
@@ -177,6 +180,18 @@ def _way_out(node: Any, size: int) -> str:
         if len(sides) == 1 and _fits(node.shape, layout, min(sides)):
             return f"set input.layout: {layout} and input.size: {min(sides)}"
     return "export it with pictures of three channels and one side, in four dimensions"
+
+
+def _further(path: Path, nodes: Sequence[Any], spec: EstimatorSpec) -> list[str]:
+    """The outputs behind those of the pose: its deviations, then the other heads."""
+    expected = {} if spec.output is None or spec.output.deviations is None else {spec.output.deviations: len(ANGLES)}
+    expected |= {name: HEAD_VALUES[head] for head, name in spec.heads.named.items()}
+    shapes = {node.name: node.shape for node in nodes}
+    for name, values in expected.items():
+        if name not in shapes or list(shapes[name][1:]) != [values]:
+            found = f"is {shapes[name]}" if name in shapes else "is not in the graph"
+            raise UserError(f"{path}: output {name!r} {found}; by the YAML it should be [batch, {values}]")
+    return list(expected)
 
 
 def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:

@@ -73,16 +73,17 @@ class NotTaken:
         return found
 
 
-def not_taken(raw: Path, taken: TakenFiles, refused: Iterable[str]) -> NotTaken:
+def not_taken(raw: Path, taken: TakenFiles, home: Path, refused: Iterable[str]) -> NotTaken:
     """What is in the folder ``raw`` beside the files that rows name.
 
     Args:
         taken: the files of rows that may become samples.
-        refused: the sources of the others, paths inside ``raw`` as far as they name a picture.
+        home: the folder that the sources of rows start from.
+        refused: the sources of the others, as far as they name a picture.
     """
     for source in refused:
         if "\0" not in source:
-            taken.add(raw / source)
+            taken.add(home / source)
     found = NotTaken()
     for one in walk(raw):
         if not isinstance(one, Path):

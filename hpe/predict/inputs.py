@@ -193,8 +193,10 @@ def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
         yield Skipped(source, "", opened.damage)
     elif shard.samples not in (None, len(opened)):
         yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
-    elif not len(opened):
+    elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
+    if opened.index.unpaired:
+        yield Skipped(source, "", opened.index.unpaired)
 
 
 def printable(text: str) -> str:

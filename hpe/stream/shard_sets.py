@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.data.shard_files import matching, of_split, with_manifests
+from hpe.data.index import IndexFile
+from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream.remote_cache import fetch_parsed
 
@@ -25,15 +26,16 @@ class ShardSet:
         shards: a folder that ``hpe pack`` wrote (with ``split``), a tar, a glob, a brace pattern such as
             ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
             ``pipe:`` command or anything else that WebDataset opens; or a list of these.
-        split: the split, where ``shards`` is a folder.
+        split: the split, or ``all``, where ``shards`` is a folder.
         pose: folder of the pose tables, one Parquet file per shard.
-        weight: share among several datasets.
+        weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
+            datasets have one, or none has: then each sample of all of them comes equally often.
     """
 
     shards: str | Sequence[str]
     split: str | None = None
     pose: str | None = None
-    weight: float = 1.0
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Shard:
     samples: int | None = None
     sha256: str | None = None
     pose: Path | None = None
+    bytes: int | None = None
+    index: IndexFile | None = None
 
     @property
     def remote(self) -> bool:
@@ -81,7 +85,7 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     shards = [shard for text in named for shard in _of(text, one.split)]
     if not shards:
         raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
-    if not one.weight > 0:
+    if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
     return tuple(shards if one.pose is None else _with_pose_tables(shards, Path(one.pose)))
 
@@ -126,21 +130,35 @@ def _of(text: str, split: str | None) -> list[Shard]:
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:
     if (folder / MANIFEST).is_file():
-        shards = _of_one_split(Manifest.load(folder), split, str(folder))
-        return [Shard(str(folder / shard.name), shard.name, shard.samples, shard.sha256) for shard in shards]
+        shards = _of_one_split(manifest := Manifest.load(folder), split, str(folder))
+        indexes = indexes_of(manifest, folder)
+        return [
+            Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
+            for s in shards
+        ]
     refuse_unfinished(folder)
-    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+    pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
 def _tars(paths: Sequence[Path]) -> list[Shard]:
-    """Local tars, with what a manifest beside them contains."""
-    return [Shard(str(file.path), file.path.name, file.samples, file.sha256) for file in with_manifests(paths)]
+    """Local tars, with what a manifest or an index beside them contains."""
+    return [
+        Shard(str(file.path), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
+        for file in with_manifests(paths)
+    ]
 
 
 def _web_folder(url: str, split: str | None) -> list[Shard]:
-    shards = _of_one_split(fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse), split, url)
-    return [Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256) for s in shards]
+    manifest = fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse)
+    indexes = {
+        index.split: IndexFile(f"{url}/{urllib.parse.quote(index.name)}", url, index.sha256, remote=True)
+        for index in manifest.indexes
+    }
+    return [
+        Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
+        for s in _of_one_split(manifest, split, url)
+    ]
 
 
 def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[ShardInfo]:
@@ -148,7 +166,8 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
-        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 

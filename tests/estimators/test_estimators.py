@@ -139,6 +139,16 @@ def test_outputs_are_read_by_kind_order_sign_and_unit() -> None:
     np.testing.assert_allclose(read_output((six,), OutputSpec(kind="sixd"))[0], truth, atol=1e-3)
 
 
+def test_rotations_of_heads_that_are_turned_far_become_the_angles_of_upright_heads() -> None:
+    yaw = np.arange(-150.0, 151.0, 1.3)  # none is ±90, where pitch and roll are one angle
+    truth = np.stack((yaw, 20 * np.sin(yaw), 30 * np.cos(yaw)), 1)
+    matrix = Rotation.from_euler("xyz", truth[:, [1, 0, 2]], degrees=True).as_matrix()
+    given = torch.from_numpy(matrix).float()
+    for outputs, kind in ((given.reshape(-1, 9), "matrix"), (torch.cat((given[:, :, 0], given[:, :, 1]), 1), "sixd")):
+        found, _ = read_output((outputs,), OutputSpec.model_validate({"kind": kind}))
+        np.testing.assert_allclose(found.numpy(), truth, atol=0.01)
+
+
 def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
     logits = torch.randn(5, 3, 66, generator=torch.Generator().manual_seed(0)) * 3
     share = logits.softmax(-1).double().numpy()

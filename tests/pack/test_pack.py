@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.data.images import decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import QUARANTINE, Manifest, Sample
@@ -599,6 +600,65 @@ def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_pa
     assert packed(out, rows).counts["samples"] == 12
 
 
+def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    lines = ["image,x0,y0,x1,y1,emotion"]
+    for i in range(12):
+        pair = Image.new("RGB", (96, 48))
+        pair.paste(picture(2 * i), (0, 0))
+        pair.paste(picture(2 * i + 1), (48, 0))
+        pair.save(raw / f"{i:02d}.png")
+        lines += [f"{i:02d}.png,0,0,48,48,happy", f"{i:02d}.png,48,0,96,48,sad"]
+    (raw / "faces.csv").write_text("\n".join(lines))
+    options = replace(SMALL, crop=None, val_share=0.2, test_share=0.2)
+    with pytest.raises(UserError, match=r"12 pictures have several faces.*--crop square-1.2@box, or give --crop none"):
+        pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, options)
+    assert not (tmp_path / "out").exists()
+    manifest = pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, replace(options, crop="margin-0@box"))
+    assert manifest.counts["samples"] == 24
+    assert not quarantine(tmp_path / "out")
+    of_photo: dict[str, set[str]] = {}
+    for key, sample in samples(tmp_path / "out").items():
+        number = 2 * int(key[:2]) + key.endswith("=face2")
+        assert np.abs(decode_rgb(sample.image).astype(int) - np.asarray(picture(number).resize((32, 32)))).mean() < 8
+        assert sample.record.emotion == (2 if number % 2 else 1)
+        of_photo.setdefault(key[:2], set()).add(sample.record.split or "")
+    assert {len(found) for found in of_photo.values()} == {1}
+    assert set().union(*of_photo.values()) == {"train", "val", "test"}
+    whole = pack_source("table", [str(raw), str(tmp_path / "whole")], [], 1, replace(options, crop="none"))
+    assert "faces: 12 pictures have several faces, and the whole picture is stored for each of them" in whole.notes
+
+
+def test_rows_without_the_tables_split_and_pictures_in_two_are_noted(tmp_path):
+    rows = [row(i, split="train" if i % 2 else "test") for i in range(12)] + [row(20)]
+    rows.append(replace(row(0), key="again", image=encoded(picture(40)), record=replace(rows[0].record, split="train")))
+    notes = packed(tmp_path / "out", rows, replace(SMALL, val_share=0), splits=("train", "test")).notes
+    assert "splits: the dataset's own (train, test); 1 rows name no split and are in train" in notes
+    assert any(
+        note.startswith("LEAK: 1 pictures appear in more than one split, such as raw/0.jpg in") for note in notes
+    )
+
+
+def test_where_nothing_can_be_packed_a_whole_reason_of_each_kind_is_told(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "t.csv").write_text("image,emotion\n" + "".join(f"img/{i}.png,happy\n" for i in range(13)))
+    told = (
+        rf"13 × like img/0.png: no 'img' in {raw}; if the paths start in another folder, name it with --option images="
+    )
+    with pytest.raises(UserError, match=told):
+        pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(["a=1", "a=2"], "given twice"), (["a="], "has no value"), (["a"], "KEY=")]
+)
+def test_an_option_of_the_reader_is_given_once_with_a_value(tmp_path, given, told):
+    with pytest.raises(UserError, match=told):
+        pack_source("auto", [str(tmp_path), str(tmp_path / "out")], given, 1, SMALL)
+
+
 def test_a_row_that_no_shard_can_hold_is_quarantined_and_the_others_are_packed(tmp_path):
     good = encoded(picture(1))
     rows = [
@@ -651,7 +711,7 @@ def test_a_raw_folder_of_another_encoding_is_packed(tmp_path):
 def test_options_of_few_values_are_listed_with_them():
     listed = CliRunner().invoke(app, ["pack", "list"]).output
     assert "ties=first|none" in listed
-    assert "angles=degrees|radians" in listed
+    assert "angles=ask|degrees|radians" in listed
 
 
 def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) -> None:

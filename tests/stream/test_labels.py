@@ -72,9 +72,10 @@ def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_p
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"yaw": ["x"] * 7}, "not a pose table"),
-        ({"direction_ours": [[1.0]] * 7}, "not a pose table"),
-        ({"key": [1] * 7}, "its keys are not"),
+        ({"yaw": ["x"] * 7}, "column yaw holds string, expected numbers"),
+        ({"direction_ours": [[1.0]] * 7}, "column direction_ours holds list"),
+        ({"direction_ours": [0.5] * 7}, "column direction_ours holds 0.5, expected whole numbers"),
+        ({"key": [1] * 7}, "column key holds int64, expected text"),
         ({"yaw": [float("nan"), float("inf")] + [5.0] * 5, "direction_ours": [-3.0, 9.0, 1e30] + [1.0] * 4}, None),
     ],
 )
