@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS
 from hpe.data.index import utf8
-from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, read_pose_table
+from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, read_pose_table, table_of_shard
 
 DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
 PROBLEM: Final = "problem"
@@ -47,7 +47,7 @@ def _misfit(
     of_sha256, of_shard = (footer.entries.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
     if samples is not None and footer.rows != samples:
         return f"{path}: {footer.rows} rows, but {shard} has {samples} samples; {_AGAIN}"
-    if of_shard and of_shard.removesuffix(".tar") != shard.removesuffix(".tar"):
+    if of_shard and table_of_shard(path.parent, of_shard) != table_of_shard(path.parent, shard):
         return f"{path}: made for the shard {of_shard}, not for {shard}; {_AGAIN}"
     if sha256 and of_sha256 and of_sha256 != sha256:
         return f"{path}: made for a shard with sha256 {of_sha256[:12]}…, {shard} has {sha256[:12]}…; {_AGAIN}"

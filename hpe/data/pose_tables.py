@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.core.files import aside, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
@@ -97,7 +97,7 @@ class PoseMetadata:
 
 def table_of_shard(folder: Path, shard: str) -> Path:
     """The pose table of a shard, by the shard's file name."""
-    return folder / f"{shard.removesuffix('.tar')}.parquet"
+    return folder / f"{short_name(shard.removesuffix('.tar'), 240)}.parquet"
 
 
 def read_metadata(path: Path) -> PoseMetadata:

@@ -11,6 +11,7 @@ from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.data.index import IndexFile
+from hpe.data.pose_tables import table_of_shard
 from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream.remote_cache import fetch_parsed
@@ -97,7 +98,7 @@ def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
     names = [shard.name for shard in shards]
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
-    tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
+    tables = [table_of_shard(folder, name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
     if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
