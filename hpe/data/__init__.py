@@ -7,6 +7,7 @@ In reading order:
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
     shards.py         the whole shard format: members of a tar, fields of the JSON and of the manifest; written
     shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record
+    index.py          the index of shards: where each sample lies, and its labels, in one Arrow file
     faces.py          faces of an open shard, decoded and cropped
     shard_files.py    local shards that a user names
     prefetch.py       work done by threads ahead of its consumer

@@ -19,7 +19,7 @@ from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, 
 
 DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
 PROBLEM: Final = "problem"
-OURS: Final = "ours"
+_OURS: Final = "ours"
 """The direction rule that is used where tables have several and none is named."""
 _PREFIX: Final = "hpe."
 _AGAIN: Final = "run `hpe pose` on these shards again"
@@ -67,9 +67,9 @@ def chosen_rule(table: Path, rule: str | None) -> str:
     """
     rules = read_metadata(table).rules
     listed = ", ".join(rules) or "none"
-    if rule is None and len(rules) != 1 and OURS not in rules:
+    if rule is None and len(rules) != 1 and _OURS not in rules:
         raise UserError(f"{table.parent}: direction rules {listed}; name one with --rule")
-    chosen = rule or (rules[0] if len(rules) == 1 else OURS)
+    chosen = rule or (rules[0] if len(rules) == 1 else _OURS)
     if chosen not in rules:
         raise UserError(f"--rule {chosen}: the tables in {table.parent} have {listed}")
     return chosen

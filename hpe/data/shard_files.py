@@ -14,6 +14,8 @@ from hpe.core.errors import UserError
 from hpe.data.index import FOREIGN, IndexFile, open_index
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
+ALL_SPLITS: Final = "all"
+"""What names all splits together."""
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 
@@ -117,7 +119,7 @@ def matching(pattern: str) -> list[Path] | None:
 
 
 def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
-    """The shards of a split, in order.
+    """The shards of a split, in order; ``all`` names all splits together.
 
     Args:
         manifest: of a folder or URL of shards.
@@ -128,5 +130,8 @@ def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
         UserError: there is no such split.
     """
     if split not in manifest.splits:
-        raise UserError(f"{where}: there is no split {split!r}; expected one of {', '.join(manifest.splits)}")
+        if split == ALL_SPLITS:
+            return list(manifest.shards)
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}")
     return [shard for shard in manifest.shards if shard.split == split]

@@ -22,7 +22,7 @@ from hpe.core.progress import progress
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.index import SCHEMA, IndexedShard, IndexFile, check_index, index_open_shard, open_index
 from hpe.data.pose_labels import read_poses
-from hpe.data.pose_tables import DIRECTION_PREFIX, read_metadata, table_of_shard
+from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, read_metadata, table_of_shard
 from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.shard_reader import open_shard
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 RECORD: Final = "record"
 """The direction that the raw dataset states."""
-POSE_FOLDER: Final = "pose"
-"""The folder beside the shards that holds a folder of pose tables per estimator."""
 PREDICTED: Final = "_hat"
 """Ends the names of estimated angles, as in the predictions of ``hpe evaluate``: ``yaw_hat`` beside a true ``yaw``."""
 GROUP: Final = "group_"

@@ -6,7 +6,6 @@ the results of chance alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,26 +35,6 @@ class Crossed:
     column_names: tuple[str, ...]
     counts: Int[ndarray, "rows columns"]
     left_out: int
-
-
-def read_table(path: Path) -> "pa.Table":
-    """The table of a CSV or Parquet file.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another kind.
-    """
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    readers = {".csv": csv.read_csv, ".parquet": parquet.read_table}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: expected a .csv or .parquet file")
-    try:
-        return readers[path.suffix.lower()](path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def cross(table: "pa.Table", rows: str = "direction", columns: str = "emotion") -> Crossed:

@@ -11,10 +11,11 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, write_json, write_text
 from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import LEAST_EXPECTED, cross_table, expected_counts
+from hpe.core.table_files import read_table
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.shard_files import find_shards
 from hpe.data.tables import arrow, dataset_of, pose_files
-from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross, read_table
+from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
 from hpe.metrics.markdown import cell, percent, table
 

@@ -58,12 +58,7 @@ def write_tables(config: StudyConfig, data: StudyData) -> str:
 def make_tables(config: StudyConfig, data: StudyData) -> tuple[list[StudyTable], dict[str, Any]]:
     """All tables, and what they were made from."""
     manifest = Manifest.load(data.shards)
-    emotions = {
-        name: tuple(range(len(EMOTIONS)))
-        if (chosen := getattr(config.sets, name).emotions) is None
-        else tuple(EMOTIONS.index(one) for one in chosen)
-        for name in SETS
-    }
+    emotions = {name: _emotions_of_set(config, name) for name in SETS}
     results = Results(config, data, manifest.dataset, emotions)
     counts = {name: image_counts(data.shards, data.pose, data.rules[name]) for name in SETS}
     tables = [*_image_counts(results, counts), *_association(results, counts["proposed"]), _set_sizes(results)]
@@ -81,6 +76,15 @@ def make_tables(config: StudyConfig, data: StudyData) -> tuple[list[StudyTable],
         "limits": _limits(results),
     }
     return tables, about
+
+
+def _emotions_of_set(config: StudyConfig, name: str) -> tuple[int, ...]:
+    """The emotions of a set: those that its config names, else those that its shards have."""
+    chosen = getattr(config.sets, name).emotions
+    if chosen is None:
+        counted = Manifest.load(set_folder(config, name)).counts.get("emotion", {}).get("train", {})
+        chosen = [one for one in EMOTIONS if counted.get(one)] or EMOTIONS
+    return tuple(EMOTIONS.index(one) for one in chosen)
 
 
 def _limits(results: Results) -> list[str]:

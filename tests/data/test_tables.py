@@ -159,6 +159,14 @@ assert faces.map(lambda face: {{"wide": abs(face["yaw_hat"] or 0) > 30}}).featur
     assert files(shards) == before
 
 
+def test_commands_that_need_no_dataset_do_not_wait_for_its_import() -> None:
+    script = (
+        "import sys, hpe.cli, hpe.data.tables, hpe.pack.verify, hpe.pack.balance, hpe.stream\n"
+        "assert not {'datasets', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_the_same_files_have_the_same_fingerprint_and_others_another(tmp_path: Path) -> None:
     shards = with_tars(tmp_path / "s", ("first", "second"))
     again = [hpe.tables(shards, pose="first")._fingerprint for _ in range(2)]

@@ -65,7 +65,7 @@ def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_p
     with pytest.raises(UserError, match=r"no column direction_thesis; direction rules in it: ours"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "rule")), labels=LabelSource("record", "thesis"))
     (tmp_path / "rule" / "train-000001.parquet").unlink()
-    with pytest.raises(UserError, match=r"train-000001.parquet: no pose table"):
+    with pytest.raises(UserError, match=r"no pose table of 1 of 5 shards, such as train-000001.parquet"):
         opened("rule")
 
 
@@ -124,5 +124,5 @@ def test_votes_become_shares_and_the_cache_gives_the_same_labels_again(tmp_path:
 
 def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_them(made: Made, tmp_path: Path) -> None:
     (tmp_path / "pose").mkdir()
-    with pytest.raises(UserError, match=r"holds no pose table of these shards, expected train-000000\.parquet"):
+    with pytest.raises(UserError, match=r"no pose table of 5 of 5 shards, such as train-000000\.parquet"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
