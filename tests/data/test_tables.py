@@ -315,7 +315,7 @@ def test_the_snippets_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     with_tars(tmp_path / "shards" / "ferplus", ("lwpose66",))
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    snippets = blocks(text, "python")
+    snippets = blocks(text.partition("\n## Labels and pose tables as one Dataset\n")[2].partition("\n## ")[0], "python")
     assert snippets
     names: dict[str, object] = {"__name__": "docs"}
     for snippet in snippets:
