@@ -21,6 +21,8 @@ from hpe.core.files import aside, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
+POSE_FOLDER: Final = "pose"
+"""The folder beside shards that has a folder of pose tables per estimator."""
 DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
 _BATCH: Final = _PREFIX + "batch"
