@@ -43,7 +43,7 @@ def decode_into(data: bytes, out: Row, colour: Colour = "rgb", *, max_pixels: in
     """
     if data[:2] == b"\xff\xd8" and _jpeg_into(data, out, colour, max_pixels):
         return
-    if data[:8] == _PNG and _png_into(data, out):
+    if data[:8] == _PNG and _png_into(data, out, max_pixels):
         if colour == "grey":
             _grey(out)
         return
@@ -85,13 +85,13 @@ def is_plain_jpeg(data: bytes) -> bool:
     return colours not in ("CMYK", "YCCK") and not may_be_turned(data) and int(height) * int(width) <= MAX_PIXELS
 
 
-def _png_into(data: bytes, out: Row) -> bool:
+def _png_into(data: bytes, out: Row, max_pixels: int) -> bool:
     """False where :func:`decode_rgb` must do it: anything but whole 8-bit grey or RGB without transparency."""
     try:
         image = PngImageFile(io.BytesIO(data))
         if image.mode not in ("L", "RGB") or "transparency" in image.info or _EXIF in image.info:
             return False
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             return False
         pixels = np.array(image)
     except Exception:  # Pillow's decoders raise a dozen types on damaged files

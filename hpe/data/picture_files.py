@@ -20,13 +20,15 @@ SUFFIXES: Final = frozenset((
     ".pnm", ".heic", ".heif", ".hif", ".avif",
 ))  # fmt: skip
 """Suffixes of pictures, in lower case."""
-_NEVER_PICTURES: Final = frozenset((
+_NOT_READ: Final = frozenset((
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".mat", ".npy", ".npz",
     ".parquet", ".arrow", ".h5", ".hdf5", ".pts", ".lst", ".log", ".ini", ".py", ".ipynb", ".m", ".sh", ".pdf", ".tar",
     ".zip", ".gz", ".tgz", ".7z", ".rar", ".xls", ".xlsx", ".doc", ".docx", ".obj", ".ply", ".bin", ".cal", ".wav",
-    ".mp3", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv",
+    ".mp3", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".svg", ".psd", ".exr", ".jp2",
+    ".jxl", ".dng", ".nef", ".arw", ".cr2", ".cr3", ".orf", ".rw2",
 ))  # fmt: skip
-"""Not opened to look for a picture: a dataset may have a million label files."""
+"""Not opened to look for a picture that hpe reads: a dataset may have a million label files, and the raw files of
+cameras begin as TIFF does."""
 START_BYTES: Final = 64
 """Enough of a file to recognise its format."""
 _STARTS: Final = (
@@ -156,10 +158,10 @@ class _Walker:
             return Other(path, f"broken link ({error.strerror})", lost=True)
         target = os.path.realpath(path)
         if stat.S_ISDIR(mode):
-            if any(_is_above(target, root) for root in self._roots):
-                return Other(path, "link to a folder above it")
             if self._is_read(target):
                 return Other(path, "link to a folder that is read anyway")
+            if any(_is_above(target, root) for root in self._roots):
+                return Other(path, "link to a folder above it")
             self._roots.append(target)
             return entry.path
         if not stat.S_ISREG(mode):
@@ -184,7 +186,7 @@ def _file(entry: os.DirEntry[str]) -> Path | Other:
     path = Path(entry.path)
     if suffix in SUFFIXES:
         return path
-    if suffix not in _NEVER_PICTURES:
+    if suffix not in _NOT_READ:
         try:
             with open_regular(path) as stream:
                 if picture_format(stream.read(START_BYTES)) is not None:

@@ -74,8 +74,7 @@ def extract(
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
     if done["images_without_a_face"]:
         print(f"{done['images_without_a_face']:,} have none: {out / SUMMARY} lists them")
-    if "detected_without_points" in done:
-        print(f"{done['detected_without_points']:,} faces that the detector finds have no points: the mesh finds none")
+    _name_without_points(done.get("detected_without_points", 0))
     _name_passed_over(done["passed_over"])
     unread = [f"{key}: {status}" for key, status in done["failed"].items() if status != NO_FACE]
     _name_unread(unread, f"{out / SUMMARY} lists all")
@@ -196,17 +195,23 @@ def draw(
         drawn = draw_pictures(model, source, out, count=count, which=which, python=python, max_pixels=most)
         written = f"{out}: " if drawn.read else ""
         print(f"{written}{drawn.with_a_face:,} of {drawn.read + len(drawn.unread):,} pictures have a face")
+        _name_without_points(drawn.without_points)
         _name_passed_over(drawn.passed_over)
         _name_unread(drawn.unread)
         if drawn.unread:
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
+def _name_without_points(faces: int) -> None:
+    if faces:
+        print(f"faces that the detector finds and the mesh does not: {faces:,}; they have no points")
+
+
 def _name_passed_over(kinds: Mapping[str, int]) -> None:
     from hpe.data.picture_files import in_words
 
     if kinds:
-        print(f"passed over: {sum(kinds.values()):,} files that are no pictures: {in_words(Counter(kinds))}")
+        print(f"{sum(kinds.values()):,} other files are passed over: {in_words(Counter(kinds))}")
 
 
 def _name_unread(problems: Sequence[str], where: str = "") -> None:

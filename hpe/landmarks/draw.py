@@ -34,12 +34,17 @@ _QUALITY: Final = 92
 
 @dataclass
 class Drawn:
-    """How many pictures could be read, how many of them have a face, which could not be read, and what is none."""
+    """How many pictures could be read, how many of them have a face, which could not be read, and what is none.
+
+    Attributes:
+        without_points: faces that the detector finds in which the mesh finds none.
+    """
 
     read: int = 0
     with_a_face: int = 0
     unread: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    without_points: int = 0
 
 
 def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
@@ -138,6 +143,7 @@ def draw_pictures(
                 tiles.append((photo(pixels, faces), []))
             else:
                 tiles.append((with_axes(pixels, faces), _lines(name, faces)))
+        drawn.without_points = estimator.without_points
     if drawn.read:
         with writing(out), aside(out) as part:
             page = tiles[0][0] if shown == 1 else sheet(tiles)

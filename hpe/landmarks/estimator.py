@@ -56,6 +56,11 @@ class LandmarkEstimator:
         """End the face mesh."""
         self._mesh.close()
 
+    @property
+    def without_points(self) -> int:
+        """How many faces the detector found in which the mesh found no points."""
+        return self._mesh.without_points
+
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture, without angles."""
         return self._mesh.find(picture)

@@ -35,10 +35,12 @@ from hpe.data.shards import MANIFEST
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, group_detector, named_model
 from hpe.landmarks.table import SUMMARY, TOTAL
+from hpe.sources.base import shown
 
 FORMAT: Final = "hpe-landmarks/3"
 NO_FACE: Final = "no face"
 """Status of a picture in which the mesh finds no face: a result, not a failure."""
+_NO_PICTURE: Final = "not a picture: "
 _PART: Final = 256
 """Picture files in one table: what is read and done again after a kill."""
 _DIGEST: Final = b"hpe.pictures"
@@ -143,7 +145,7 @@ def _picture(key: str, one: Path | Other) -> Picture:
 
 def _keys(files: Sequence[Path], root: Path) -> list[str]:
     """Paths inside the root without suffix; with it where two files would share a key."""
-    names = [str(file.relative_to(root)) for file in files]
+    names = [shown(file.relative_to(root)) for file in files]  # as text that Parquet takes, whatever the bytes
     stems = [str(Path(name).with_suffix("")) for name in names]
     often, whole = Counter(stems), set(names)
     return [stem if often[stem] == 1 and stem not in whole else name for stem, name in zip(stems, names, strict=True)]
@@ -310,7 +312,8 @@ def _rows(picture: Picture, mesh: MeshPool, max_pixels: int) -> list[dict[str, A
     try:
         faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read(), max_pixels=max_pixels))
     except (DecodeError, OSError, MemoryError) as error:
-        return [{**known, "status": f"not a picture: {error or type(error).__name__}"}]
+        why = (str(error) or type(error).__name__).removeprefix(_NO_PICTURE)
+        return [{**known, "status": f"{_NO_PICTURE}{why}"}]
     if not faces:
         return [{**known, "status": NO_FACE}]
     return [

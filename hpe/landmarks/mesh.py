@@ -254,10 +254,11 @@ class MeshPool:
         self._which: Which = which
         self._start = partial(FaceMesh, python, VIEWS[views], model or named_model())
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
-        self.detector = detector
+        self.detector: str | None = None
         self.without_points = 0
         self._own, self._counting = threading.local(), threading.Lock()
         self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
+        self.detector = detector  # only now: the trial is not one of the pictures that are counted
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture that ``which`` asks for.

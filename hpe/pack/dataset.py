@@ -81,7 +81,8 @@ def pack_source(
         raise UserError(
             f"{error.filename or raw}: cannot be read: {error.strerror or error}; name another folder"
         ) from error
-    label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
+    folder = Path(raw).name or resolved(Path(raw)).name * bool(raw)
+    label = " ".join([folder, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
     return pack(source, Path(out), options, label=shown(label), workers=workers, raw=Path(raw) if raw else None)
 
 
@@ -91,6 +92,9 @@ def _key_values(texts: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
+        if not value or key in given:
+            why = "is given twice" if key in given else "has no value"
+            raise UserError(f"--option {text!r}: {key} {why}; give it once, or leave it out for its default")
         given[key] = value
     return given
 

@@ -19,22 +19,28 @@ UNNAMED: Final = "picture that no row names"
 
 
 class TakenFiles:
-    """The pictures that rows name; a number for each, so that a dataset of millions fits in memory."""
+    """The pictures that rows name, and the targets of those that are links.
+
+    A number for each, so that a dataset of millions fits in memory.
+    """
 
     def __init__(self) -> None:
         self._known: set[int] = set()
 
     def add(self, path: Path) -> None:
         """Add the file of a row."""
-        self._known.add(hash(_real(os.fspath(path))))
+        place = _place(path)
+        self._known.add(hash(place))
+        if os.path.islink(place):  # noqa: PTH114 (a path is not made of every text)
+            self._known.add(hash(os.path.realpath(place)))
 
     def __contains__(self, path: Path) -> bool:
-        return hash(_real(os.fspath(path))) in self._known
+        return hash(_place(path)) in self._known
 
 
-def _real(path: str) -> str:
+def _place(path: Path) -> str:
     """The path with links in its folders followed: readers may resolve them, a walk does not."""
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(os.fspath(path))
     return f"{_real_folder(folder)}/{name}"
 
 
@@ -61,26 +67,28 @@ class NotTaken:
         unnamed = others.pop(UNNAMED, 0)
         found = []
         if unnamed:
-            found.append(f"not packed: {unnamed:,} pictures that no row names, such as {self.example}")
+            found.append(f"not packed: {unnamed:,} × {UNNAMED}, such as {self.example}")
         if others:
             found.append(f"other files and links in the folder, label files among them: {in_words(others)}")
         return found
 
 
-def not_taken(raw: Path, taken: TakenFiles, refused: Iterable[str]) -> NotTaken:
+def not_taken(raw: Path, taken: TakenFiles, home: Path, refused: Iterable[str]) -> NotTaken:
     """What is in the folder ``raw`` beside the files that rows name.
 
     Args:
         taken: the files of rows that may become samples.
-        refused: the sources of the others, paths inside ``raw`` as far as they name a picture.
+        home: the folder that the sources of rows start from.
+        refused: the sources of the others, as far as they name a picture.
     """
     for source in refused:
         if "\0" not in source:
-            taken.add(raw / source)
+            taken.add(home / source)
     found = NotTaken()
     for one in walk(raw):
         if not isinstance(one, Path):
-            found.kinds[one.kind] += 1
+            if one.path not in taken:  # such as a link to a picture here, which is the one that a row names
+                found.kinds[one.kind] += 1
         elif one not in taken:
             found.kinds[UNNAMED] += 1
             found.example = found.example or shown(one.relative_to(raw))

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from hpe.core.console import say
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import leftovers, refuse_unwritable
@@ -383,6 +384,8 @@ class _RankPass:
                 except ValueError as error:
                     self.queue.finish(number, str(error))
                     continue
+                if shard.index.unpaired:
+                    say(f"hpe: WARNING: {task.shard.path}: {shard.index.unpaired}")
                 origin = _ShardInProgress(number, task, shard, hashing.submit(_sha256, shard.data))
                 # An empty shard gives one empty batch, so that its (empty) table is written all the same.
                 for start in range(0, max(len(shard), 1), self.batch):

@@ -1,5 +1,6 @@
 """The images of the command line: files, folders, globs, and the samples of shards."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from hpe.core.files import short_name
 from hpe.data.picture_files import Other, in_words, walk
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
-from hpe.data.shards import MANIFEST
+from hpe.data.shards import MANIFEST, refuse_unfinished
 
 VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _LARGEST_FILE: Final = 1 << 28
@@ -141,6 +142,7 @@ def _file(path: Path, base: Path) -> Input:
 def _folder(folder: Path, split: str | None) -> list[Input]:
     if (folder / MANIFEST).is_file():
         return list(packed_shards(folder, split))
+    refuse_unfinished(folder)
     found: list[Input] = []
     for one in walk(folder):
         if isinstance(one, Path):
@@ -191,8 +193,10 @@ def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
         yield Skipped(source, "", opened.damage)
     elif shard.samples not in (None, len(opened)):
         yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
-    elif not len(opened):
+    elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
+    if opened.index.unpaired:
+        yield Skipped(source, "", opened.index.unpaired)
 
 
 def printable(text: str) -> str:
@@ -208,7 +212,7 @@ def safe_place(text: str) -> str:
     letter has up to four.
     """
     parts = []
-    for part in printable(text).split("/"):
+    for part in unicodedata.normalize("NFC", printable(text)).split("/"):
         plain = "".join(letter if letter.isalnum() or letter in "-_+.,= " else "_" for letter in part)
         parts.append(short_name(plain.strip(". ") or "_", _LONGEST_NAME))
     return "/".join(parts[-8:])

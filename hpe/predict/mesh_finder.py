@@ -41,6 +41,11 @@ class MeshFinder:
         """Stop the face mesh."""
         self._estimator.close()
 
+    @property
+    def without_points(self) -> int:
+        """How many faces the detector found in which the mesh found no points, so that they have no row."""
+        return self._estimator.without_points
+
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read, decode and find faces, in a thread."""
 

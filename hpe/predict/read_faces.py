@@ -21,10 +21,11 @@ import itertools
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -38,11 +39,13 @@ from hpe.core.progress import progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
+from hpe.data.framing import face_shares, sizes_differ
 from hpe.data.images import pixels_of
 from hpe.data.picture_files import in_words
 from hpe.data.prefetch import ahead, one_thread
 from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
+from hpe.evaluate.warnings import one_answer
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
 from hpe.models.views import PLAIN
@@ -90,7 +93,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         _refuse_out_in_inputs(options.out, inputs)
     found, passed = split_inputs(_find_inputs(inputs, options.split))
     if passed:
-        _print_notes([f"{passed.total():,} files that are no pictures are passed over: {in_words(passed)}"])
+        _print_notes([f"{passed.total():,} other files are passed over: {in_words(passed)}"])
     max_pixels = pixels_of(options.max_megapixels)
     device = named_device(options.device)
     threads = _threads()
@@ -126,6 +129,8 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             bar.advance(len(group))
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
     results.tally.summarise(options.out)
+    if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
+        _print_notes([f"{_counted(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
 
 
@@ -187,7 +192,14 @@ def _open_given(
 ) -> _Opened:
     """The network for given faces, with warnings where the images do not look like its training images."""
     labelled, notes = labelled_faces(inputs, predictor)
-    _print_notes([*notes, *whole_photos(found, predictor, labelled), *other_crops(found, predictor)])
+    _print_notes(
+        [
+            *notes,
+            *whole_photos(found, predictor, labelled),
+            *other_crops(found, predictor),
+            *other_sizes(found, predictor),
+        ]
+    )
     finder = GivenFaces(predictor, keep_pictures=keep_pictures, labelled=labelled, max_pixels=max_pixels)
     return _Opened(finder, predictor, whole_images=not labelled)
 
@@ -293,6 +305,15 @@ def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     return notes
 
 
+def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
+    """A message if the faces of shards have another size in their pictures than those of the training; else nothing."""
+    if not isinstance(predictor, RunPredictor) or not predictor.faces:
+        return []
+    tars = [one.path for one in inputs if isinstance(one, ShardFile)]
+    differ = sizes_differ(predictor.faces, face_shares(tars))
+    return [f"WARNING: the framing differs from that of {predictor.name}'s training: {differ}"] if differ else []
+
+
 def _threads() -> int:
     return min(len(os.sched_getaffinity(0)), 8)
 
@@ -310,6 +331,7 @@ def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _
     results.tally.nan += sum(
         None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows
     )
+    results.tally.answers.update(str(row["emotion"]) for row in rows if row.get("emotion"))
     results.write(rows)
     if results.drawing is not None:
         # All faces of one image follow each other. By identity: == would compare arrays of pixels and fail.
@@ -367,6 +389,7 @@ class Tally:
     unread: int = 0
     nan: int = 0
     skipped: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
     undrawn: int = 0
     passed: int = 0
     file: IO[str] | None = None
@@ -404,6 +427,8 @@ class Tally:
         if out is not None and self.skipped:
             text += f"; {out / SKIPPED} lists each"
         print(text, file=sys.stderr, flush=True)
+        if warning := one_answer(self.answers, self.faces):
+            _print_notes([f"WARNING: {warning}"])
         if self.nan:
             _print_notes(
                 [

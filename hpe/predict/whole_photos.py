@@ -51,9 +51,9 @@ def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterab
     if not by_size and not seen:
         return []
     evidence = seen or f"{by_size[0].path.name} has {by_size[0].width:,} × {by_size[0].height:,} pixels"
-    photos = f"{len(by_size):,} of {len(looks):,} images looked at have" if by_size else "some images have"
+    photos = f"{len(by_size):,} of {len(looks):,} images that were looked at" if by_size else "some images"
     return [
-        f"WARNING: each image is used whole, as one face (--faces given), but {photos} the look of whole photos: "
+        f"WARNING: each image is used whole, as one face (--faces given), but {photos} may be whole photos: "
         f"{evidence}. {_WAY_OUT}"
     ]
 

@@ -14,7 +14,7 @@ A batch's way through the files, which is also their reading order::
 
     trainer     shard_sets.py     what a user names → shards: files, URLs, commands
        │        remote_cache.py   shards that are not local, fetched once per node
-       │        index.py          a shard → a table: where each sample lies, and its labels
+       │        index.py          a shard → a table: where each sample lies, and its labels; no tar is opened
        │        open_files.py     the tars that a process has open
        │        open_tables.py    a tar and its table, which fit each other
        │        stream.py         Stream: sets of shards, checked and counted

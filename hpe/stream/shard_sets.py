@@ -11,8 +11,8 @@ from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.data.index import IndexFile
-from hpe.data.shard_files import indexes_of, matching, of_split, with_manifests
-from hpe.data.shards import MANIFEST, Manifest, ShardInfo
+from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream.remote_cache import fetch_parsed
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -26,7 +26,7 @@ class ShardSet:
         shards: a folder that ``hpe pack`` wrote (with ``split``), a tar, a glob, a brace pattern such as
             ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
             ``pipe:`` command or anything else that WebDataset opens; or a list of these.
-        split: the split, where ``shards`` is a folder.
+        split: the split, or ``all``, where ``shards`` is a folder.
         pose: folder of the pose tables, one Parquet file per shard.
         weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
             datasets have one, or none has: then each sample of all of them comes equally often.
@@ -99,9 +99,10 @@ def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
     tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
     # Also where no label is read from them: who names a folder means its tables.
-    if not any(table.is_file() for table in tables):
+    if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
-            f"{folder}: holds no pose table of these shards, expected {tables[0].name}; run `hpe pose` on them first"
+            f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
+            "run `hpe pose` on these shards again"
         )
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
@@ -135,7 +136,8 @@ def _folder(folder: Path, split: str | None) -> list[Shard]:
             Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
             for s in shards
         ]
-    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+    refuse_unfinished(folder)
+    pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
@@ -164,7 +166,8 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
-        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 

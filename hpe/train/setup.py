@@ -12,6 +12,7 @@ from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, common_accelerator, share_cores
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision, training_precision
+from hpe.data.framing import face_shares
 from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
@@ -201,7 +202,17 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
     """
     job = prepare_job(config, ranks, change_precision=change_precision)
     with claim(job.config, ranks) as resume:
+        if ranks.main and not (job.run / run_folder.TRAINED_ON).exists():
+            _remember_training(job)
         yield replace(job, resume=resume)
+
+
+def _remember_training(job: Job) -> None:
+    heads, counts = job.config.model.heads, job.train.label_counts()
+    labels = {"emotion": counts.emotion} if heads.emotion else {}
+    labels |= {"direction": counts.direction} if heads.direction else {}
+    local = [Path(shard.url) for shards in job.train.sets for shard in shards if not shard.remote]
+    run_folder.remember_training(job.run, labels, face_shares(local))
 
 
 @contextmanager
