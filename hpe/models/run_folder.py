@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig, differences
+from hpe.config.run import ModelConfig, RunConfig, differences, mixes_anew
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.core.files import locked, rename_aside, write_json, write_text
@@ -357,6 +357,12 @@ def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> It
             way = "give another run:, or --new to start over"
             if any(line.startswith("train.precision:") for line in changed):
                 way += ", or --change-precision to continue in another precision"
+            if mixes_anew(before, config):
+                shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
+                way += (
+                    ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
+                    f"continue it as it began, give the datasets of data.train the weights {shares}"
+                )
             if changed:
                 raise UserError(
                     f"{run}: this run was started with another config; {way}\n"

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_json, write_text
 from hpe.core.geometry import angle_errors
-from hpe.core.labels import ANGLES, AXIS_COLOURS, LARGEST_DEGREES
+from hpe.core.labels import ANGLES, AXIS_COLOURS, BINS_REACH_DEGREES, LARGEST_DEGREES
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.pose_tables import DIRECTION_PREFIX, read_pose_table
 from hpe.data.records import Record
@@ -22,6 +22,7 @@ from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.estimators.diagnosis import diagnose
 from hpe.metrics.columns import Numbers
 from hpe.metrics.markdown import degrees, table
+from hpe.metrics.pose import on_branch_of
 from hpe.metrics.pose import pose as pose_figures
 from hpe.metrics.values import Figure, Resampling, share
 from hpe.pose.passes import Task
@@ -188,13 +189,14 @@ def check(joined: JoinedRows) -> dict[str, Any]:
     figures = pose_figures(_numbers(truth), _numbers(joined.predicted), _numbers(joined.deviations), draw)
     if lacking:
         figures = _without(figures, {*lacking, *(name for name in figures["all"] if name.startswith(_OF_ALL_THREE))})
-    difference = (joined.predicted - joined.truth)[rows & (np.abs(truth) <= 99).all(1)]
+    inside = rows & (np.abs(truth) <= BINS_REACH_DEGREES).all(1)
+    difference = on_branch_of(joined.predicted[inside], joined.truth[inside]) - joined.truth[inside]
     bias = {ANGLES[i]: float(difference[:, i].mean()) for i in axes} if len(difference) else None
     return {
         "faces": len(known),
         "angles_without_truth": lacking,
         "without_face": int((~np.all(np.isfinite(joined.predicted), axis=1)).sum()),
-        "mistakes": diagnose(joined.predicted[rows], truth[rows]),
+        "mistakes": diagnose(joined.predicted[rows], truth[rows]) + _beyond_bins(joined.predicted[rows], truth[rows]),
         "bias_degrees": bias,
         "pose": figures,
         "reliability": reliability(joined.predicted, joined.truth, joined.deviations),
@@ -202,6 +204,18 @@ def check(joined: JoinedRows) -> dict[str, Any]:
             name: direction_figures(found, joined.true_direction) for name, found in joined.directions.items()
         },
     }
+
+
+def _beyond_bins(predicted: Float[np.ndarray, "faces 3"], truth: Float[np.ndarray, "faces 3"]) -> list[str]:
+    """A line if true angles exceed the reach of Hopenet's bins, and no prediction does."""
+    wide = int((np.abs(truth) >= BINS_REACH_DEGREES).any(1).sum())
+    if not wide or (np.abs(predicted) >= BINS_REACH_DEGREES).any():
+        return []
+    reach = f"{BINS_REACH_DEGREES:g}°"
+    return [
+        f"range: {wide:,} of {len(truth):,} faces have a true angle of {reach} or more, and the estimator never gives "
+        f"one; a network of 66 bins cannot: see the row of angles within ±{reach}, or use a 6D or matrix output"
+    ]
 
 
 def known_axes(truth: Float[np.ndarray, "faces 3"]) -> list[int]:
@@ -326,11 +340,14 @@ def _plot(path: Path, title: str, found: dict[str, Any], joined: JoinedRows) -> 
     canvas = Canvas(figsize=(11, 7), layout="constrained")
     axes = canvas.subplots(2, 3)
     canvas.suptitle(f"Pose check: {title}")
+    predicted = on_branch_of(joined.predicted, joined.truth)
     for column, (angle, colour) in enumerate(zip(ANGLES, AXIS_COLOURS, strict=True)):
         top, bottom = axes[0, column], axes[1, column]
-        top.scatter(joined.truth[:, column], joined.predicted[:, column], s=3, alpha=0.4, color=colour)
-        top.plot((-99, 99), (-99, 99), color="black", linewidth=0.8)
-        top.set(xlim=(-102, 102), ylim=(-102, 102), xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
+        top.scatter(joined.truth[:, column], predicted[:, column], s=3, alpha=0.4, color=colour)
+        reach = max(BINS_REACH_DEGREES, float(np.nanmax(np.abs(joined.truth[:, column]), initial=0)))
+        ends = (-reach - 3, reach + 3)
+        top.plot((-reach, reach), (-reach, reach), color="black", linewidth=0.8)
+        top.set(xlim=ends, ylim=ends, xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
         groups = found["reliability"][angle]
         if groups:
             sd, rms = [g["mean_sd"] for g in groups], [g["rms_error"] for g in groups]

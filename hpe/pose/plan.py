@@ -16,7 +16,15 @@ from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.precision import lacks_precision
 from hpe.data.crops import CropRule, Framing
-from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
+from hpe.data.directions import (
+    ABSTAIN,
+    OURS,
+    DirectionRule,
+    DirectionRules,
+    Thresholds,
+    beyond_profile,
+    direction_rules,
+)
 from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
 from hpe.data.shard_reader import open_shard
@@ -272,7 +280,7 @@ def load_direction_network(path: Path) -> tuple[DirectionRule, str]:
     @torch.inference_mode()
     def decide(angles: Float[np.ndarray, "faces 3"], _: Float[np.ndarray, "faces 3"]) -> Int8[np.ndarray, " faces"]:
         logits = module(torch.from_numpy(np.nan_to_num(angles)).float())["direction"]
-        found = logits.argmax(1).numpy().astype(np.int8)
+        found = beyond_profile(angles, logits.argmax(1).numpy().astype(np.int8))
         return np.where(np.isfinite(angles).all(1), found, np.int8(ABSTAIN))
 
     return decide, sha256_of(file)

@@ -20,7 +20,7 @@ from hpe.evaluate.gallery import KINDS, gallery
 from hpe.metrics.columns import numbers
 from hpe.metrics.markdown import asides
 from hpe.metrics.paired import paired
-from hpe.metrics.pose import ANGLES
+from hpe.metrics.pose import ANGLES, on_branch_of
 from hpe.report import tables
 from hpe.report.cells import CHARTED, StudyTable, is_study, read_study
 from hpe.report.charts import Series, intervals, lines, percents, reliability, scatter
@@ -295,14 +295,14 @@ def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:
 def _scatters(one: Evaluation) -> list[tuple[str, Any]]:
     if one.table is None:
         return []
+    truth, guess = numbers(one.table, ANGLES), numbers(one.table, [f"{name}_hat" for name in ANGLES])
+    if truth is None or guess is None or not (rows := truth.mask & guess.mask).any():
+        return []
+    true, predicted = truth.value[rows], on_branch_of(guess.value[rows], truth.value[rows])
+    step = -(-len(true) // _SCATTERED)
     charts = []
-    for name in ANGLES:
-        both = numbers(one.table, [name, f"{name}_hat"])
-        if both is None or not both.mask.any():
-            continue
-        values = both.value[both.mask]
-        step = -(-len(values) // _SCATTERED)
-        points = [(float(x), float(y)) for x, y in values[::step]]
+    for index, name in enumerate(ANGLES):
+        points = list(zip(true[::step, index].tolist(), predicted[::step, index].tolist(), strict=True))
         charts.append((name, scatter(points, title=f"Predicted over true {name}", x_label=f"true {name}")))
     return charts
 

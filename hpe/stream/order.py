@@ -62,7 +62,7 @@ class Shuffled:
     def __init__(self, counts: Sequence[int], *, seed: int, window: int, dataset: int = 0) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.samples = int(self.counts.sum())
-        self._seed, self._window, self._dataset = seed, window, dataset
+        self._seed, self._window, self.dataset = seed, window, dataset
         # A batch may reach over the end of a window or an epoch. What is forgotten here is computed again, the same.
         self._epoch = lru_cache(4)(self._epoch_at)
         self._shuffled = lru_cache(4)(self._window_at)
@@ -94,8 +94,29 @@ class Shuffled:
     def _window_at(self, epoch: int, window: int) -> Picks:
         shards = self._epoch(epoch)[0][window]
         ends = np.cumsum(self.counts[shards])
-        places = np.stack((np.full_like(shards, self._dataset), shards), 1)
+        places = np.stack((np.full_like(shards, self.dataset), shards), 1)
         return _locate(places, ends, permutation(self._seed, _ROWS_OF_WINDOW, epoch, window, count=int(ends[-1])))
+
+
+class Together:
+    """Several datasets as if they were one: an epoch has each sample of all of them exactly once."""
+
+    length: int | None = None
+
+    def __init__(self, counts: Sequence[Sequence[int]], *, seed: int, window: int) -> None:
+        self._places = np.asarray([(d, s) for d, shards in enumerate(counts) for s in range(len(shards))], np.int64)
+        self._order = Shuffled([n for shards in counts for n in shards], seed=seed, window=window)
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        picks = self._order.at(start, stop)
+        return np.column_stack((self._places[picks[:, 1]], picks[:, 2]))
+
+
+class OfDataset(Order, Protocol):
+    """An order of samples of one dataset."""
+
+    dataset: int
 
 
 class Mixed:
@@ -106,10 +127,15 @@ class Mixed:
 
     length: int | None = None
 
-    def __init__(self, parts: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
+    def __init__(self, parts: Sequence[OfDataset], weights: Sequence[float], *, seed: int) -> None:
         self._parts, self._seed = parts, seed
         self.shares = shares_of(weights, BLOCK)
         self._block = lru_cache(8)(self._block_at)
+
+    def share_of(self, dataset: int) -> float:
+        """The fraction of the positions that a dataset has."""
+        shares = zip(self._parts, self.shares, strict=True)
+        return sum(share for part, share in shares if part.dataset == dataset) / BLOCK
 
     def at(self, start: int, stop: int) -> Picks:
         """See :class:`Order`."""
@@ -164,7 +190,7 @@ class OfClass:
         # Every reader holds these for every sample: int32 is half as much memory.
         self._rows = [of_shard.astype(np.int32) for of_shard in rows if len(of_shard)]
         counts = [len(of_shard) for of_shard in self._rows]
-        self.samples = sum(counts)
+        self.samples, self.dataset = sum(counts), dataset
         self._order = Shuffled(counts, seed=seed, window=window, dataset=dataset)
 
     def at(self, start: int, stop: int) -> Picks:

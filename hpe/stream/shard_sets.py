@@ -27,13 +27,14 @@ class ShardSet:
             ``pipe:`` command or anything else that WebDataset opens; or a list of these.
         split: the split, where ``shards`` is a folder.
         pose: folder of the pose tables, one Parquet file per shard.
-        weight: share among several datasets.
+        weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
+            datasets have one, or none has: then each sample of all of them comes equally often.
     """
 
     shards: str | Sequence[str]
     split: str | None = None
     pose: str | None = None
-    weight: float = 1.0
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     shards = [shard for text in named for shard in _of(text, one.split)]
     if not shards:
         raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
-    if not one.weight > 0:
+    if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
     return tuple(shards if one.pose is None else _with_pose_tables(shards, Path(one.pose)))
 

@@ -17,7 +17,7 @@ from hpe.stream.batch_block import COLUMNS
 from hpe.stream.index import WHOLE_SHARD, ShardTable
 from hpe.stream.loader import Loader
 from hpe.stream.open_tables import OpenTables, Unreadable
-from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, balanced
+from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
 from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.worker import Batches, Reading, Refusal
@@ -130,8 +130,8 @@ class Stream:
     ) -> Loader:
         """Shuffled batches without end, from ``samples_seen`` on: a pure function of its arguments.
 
-        Every epoch of every dataset holds each of its samples exactly once; ranks together see the same
-        global batches whatever their number.
+        Every epoch of all datasets together, or with weights of every dataset, holds each sample exactly once; ranks
+        together see the same global batches whatever their number.
 
         Args:
             seed: of the order.
@@ -142,14 +142,35 @@ class Stream:
             balance: draw classes equally often instead.
 
         Raises:
-            UserError: balance is asked for, but no sample has the label.
+            UserError: balance is asked for, but no sample has the label; some datasets have weights and some have none.
         """
+        return self._loader(self._order(balance, seed, window), Plan(batch, rank, ranks, samples_seen))
+
+    def draws_per_epoch(self, balance: Balance | None = None) -> tuple[float, ...]:
+        """For each dataset, how often one of its samples is drawn while as many are drawn as all datasets have.
+
+        Raises:
+            UserError: as :meth:`endless`.
+        """
+        order = self._order(balance, seed=0, window=1)
+        if not isinstance(order, Mixed):
+            return (1.0,) * len(self.counts)
+        return tuple(order.share_of(d) * self.samples / sum(counts) for d, counts in enumerate(self.counts))
+
+    def _order(self, balance: Balance | None, seed: int, window: int) -> Order:
         if balance:
-            order: Order = self._balanced(balance, seed, window)
-        else:
-            parts = [Shuffled(counts, seed=seed + d, window=window, dataset=d) for d, counts in enumerate(self.counts)]
-            order = parts[0] if len(parts) == 1 else Mixed(parts, self._weights, seed=seed)
-        return self._loader(order, Plan(batch, rank, ranks, samples_seen))
+            return self._balanced(balance, seed, window)
+        if len(self.counts) == 1:
+            return Shuffled(self.counts[0], seed=seed, window=window)
+        weights = [weight for weight in self._weights if weight is not None]
+        if not weights:
+            return Together(self.counts, seed=seed, window=window)
+        if len(weights) < len(self.counts):
+            raise UserError(
+                f"{len(self.counts)} datasets, {len(weights)} with a weight; give one to all of them, or to none"
+            )
+        parts = [Shuffled(counts, seed=seed + d, window=window, dataset=d) for d, counts in enumerate(self.counts)]
+        return Mixed(parts, weights, seed=seed)
 
     def once(self, *, batch: int, rank: int = 0, ranks: int = 1) -> Loader:
         """Every sample exactly once over all ranks, in order of dataset, shard and row.
@@ -226,7 +247,7 @@ class Stream:
                     affect=~(np.isnan(rows[:, 2]) | np.isnan(rows[:, 3])),
                 )
 
-    def _balanced(self, balance: Balance, seed: int, window: int) -> Order:
+    def _balanced(self, balance: Balance, seed: int, window: int) -> Mixed:
         labels: list[list[np.ndarray]] = [[] for _ in self.counts]
         rows = self._labels()
         for dataset, counts in enumerate(self.counts):

@@ -93,7 +93,7 @@ class Job:
             rank=self.ranks.rank,
             ranks=self.ranks.world,
             window=data.window,
-            balance=Balance() if data.sampling == "balanced" else None,
+            balance=_balance(data),
         )
 
     def validation(self) -> Loader:
@@ -230,6 +230,7 @@ def _notes(built: _Built) -> Iterator[str]:
     if built.train.reading.labels.needs_pose:
         for name in _without_tables(built.config.data):
             yield f"{name}: no pose tables are named (pose:); its angles and directions come from its records"
+    yield from _draws(built)
     pose, counts = built.config.model.heads.pose, built.counts
     if pose is not None and pose.kind == "bins66" and counts.wide:
         yield (
@@ -237,6 +238,21 @@ def _notes(built: _Built) -> Iterator[str]:
             f"{BINS_REACH_DEGREES:g}° or more in either direction; model.heads.pose.kind: bins66 has no bins for them "
             "and ignores them, as Hopenet does; sixd learns from all"
         )
+
+
+def _draws(built: _Built) -> Iterator[str]:
+    """How often each of several datasets is drawn."""
+    named, train = built.config.data.train, built.train
+    if len(named) == 1:
+        return
+    draws = train.draws_per_epoch(_balance(built.config.data))
+    for number, (one, counts, draw) in enumerate(zip(named, train.counts, draws, strict=True)):
+        shards = one.shards if isinstance(one.shards, str) else f"{one.shards[0]} …"
+        yield f"data.train.{number} ({shards}): {sum(counts):,} samples, each {draw:.3g} × per epoch"
+
+
+def _balance(data: DataConfig) -> Balance | None:
+    return Balance() if data.sampling == "balanced" else None
 
 
 def _without_tables(data: DataConfig) -> list[str]:
