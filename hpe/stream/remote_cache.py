@@ -32,7 +32,7 @@ _FIRST_WORD_SECONDS: Final = 3.0
 _NEXT_WORD_SECONDS: Final = 30.0
 _ROOM_SECONDS: Final = 20.0
 """For so long a reader waits until others close what they have open."""
-_STALE_SECONDS: Final = 60.0
+_STALE_SECONDS: Final = 300.0
 _OPENINGS: Final = 5
 
 T = TypeVar("T")
@@ -67,9 +67,10 @@ def session() -> str:
 
 @dataclass(slots=True)
 class Notices:
-    """A word to the user while he waits: soon, then seldom, and of all processes of the node only one."""
+    """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""
 
     folder: Path
+    session: str
     next: float = 0.0
 
     def tell(self, text: str, waited: float) -> None:
@@ -78,18 +79,13 @@ class Notices:
         if waited < _FIRST_WORD_SECONDS or now < self.next:
             return
         self.next = now + _NEXT_WORD_SECONDS
-        mark = self.folder / "notice"
+        mark = self.folder / "notice"  # whose the last word was, and by its date when
         with locked(self.folder / "notice.lock", None):
             with contextlib.suppress(OSError):
-                if time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS and mark.read_text() == session_group():
+                if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
                     return
-            mark.write_text(session_group())
+            mark.write_text(self.session)
         print(f"hpe: {redacted(text)}", file=sys.stderr, flush=True)
-
-
-def session_group() -> str:
-    """The process group: one for all ranks and readers that were started together."""
-    return str(os.getpgrp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +120,7 @@ class RemoteCache:
             limit = 0
         if limit <= 0:
             raise UserError(f"HPE_CACHE_LIMIT_GB is {text!r}; expected gigabytes, such as 200")
-        return cls(folder, limit, session(), Notices(folder))
+        return cls(folder, limit, session(), Notices(folder, session()))
 
     def path_of(self, url: str, sha256: str | None) -> Path:
         """Where the copy of a file lies, or will lie."""
@@ -199,32 +195,31 @@ class RemoteCache:
             except ValueError as error:
                 raise FetchError(str(error)) from error
 
-        path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:40]}.{os.getpid()}.json"
+        part = self.folder / f".{hashlib.sha256(url.encode()).hexdigest()[:40]}.{os.getpid()}.part"
         try:
-            with aside(path) as part:
-                fetch(url, part, check=check, tell=self._tell, most=_TEXT_LIMIT)
-            path.unlink()
+            fetch(url, part, check=check, tell=self._tell, most=_TEXT_LIMIT)
         except FetchError as error:
             raise UserError(f"{error}; expected the manifest of `hpe pack` there") from error
+        finally:
+            part.unlink(missing_ok=True)
         return parsed[0]
 
     def _tell(self, waiting: Waiting) -> None:
         if self.notices:
-            self.notices.tell(str(waiting), time.monotonic() - waiting.since)
+            self.notices.tell(str(waiting), time.monotonic() - waiting.begun)
 
     def _fetch(self, url: str, sha256: str | None, size: int | None, path: Path, keep: Collection[Path]) -> None:
         """Fetch into place; whoever waits for the lock reads in it how far this is, or why it failed."""
         lock, wanted = path.with_suffix(".lock"), path.with_suffix(".want")
-        begun = told = time.monotonic()
+        told = time.monotonic()
 
         def tell(waiting: Waiting) -> None:
             nonlocal told
-            if self.notices:
-                self.notices.tell(str(waiting), time.monotonic() - begun)
+            self._tell(waiting)
             if time.monotonic() - told > 1:
                 told = time.monotonic()
                 lock.write_text(json.dumps({"waiting": str(waiting)}))
-                os.utime(wanted)
+                os.utime(wanted)  # or it would be taken for one that a killed process has left
 
         def check(part: Path, last: bool) -> None:
             if sha256:

@@ -72,7 +72,7 @@ class Waiting:
         limit: seconds without a new byte after which it is given up.
         tries: so far, with the one that goes on.
         bytes: the most that a try has brought.
-        since: when the last new byte came (monotonic).
+        begun, since: when it was first tried, and when the last new byte came (monotonic).
         reason: why the last try failed.
     """
 
@@ -80,6 +80,7 @@ class Waiting:
     limit: float
     tries: int = 0
     bytes: int = 0
+    begun: float = 0.0
     since: float = 0.0
     reason: str = ""
 
@@ -186,7 +187,8 @@ def fetch(
         FetchError: it is missing, or no try was what it should be.
         StoreError: the store refuses, or nothing came for :func:`limit_seconds`.
     """
-    waiting = Waiting(url, limit_seconds(), since=time.monotonic())
+    start = time.monotonic()
+    waiting = Waiting(url, limit_seconds(), begun=start, since=start)
     failures = 0
     while True:
         waiting.tries += 1
