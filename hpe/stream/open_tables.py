@@ -1,70 +1,55 @@
-"""The shards that a process has open: the descriptor of each tar, and its table."""
+"""Shards that are read: the descriptor of each tar and its table, which fit each other."""
 
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
-from hpe.core.files import open_regular
-from hpe.stream.index import LabelSource, ShardTable, still_holds, table_of
-from hpe.stream.remote_cache import RemoteCache
+from hpe.stream import open_files
+from hpe.stream.index import ShardRows, ShardTable, ShardTables
+from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
 from hpe.stream.shard_sets import Shard
-
-# Three default windows of 64 shards. With fewer than one window, nearly every sample would open its shard again; with
-# far more, a reader would come near the usual limit of 1,024 descriptors per process.
-_OPEN_SHARDS: Final = 192
-_RETRY_SECONDS: Final = 600.0
-"""After this time a shard that could not be opened is tried again: servers come back."""
-_FETCHES: Final = 3
 
 
 class OpenTable:
-    """An open shard: the descriptor of its tar, and its table. The descriptor is closed with this object.
+    """An open shard: its file, and the table that was found to fit it. The descriptor is closed with this object."""
 
-    State: a file offset belongs to all processes that were forked with a descriptor, so readers use ``pread`` only.
-    Owner: whoever holds this object. Were the descriptor closed where the table is dropped from
-    :class:`OpenTables`, a batch of more shards than that keeps would read through closed descriptors, or through
-    their numbers in other shards.
-    """
+    def __init__(self, opened: OpenFile, table: ShardTable) -> None:
+        self.opened, self.table = opened, table
+        self.written = opened.written
 
-    def __init__(self, file: int, table: ShardTable) -> None:
-        self.file, self.table = file, table
-        self.written = _written(file)
-
-    def __del__(self) -> None:
-        os.close(self.file)
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A shard that could not be opened."""
-
-    reason: str
-    since: float
+    @property
+    def file(self) -> int:
+        """The descriptor."""
+        return self.opened.file
 
 
 class OpenTables:
     """Open shards of one process; the least recently used make room for others."""
 
-    def __init__(self, sets: Sequence[Sequence[Shard]], labels: LabelSource, remote: RemoteCache, tables: Path) -> None:
-        self._sets, self._labels, self._remote, self._tables = sets, labels, remote, tables
+    def __init__(self, sets: Sequence[Sequence[Shard]], files: OpenFiles, tables: ShardTables) -> None:
+        self._sets, self._files, self._tables = sets, files, tables
         self._known: OrderedDict[tuple[int, int], OpenTable | Unreadable] = OrderedDict()
 
-    def open(self, dataset: int, shard: int) -> OpenTable | Unreadable:
-        """Descriptor and table of a shard, or why it cannot be read.
+    def table(self, dataset: int, shard: int) -> ShardTable | Unreadable:
+        """The table of a shard; its tar is neither opened nor fetched where there is an index.
 
         Raises:
-            UserError: the shard's pose table belongs to other samples.
+            UserError: the index is damaged, or the shard's pose table belongs to other samples.
+        """
+        return self._tables.table(dataset, shard)
+
+    def open(self, dataset: int, shard: int) -> OpenTable | Unreadable:
+        """File and table of a shard, or why it cannot be read.
+
+        Raises:
+            UserError: the index is damaged, or the shard's pose table belongs to other samples.
         """
         place = dataset, shard
         found = self._known.get(place)
-        if found is None or (isinstance(found, Unreadable) and time.monotonic() >= found.since + _RETRY_SECONDS):
-            found = self._known[place] = self._opened(self._sets[dataset][shard])
+        if found is None or (isinstance(found, Unreadable) and found.due):
+            found = self._known[place] = self._opened(dataset, shard)
         self._known.move_to_end(place)
-        if len(self._known) > _OPEN_SHARDS:
+        if len(self._known) > open_files.OPEN_SHARDS:  # or this would keep open what OpenFiles drops
             self._known.popitem(last=False)
         return found
 
@@ -73,44 +58,46 @@ class OpenTables:
         found = self._known.get((dataset, shard))
         if not isinstance(found, OpenTable) or self._sets[dataset][shard].remote:
             return False
-        if (now := _written(found.file)) == found.written:
+        if (now := found.opened.written) == found.written:
             return False
-        if not still_holds(found.file, found.table):
+        own = self._tables.rows_of_tar(self._sets[dataset][shard], found.opened)
+        if isinstance(own, Unreadable) or not _begins(found.table.rows, own) or len(own.batch) < len(found.table):
             return True
         found.written = now  # the same bytes with a new date
         return False
 
-    def _opened(self, shard: Shard) -> OpenTable | Unreadable:
-        try:
-            file = _open_local(shard, self._remote)
-            try:
-                table = table_of(shard, file, self._labels, self._tables)
-            except BaseException:
-                os.close(file)
-                raise
-        except OSError as error:
-            return Unreadable(f"{error.strerror or error}", time.monotonic())
-        return OpenTable(file, table)
+    def _opened(self, dataset: int, shard: int) -> OpenTable | Unreadable:
+        opened = self._files.open(dataset, shard)
+        if isinstance(opened, Unreadable):
+            return opened
+        table = self._tables.table(dataset, shard)
+        if not isinstance(table, Unreadable):
+            table = self._fitting(self._sets[dataset][shard], opened, table)
+        return table if isinstance(table, Unreadable) else OpenTable(opened, table)
+
+    def _fitting(self, shard: Shard, opened: OpenFile, table: ShardTable) -> ShardTable | Unreadable:
+        """The table as it fits the file: of a truncated tar its beginning; of a tar with other samples, none.
+
+        A tar that is younger than its index, or of another size, is read itself (once on a node), as a tar that was
+        packed again is often of the same size. What a server or a command gives was compared with its sha256.
+        """
+        size, date = opened.written
+        index = table.rows.written
+        if index is None or (size == table.rows.entry.bytes and date <= index):
+            return table
+        own = self._tables.rows_of_tar(shard, opened)
+        if isinstance(own, Unreadable):
+            return own
+        if not _begins(table.rows, own):
+            way_out = shard.index.way_out if shard.index else ""
+            return Unreadable(f"the tar was changed after its index was made; {way_out}", time.monotonic())
+        return ShardTable(own, table.labels[: len(own.batch)])
 
 
-def _open_local(shard: Shard, remote: RemoteCache) -> int:
-    """A descriptor of the shard, fetched first where it is remote.
-
-    Raises:
-        OSError: it cannot be opened or fetched.
-    """
-    for _ in range(_FETCHES):
-        path = remote.local_copy(shard.url, shard.sha256) if shard.remote else Path(shard.url)
-        try:
-            with open_regular(path) as file:
-                return os.dup(file.fileno())
-        except FileNotFoundError:
-            if not shard.remote:  # another process may have removed this very file to make room for its own
-                raise
-    raise OSError("removed from the cache again and again: its limit is too small for one window of shards")
-
-
-def _written(file: int) -> tuple[int, int]:
-    """What changes when a file is written to."""
-    state = os.fstat(file)
-    return state.st_size, state.st_mtime_ns
+def _begins(whole: ShardRows, part: ShardRows) -> bool:
+    """Whether a shard's rows begin with those of another reading of it."""
+    rows = len(part.batch)
+    if rows > len(whole.batch):
+        return False
+    names = part.batch.schema.names[1:]  # without the number of the shard
+    return all(part.batch.column(name).equals(whole.batch.column(name).slice(0, rows)) for name in names)

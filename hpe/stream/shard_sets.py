@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.data.shard_files import matching, of_split, with_manifests
+from hpe.data.index import IndexFile
+from hpe.data.shard_files import indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 from hpe.stream.remote_cache import fetch_parsed
 
@@ -46,6 +47,8 @@ class Shard:
     samples: int | None = None
     sha256: str | None = None
     pose: Path | None = None
+    bytes: int | None = None
+    index: IndexFile | None = None
 
     @property
     def remote(self) -> bool:
@@ -126,20 +129,34 @@ def _of(text: str, split: str | None) -> list[Shard]:
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:
     if (folder / MANIFEST).is_file():
-        shards = _of_one_split(Manifest.load(folder), split, str(folder))
-        return [Shard(str(folder / shard.name), shard.name, shard.samples, shard.sha256) for shard in shards]
+        shards = _of_one_split(manifest := Manifest.load(folder), split, str(folder))
+        indexes = indexes_of(manifest, folder)
+        return [
+            Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
+            for s in shards
+        ]
     pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
 def _tars(paths: Sequence[Path]) -> list[Shard]:
-    """Local tars, with what a manifest beside them contains."""
-    return [Shard(str(file.path), file.path.name, file.samples, file.sha256) for file in with_manifests(paths)]
+    """Local tars, with what a manifest or an index beside them contains."""
+    return [
+        Shard(str(file.path), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
+        for file in with_manifests(paths)
+    ]
 
 
 def _web_folder(url: str, split: str | None) -> list[Shard]:
-    shards = _of_one_split(fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse), split, url)
-    return [Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256) for s in shards]
+    manifest = fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse)
+    indexes = {
+        index.split: IndexFile(f"{url}/{urllib.parse.quote(index.name)}", url, index.sha256, remote=True)
+        for index in manifest.indexes
+    }
+    return [
+        Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
+        for s in _of_one_split(manifest, split, url)
+    ]
 
 
 def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[ShardInfo]:

@@ -3,20 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+import pyarrow as pa
+from jaxtyping import Float32, UInt8
 
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
+from hpe.data.index import rows_of
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
-from hpe.data.shard_reader import open_tar
-from hpe.stream.batch_block import COLUMNS
-from hpe.stream.index import WHOLE_SHARD, ShardTable
+from hpe.stream.batch_block import LABELS
+from hpe.stream.index import ShardRows, ShardTables, label_columns
 from hpe.stream.loader import Loader
-from hpe.stream.open_tables import OpenTables, Unreadable
+from hpe.stream.open_files import OpenFiles, Unreadable
+from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
 from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
@@ -52,15 +54,6 @@ class Counts:
     wide: int = 0
 
 
-class _ShardLabels(NamedTuple):
-    """Labels of a shard's samples: -1 and NaN where there is none."""
-
-    emotion: Int64[np.ndarray, " rows"]
-    direction: Int64[np.ndarray, " rows"]
-    largest_angle: Float32[np.ndarray, " rows"]
-    affect: Bool[np.ndarray, " rows"]
-
-
 class Stream:
     """Datasets of shards, resolved, counted and checked: makes the loaders.
 
@@ -72,10 +65,12 @@ class Stream:
         self.reading = reading
         self._weights = [one.weight for one in sets]
         remote = RemoteCache.of_node(reading.remote_cache_bytes)
-        tables = node_folder() / "tables"
-        tables.mkdir(exist_ok=True)
+        cache = node_folder() / "tables"
+        cache.mkdir(exist_ok=True)
         self.sets = resolve(sets)
-        self._tables = OpenTables(self.sets, reading.labels, remote, tables)
+        self._files = OpenFiles(self.sets, remote)
+        self._index = ShardTables(self.sets, reading.labels, self._files, remote, cache)
+        self._tables = OpenTables(self.sets, self._files, self._index)
         problems = self._problems()
         if problems:
             raise UserError("\n".join(problems))
@@ -103,19 +98,24 @@ class Stream:
         return problems
 
     def _count(self, dataset: int, shard: int) -> int:
-        table = self._table(dataset, shard)
+        entry = self._rows(dataset, shard).entry
         # What a damaged tar has lost counts as one more sample that cannot be read, and so is named.
-        return len(table) + (WHOLE_SHARD in table.damage)
+        return entry.samples + (entry.damage is not None)
 
     def _readable(self, dataset: int, shard: int) -> bool:
         samples = self.sets[dataset][shard].samples
-        return bool(len(self._table(dataset, shard)) if samples is None else samples)
+        return bool(self._rows(dataset, shard).entry.samples if samples is None else samples)
 
-    def _table(self, dataset: int, shard: int) -> ShardTable:
-        opened = self._tables.open(dataset, shard)
-        if isinstance(opened, Unreadable):
-            raise UserError(f"{self.sets[dataset][shard].url}: {opened.reason}")
-        return opened.table
+    def _rows(self, dataset: int, shard: int) -> ShardRows:
+        """The rows of a shard.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        found = self._index.rows(dataset, shard)
+        if isinstance(found, Unreadable):
+            raise UserError(f"{self.sets[dataset][shard].url}: {found.reason}")
+        return found
 
     def endless(
         self,
@@ -181,35 +181,31 @@ class Stream:
         return self._loader(order, Plan(batch, rank, ranks, 0, order.length))
 
     def label_counts(self) -> Counts:
-        """How often each label occurs: reads every shard's records, once per node."""
-        emotion, direction, largest_angle, affect = (np.concatenate(part) for part in zip(*self._labels(), strict=True))
-        both = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
-        have = (emotion >= 0) & (direction >= 0)
-        np.add.at(both, (emotion[have], direction[have]), 1)
+        """How often each label occurs."""
+        emotion, direction, both, angles, affect, wide = (
+            sum(parts) for parts in zip(*(_counted(self._labels(d)) for d in range(len(self.sets))), strict=True)
+        )
         return Counts(
             self.samples,
-            tuple(np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS)).tolist()),
-            tuple(np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS)).tolist()),
+            tuple(emotion.tolist()),
+            tuple(direction.tolist()),
             tuple(tuple(row) for row in both.tolist()),
-            int((~np.isnan(largest_angle)).sum()),
-            int(affect.sum()),
-            int((largest_angle >= BINS_REACH_DEGREES).sum()),
+            int(angles),
+            int(affect),
+            int(wide),
         )
 
     def records(self) -> Iterator[tuple[str, str, Record | None]]:
-        """Shard name, key and record of every sample, in the order of :meth:`once`; None: a damaged record."""
-        for dataset, counts in enumerate(self.counts):
-            for shard in range(len(counts)):
-                opened = self._tables.open(dataset, shard)
-                if isinstance(opened, Unreadable):
-                    continue
-                tar = open_tar(opened.file)
-                for row, key in enumerate(tar.keys):
-                    try:
-                        record = tar.record(row)
-                    except (ValueError, RecursionError):
-                        record = None
-                    yield self.sets[dataset][shard].name, key, record
+        """Shard name, key and record (without landmarks) of every sample, in the order of :meth:`once`.
+
+        None: a damaged record.
+        """
+        for dataset, shards in enumerate(self.sets):
+            for shard, named in enumerate(shards):
+                rows = self._index.rows(dataset, shard)
+                if not isinstance(rows, Unreadable):
+                    for key, record in rows_of(rows.batch):
+                        yield named.name, key, record
 
     def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
@@ -223,45 +219,41 @@ class Stream:
             batch = block.unpack().batch
             yield batch.keys[0], None if block.damage else batch.images[0].permute(1, 2, 0).numpy()
 
-    def _labels(self) -> Iterator[_ShardLabels]:
-        """The labels of every shard, in order.
+    def _labels(self, dataset: int) -> Float32[np.ndarray, "samples labels"]:
+        """The labels of a dataset in order, by :data:`hpe.stream.batch_block.LABELS`, NaN where there is none.
 
         Raises:
-            UserError: a dataset's first shard cannot be fetched; to try them all would take a minute each.
+            UserError: its first shard cannot be fetched; to try them all would take a minute each.
         """
-        for dataset, counts in enumerate(self.counts):
-            for shard, count in enumerate(counts):
-                rows = np.full((count, COLUMNS), np.nan, np.float32)
-                opened = self._tables.open(dataset, shard)
-                named = self.sets[dataset][shard]
-                if not isinstance(opened, Unreadable):
-                    known = opened.table.labels[:count]
-                    rows[: len(known)] = known
-                elif named.remote and not shard:
-                    raise UserError(f"{named.url}: {opened.reason}; expected the shard that its manifest lists")
-                classes = np.nan_to_num(rows[:, :2], nan=-1).astype(np.int64)
-                yield _ShardLabels(
-                    emotion=classes[:, 0],
-                    direction=classes[:, 1],
-                    largest_angle=np.abs(rows[:, 4:7]).max(1),
-                    affect=~(np.isnan(rows[:, 2]) | np.isnan(rows[:, 3])),
-                )
+        shards, counts = self.sets[dataset], self.counts[dataset]
+        joins = self.reading.labels.needs_pose and shards[0].pose is not None
+        if not joins and all(shard.index and shard.samples for shard in shards):
+            # At once: a call for each of ten thousand shards would take seconds.
+            return label_columns(pa.Table.from_batches(self._rows(dataset, s).batch for s in range(len(shards))))
+        rows = np.full((sum(counts), len(LABELS)), np.nan, np.float32)
+        starts = np.cumsum((0, *counts)).tolist()
+        for shard, (start, count) in enumerate(zip(starts, counts, strict=False)):
+            table = self._index.table(dataset, shard)
+            if not isinstance(table, Unreadable):
+                known = table.labels[:count, : len(LABELS)]
+                rows[start : start + len(known)] = known
+            elif shards[shard].remote and not shard:
+                raise UserError(f"{shards[shard].url}: {table.reason}; expected the shard that its manifest lists")
+        return rows
 
     def _balanced(self, balance: Balance, seed: int, window: int) -> Mixed:
-        labels: list[list[np.ndarray]] = [[] for _ in self.counts]
-        rows = self._labels()
+        labels: list[list[np.ndarray]] = []
         for dataset, counts in enumerate(self.counts):
-            for _ in counts:
-                emotion, direction, _, _ = next(rows)
-                match balance.by:
-                    case "emotion":
-                        classes = emotion
-                    case "direction":
-                        classes = direction
-                    case "both":
-                        known = (emotion >= 0) & (direction >= 0)
-                        classes = np.where(known, emotion * len(DIRECTIONS) + direction, -1)
-                labels[dataset].append(classes)
+            emotion, direction = np.nan_to_num(self._labels(dataset)[:, :2].T, nan=-1).astype(np.int64)
+            match balance.by:
+                case "emotion":
+                    classes = emotion
+                case "direction":
+                    classes = direction
+                case "both":
+                    known = (emotion >= 0) & (direction >= 0)
+                    classes = np.where(known, emotion * len(DIRECTIONS) + direction, -1)
+            labels.append(np.split(classes, np.cumsum(counts)[:-1]))
         try:
             return balanced(labels, seed=seed, window=window, power=balance.power)
         except UserError:
@@ -273,3 +265,17 @@ class Stream:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
         return Loader(Batches(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)
+
+
+def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:
+    """How often each emotion, direction and pair of both occurs, and how many have angles, affect, wide angles."""
+    classes = np.nan_to_num(labels[:, :2].T, nan=-1).astype(np.int64)
+    pairs = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
+    np.add.at(pairs, tuple(classes[:, (classes >= 0).all(0)]), 1)
+    emotion, direction = (
+        np.bincount(of[of >= 0], minlength=len(names))
+        for of, names in zip(classes, (EMOTIONS, DIRECTIONS), strict=True)
+    )
+    largest = np.abs(labels[:, 4:7]).max(1)  # NaN where an angle is missing
+    affect = ~np.isnan(labels[:, 2:4]).any(1)
+    return emotion, direction, pairs, (~np.isnan(largest)).sum(), affect.sum(), (largest >= BINS_REACH_DEGREES).sum()

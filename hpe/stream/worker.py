@@ -15,7 +15,8 @@ from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, LabelRows, Slot, layout, write_labels
 from hpe.stream.index import WHOLE_SHARD, LabelSource
-from hpe.stream.open_tables import OpenTable, OpenTables, Unreadable
+from hpe.stream.open_files import Unreadable
+from hpe.stream.open_tables import OpenTable, OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shared_memory import SharedMemory

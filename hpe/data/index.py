@@ -1,0 +1,370 @@
+"""The index beside the shards (contract C1): where each sample of each tar lies, and its labels, in one Arrow file.
+
+Opening, counting, planning, balancing and joining read this file alone: no tar is opened, no remote shard fetched.
+
+A file is an Arrow IPC stream, uncompressed, so that it opens memory-mapped (``datasets.Dataset.from_file`` maps this
+format and no other) and all readers of a node share its pages. Measured for 1,000,000 samples: opened in 0.03 s, where
+a Parquet file of a third of the size takes 0.8 s for the labels alone, in each process. It holds one record batch per
+shard with the columns of :data:`SCHEMA`; the schema's metadata ``hpe.index`` list the shards as JSON, in the order of
+the batches. ``hpe pack`` writes ``<split>.arrow``; ``hpe index`` writes ``index.arrow`` beside tars of others.
+
+An index is always made from the tar itself (:func:`index_shard`), so that it states what the tar states.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from hpe.core.files import aside, open_regular
+from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.records import FARTHEST_PIXEL, IMAGE_EXTENSIONS, LARGEST_DEGREES, Record
+from hpe.data.shard_reader import OpenShard, open_tar
+
+FORMAT: Final = "hpe-index/1"
+FOREIGN: Final = "index.arrow"
+"""Name of the index of tars without a manifest, in their folder."""
+NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
+TEXTS: Final = ("subject", "source", "split")
+_PLACES: Final = ("image_offset", "image_bytes", "record_offset", "record_bytes")
+_METADATA: Final = b"hpe.index"
+_LISTS: Final = {"emotion_votes": len(EMOTIONS), "box": 4}
+_LONGEST_PROBLEM: Final = 200
+_DAMAGED: Final = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)
+
+SCHEMA: Final = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("key", pa.string()),
+        ("extension", pa.string()),
+        *((name, pa.int64()) for name in _PLACES),
+        ("emotion", pa.int64()),
+        ("direction", pa.int64()),
+        *((name, pa.float64()) for name in NUMBERS),
+        ("emotion_votes", pa.list_(pa.float64())),
+        ("box", pa.list_(pa.float64())),
+        *((name, pa.string()) for name in TEXTS),
+        ("groups", pa.string()),
+        ("problem", pa.string()),
+    ]
+)
+"""Columns of an index.
+
+``shard`` is the number of the tar in the file; offsets and sizes are bytes of the tar; labels are those of
+:class:`hpe.data.records.Record` without landmarks, as 64-bit numbers, so that they equal the JSON's, and null where
+there is none; ``groups`` is a JSON object; ``problem`` says why a record cannot be read (then it has no labels).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFile:
+    """An index that is not open yet.
+
+    Attributes:
+        url: its path, or its URL.
+        shards: what `hpe index` must be given to make it again.
+        sha256: by the manifest, or None.
+        remote: whether it has to be fetched.
+    """
+
+    url: str
+    shards: str
+    sha256: str | None = None
+    remote: bool = False
+
+    @property
+    def way_out(self) -> str:
+        """What to do about an index that cannot be used."""
+        return f"make it again with `hpe index {self.shards}`"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedShard:
+    """A tar of an index.
+
+    Attributes:
+        name: of the file.
+        bytes: its size when it was indexed.
+        samples: rows of its batch.
+        damage: why the tar ends early, or None.
+        unpaired: what is in the tar but is no sample, in words with the likely cause, or None.
+    """
+
+    name: str
+    bytes: int
+    samples: int
+    damage: str | None = None
+    unpaired: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An open index; its columns lie in the mapped file.
+
+    Attributes:
+        path: of the file.
+        shards: its tars.
+        batches: the rows of each tar, by the columns of :data:`SCHEMA`.
+    """
+
+    path: Path
+    shards: tuple[IndexedShard, ...]
+    batches: tuple[pa.RecordBatch, ...]
+
+    @property
+    def table(self) -> pa.Table:
+        """All rows; nothing is copied."""
+        return pa.Table.from_batches(self.batches, SCHEMA)
+
+
+def index_shard(path: Path) -> tuple[IndexedShard, pa.RecordBatch]:
+    """The entry and the rows of a tar, damaged or not, by its headers and records.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    return index_open_shard(path.name, open_tar(path))
+
+
+def index_open_shard(name: str, shard: OpenShard) -> tuple[IndexedShard, pa.RecordBatch]:
+    """The same of a tar that is open."""
+    records: list[Record] = []
+    problems: list[str | None] = []
+    for row in range(len(shard)):
+        record, problem = _read(shard, row)
+        records.append(record)
+        problems.append(problem)
+    columns: dict[str, Any] = {
+        "shard": np.zeros(len(shard), np.int32),
+        "key": [utf8(key) for key in shard.keys],
+        "extension": list(shard.index.extensions),
+    }
+    places = np.hstack((shard.index.images, shard.index.records))
+    columns |= {name: places[:, at] for at, name in enumerate(_PLACES)}
+    for name_ in ("emotion", "direction", *NUMBERS, "emotion_votes", "box", *TEXTS):
+        columns[name_] = [getattr(record, name_) for record in records]
+    columns["groups"] = [
+        json.dumps(dict(record.groups), ensure_ascii=False) if record.groups else None for record in records
+    ]
+    columns["problem"] = problems
+    entry = IndexedShard(name, len(shard.data), len(shard), shard.damage, shard.index.unpaired)
+    return entry, pa.record_batch([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+
+
+def _read(shard: OpenShard, row: int) -> tuple[Record, str | None]:
+    """A row's record, or one without labels and why."""
+    try:
+        record = shard.record(row)
+        problem = "; ".join(record.problems())
+    except (ValueError, RecursionError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
+    return record, None
+
+
+def utf8(text: str) -> str:
+    """A name of a tar as Unicode text: what is not UTF-8 in it is replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def record_of(row: Mapping[str, Any]) -> Record:
+    """The record of a row (``batch.slice(row, 1).to_pylist()[0]``), without its landmarks."""
+    votes, box, groups = row["emotion_votes"], row["box"], row["groups"]
+    return Record(
+        emotion=row["emotion"],
+        emotion_votes=None if votes is None else tuple(votes),
+        direction=row["direction"],
+        box=None if box is None else tuple(box),
+        groups={} if groups is None else json.loads(groups),
+        **{name: row[name] for name in (*NUMBERS, *TEXTS)},
+    )
+
+
+def write_index(path: Path, shards: Iterable[tuple[IndexedShard, pa.RecordBatch]]) -> tuple[int, str]:
+    """Write an index, aside and then renamed; same shards, same bytes. Returns its size and sha256.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    shards = list(shards)
+    entries = [asdict(entry) for entry, _ in shards]
+    head = {_METADATA: json.dumps({"format": FORMAT, "shards": entries}, ensure_ascii=False).encode()}
+    schema = SCHEMA.with_metadata(head | {b"huggingface": _FEATURES})
+    with aside(path) as part:
+        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
+            for number, (_, batch) in enumerate(shards):
+                numbered = batch.set_column(0, SCHEMA[0], pa.array(np.full(len(batch), number, np.int32)))
+                stream.write_batch(numbered)
+        with part.open("rb") as written:
+            return part.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def _feature(field: pa.Field) -> dict[str, Any]:
+    if field.name in ("emotion", "direction"):
+        return {"names": list(EMOTIONS if field.name == "emotion" else DIRECTIONS), "_type": "ClassLabel"}
+    if field.name in _LISTS:
+        # `Sequence` is what every version of datasets from 3.3 to 5 reads; `List` is unknown to 3.
+        return {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"}
+    return {"dtype": str(field.type), "_type": "Value"}
+
+
+_FEATURES: Final = json.dumps({"info": {"features": {field.name: _feature(field) for field in SCHEMA}}}).encode()
+
+
+def open_index(path: Path) -> Index:
+    """Map an index; its columns are not looked at (:func:`check_index`).
+
+    Raises:
+        ValueError: it cannot be read, or is no index.
+    """
+    try:
+        with open_regular(path) as file:
+            # Not pa.memory_map, which opens a path a second time: a FIFO could stand there by now.
+            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        with pa.ipc.open_stream(mapped) as stream:
+            shards = _shards_of(stream.schema)
+            batches = tuple(stream)
+        _match(shards, batches)
+    except _DAMAGED as error:
+        raise ValueError(f"not an index of shards: {_short(error)}") from error
+    return Index(path, shards, batches)
+
+
+def check_index(path: Path) -> str:
+    """Look at every value of an index, and return its sha256.
+
+    What passes cannot lead a reader out of the index or of a tar, and has only labels that a record may have. The file
+    is read once from start to end, one batch in memory at a time: 0.35 s for 1,000,000 samples.
+
+    Raises:
+        ValueError: it cannot be read, or a value is impossible.
+    """
+    try:
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with pa.ipc.open_stream(file) as stream:
+                shards = _shards_of(stream.schema)
+                found = 0
+                for number, batch in enumerate(stream):
+                    _match(shards[number : number + 1], (batch,))
+                    batch.validate(full=True)
+                    _refuse_impossible(number, shards[number], batch)
+                    found += 1
+        if found != len(shards):
+            raise ValueError(f"it has rows of {found:,} shards, and lists {len(shards):,}")
+    except _DAMAGED as error:
+        raise ValueError(f"not an index of shards: {_short(error)}") from error
+    return digest
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:_LONGEST_PROBLEM] or type(error).__name__
+
+
+def _shards_of(schema: pa.Schema) -> tuple[IndexedShard, ...]:
+    """The shards in a schema's metadata."""
+    text = (schema.metadata or {}).get(_METADATA)
+    if text is None:
+        raise ValueError(f"its schema has no metadata {_METADATA.decode()!r}")
+    head = json.loads(text)
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        found = str(head.get("format") if isinstance(head, dict) else head)[:40]
+        raise ValueError(f"format is {found!r}, expected {FORMAT!r}; perhaps written by another version of hpe")
+    if not schema.equals(SCHEMA):
+        other = next((a for a, b in zip(schema, SCHEMA, strict=False) if not a.equals(b)), "the number of columns")
+        raise ValueError(f"its columns are not those of {FORMAT}: {other}")
+    listed = head.get("shards")
+    if not isinstance(listed, list) or not listed:
+        raise ValueError("it lists no shards")
+    shards = tuple(IndexedShard(**entry) for entry in listed)
+    for shard in shards:
+        if not all(isinstance(getattr(shard, name), kinds) for name, kinds in _ENTRY.items()):
+            raise ValueError(f"an entry of its list of shards has a wrong type: {str(asdict(shard))[:80]}")
+        if Path(shard.name).name != shard.name or shard.name in ("", "..") or shard.samples < 0 or shard.bytes < 0:
+            raise ValueError(f"{shard.name[:80]!r} with {shard.samples} samples in {shard.bytes} bytes is no shard")
+    if len({shard.name for shard in shards}) < len(shards):
+        raise ValueError("it lists a shard twice")
+    return shards
+
+
+_ENTRY: Final = {"name": str, "bytes": int, "samples": int, "damage": str | None, "unpaired": str | None}
+assert _ENTRY.keys() == {field.name for field in fields(IndexedShard)}
+
+
+def _match(shards: tuple[IndexedShard, ...], batches: tuple[pa.RecordBatch, ...]) -> None:
+    if len(shards) != len(batches):
+        raise ValueError(f"it has rows of {len(batches):,} shards, and lists {len(shards):,}")
+    for shard, batch in zip(shards, batches, strict=True):
+        if shard.samples != batch.num_rows:
+            raise ValueError(f"{shard.name}: {batch.num_rows:,} rows, and lists {shard.samples:,} samples")
+
+
+def _refuse_impossible(number: int, shard: IndexedShard, batch: pa.RecordBatch) -> None:
+    """Refuse values that no index of a tar has.
+
+    Raises:
+        ValueError: names the column.
+    """
+    for name in ("shard", "key", "extension", *_PLACES):
+        if batch.column(name).null_count:
+            raise ValueError(f"{shard.name}: {name} is null")
+    if not (batch.column("shard").to_numpy() == number).all():
+        raise ValueError(f"{shard.name}: rows of another shard")
+    for kind in ("image", "record"):
+        start, size = (batch.column(f"{kind}_{what}").to_numpy() for what in ("offset", "bytes"))
+        # Not start + size: that may wrap around.
+        if ((start < 0) | (size < 0) | (start > shard.bytes) | (size > shard.bytes - start)).any():
+            raise ValueError(f"{shard.name}: a {kind} lies outside the tar's {shard.bytes:,} bytes")
+    for name in set(batch.column("extension").unique().to_pylist()) - set(IMAGE_EXTENSIONS):
+        raise ValueError(f"{shard.name}: {str(name)[:20]!r} is no extension of a picture")
+    limits = {"emotion": (0, len(EMOTIONS) - 1), "direction": (0, len(DIRECTIONS) - 1), "valence": (-1, 1)}
+    limits |= {"arousal": (-1, 1)} | dict.fromkeys(("yaw", "pitch", "roll"), (-LARGEST_DEGREES, LARGEST_DEGREES))
+    for name, (least, most) in limits.items():
+        if not _within(batch.column(name), least, most):
+            raise ValueError(f"{shard.name}: {name} is not within {least:g}..{most:g}")
+    for name, length in _LISTS.items():
+        lists = batch.column(name)
+        least, most = (0, np.finfo(float).max) if name == "emotion_votes" else (-FARTHEST_PIXEL, FARTHEST_PIXEL)
+        values = lists.flatten()
+        if values.null_count or len(values) != length * (len(lists) - lists.null_count):
+            raise ValueError(f"{shard.name}: {name} is not {length} numbers")
+        lengths = lists.value_lengths().drop_null().to_numpy()
+        if not (lengths == length).all() or not _within(values, least, most):
+            raise ValueError(f"{shard.name}: {name} is not {length} possible numbers")
+    for text in batch.column("groups").drop_null().to_pylist():
+        _refuse_no_groups(shard.name, text)
+
+
+def _within(column: pa.Array, least: float, most: float) -> bool:
+    """Whether all values that are not null lie within limits; NaN does not."""
+    values = column.drop_null().to_numpy()
+    return bool(((values >= least) & (values <= most)).all())
+
+
+def _refuse_no_groups(shard: str, text: str) -> None:
+    groups = json.loads(text)
+    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
+        raise ValueError(f"{shard}: groups is no object of texts")
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[str, Record | None]]:
+    """Key and record of each row, in order; None: a damaged record. Landmarks are not in an index."""
+    for row in batch.to_pylist():
+        yield row["key"], None if row["problem"] is not None else record_of(row)
