@@ -22,7 +22,7 @@ from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
 from hpe.stream.remote_cache import RemoteCache, node_folder
 from hpe.stream.shard_sets import ShardSet, resolve
-from hpe.stream.worker import Batches, Reading, Refusal
+from hpe.stream.worker import Reader, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +211,9 @@ class Stream:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
         reading = replace(self.reading, decoder="cpu")
-        rows = Batches(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
+        reader = Reader(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
         for position in positions:
-            block = rows[position]
-            if isinstance(block, Refusal):
-                raise UserError(block.message)
+            block = reader.read(position)
             batch = block.unpack().batch
             yield batch.keys[0], None if block.damage else batch.images[0].permute(1, 2, 0).numpy()
 
@@ -264,7 +262,7 @@ class Stream:
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
-        return Loader(Batches(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)
+        return Loader(Reader(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)
 
 
 def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:
