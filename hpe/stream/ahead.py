@@ -88,16 +88,16 @@ class Ahead:
                 self._ask(asked, pool, quiet)
                 time.sleep(_LOOK_SECONDS)
 
-    def _ask(
-        self, asked: dict[tuple[int, int], "Future[Path]"], pool: ThreadPoolExecutor, cache: RemoteCache
-    ) -> None:
+    def _ask(self, asked: dict[tuple[int, int], "Future[Path]"], pool: ThreadPoolExecutor, cache: RemoteCache) -> None:
         """Ask for what is wanted and was not asked for; forget what is not wanted any more."""
         position, begun = self._state.tolist()
         now, after = self._order.windows(position)
         places = [(d, s) for d, s in dict.fromkeys(now + after if begun else now) if self._sets[d][s].copied]
         for place in asked.keys() - set(places):
             asked.pop(place).cancel()
-        full = [p for p, f in asked.items() if f.done() and not f.cancelled() and isinstance(f.exception(), NoRoomError)]
+        full = [
+            p for p, f in asked.items() if f.done() and not f.cancelled() and isinstance(f.exception(), NoRoomError)
+        ]
         for place in full[:1]:  # one tries again whether there is room
             del asked[place]
         keep = {path for d, s in places if (path := _path_of(cache, self._sets[d][s])) is not None}

@@ -58,6 +58,17 @@ def node_folder() -> Path:
     return folder
 
 
+def tables_folder() -> Path:
+    """The node's folder of tables: those of shards without an index, and pose tables of a store.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = node_folder() / "tables"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def session() -> str:
     """What the ranks of a job on this node share, and no other job."""
     if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
@@ -236,6 +247,8 @@ class RemoteCache:
             self._make_room(size or 0, wanted, keep)
             with aside(path) as part:
                 fetch(url, part, check=check, tell=tell, most=size)
+                if not is_remote(url):  # an index is compared with its tar by their dates
+                    os.utime(part, ns=(time.time_ns(), os.stat(url).st_mtime_ns))  # noqa: PTH116
         except (FetchError, StoreError) as error:
             kind = "store" if isinstance(error, StoreError) else "file"
             lock.write_text(json.dumps({"failed": time.time(), "kind": kind, "message": str(error)}))
@@ -275,9 +288,9 @@ class RemoteCache:
 
 
 def _used(path: Path) -> bool:
-    """Whether the copy is there; it is marked as used now."""
+    """Whether the copy is there; it is marked as used now, by its date of access, whatever the disk's own policy."""
     try:
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
         return False
     return True
@@ -318,7 +331,7 @@ def _candidates(folder: Path, keep: Collection[Path]) -> Iterator[tuple[float, P
         path = Path(entry.path)
         if path.suffix == ".tar" and path not in keep:
             with contextlib.suppress(FileNotFoundError):
-                yield entry.stat().st_mtime, path
+                yield entry.stat().st_atime, path
 
 
 def _evicted(path: Path) -> int:

@@ -27,9 +27,9 @@ from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
-from hpe.stream.index import WHOLE_SHARD, LabelSource
+from hpe.stream.index import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.open_files import Unreadable
-from hpe.stream.open_tables import OpenTable, OpenTables
+from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shared_memory import SharedMemory
@@ -47,7 +47,7 @@ class Reading:
         damaged: ``skip`` (a black row with false masks, named in ``Loaded.damage``) or ``fail``.
         workers: reader processes of this rank; 0 reads in this process.
         prefetch: batches that each worker keeps ready.
-        remote_cache_bytes: disk space of this node for fetched shards; None: half of what is free.
+        stage: ``node``: local shards are copied to this node first, as those of a network file system should be.
     """
 
     size: int
@@ -57,7 +57,7 @@ class Reading:
     damaged: Literal["skip", "fail"] = "skip"
     workers: int = 0
     prefetch: int = 2
-    remote_cache_bytes: int | None = None
+    stage: Literal["none", "node"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ class Draft:
         number: *positions*: of the global batch.
         start, stop: this rank's positions.
         shards: *places*: dataset and shard of each row.
-        files: the open tars: a descriptor stays open as long as it is needed here.
         keys: of each row.
         places: offset and size of the encoded picture in its tar.
         labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution; NaN: no label.
@@ -93,7 +92,6 @@ class Draft:
     start: int
     stop: int
     shards: list[tuple[int, int]] = field(init=False)
-    files: dict[tuple[int, int], OpenTable] = field(init=False)
     keys: list[str] = field(init=False)
     places: Int64[np.ndarray, "rows 2"] = field(init=False)
     labels: Float32[np.ndarray, "rows columns"] = field(init=False)
@@ -151,24 +149,29 @@ class Reader:
         """Where the samples lie, and their labels; what has no place is damaged."""
         picks = self._order.at(draft.start, draft.stop).tolist()
         draft.shards = [(dataset, shard) for dataset, shard, _ in picks]
-        opened = {shard: self._tables.open(*shard) for shard in set(draft.shards)}
-        draft.files = {shard: one for shard, one in opened.items() if isinstance(one, OpenTable)}
-        # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
-        # would go with the labels of the old one.
-        overwritten = {shard for shard in draft.files if self._tables.overwritten(*shard)}
+        self._tables.leave_windows(self._order.windows(draft.start))
+        found = {shard: self._table(*shard) for shard in dict.fromkeys(draft.shards)}
         draft.keys, draft.places = [], np.zeros((len(picks), 2), np.int64)
         draft.labels = np.full((len(picks), COLUMNS), np.nan, np.float32)
         for row, (shard, (_, _, number)) in enumerate(zip(draft.shards, picks, strict=True)):
-            key, why = _found(opened[shard], number)
-            if not why and shard in overwritten:
-                why = "the shard was written over while in use"
+            table, lost = found[shard]
+            key, why = _found(table, number)
             draft.keys.append(key)
-            if why:
-                self._lose(draft, row, why)
+            if table is None or lost or why:
+                self._lose(draft, row, lost or why or "")
             else:
-                table = draft.files[shard].table
                 draft.places[row], draft.labels[row] = table.places[number], table.labels[number]
         return draft
+
+    def _table(self, dataset: int, shard: int) -> tuple[ShardTable | None, str | None]:
+        """The table of a shard, and why none of it can be read. Its tar may be closed again before it is read."""
+        opened = self._tables.open(dataset, shard)
+        if isinstance(opened, Unreadable):
+            return None, opened.reason
+        # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
+        # would go with the labels of the old one.
+        overwritten = self._tables.overwritten(dataset, shard)
+        return opened.table, "the shard was written over while in use" if overwritten else None
 
     def data(self, draft: Draft) -> Draft:
         """The encoded pictures.
@@ -177,18 +180,28 @@ class Reader:
         each read would wait for the disk before the next one is asked for.
         """
         draft.data = [b""] * len(draft)
-        sound = [(row, draft.files[shard].file, *place)
-                 for row, (shard, place) in enumerate(zip(draft.shards, draft.places.tolist(), strict=True))
-                 if row not in draft.damage]  # fmt: skip
-        for _, file, at, size in sound:
-            os.posix_fadvise(file, at, size, os.POSIX_FADV_WILLNEED)
-        for row, file, at, size in sound:
-            try:
-                draft.data[row] = os.pread(file, size, at)
-            except OSError as error:
-                self._lose(draft, row, str(error))
-        draft.files = {}
+        rows: dict[tuple[int, int], list[int]] = {}
+        for row, shard in enumerate(draft.shards):
+            if row not in draft.damage:
+                rows.setdefault(shard, []).append(row)
+        # No tar is held over another one's opening: a process may have fewer descriptors than a batch has shards.
+        for read in (self._advise, self._read):
+            for shard, of_shard in rows.items():
+                opened = self._tables.open(*shard)
+                for row in of_shard:
+                    try:
+                        if isinstance(opened, Unreadable):
+                            raise OSError(opened.reason)
+                        read(draft, row, opened.file, *draft.places[row].tolist())
+                    except OSError as error:
+                        self._lose(draft, row, str(error))
         return draft
+
+    def _advise(self, draft: Draft, row: int, file: int, at: int, size: int) -> None:
+        os.posix_fadvise(file, at, size, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, draft: Draft, row: int, file: int, at: int, size: int) -> None:
+        draft.data[row] = os.pread(file, size, at)
 
     def pixels(self, draft: Draft) -> Draft:
         """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
@@ -257,11 +270,10 @@ class Reader:
         draft.damage[row] = Damage(self._sets[dataset][shard].name, draft.keys[row], why)
 
 
-def _found(opened: OpenTable | Unreadable, row: int) -> tuple[str, str | None]:
+def _found(table: ShardTable | None, row: int) -> tuple[str, str | None]:
     """The key of a shard's row, and why it cannot be read."""
-    if isinstance(opened, Unreadable):
-        return f"row-{row}", opened.reason
-    table = opened.table
+    if table is None:
+        return f"row-{row}", None
     if row < len(table):
         return table.key(row), table.damage.get(row)
     why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"
