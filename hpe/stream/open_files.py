@@ -5,10 +5,10 @@ import os
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Union
+from typing import TYPE_CHECKING, Final
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
@@ -43,10 +43,10 @@ class OpenFile:
     def __init__(self, file: int) -> None:
         self.file = file
         self.since = self.written()
-        self.table: Union["ShardTable", "Unreadable", None] = None
+        self.table: "ShardTable | Unreadable | None" = None
 
-    def __del__(self) -> None:
-        os.close(self.file)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound, as `os` is gone when Python ends
+        close(self.file)
 
     def written(self) -> tuple[int, int]:
         """What changes when the file is written to: its size and its date."""

@@ -72,12 +72,14 @@ class OpenTables:
             self._files.close_others({*windows[0], *windows[1]})
 
     def _fitted(self, dataset: int, shard: int, opened: OpenFile) -> ShardTable | Unreadable:
-        one = self._sets[dataset][shard]
-        if one.index is None:  # not the table that is at hand: it may be of what lay here before
-            rows = self._tables.rows_of_tar(one, opened)
-            return rows if isinstance(rows, Unreadable) else self._tables.joined(one, rows)
-        table = self._tables.table(dataset, shard)
-        return table if isinstance(table, Unreadable) else self._fitting(one, opened, table)
+        one, table = self._sets[dataset][shard], self._tables.table(dataset, shard)
+        if isinstance(table, Unreadable) or one.index is not None:
+            return table if isinstance(table, Unreadable) else self._fitting(one, opened, table)
+        # The table was read from a tar that lay here before: from this one, or from what it has replaced since.
+        own = self._tables.rows_of_tar(one, opened)
+        if isinstance(own, Unreadable) or _begins(table.rows, own):
+            return own if isinstance(own, Unreadable) else table
+        return Unreadable("the shard was written over while in use", time.monotonic())
 
     def _fitting(self, shard: Shard, opened: OpenFile, table: ShardTable) -> ShardTable | Unreadable:
         """The table as it fits the file: of a truncated tar its beginning; of a tar with other samples, none.

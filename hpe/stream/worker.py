@@ -77,7 +77,7 @@ class Draft:
     Attributes:
         number: *positions*: of the global batch.
         start, stop: this rank's positions.
-        shards: *places*: dataset and shard of each row.
+        picks: *places*: of each row, the dataset, the shard in it and the row in that.
         keys: of each row.
         places: offset and size of the encoded picture in its tar.
         labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution; NaN: no label.
@@ -91,7 +91,7 @@ class Draft:
     number: int
     start: int
     stop: int
-    shards: list[tuple[int, int]] = field(init=False)
+    picks: list[list[int]] = field(init=False)
     keys: list[str] = field(init=False)
     places: Int64[np.ndarray, "rows 2"] = field(init=False)
     labels: Float32[np.ndarray, "rows columns"] = field(init=False)
@@ -146,32 +146,23 @@ class Reader:
             yield draft
 
     def places(self, draft: Draft) -> Draft:
-        """Where the samples lie, and their labels; what has no place is damaged."""
-        picks = self._order.at(draft.start, draft.stop).tolist()
-        draft.shards = [(dataset, shard) for dataset, shard, _ in picks]
+        """Where the samples lie, and their labels; what has no place is damaged. No tar is opened for it."""
+        draft.picks = self._order.at(draft.start, draft.stop).tolist()
         self._tables.leave_windows(self._order.windows(draft.start))
-        found = {shard: self._table(*shard) for shard in dict.fromkeys(draft.shards)}
-        draft.keys, draft.places = [], np.zeros((len(picks), 2), np.int64)
-        draft.labels = np.full((len(picks), COLUMNS), np.nan, np.float32)
-        for row, (shard, (_, _, number)) in enumerate(zip(draft.shards, picks, strict=True)):
-            table, lost = found[shard]
-            key, why = _found(table, number)
-            draft.keys.append(key)
-            if table is None or lost or why:
-                self._lose(draft, row, lost or why or "")
-            else:
-                draft.places[row], draft.labels[row] = table.places[number], table.labels[number]
+        draft.keys, draft.places = [], np.zeros((len(draft), 2), np.int64)
+        draft.labels = np.full((len(draft), COLUMNS), np.nan, np.float32)
+        tables = {(dataset, shard): self._tables.table(dataset, shard) for dataset, shard, _ in draft.picks}
+        for row, (dataset, shard, number) in enumerate(draft.picks):
+            table = tables[dataset, shard]
+            if isinstance(table, Unreadable) or number >= len(table):
+                draft.keys.append(f"row-{number}")
+                self._lose(draft, row, table.reason if isinstance(table, Unreadable) else _end(table))
+                continue
+            draft.keys.append(table.key(number))
+            draft.places[row], draft.labels[row] = table.places[number], table.labels[number]
+            if why := table.damage.get(number):
+                self._lose(draft, row, why)
         return draft
-
-    def _table(self, dataset: int, shard: int) -> tuple[ShardTable | None, str | None]:
-        """The table of a shard, and why none of it can be read. Its tar may be closed again before it is read."""
-        opened = self._tables.open(dataset, shard)
-        if isinstance(opened, Unreadable):
-            return None, opened.reason
-        # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
-        # would go with the labels of the old one.
-        overwritten = self._tables.overwritten(dataset, shard)
-        return opened.table, "the shard was written over while in use" if overwritten else None
 
     def data(self, draft: Draft) -> Draft:
         """The encoded pictures.
@@ -180,28 +171,35 @@ class Reader:
         each read would wait for the disk before the next one is asked for.
         """
         draft.data = [b""] * len(draft)
-        rows: dict[tuple[int, int], list[int]] = {}
-        for row, shard in enumerate(draft.shards):
-            if row not in draft.damage:
-                rows.setdefault(shard, []).append(row)
-        # No tar is held over another one's opening: a process may have fewer descriptors than a batch has shards.
-        for read in (self._advise, self._read):
-            for shard, of_shard in rows.items():
-                opened = self._tables.open(*shard)
-                for row in of_shard:
-                    try:
-                        if isinstance(opened, Unreadable):
-                            raise OSError(opened.reason)
-                        read(draft, row, opened.file, *draft.places[row].tolist())
-                    except OSError as error:
-                        self._lose(draft, row, str(error))
+        for _, file, at, size in self._files(draft):
+            os.posix_fadvise(file, at, size, os.POSIX_FADV_WILLNEED)
+        for row, file, at, size in self._files(draft):
+            try:
+                draft.data[row] = os.pread(file, size, at)
+            except OSError as error:
+                self._lose(draft, row, str(error))
         return draft
 
-    def _advise(self, draft: Draft, row: int, file: int, at: int, size: int) -> None:
-        os.posix_fadvise(file, at, size, os.POSIX_FADV_WILLNEED)
-
-    def _read(self, draft: Draft, row: int, file: int, at: int, size: int) -> None:
-        draft.data[row] = os.pread(file, size, at)
+    def _files(self, draft: Draft) -> Iterator[tuple[int, int, int, int]]:
+        """Row, descriptor, offset and size of each picture, shard by shard, so that few files need be open at once."""
+        rows_of: dict[tuple[int, int], list[int]] = {}
+        for row, (dataset, shard, _) in enumerate(draft.picks):
+            if row not in draft.damage:
+                rows_of.setdefault((dataset, shard), []).append(row)
+        for place, rows in rows_of.items():
+            opened = self._tables.open(*place)
+            why = opened.reason if isinstance(opened, Unreadable) else None
+            # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
+            # would go with the labels of the old one.
+            if self._tables.overwritten(*place):
+                why = "the shard was written over while in use"
+            for row in rows:
+                if isinstance(opened, Unreadable) or why:
+                    self._lose(draft, row, why or "")
+                elif draft.picks[row][2] >= len(opened.table):  # truncated since its index was made
+                    self._lose(draft, row, _end(opened.table))
+                else:
+                    yield row, opened.file, *draft.places[row].tolist()
 
     def pixels(self, draft: Draft) -> Draft:
         """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
@@ -236,7 +234,7 @@ class Reader:
         if draft.images.ctypes.data != draft.memory.ctypes.data:  # a stage has put other pixels in their place
             draft.memory[: draft.images.size] = draft.images.reshape(-1)
         write_labels(draft.memory, draft.labels, size, size)
-        names = (self._sets[dataset][shard].name for dataset, shard in draft.shards)
+        names = (self._sets[dataset][shard].name for dataset, shard, _ in draft.picks)
         seen = plan.first + (draft.number + 1) * plan.batch
         return BatchBlock(
             draft.block,
@@ -266,15 +264,10 @@ class Reader:
         draft.images = draft.memory[: fields["images"][1]].reshape(rows, size, size, 3)
 
     def _lose(self, draft: Draft, row: int, why: str) -> None:
-        dataset, shard = draft.shards[row]
+        dataset, shard, _ = draft.picks[row]
         draft.damage[row] = Damage(self._sets[dataset][shard].name, draft.keys[row], why)
 
 
-def _found(table: ShardTable | None, row: int) -> tuple[str, str | None]:
-    """The key of a shard's row, and why it cannot be read."""
-    if table is None:
-        return f"row-{row}", None
-    if row < len(table):
-        return table.key(row), table.damage.get(row)
-    why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"
-    return f"row-{row}", why
+def _end(table: ShardTable) -> str:
+    """Why a shard has no more rows."""
+    return table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"
