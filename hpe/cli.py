@@ -186,6 +186,23 @@ def pack(
 
 
 @app.command(rich_help_panel=_DATA)
+def index(
+    shards: Annotated[str, typer.Argument(help="Folder of shards, a tar, or a glob of tars.")],
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write the index of shards that were packed by an older version or by other tools.
+
+    With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves.
+
+    Example: `hpe index data/ferplus`
+    """
+    from hpe.pack.indexing import index
+
+    for written in index(shards, workers):
+        print(written)
+
+
+@app.command(rich_help_panel=_DATA)
 def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 

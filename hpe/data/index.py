@@ -14,7 +14,7 @@ An index is always made from the tar itself (:func:`index_shard`), so that it st
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -111,6 +111,12 @@ class IndexedShard:
     damage: str | None = None
     unpaired: str | None = None
 
+    @property
+    def missing(self) -> list[str]:
+        """What of the tar is no sample, and why, a line each."""
+        lines = [f"{self.name}: {self.damage}; {self.samples:,} samples before it can be read"] * bool(self.damage)
+        return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
@@ -196,21 +202,24 @@ def record_of(row: Mapping[str, Any]) -> Record:
     )
 
 
-def write_index(path: Path, shards: Iterable[tuple[IndexedShard, pa.RecordBatch]]) -> tuple[int, str]:
+def write_index(path: Path, entries: Sequence[IndexedShard], batches: Iterable[pa.RecordBatch]) -> tuple[int, str]:
     """Write an index, aside and then renamed; same shards, same bytes. Returns its size and sha256.
+
+    Args:
+        path: of the index.
+        entries: the tars.
+        batches: the rows of each, of which one at a time is held in memory.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
-    shards = list(shards)
-    entries = [asdict(entry) for entry, _ in shards]
-    head = {_METADATA: json.dumps({"format": FORMAT, "shards": entries}, ensure_ascii=False).encode()}
-    schema = SCHEMA.with_metadata(head | {b"huggingface": _FEATURES})
+    head = json.dumps({"format": FORMAT, "shards": [asdict(entry) for entry in entries]}, ensure_ascii=False)
+    schema = SCHEMA.with_metadata({_METADATA: head.encode(), b"huggingface": _FEATURES})
     with aside(path) as part:
         with pa.OSFile(str(part), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
-            for number, (_, batch) in enumerate(shards):
-                numbered = batch.set_column(0, SCHEMA[0], pa.array(np.full(len(batch), number, np.int32)))
-                stream.write_batch(numbered)
+            for number, batch in enumerate(batches):
+                numbers = pa.array(np.full(batch.num_rows, number, np.int32))
+                stream.write_batch(batch.set_column(0, SCHEMA[0], numbers))
         with part.open("rb") as written:
             return part.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
 

@@ -27,6 +27,8 @@ _EXTENSIONS: Final = (*IMAGE_EXTENSIONS, "json")
 _FIELD: Final = {
     written: name for name in _EXTENSIONS for written in (name, name.upper(), name.title())
 } | dict.fromkeys(("jpeg", "JPEG", "Jpeg"), "jpg")
+_PLAIN_KEY: Final = 94
+"""Letters; with an extension the name fits the 100 bytes of a tar header."""
 _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -95,6 +97,28 @@ class OpenShard:
             ValueError: its json is no record.
         """
         return Sample(self.keys[row], bytes(self.image(row)), self.index.extensions[row], self.record(row))
+
+
+def is_picture_of(header: bytes, key: str, size: int) -> bool:
+    """Whether the tar header before a picture names this sample and this many bytes.
+
+    It costs 1 µs beside the 150 µs of decoding 224 px, and so a place that is not the sample's never gives a picture
+    to its labels. Names that a plain header cannot hold (long, or not ASCII) are compared by their size alone.
+
+    Args:
+        header: the 512 bytes before the picture.
+        key, size: by the index.
+    """
+    if header[124:135] != b"%011o" % size:
+        try:
+            if _octal(header[124:136]) != size:
+                return False
+        except (ValueError, IndexError):
+            return False
+    if len(key) > _PLAIN_KEY or not key.isascii():
+        return True
+    name = key.encode() + b"."
+    return header.startswith(name) or _ustar_name(header).startswith(key + ".")
 
 
 def open_tar(file: Path | int) -> OpenShard:

@@ -1,4 +1,4 @@
-"""``hpe pack``, ``hpe verify`` and ``hpe balance``: a raw dataset becomes clean, verified shards.
+"""``hpe pack``, ``hpe index``, ``hpe verify`` and ``hpe balance``: a raw dataset becomes clean, verified shards.
 
 In reading order:
 
@@ -9,6 +9,7 @@ In reading order:
     splits.py            step 2: which sample is for training, validation, test
     shard.py             step 3: one shard, from raw rows to a finished tar
     journal.py           the record of each finished shard
+    indexing.py          the index of each split; ``hpe index``
     near_copies.py       which pictures are copies of others
     duplicates.py        these copies as lines, counts and a note
     summary.py           counts, summary.md, contact sheets

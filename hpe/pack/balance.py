@@ -24,12 +24,13 @@ from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, w
 from hpe.pack import summary
 from hpe.pack.cells import COMMAND_LINE, Cell, OptionNames, Place, choose, samples_per_cell
 from hpe.pack.direction_tables import DirectionTables
+from hpe.pack.indexing import write_indexes
 
 POSE: Final = "pose"
 _WORK: Final = ".balance"
 """Folder of an unfinished job: its presence shows that `hpe balance` wrote the files beside it."""
 _WRITTEN: Final = re.compile(
-    r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
+    r"\.?((train|val|test)-\d{6,}\.tar|(train|val|test)\.arrow|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
 )
 
 
@@ -262,7 +263,10 @@ class _Writing:
         each = ", ".join(f"{number} in {name}" for name, number in options["per_cell"].items())
         note = f"balanced: per direction ({self.tables.rule}) and emotion {each}, seed {options['seed']}"
         notes = (*self.manifest.notes, note)
-        balanced = replace(self.manifest, shards=tuple(infos), counts=counts, options=options, notes=notes)
+        indexes = write_indexes(self.out, infos, self.out / _WORK)
+        balanced = replace(
+            self.manifest, shards=tuple(infos), counts=counts, options=options, notes=notes, indexes=indexes
+        )
         write_text(self.out / QUARANTINE, "")
         text = summary.summary(balanced, Counter(), balanced.notes) + _tables_of_cells(grid)
         write_text(self.out / "summary.md", text)

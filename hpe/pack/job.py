@@ -19,6 +19,7 @@ from hpe.data.recipe import Recipe
 from hpe.data.shards import QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
 from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
+from hpe.pack.indexing import write_indexes
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
 from hpe.pack.options import Options
 from hpe.pack.rows import Rows, read
@@ -279,6 +280,7 @@ class Packing:
             counts=counts,
             options=dict(self.recorded),
             notes=tuple(self.notes),
+            indexes=write_indexes(self.out, packed.shards, self.out / JOURNAL),
         )
         total = sum(packed.by_split.values(), Counter[str]())
         for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, manifest, total)):

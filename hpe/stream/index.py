@@ -162,7 +162,8 @@ class ShardTables:
                 with locked(self._cache / f"{path.name[:2]}.lock", None):  # two digits: 256 files serve all tables
                     # Looked for again: another reader may have stored it while this one waited.
                     if (index := _load(path)) is None:
-                        write_index(path, [index_open_shard(shard.name, open_tar(file.file))])
+                        entry, batch = index_open_shard(shard.name, open_tar(file.file))
+                        write_index(path, [entry], [batch])
                         index = open_index(path)
         except OSError as error:
             return Unreadable(f"{error.strerror or error}", time.monotonic())
