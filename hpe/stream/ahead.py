@@ -47,13 +47,9 @@ class Ahead:
             UserError: it does not.
         """
         now = [self._sets[d][s] for d, s in self._order.windows(self._first)[0]] if self._needed else []
-        needed, limit = sum(shard.bytes or 0 for shard in now if shard.copied), self._cache.limit_bytes
-        if needed > limit:
-            raise UserError(
-                f"{self._cache.folder}: one window of {len(now)} shards needs {needed / 1e9:,.3g} GB, this cache may hold "
-                f"{limit / 1e9:,.3g} GB; raise HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a "
-                "larger disk, or lower data.window in a new run"
-            )
+        needed = sum(shard.bytes or 0 for shard in now if shard.copied)
+        if needed > self._cache.limit_bytes:
+            raise UserError(self._cache.too_small(f"one window of {len(now)} shards needs {needed / 1e9:,.3g} GB"))
 
     def start(self) -> None:
         """Begin, where there is anything to fetch."""
@@ -75,9 +71,14 @@ class Ahead:
             self._process.close()
             self._process = None
 
+    def __del__(self) -> None:  # of a loader that was not read to its end
+        self.close()
+
     def _run(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the trainer's to answer
-            signal.signal(number, signal.SIG_IGN)
+        # What the trainer answers by saving. SIGTERM may end this process: readers fetch what they need by themselves.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from_parent(signal.SIGKILL)
         quiet = replace(self._cache, notices=None)  # a reader that waits tells why
         urls = "\0".join(shard.url for shards in self._sets for shard in shards)

@@ -131,7 +131,7 @@ class Loader:
         start = time.perf_counter()
         try:
             loaded = self._decoder.next() if self._decoder else self._read().unpack()
-        except UserError:
+        except (UserError, StopIteration):
             self.close()
             raise
         self._ahead.reached(loaded.samples_seen)

@@ -43,7 +43,7 @@ class OpenFile:
     def __init__(self, file: int) -> None:
         self.file = file
         self.since = self.written()
-        self.table: "ShardTable | Unreadable | None" = None
+        self.table: ShardTable | Unreadable | None = None
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound, as `os` is gone when Python ends
         close(self.file)

@@ -190,7 +190,7 @@ class RemoteCache:
                         return
             except FileNotFoundError:  # another process has removed this very file, before it was open here
                 continue
-        raise NoRoomError(self._full())
+        raise NoRoomError(self.too_small("the shards in use need more"))
 
     def text(self, url: str, parse: Callable[[str], T]) -> T:
         """A small text, parsed; a text that does not parse may have ended early and is fetched again.
@@ -276,14 +276,15 @@ class RemoteCache:
                         file.truncate(size)  # the size counts; it takes no disk space
                     return
             if time.monotonic() > end:
-                raise NoRoomError(self._full())
+                raise NoRoomError(self.too_small("the shards in use need more"))
             time.sleep(0.2)
 
-    def _full(self) -> str:
+    def too_small(self, needed: str) -> str:
+        """The message that this cache cannot hold what is needed."""
         return (
-            f"{self.folder}: the shards in use at the same time need more than the {self.limit_bytes / 1e9:,.3g} GB of "
-            "this cache; raise HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a larger disk, or "
-            "lower data.window in a new run"
+            f"{self.folder}: {needed} at the same time, but this cache may hold {self.limit_bytes / 1e9:,.3g} GB; raise "
+            "HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a larger disk, or lower data.window "
+            "in a new run"
         )
 
 

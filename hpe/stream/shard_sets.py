@@ -122,7 +122,7 @@ def _fetched(folder: str, files: Sequence[str]) -> list[Path]:
     def fetched(file: str) -> Path:
         url = below(folder, file)
         try:
-            with cache.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:  # noqa: PTH123
+            with cache.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
                 data = source.read()
         except FetchError:
             return Path(url)
