@@ -247,6 +247,8 @@ class _Try(threading.Thread):
             _copy(self._url, self._part, self)
         except Exception as error:  # raised where it is waited for
             self.error = error
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
 
 
 def _watched(url: str, part: Path, waiting: Waiting, tell: Callable[[Waiting], None], most: int | None) -> None:

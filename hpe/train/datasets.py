@@ -31,6 +31,7 @@ def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
         decoder=decoder_of(data.decoder),
         damaged=data.damaged,
         workers=data.workers if workers is None else workers,
+        stage=data.stage,
     )
 
 
