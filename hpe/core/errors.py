@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 
 
 _USER: Final = re.compile(r"(?<=://)[^/\s'\"@]+@")
-_QUERY: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?]*)\?[^\s'\",;)\]]+")
+_QUERY: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?]*)\?[^\s'\",;)\]]*[^\s'\",;:.)\]]")
 
 
 def redacted(text: str) -> str:

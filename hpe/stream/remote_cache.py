@@ -208,14 +208,15 @@ class RemoteCache:
 
         part = self.folder / f".{hashlib.sha256(url.encode()).hexdigest()[:40]}.{os.getpid()}.part"
         try:
-            fetch(url, part, check=check, tell=self._tell, most=_TEXT_LIMIT)
+            fetch(url, part, check=check, tell=self.tell, most=_TEXT_LIMIT)
         except FetchError as error:
-            raise UserError(f"{error}; expected the manifest of `hpe pack` there") from error
+            raise UserError(f"{url}: {error}; expected the manifest of `hpe pack` there") from error
         finally:
             part.unlink(missing_ok=True)
         return parsed[0]
 
-    def _tell(self, waiting: Waiting) -> None:
+    def tell(self, waiting: Waiting) -> None:
+        """Let the user know what is waited for, if it is time."""
         if self.notices:
             self.notices.tell(str(waiting), time.monotonic() - waiting.begun)
 
@@ -224,9 +225,9 @@ class RemoteCache:
         lock, wanted = path.with_suffix(".lock"), path.with_suffix(".want")
         told = time.monotonic()
 
-        def tell(waiting: Waiting) -> None:
+        def note(waiting: Waiting) -> None:
             nonlocal told
-            self._tell(waiting)
+            self.tell(waiting)
             if time.monotonic() - told > 1:
                 told = time.monotonic()
                 lock.write_text(json.dumps({"waiting": str(waiting)}))
@@ -246,7 +247,7 @@ class RemoteCache:
         try:
             self._make_room(size or 0, wanted, keep)
             with aside(path) as part:
-                fetch(url, part, check=check, tell=tell, most=size)
+                fetch(url, part, check=check, tell=note, most=size)
                 if not is_remote(url):  # an index is compared with its tar by their dates
                     os.utime(part, ns=(time.time_ns(), os.stat(url).st_mtime_ns))  # noqa: PTH116
         except (FetchError, StoreError) as error:
@@ -282,9 +283,9 @@ class RemoteCache:
     def too_small(self, needed: str) -> str:
         """The message that this cache cannot hold what is needed."""
         return (
-            f"{self.folder}: {needed} at the same time, but this cache may hold {self.limit_bytes / 1e9:,.3g} GB; raise "
-            "HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a larger disk, or lower data.window "
-            "in a new run"
+            f"{self.folder}: {needed} at the same time, but this cache may hold {self.limit_bytes / 1e9:,.3g} GB; "
+            "raise HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a larger disk, or lower "
+            "data.window in a new run"
         )
 
 

@@ -126,9 +126,10 @@ def _fetched(folder: str, files: Sequence[str]) -> list[Path]:
                 data = source.read()
         except FetchError:
             return Path(url)
-        # Named by its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
-        path = place / f"{hashlib.sha256(data).hexdigest()[:40]}.parquet"
+        # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
+        path = place / hashlib.sha256(data).hexdigest()[:40] / file
         if not path.exists():
+            path.parent.mkdir(exist_ok=True)
             with aside(path) as part:
                 part.write_bytes(data)
         return path
@@ -144,7 +145,8 @@ def _of(text: str, split: str | None) -> list[Shard]:
             return [Shard(url, _name(url)) for url in _braces(text)]
         if not re.search(r"\.tar($|\?)", text):
             return _remote_folder(text, split)
-        urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part))]
+        tell = RemoteCache.of_node().tell
+        urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
         return [Shard(url, _name(url)) for url in urls]
     if Path(text).is_dir():
         return _folder(Path(text), split)

@@ -84,12 +84,18 @@ class Waiting:
     since: float = 0.0
     reason: str = ""
 
+    @property
+    def tried(self) -> str:
+        """How often it was tried, in words."""
+        return "1 try" if self.tries == 1 else f"{self.tries} tries"
+
     def __str__(self) -> str:
         quiet = time.monotonic() - self.since
+        come = f"{self.bytes / 1e6:,.1f} MB so far, the last byte" if self.bytes else "no byte yet, first asked"
         failed = f" (the last: {self.reason})" if self.reason else ""
         return redacted(
-            f"waiting for {self.url}: {self.bytes / 1e6:,.1f} MB so far, the last byte {quiet:.0f} s ago, try "
-            f"{self.tries}{failed}; gives up in {max(0, self.limit - quiet):.0f} s"
+            f"waiting for {self.url}: {come} {quiet:.0f} s ago, try {self.tries}{failed}; "
+            f"gives up in {max(0, self.limit - quiet):.0f} s"
         )
 
 
@@ -136,6 +142,9 @@ def require_driver(url: str) -> None:
     import fsspec
 
     scheme = url.partition(":")[0].lower()
+    # gcsfs would ask through gRPC what kind of bucket this is, for features that are not used here; gRPC does not
+    # survive the fork of the readers.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     if "::" in url:
         raise UserError(f"{url}: chains of URLs (::) are not read; name the store itself")
     try:
@@ -148,22 +157,30 @@ def require_driver(url: str) -> None:
         raise UserError(f"{url}: {scheme}: is no kind of store that hpe or fsspec reads") from error
 
 
-def matching(pattern: str) -> list[str]:
+def matching(pattern: str, tell: Callable[[Waiting], None]) -> list[str]:
     """The URLs that match a pattern with ``*``, sorted, by a listing of the store.
 
     Raises:
-        UserError: the store does not list, or gives no rights to.
+        UserError: the store does not list, gives no rights to, or does not answer.
     """
     if is_web(pattern):
         raise UserError(f"{pattern}: http has no listing; expected a folder with a manifest, or a pattern with braces")
-    require_driver(pattern)
-    from fsspec.core import url_to_fs
+    found: list[str] = []
+
+    def attempt(waiting: Waiting, _: bool) -> None:
+        from fsspec.core import url_to_fs
+
+        def listed(_: _Try) -> None:
+            filesystem, path = url_to_fs(pattern)
+            found[:] = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path))
+
+        _watched(_Try(listed), waiting, tell)
 
     try:
-        filesystem, path = url_to_fs(pattern)
-        return sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path))
-    except Exception as error:  # whatever a driver raises
-        raise StoreError(f"{pattern}: cannot be listed: {_reason(error)}") from error
+        _persist(pattern, attempt, tell)
+    except FetchError as error:
+        raise UserError(f"{pattern}: {error}") from error
+    return found
 
 
 def fetch(
@@ -187,29 +204,54 @@ def fetch(
         FetchError: it is missing, or no try was what it should be.
         StoreError: the store refuses, or nothing came for :func:`limit_seconds`.
     """
+
+    def attempt(waiting: Waiting, last: bool) -> None:
+        # A thread that was left behind may write on, so that each try has a file of its own.
+        own = part.with_name(f"{part.name.removesuffix('.part')}.{waiting.tries}.part")
+
+        def come() -> int:
+            size = _bytes_of(own)
+            if most is not None and size > most + _CHUNK:
+                raise FetchError(f"more than the {most:,} bytes that its manifest lists")
+            return size
+
+        try:
+            _watched(_Try(lambda one: _copy(url, own, one)), waiting, tell, come)
+            own.replace(part)
+        finally:
+            own.unlink(missing_ok=True)
+        check(part, last)
+
+    _persist(url, attempt, tell)
+
+
+def _persist(url: str, attempt: Callable[[Waiting, bool], None], tell: Callable[[Waiting], None]) -> None:
+    """Try until it works, or cannot work any more; an attempt is told whether it is the last of its kind.
+
+    Raises:
+        FetchError, StoreError: as of :func:`fetch`.
+    """
     start = time.monotonic()
     waiting = Waiting(url, limit_seconds(), begun=start, since=start)
     failures = 0
     while True:
         waiting.tries += 1
         try:
-            _watched(url, part, waiting, tell, most)
-            check(part, failures == _TRIES - 1)
+            attempt(waiting, failures == _TRIES - 1)
             return
         except StoreError:
             raise
         except Exception as error:  # whatever a driver raises
             waiting.reason, verdict = _reason(error), _verdict(error)
-            tries = "1 try" if waiting.tries == 1 else f"{waiting.tries} tries"
             failures += verdict == "wrong"
             if verdict == "refused":
-                raise StoreError(f"{url}: the store refuses access: {waiting.reason}{_CHECK}") from error
+                raise StoreError(
+                    f"{url}: the store refuses access: {waiting.reason}; check the name, the region and your "
+                    "credentials, then run the same command again to resume"
+                ) from error
             if verdict == "missing" or failures == _TRIES:
-                raise FetchError(f"{url}: cannot be fetched ({tries}): {waiting.reason}") from error
+                raise FetchError(f"cannot be fetched ({waiting.tried}): {waiting.reason}") from error
         _pause(waiting, tell)
-
-
-_CHECK: Final = "; check the name, the region and your credentials, then run the same command again to resume"
 
 
 def _pause(waiting: Waiting, tell: Callable[[Waiting], None]) -> None:
@@ -223,11 +265,10 @@ def _tick(waiting: Waiting, tell: Callable[[Waiting], None]) -> None:
     """Tell that it takes time, and give up after too much of it."""
     quiet = time.monotonic() - waiting.since
     if quiet >= waiting.limit:
-        tried = "1 try" if waiting.tries == 1 else f"{waiting.tries} tries"
         reason = f", the last: {waiting.reason}" if waiting.reason else ""
         raise StoreError(
-            f"{waiting.url}: given up after {quiet:.0f} s without a new byte ({waiting.bytes:,} bytes so far, {tried}"
-            f"{reason}); check the store and the network, then run the same command again to resume; "
+            f"{waiting.url}: given up after {quiet:.0f} s without a new byte ({waiting.bytes:,} bytes so far, "
+            f"{waiting.tried}{reason}); check the store and the network, then run the same command again to resume; "
             "HPE_STORE_TIMEOUT sets how long to wait"
         )
     tell(waiting)
@@ -236,52 +277,46 @@ def _tick(waiting: Waiting, tell: Callable[[Waiting], None]) -> None:
 class _Try(threading.Thread):
     """One try, in a thread: no driver's own time limit can be relied on, and a thread can be left behind."""
 
-    def __init__(self, url: str, part: Path) -> None:
+    def __init__(self, work: "Callable[[_Try], None]") -> None:
         super().__init__(name="fetch", daemon=True)
         self.error: Exception | None = None
         self.stop: Callable[[], None] = lambda: None
-        self._url, self._part = url, part
+        self._work = work
 
     def run(self) -> None:
         try:
-            _copy(self._url, self._part, self)
+            self._work(self)
         except Exception as error:  # raised where it is waited for
             self.error = error
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
 
 
-def _watched(url: str, part: Path, waiting: Waiting, tell: Callable[[Waiting], None], most: int | None) -> None:
-    """One try; it is left behind when it brings nothing for a while.
+def _watched(one: _Try, waiting: Waiting, tell: Callable[[Waiting], None], come: Callable[[], int] = lambda: 0) -> None:
+    """Wait for one try; it is left behind when it brings nothing for a while. ``come``: bytes so far.
 
     Raises:
         Exception: whatever ended it.
     """
-    # A thread that was left behind may write on, so that each try has a file of its own.
-    own = part.with_name(f"{part.name[:-5]}.{waiting.tries}.part")
-    one, moved, size = _Try(url, own), time.monotonic(), 0
+    moved, size = time.monotonic(), 0
     try:
         one.start()
         while True:
             one.join(_TICK_SECONDS)
-            now, grown = time.monotonic(), _bytes_of(own)
+            now, grown = time.monotonic(), come()
             if grown > size:
                 size, moved = grown, now
             if size > waiting.bytes:
                 waiting.bytes, waiting.since = size, now
             if not one.is_alive():
                 break
-            if most is not None and size > most + _CHUNK:
-                raise FetchError(f"more than the {most:,} bytes that its manifest lists")
             if now - moved > min(_SOCKET_SECONDS, waiting.limit / 2):
                 raise TimeoutError(f"no byte for {now - moved:.0f} s")
             _tick(waiting, tell)
         if one.error is not None:
             raise one.error
-        own.replace(part)
     finally:
         one.stop()
-        own.unlink(missing_ok=True)
 
 
 def _bytes_of(part: Path) -> int:
