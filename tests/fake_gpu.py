@@ -211,8 +211,9 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", _PassThrough)
     monkeypatch.setattr(Accelerator, "backward", _backward)
-    monkeypatch.setattr("hpe.train.setup.agree", lambda text: text)
-    monkeypatch.setattr("hpe.train.setup.some_rank", lambda mine: mine)
+    for name in ("hpe.train.resume.agree", "hpe.core.distributed.agree"):
+        monkeypatch.setattr(name, lambda text: text)
+    monkeypatch.setattr("hpe.core.distributed.some_rank", lambda mine: mine)
     monkeypatch.setattr("hpe.core.distributed.from_parent", lambda *_: None)  # the test is not to die with its parent
     AcceleratorState._reset_state(reset_partial_state=True)
     dist.init_process_group("fake", rank=RANK, world_size=WORLD, store=FakeStore())

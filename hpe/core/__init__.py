@@ -8,6 +8,7 @@ In reading order:
     statistics.py     counts, intervals, tests
     randomness.py     random numbers as pure functions of a key
     files.py          files that are either whole or absent; locks
+    console.py        messages on stderr and in the log of a run
     progress.py       one progress line, or plain lines where there is no terminal
     distributed.py    the ranks of a job, their devices, what they agree on
     precision.py      bf16, fp16 or fp32: one rule for every command

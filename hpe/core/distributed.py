@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Ranks:
     def say(self, text: str) -> None:
         """Print a line to stderr, on rank 0 alone: N ranks would print it N times."""
         if self.main:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
 
 def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
@@ -144,6 +145,24 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
 
         identity = torch.cuda.get_device_properties(here.device).uuid
         refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
+    return here
+
+
+def common_accelerator(precision: str, *, asked: str) -> "Accelerator":
+    """Accelerate's object for a precision that is the same on all ranks. A collective call.
+
+    ``asked``: ``train.precision`` of the config, for the message.
+
+    Raises:
+        UserError: the ranks' devices differ, and so does the precision that they would use.
+    """
+    here = accelerator(precision)
+    # Every rank compares and all fail together: a rank that left alone would leave the others waiting for it.
+    if some_rank(agree(precision) != precision):
+        raise UserError(
+            f"train.precision: {asked} is {precision} on rank {Ranks.from_environment().rank} and differs between "
+            "ranks, because their devices differ; set a precision that all of them support"
+        )
     return here
 
 
@@ -348,7 +367,7 @@ def report_devices() -> None:
 
 @cache
 def _tell_once(text: str) -> None:
-    print(f"hpe: {text}", file=sys.stderr, flush=True)
+    say(f"hpe: {text}")
 
 
 def cores() -> int:

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import functools
+import glob
+import hashlib
 import itertools
 import json
 import os
@@ -51,6 +53,22 @@ def resolved(path: Path) -> Path:
     return place
 
 
+def short_name(name: str, most: int = 255) -> str:
+    """A file's name in at most so many bytes: a longer one is cut, and ends in a hash of all of it.
+
+    The same name always gives the same, and two names do not share one.
+
+    Args:
+        name: without folders.
+        most: bytes of UTF-8; most file systems allow 255.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    end = f"-{hashlib.blake2b(encoded, digest_size=6).hexdigest()}"
+    return encoded[: most - len(end)].decode("utf-8", "ignore") + end
+
+
 def make_folder(path: Path, told: str) -> None:
     """Make a folder that a user named, with those above it.
 
@@ -94,7 +112,7 @@ def refuse_unwritable(path: Path, told: str) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{told}: {path} is a folder; expected a file's name")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-"):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{short_name(path.name, 200)}-"):
             pass
     except OSError as error:
         raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
@@ -177,12 +195,22 @@ def _warn_of_no_locks(folder: Path) -> None:
 def aside(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""
     # Containers on several nodes often have the same process numbers.
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    part = path.with_name(f"{_part_name(path)}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_name(path: Path) -> str:
+    # Its own additions must not make a name too long that is not.
+    return f".{short_name(path.name, 200)}"
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """The temporary files that :func:`aside` of a killed process left beside ``path``."""
+    return path.parent.glob(f"{glob.escape(_part_name(path))}.*.part")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from typing import Final
 
+from hpe.core.console import say
 from hpe.core.distributed import cores, cpu_wanted, cuda, launched, refuse_other_engines, slurm_tasks, visible_gpus
 from hpe.core.errors import EXIT_AGAIN, UserError
 
@@ -88,8 +89,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         return  # Accelerate starts a single process without RANK: it would start another, and so on without end
     if not cuda():
         if not cpu_wanted():
-            told = f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores"
-            print(told, file=sys.stderr, flush=True)
+            say(f"hpe: torch sees no GPU here: {processes} processes on {cores()} CPU cores")
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # A pre-emption signal must reach the ranks, which save and exit.
@@ -129,7 +129,7 @@ def _explain(rank: int, code: int) -> None:
         return
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     why = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
-    print(f"hpe: rank {rank} {how}; the other ranks were ended{why}", file=sys.stderr, flush=True)
+    say(f"hpe: rank {rank} {how}; the other ranks were ended{why}")
 
 
 def _hush(*names: str) -> None:

@@ -1,6 +1,6 @@
 """The precision that a device computes in: one rule for every command.
 
-Two places ask for it: ``train/setup.py: _precision`` (``hpe train``; a resumed run keeps its own precision) and
+Two functions build on it: :func:`training_precision` (``hpe train``: a resumed run keeps its own) and
 ``models/inference.py: judging_precision`` (``hpe evaluate`` and ``hpe predict``).
 """
 
@@ -42,6 +42,32 @@ def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked
     if (why := lacks_precision(setting, where)) is not None:
         raise UserError(f"{asked}: {why}")
     return Precision(setting, "as asked for")
+
+
+def training_precision(asked: str, recorded: str | None, *, run: str) -> Precision:
+    """The precision of a start: what the config asks for; for ``auto`` that of the run so far, else the rule's choice.
+
+    Args:
+        asked: ``train.precision`` of the config.
+        recorded: what the run has used until now; None: it is new, or may change.
+        run: for the message.
+
+    Raises:
+        UserError: this machine does not support the precision of the run so far.
+    """
+    rule = chosen_precision(asked)
+    if asked != "auto" or recorded is None:
+        return rule
+    if recorded == "auto":  # an older hpe did not record what it meant
+        return Precision(rule.name, f"{rule.why}; the precision of the run until now was not recorded")
+    if (why := lacks_precision(recorded, device())) is not None:
+        raise UserError(
+            f"{run}: train.precision: this run was trained in {recorded} until now, which this machine does not "
+            f"support: {why}. To continue in {rule.name}, which changes its arithmetic from here on, add "
+            f"--change-precision; or continue on a machine that supports {recorded}"
+        )
+    slow = lacks_precision(recorded, device(), emulated=True)
+    return Precision(recorded, "as in this run until now" + (f" ({slow}: expect it to be slow)" if slow else ""))
 
 
 def lacks_precision(name: str, where: "torch.device", *, emulated: bool = False) -> str | None:

@@ -11,9 +11,10 @@ from concurrent.futures import TimeoutError as Waiting
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from hpe.core.errors import UserError
+from hpe.core.signals import Signals
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -24,12 +25,6 @@ _ASK_SECONDS: Final = 0.2
 
 class Stopped(Exception):  # noqa: N818 (no error: a signal asked for it)
     """A signal asked to stop, and the jobs in work have been finished."""
-
-
-class Stop(Protocol):
-    """Tells whether a signal was caught (:class:`hpe.core.signals.Signals`)."""
-
-    caught: int | None
 
 
 class Workers:
@@ -43,7 +38,7 @@ class Workers:
         preload: module that is imported once, for all workers: what their jobs need and what is slow to import.
     """
 
-    def __init__(self, count: int, stop: Stop, *, preload: str = "torch") -> None:
+    def __init__(self, count: int, stop: Signals, *, preload: str = "torch") -> None:
         self._count, self._stop, self._preload = count, stop, preload
         self._pool: ProcessPoolExecutor | None = None
 
@@ -75,7 +70,7 @@ class Workers:
         """
         if self._pool is None:
             for job in jobs:
-                if self._stop.caught is not None:
+                if self._stop.received:
                     raise Stopped
                 yield function(job)
             return
@@ -94,15 +89,17 @@ class Workers:
             ) from error
 
 
-def run_jobs(function: Callable[[Given], Made], jobs: Iterable[Given], *, workers: int, stop: Stop) -> Iterator[Made]:
+def run_jobs(
+    function: Callable[[Given], Made], jobs: Iterable[Given], *, workers: int, stop: Signals
+) -> Iterator[Made]:
     """One list of jobs on processes of their own; see :meth:`Workers.run`."""
     with Workers(workers, stop) as started:
         yield from started.run(function, jobs)
 
 
-def _next(pending: "deque[Future[Made]]", stop: Stop) -> Made:
+def _next(pending: "deque[Future[Made]]", stop: Signals) -> Made:
     while True:
-        if stop.caught is not None:
+        if stop.received:
             raise Stopped
         try:
             made = pending[0].result(_ASK_SECONDS)

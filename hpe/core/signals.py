@@ -9,12 +9,17 @@ class Signals:
     """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a request to stop, which is checked between two steps."""
 
     def __init__(self) -> None:
-        self.caught: int | None = None
+        self.number: int | None = None
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has asked to stop."""
+        return self.number is not None
 
     def __call__(self, number: int, _frame: object) -> None:
-        if self.caught is not None and number == signal.SIGINT:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.caught = number
+        self.number = number
 
 
 @contextmanager

@@ -15,17 +15,20 @@ import hashlib
 import json
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from hpe.core.files import aside, open_regular
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.records import FARTHEST_PIXEL, IMAGE_EXTENSIONS, LARGEST_DEGREES, Record
 from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.shards import BLOCK
 
 FORMAT: Final = "hpe-index/1"
 FOREIGN: Final = "index.arrow"
@@ -34,8 +37,18 @@ NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
 TEXTS: Final = ("subject", "source", "split")
 _PLACES: Final = ("image_offset", "image_bytes", "record_offset", "record_bytes")
 _METADATA: Final = b"hpe.index"
-_LISTS: Final = {"emotion_votes": len(EMOTIONS), "box": 4}
+_ANGLE: Final = (-LARGEST_DEGREES, LARGEST_DEGREES)
+_LIMITS: Final[Mapping[str, tuple[float, float]]] = {
+    "emotion": (0, len(EMOTIONS) - 1), "direction": (0, len(DIRECTIONS) - 1), "valence": (-1, 1), "arousal": (-1, 1),
+    "yaw": _ANGLE, "pitch": _ANGLE, "roll": _ANGLE,
+}  # fmt: skip
+_LISTS: Final[Mapping[str, tuple[int, float, float]]] = {
+    "emotion_votes": (len(EMOTIONS), 0, float(np.finfo(float).max)), "box": (4, -FARTHEST_PIXEL, FARTHEST_PIXEL),
+}  # fmt: skip
+"""How many numbers, and the least and the largest."""
 _LONGEST_PROBLEM: Final = 200
+_LOOKED_AT_ONCE: Final = 1 << 16
+"""Rows."""
 _DAMAGED: Final = (
     pa.ArrowException,
     OSError,
@@ -114,7 +127,8 @@ class IndexedShard:
     @property
     def missing(self) -> list[str]:
         """What of the tar is no sample, and why, a line each."""
-        lines = [f"{self.name}: {self.damage}; {self.samples:,} samples before it can be read"] * bool(self.damage)
+        before = f"; {self.samples:,} samples before it can be read" if self.samples else ""
+        lines = [f"{self.name}: {self.damage}{before}"] * bool(self.damage)
         return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
 
 
@@ -126,16 +140,25 @@ class Index:
         path: of the file.
         shards: its tars.
         batches: the rows of each tar, by the columns of :data:`SCHEMA`.
+        mapped: the file.
     """
 
     path: Path
     shards: tuple[IndexedShard, ...]
     batches: tuple[pa.RecordBatch, ...]
+    mapped: mmap.mmap
 
     @property
     def table(self) -> pa.Table:
         """All rows; nothing is copied."""
         return pa.Table.from_batches(self.batches, SCHEMA)
+
+    def release(self) -> None:
+        """Take what was read out of this process' memory; the kernel maps it again where it is needed.
+
+        It maps the neighbours of what is read, too: who has read the labels has soon all of the file mapped.
+        """
+        self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def index_shard(path: Path) -> tuple[IndexedShard, pa.RecordBatch]:
@@ -176,12 +199,11 @@ def _read(shard: OpenShard, row: int) -> tuple[Record, str | None]:
     """A row's record, or one without labels and why."""
     try:
         record = shard.record(row)
-        problem = "; ".join(record.problems())
+        if not (problem := "; ".join(record.problems())):
+            return record, None
     except (ValueError, RecursionError) as error:
         problem = str(error) or type(error).__name__
-    if problem:
-        return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
-    return record, None
+    return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
 
 
 def utf8(text: str) -> str:
@@ -245,14 +267,14 @@ def open_index(path: Path) -> Index:
     try:
         with open_regular(path) as file:
             # Not pa.memory_map, which opens a path a second time: a FIFO could stand there by now.
-            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        with pa.ipc.open_stream(mapped) as stream:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.ipc.open_stream(pa.py_buffer(mapped)) as stream:
             shards = _shards_of(stream.schema)
             batches = tuple(stream)
         _match(shards, batches)
     except _DAMAGED as error:
         raise ValueError(f"not an index of shards: {_short(error)}") from error
-    return Index(path, shards, batches)
+    return Index(path, shards, batches, mapped)
 
 
 def check_index(path: Path) -> str:
@@ -265,22 +287,36 @@ def check_index(path: Path) -> str:
         ValueError: it cannot be read, or a value is impossible.
     """
     try:
-        with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            with pa.ipc.open_stream(file) as stream:
-                shards = _shards_of(stream.schema)
-                found = 0
-                for number, batch in enumerate(stream):
-                    _match(shards[number : number + 1], (batch,))
-                    batch.validate(full=True)
-                    _refuse_impossible(number, shards[number], batch)
-                    found += 1
-        if found != len(shards):
-            raise ValueError(f"it has rows of {found:,} shards, and lists {len(shards):,}")
+        # Side by side: hashing takes as long as looking, and does not hold Python's lock.
+        with ThreadPoolExecutor(1, "sha256") as thread:
+            digest = thread.submit(_sha256, path)
+            _look(path)
+            return digest.result()
     except _DAMAGED as error:
         raise ValueError(f"not an index of shards: {_short(error)}") from error
-    return digest
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _look(path: Path) -> None:
+    with open_regular(path) as file, pa.ipc.open_stream(file) as stream:
+        shards = _shards_of(stream.schema)
+        first, some, rows = 0, [], 0
+        for number, batch in enumerate(stream):
+            _match(shards[number : number + 1], (batch,))
+            batch.validate(full=True)
+            some.append(batch)
+            rows += batch.num_rows
+            if rows >= _LOOKED_AT_ONCE:
+                _refuse_impossible(first, shards[first : number + 1], some)
+                first, some, rows = number + 1, [], 0
+        if some:
+            _refuse_impossible(first, shards[first : first + len(some)], some)
+    if first + len(some) != len(shards):
+        raise ValueError(f"it has rows of {first + len(some):,} shards, and lists {len(shards):,}")
 
 
 def _short(error: Exception) -> str:
@@ -325,52 +361,79 @@ def _match(shards: tuple[IndexedShard, ...], batches: tuple[pa.RecordBatch, ...]
             raise ValueError(f"{shard.name}: {batch.num_rows:,} rows, and lists {shard.samples:,} samples")
 
 
-def _refuse_impossible(number: int, shard: IndexedShard, batch: pa.RecordBatch) -> None:
-    """Refuse values that no index of a tar has.
+def equal_rows(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
+    """Whether two batches hold the same samples at the same places, with the same labels."""
+    names = SCHEMA.names[1:]  # without the number of the shard
+    return one.num_rows == other.num_rows and all(one.column(name).equals(other.column(name)) for name in names)
+
+
+def values(column: pa.Array, kind: type[np.generic]) -> np.ndarray:
+    """The numbers of a column; nothing is copied, and what stands where it is null is undefined.
+
+    By its buffer, as ``to_numpy`` imports pandas, which takes longer than to read the labels of a million samples.
+    """
+    return np.frombuffer(column.buffers()[1] or b"", kind)[column.offset :][: len(column)]
+
+
+def valid(column: pa.Array) -> Bool[np.ndarray, " rows"]:
+    """By row: whether a column has a value."""
+    if not column.null_count:
+        return np.ones(len(column), bool)
+    bits = column.is_valid()
+    packed = np.frombuffer(bits.buffers()[1] or b"", np.uint8)
+    return np.unpackbits(packed, bitorder="little")[bits.offset :][: len(column)].astype(bool)
+
+
+def _refuse_impossible(first: int, shards: Sequence[IndexedShard], batches: Sequence[pa.RecordBatch]) -> None:
+    """Refuse values that no index of tars has; of many shards at once, as a call for each would take most of the time.
 
     Raises:
-        ValueError: names the column.
+        ValueError: names the shard and the column.
     """
+    rows = pa.Table.from_batches(batches).combine_chunks()
+    counts = [shard.samples for shard in shards]
+    number = np.repeat(np.arange(len(shards)), counts)
+    room = np.repeat(np.asarray([shard.bytes for shard in shards], np.int64), counts)
+
+    def column(name: str) -> pa.Array:
+        chunked = rows.column(name)
+        return chunked.chunk(0) if chunked.num_chunks else pa.array([], chunked.type)
+
+    def refuse(bad: Bool[np.ndarray, " rows"], what: str) -> None:
+        if bad.any():
+            raise ValueError(f"{shards[number[bad.argmax()]].name}: {what}")
+
     for name in ("shard", "key", "extension", *_PLACES):
-        if batch.column(name).null_count:
-            raise ValueError(f"{shard.name}: {name} is null")
-    if not (batch.column("shard").to_numpy() == number).all():
-        raise ValueError(f"{shard.name}: rows of another shard")
+        if column(name).null_count:
+            refuse(~valid(column(name)), f"{name} is null")
+    refuse(values(column("shard"), np.int32) != first + number, "rows of another shard")
     for kind in ("image", "record"):
-        start, size = (batch.column(f"{kind}_{what}").to_numpy() for what in ("offset", "bytes"))
-        # Not start + size: that may wrap around.
-        if ((start < 0) | (size < 0) | (start > shard.bytes) | (size > shard.bytes - start)).any():
-            raise ValueError(f"{shard.name}: a {kind} lies outside the tar's {shard.bytes:,} bytes")
-    for name in set(batch.column("extension").unique().to_pylist()) - set(IMAGE_EXTENSIONS):
-        raise ValueError(f"{shard.name}: {str(name)[:20]!r} is no extension of a picture")
-    limits = {"emotion": (0, len(EMOTIONS) - 1), "direction": (0, len(DIRECTIONS) - 1), "valence": (-1, 1)}
-    limits |= {"arousal": (-1, 1)} | dict.fromkeys(("yaw", "pitch", "roll"), (-LARGEST_DEGREES, LARGEST_DEGREES))
-    for name, (least, most) in limits.items():
-        if not _within(batch.column(name), least, most):
-            raise ValueError(f"{shard.name}: {name} is not within {least:g}..{most:g}")
-    for name, length in _LISTS.items():
-        lists = batch.column(name)
-        least, most = (0, np.finfo(float).max) if name == "emotion_votes" else (-FARTHEST_PIXEL, FARTHEST_PIXEL)
-        values = lists.flatten()
-        if values.null_count or len(values) != length * (len(lists) - lists.null_count):
-            raise ValueError(f"{shard.name}: {name} is not {length} numbers")
-        lengths = lists.value_lengths().drop_null().to_numpy()
-        if not (lengths == length).all() or not _within(values, least, most):
-            raise ValueError(f"{shard.name}: {name} is not {length} possible numbers")
-    for text in batch.column("groups").drop_null().to_pylist():
-        _refuse_no_groups(shard.name, text)
+        start, size = (values(column(f"{kind}_{what}"), np.int64) for what in ("offset", "bytes"))
+        # Not start + size: that may wrap around. A header stands before each.
+        outside = (start < BLOCK) | (size < 0) | (start > room) | (size > room - start)
+        refuse(outside, f"a {kind} lies outside the tar")
+    for extension in set(column("extension").unique().to_pylist()) - set(IMAGE_EXTENSIONS):
+        raise ValueError(f"{str(extension)[:20]!r} is no extension of a picture")
+    for name, (least, most) in _LIMITS.items():
+        kind = np.int64 if name in ("emotion", "direction") else np.float64
+        found = values(column(name), kind)
+        # Written so that NaN is outside.
+        refuse(valid(column(name)) & ~((found >= least) & (found <= most)), f"{name} is not within {least:g}..{most:g}")
+    for name, (length, least, most) in _LISTS.items():
+        _refuse_lists(name, column(name), length, least, most)
+    for text in column("groups").drop_null().unique().to_pylist():
+        groups = json.loads(text)
+        if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
+            raise ValueError(f"groups {text[:40]!r} is no object of texts")
 
 
-def _within(column: pa.Array, least: float, most: float) -> bool:
-    """Whether all values that are not null lie within limits; NaN does not."""
-    values = column.drop_null().to_numpy()
-    return bool(((values >= least) & (values <= most)).all())
-
-
-def _refuse_no_groups(shard: str, text: str) -> None:
-    groups = json.loads(text)
-    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
-        raise ValueError(f"{shard}: groups is no object of texts")
+def _refuse_lists(name: str, lists: pa.Array, length: int, least: float, most: float) -> None:
+    if lists.null_count == len(lists):
+        return
+    inner, lengths = lists.flatten(), values(lists.value_lengths().drop_null(), np.int32)
+    found = values(inner, np.float64)
+    if inner.null_count or not (lengths == length).all() or not ((found >= least) & (found <= most)).all():
+        raise ValueError(f"{name} is not {length} possible numbers")
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[str, Record | None]]:

@@ -1,7 +1,7 @@
 """Pose tables on disk (contract C2): one Parquet file per shard, the same bytes for the same poses.
 
-Every reader of a pose table comes through here: :func:`read_metadata` reads what it is, :func:`read_pose_table` its
-rows.
+:func:`read_metadata` reads what a file is, :func:`read_pose_table` its rows as they are. Who takes labels from them
+reads through :func:`hpe.data.pose_labels.read_poses`, which checks that they belong to a shard.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +74,20 @@ class PoseMetadata:
     """The footer of a pose table."""
 
     rows: int
-    columns: tuple[str, ...]
+    schema: pa.Schema
     entries: dict[str, str]
+
+    @classmethod
+    def of(cls, rows: int, schema: pa.Schema) -> Self:
+        """What a schema, and the number of rows, state."""
+        entries = (schema.metadata or {}).items()
+        texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in entries}
+        return cls(rows, schema.remove_metadata(), texts)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.schema.names)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -96,9 +108,7 @@ def read_metadata(path: Path) -> PoseMetadata:
     """
     with _named(path):
         footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
-    entries = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
-    return PoseMetadata(footer.num_rows, tuple(schema.names), entries)
+        return PoseMetadata.of(footer.num_rows, footer.schema.to_arrow_schema())
 
 
 def read_pose_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -14,6 +14,8 @@ from hpe.core.errors import UserError
 from hpe.data.index import FOREIGN, IndexFile, open_index
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
+ALL_SPLITS: Final = "all"
+"""What names all splits together."""
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 
@@ -84,6 +86,31 @@ def _sizes(index: Path) -> dict[str, int]:
         raise UserError(f"{index}: {error}; make it again with `hpe index {index.parent}`, or remove it") from error
 
 
+def find_shards(sources: Sequence[str | Path], split: str | None = None) -> list[ShardFile]:
+    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
+
+    Args:
+        sources: the paths.
+        split: of folders; None: every split.
+
+    Raises:
+        UserError: a path names no shard.
+    """
+    found: dict[Path, ShardFile] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            shards = packed_shards(path, split)
+        else:
+            tars = [path] if (matches := matching(str(source))) is None else matches
+            if not tars or not all(tar.is_file() for tar in tars):
+                raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
+            shards = with_manifests(tars)
+        for shard in shards:
+            found.setdefault(shard.path.resolve(), shard)
+    return list(found.values())
+
+
 def matching(pattern: str) -> list[Path] | None:
     """What a glob matches, sorted; None where the text is no glob, or is the name of something that exists."""
     if Path(pattern).exists() or not _GLOB_CHARACTERS & set(pattern):
@@ -92,7 +119,7 @@ def matching(pattern: str) -> list[Path] | None:
 
 
 def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
-    """The shards of a split, in order.
+    """The shards of a split, in order; ``all`` names all splits together.
 
     Args:
         manifest: of a folder or URL of shards.
@@ -103,5 +130,8 @@ def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
         UserError: there is no such split.
     """
     if split not in manifest.splits:
-        raise UserError(f"{where}: there is no split {split!r}; expected one of {', '.join(manifest.splits)}")
+        if split == ALL_SPLITS:
+            return list(manifest.shards)
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}")
     return [shard for shard in manifest.shards if shard.split == split]

@@ -117,6 +117,7 @@ class Manifest:
         if is_file:
             raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
+            refuse_unfinished(folder)
             raise UserError(f"{folder}: no {MANIFEST}; expected a folder where `hpe pack` has finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
@@ -269,3 +270,28 @@ def _tar_header(name: str, size: int) -> bytes:
     rest = b"0" + bytes(100) + b"ustar\x0000" + b"hpe".ljust(32, b"\0") * 2 + b"0000000\0" * 2 + bytes(167)
     checksum = sum(fields) + sum(rest) + 8 * 32
     return fields + b"%06o\0 " % checksum + rest
+
+
+PLAN: Final = "plan.json"
+"""In the folder of an unfinished job: how many shards and samples it is to write."""
+_WORK: Final = {".pack": "hpe pack", ".balance": "hpe balance"}
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse the shards of a folder that are only some of those to come; a folder without a job is none of them.
+
+    Raises:
+        UserError: a job that writes shards here is not finished; the message tells how far it is.
+    """
+    for name, command in _WORK.items():
+        if (folder / MANIFEST).exists() or not (folder / name).is_dir():
+            continue
+        done = sum(1 for _ in folder.glob("*.tar"))
+        try:
+            planned = int(json.loads((folder / name / PLAN).read_text(encoding="utf-8"))["shards"])
+        except (OSError, ValueError, KeyError, TypeError):
+            planned = 0
+        raise UserError(
+            f"{folder}: unfinished, {done:,} {f'of {planned:,} ' if planned else ''}shards so far; run the same "
+            f"`{command}` again to finish it, or name the tars themselves, such as '{folder}/*.tar'"
+        )

@@ -19,15 +19,16 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
     Raises:
         UserError: unknown backbone, or weights that do not fit.
     """
+    specs = head_specs(model.heads)
+    mean, std = map(torch.tensor, normalisation_of(model))
     start = model.weights if weights is None else weights
     if start not in ("none", "hub") and Path(start).is_dir():
         start = str(weights_of(Path(start)))
     backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
-    mean, std = map(torch.tensor, normalisation_of(model))
     return MultiTask(
         backbone,
         features,
-        head_specs(model.heads),
+        specs,
         conditioned=bool(model.heads.emotion and model.heads.emotion.conditioned_on_pose),
         learned_weights=learned_weights,
         normalisation=Normalisation(mean, std),

@@ -5,6 +5,7 @@
     runs/name/
         config.yaml                    resolved
         shards.json                    what it is trained on: dataset, crop rule, size, quality … of each manifest
+        trained_on.json                how many training samples each class has, and how large the faces are
         checkpoints/
             step-00012000/
                 model.safetensors      weights
@@ -14,6 +15,7 @@
             last -> step-00012000
             best -> step-00009000
         metrics.jsonl  tensorboard/  evaluate/  report/
+        log.txt                        what the terminal showed, with the time
 """
 
 import errno
@@ -21,8 +23,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -33,10 +35,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hpe.config.run import ModelConfig, RunConfig, differences, mixes_anew
+from hpe.config.run import ModelConfig, RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
-from hpe.core.files import locked, rename_aside, write_json, write_text
+from hpe.core.files import locked, rename_aside, write_json
+from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.data.recipe import Recipe
@@ -45,10 +48,13 @@ from hpe.models.backbones import Triple, published_normalisation
 
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
+TRAINED_ON: Final = "trained_on.json"
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
+MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
+_CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 
@@ -99,6 +105,11 @@ class State:
     best_samples: Position = 0
     ranks: int = 1
     unvalidated: bool = False
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation at this position gave the best value so far."""
+        return self.best_samples == self.samples_seen and self.best is not None
 
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
@@ -233,6 +244,68 @@ def remember_shards(run: Path, config: RunConfig) -> None:
         write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
 
 
+def remember_training(run: Path, labels: Mapping[str, Sequence[int]], faces: Mapping[str, float]) -> None:
+    """Record what a run is trained on, once: results on other datasets depend on it (:class:`TrainedOn`).
+
+    Args:
+        run: folder.
+        labels: for ``emotion`` and ``direction``, how many training samples each class has.
+        faces: see :class:`TrainedOn`.
+    """
+    if not (run / TRAINED_ON).exists():
+        named = {head: dict(zip(_CLASS_NAMES[head], counts, strict=True)) for head, counts in labels.items()}
+        write_json(run / TRAINED_ON, {"labels": named, "faces": dict(faces)})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What a run is trained on.
+
+    Attributes:
+        classes: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
+        faces: how large they are in their pictures (:func:`hpe.data.framing.face_shares`); empty if unknown.
+    """
+
+    classes: Mapping[str, tuple[int, ...]]
+    faces: Mapping[str, float]
+
+    @classmethod
+    def load(cls, run: Path) -> Self:
+        """What the folder of a run records; for runs of older versions, what the manifests of their shards contain.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        path = run / TRAINED_ON
+        if not path.is_file():
+            return cls(_classes_of_manifests(run), {})
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            classes = {
+                head: tuple(i for i, name in enumerate(_CLASS_NAMES[head]) if int(counts.get(name, 0)) > 0)
+                for head, counts in raw["labels"].items()
+            }
+            return cls(classes, {str(basis): float(share) for basis, share in raw["faces"].items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); expected what `hpe train` wrote there") from error
+
+
+def _classes_of_manifests(run: Path) -> dict[str, tuple[int, ...]]:
+    """The emotions of a run's training shards; none where a manifest is gone or does not count them."""
+    found: set[int] = set()
+    try:
+        for one in load_config(run).data.train:
+            if not isinstance(one.shards, str):
+                return {}
+            manifest = Manifest.load(Path(one.shards))
+            splits = [one.split] if one.split else list(manifest.splits)
+            counted = [manifest.counts["emotion"][split] for split in splits]
+            found |= {i for i, name in enumerate(EMOTIONS) if any(of_split.get(name) for of_split in counted)}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}
+    return {"emotion": tuple(sorted(found))} if found else {}
+
+
 def crop_rules(run: Path) -> frozenset[CropRule]:
     """The crop rules of the images that a run is trained on, as far as they are known.
 
@@ -326,53 +399,6 @@ def weights_of(run: Path, which: str = "best") -> Path:
     return averaged if averaged.is_file() else checkpoint / "model.safetensors"
 
 
-@contextmanager
-def claim(run: Path, config: RunConfig, *, change_precision: bool = False) -> Iterator[None]:
-    """Make or reopen the folder of a run, lock it while the block runs, and write its config.
-
-    ``change_precision``: the run may have begun in another precision.
-
-    Raises:
-        UserError: the folder is something else, is in use, or belongs to a run with another config.
-    """
-    stack = ExitStack()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
-        if strangers and not (run / CONFIG).exists():
-            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
-        for name, kind in ((CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file)):
-            if (run / name).exists() and not kind(run / name):
-                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
-        stack.enter_context(locked(run / LOCK, _taken(run)))
-    except OSError as error:
-        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
-    with stack:
-        if (run / CONFIG).exists():
-            before = load_config(run)
-            if change_precision or before.train.precision == "auto":
-                used = before.train.model_copy(update={"precision": config.train.precision})
-                before = before.model_copy(update={"train": used})
-            changed = differences(before, config)
-            way = "give another run:, or --new to start over"
-            if any(line.startswith("train.precision:") for line in changed):
-                way += ", or --change-precision to continue in another precision"
-            if mixes_anew(before, config):
-                shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
-                way += (
-                    ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
-                    f"continue it as it began, give the datasets of data.train the weights {shares}"
-                )
-            if changed:
-                raise UserError(
-                    f"{run}: this run was started with another config; {way}\n"
-                    + "\n".join(f"  {line}" for line in changed)
-                )
-        write_text(run / CONFIG, config.dump())
-        remember_shards(run, config)
-        yield
-
-
 def last_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None."""
     with suppress(UserError):
@@ -389,9 +415,10 @@ def set_aside(run: Path) -> Path | None:
     if not run.exists() or not any(run.iterdir()):
         return None
     load_config(run)
-    with locked(run / LOCK, _taken(run)):
+    with locked(run / LOCK, taken(run)):
         return rename_aside(run)
 
 
-def _taken(run: Path) -> str:
+def taken(run: Path) -> str:
+    """The message when another process holds the lock of a run."""
     return f"{run}: another process is training this run; wait for it, or give another run:"

@@ -162,7 +162,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
     except Exception as error:  # whatever a foreign library raises for a damaged row
         raise RefusedError(f"cannot be read: {_reason(error)}") from error
     try:
-        picture = decode_rgb(data)
+        picture = decode_rgb(data, max_pixels=recipe.max_pixels)
     except (ValueError, MemoryError) as error:
         raise RefusedError(_reason(error)) from error
     height, width = picture.shape[:2]

@@ -26,7 +26,7 @@ from hpe.data.directions import (
     direction_rules,
 )
 from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
-from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
+from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator, sha256_of
@@ -38,27 +38,6 @@ from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
 FOLDER: Final = "pose"
-
-
-def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardFile]:
-    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
-
-    Raises:
-        UserError: a path names no shard.
-    """
-    found: dict[Path, ShardFile] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            shards = packed_shards(path, split)
-        else:
-            tars = [path] if (matches := matching(source)) is None else matches
-            if not tars or not all(tar.is_file() for tar in tars):
-                raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
-            shards = with_manifests(tars)
-        for shard in shards:
-            found.setdefault(shard.path.resolve(), shard)
-    return list(found.values())
 
 
 def _records_lack(shard: Path, basis: str) -> bool:

@@ -110,7 +110,7 @@ def augment(
         seed: of the run.
         position: of the batch's first row in the global sequence (``Loaded.first``).
         by: the network's normalisation.
-        largest_degrees: no rotation takes a face from below this angle to beyond it (``HeadLoss.largest_degrees``).
+        largest_degrees: no rotation takes a face from below this angle to beyond it (``LossSettings.largest_degrees``).
     """
     rows = len(batch)
     draws = _Uniforms(seed, position, rows)

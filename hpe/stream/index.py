@@ -23,7 +23,17 @@ from jaxtyping import Float32, Int64
 from hpe.core.errors import UserError
 from hpe.core.files import aside, locked
 from hpe.core.labels import EMOTIONS
-from hpe.data.index import Index, IndexedShard, IndexFile, check_index, index_open_shard, open_index, write_index
+from hpe.data.index import (
+    Index,
+    IndexedShard,
+    IndexFile,
+    check_index,
+    index_open_shard,
+    open_index,
+    valid,
+    values,
+    write_index,
+)
 from hpe.data.pose_labels import read_labels
 from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import LABELS, LabelRows
@@ -95,7 +105,7 @@ class ShardTable:
     @cached_property
     def places(self) -> Int64[np.ndarray, "rows 2"]:
         """Byte offset and size of each picture in the tar."""
-        columns = (self.rows.batch.column(name).to_numpy() for name in ("image_offset", "image_bytes"))
+        columns = (values(self.rows.batch.column(name), np.int64) for name in ("image_offset", "image_bytes"))
         return np.stack(tuple(columns), 1)
 
     @cached_property
@@ -103,12 +113,20 @@ class ShardTable:
         """Why the tar ends early (:data:`WHOLE_SHARD`), and damaged records by row."""
         whole = {WHOLE_SHARD: self.rows.entry.damage} if self.rows.entry.damage else {}
         problems = self.rows.batch.column("problem")
-        rows = np.flatnonzero(problems.is_valid().to_numpy(zero_copy_only=False)).tolist()
+        if problems.null_count == len(problems):
+            return whole
+        rows = np.flatnonzero(valid(problems)).tolist()
         return whole | {row: problems[row].as_py() for row in rows}
 
     def key(self, row: int) -> str:
         """The key of a row."""
-        return self.rows.batch.column("key")[row].as_py()
+        return self._keys[row].as_py()
+
+    @cached_property
+    def _keys(
+        self,
+    ) -> pa.Array:  # looked up for every sample of every batch: found by name, it takes four times as long
+        return self.rows.batch.column("key")
 
 
 class ShardTables:
@@ -126,7 +144,7 @@ class ShardTables:
         self, sets: Sequence[Sequence[Shard]], labels: LabelSource, files: OpenFiles, remote: RemoteCache, cache: Path
     ) -> None:
         self._sets, self._labels, self._files, self._remote, self._cache = sets, labels, files, remote, cache
-        self._indexes: dict[str, dict[str, ShardRows]] = {}
+        self._indexes: dict[str, tuple[Index, dict[str, ShardRows]]] = {}
         self._known: OrderedDict[tuple[int, int], ShardTable | Unreadable] = OrderedDict()
 
     def rows(self, dataset: int, shard: int) -> ShardRows | Unreadable:
@@ -143,14 +161,14 @@ class ShardTables:
             return opened if isinstance(opened, Unreadable) else self.rows_of_tar(one, opened)
         if one.index.url not in self._indexes:
             self._indexes[one.index.url] = self._open_index(one.index)
-        found = self._indexes[one.index.url].get(one.name)
-        if (
-            found is None
-            or (one.samples not in (None, found.entry.samples))
-            or one.bytes not in (None, found.entry.bytes)
-        ):
-            what = "does not list it" if found is None else "is of another tar of this name"
-            raise UserError(f"{one.url}: its index {one.index.url} {what}; {one.index.way_out}")
+        found = self._indexes[one.index.url][1].get(one.name)
+        if found is None:
+            raise UserError(f"{one.index.url}: does not list {one.name}; {one.index.way_out}")
+        if one.samples not in (None, found.entry.samples) or one.bytes not in (None, found.entry.bytes):
+            raise UserError(
+                f"{one.index.url}: made from a {one.name} of {found.entry.samples:,} samples in {found.entry.bytes:,} "
+                f"bytes, the manifest lists {one.samples} in {one.bytes}; {one.index.way_out}"
+            )
         return found
 
     def rows_of_tar(self, shard: Shard, file: OpenFile) -> ShardRows | Unreadable:
@@ -168,6 +186,11 @@ class ShardTables:
         except OSError as error:
             return Unreadable(f"{error.strerror or error}", time.monotonic())
         return ShardRows(index.shards[0], index.batches[0])
+
+    def release(self) -> None:
+        """Take the indexes out of this process' memory (:meth:`hpe.data.index.Index.release`)."""
+        for index, _ in self._indexes.values():
+            index.release()
 
     def table(self, dataset: int, shard: int) -> ShardTable | Unreadable:
         """The table of a shard, or why it cannot be read.
@@ -223,8 +246,8 @@ class ShardTables:
         name = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:40]
         return self._cache / f"{name}.table"
 
-    def _open_index(self, file: IndexFile) -> dict[str, ShardRows]:
-        """The shards of an index, by name. All of it is checked once on each node.
+    def _open_index(self, file: IndexFile) -> tuple[Index, dict[str, ShardRows]]:
+        """An index, and its shards by name. All of it is checked once on each node.
 
         Raises:
             UserError: it is not there, damaged, or not the one that the manifest names.
@@ -244,7 +267,7 @@ class ShardTables:
             raise UserError(f"{file.url}: {reason}; {file.way_out}") from error
         written = None if file.remote else state.st_mtime_ns
         rows = zip(index.shards, index.batches, strict=True)
-        return {entry.name: ShardRows(entry, batch, written) for entry, batch in rows}
+        return index, {entry.name: ShardRows(entry, batch, written) for entry, batch in rows}
 
 
 def _load(path: Path) -> Index | None:
@@ -256,14 +279,20 @@ def _load(path: Path) -> Index | None:
 
 
 def label_columns(rows: pa.RecordBatch | pa.Table) -> Float32[np.ndarray, "rows labels"]:
-    """The labels of rows of an index by :data:`LABELS`, NaN where there is none."""
-    found = np.empty((rows.num_rows, len(LABELS)), np.float32)
+    """The labels of rows of an index by :data:`LABELS`, NaN where there is none; a label's values lie side by side."""
+    found = np.empty((rows.num_rows, len(LABELS)), np.float32, order="F")
     for at, name in enumerate(LABELS):
-        column = rows.column(name)
-        found[:, at] = (
-            column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
-        )
+        found[:, at] = _floats(rows.column(name))
     return found
+
+
+def _floats(column: pa.Array | pa.ChunkedArray) -> Float32[np.ndarray, " rows"]:
+    """A column of numbers, NaN where it is null."""
+    column = column.cast(pa.float32(), safe=False)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    found = values(column, np.float32)
+    return np.where(valid(column), found, np.float32(np.nan)) if column.null_count else found
 
 
 def label_rows(rows: pa.RecordBatch) -> LabelRows:
@@ -271,8 +300,10 @@ def label_rows(rows: pa.RecordBatch) -> LabelRows:
     labels = label_columns(rows)
     shares = (labels[:, :1] == np.arange(len(EMOTIONS), dtype=np.float32)).astype(np.float32)
     votes = rows.column("emotion_votes")
-    voted = np.flatnonzero(votes.is_valid().to_numpy(zero_copy_only=False))
-    counts = votes.drop_null().flatten().to_numpy().reshape(-1, len(EMOTIONS))
+    if votes.null_count == len(votes):
+        return np.hstack((labels, shares))
+    voted = np.flatnonzero(valid(votes))
+    counts = values(votes.drop_null().flatten(), np.float64).reshape(-1, len(EMOTIONS))
     total = counts.sum(1)
     shares[voted[total > 0]] = counts[total > 0] / total[total > 0, None]
     return np.hstack((labels, shares))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpe.data.index import equal_rows
 from hpe.stream.index import ShardRows, ShardTable, ShardTables
 from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
 from hpe.stream.order import Places
@@ -103,7 +104,4 @@ class OpenTables:
 def _begins(whole: ShardRows, part: ShardRows) -> bool:
     """Whether a shard's rows begin with those of another reading of it."""
     rows = len(part.batch)
-    if rows > len(whole.batch):
-        return False
-    names = part.batch.schema.names[1:]  # without the number of the shard
-    return all(part.batch.column(name).equals(whole.batch.column(name).slice(0, rows)) for name in names)
+    return rows <= len(whole.batch) and equal_rows(part.batch, whole.batch.slice(0, rows))

@@ -13,8 +13,8 @@ from typing import Final
 from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.data.index import IndexFile
-from hpe.data.shard_files import indexes_of, matching, of_split, with_manifests
-from hpe.data.shards import MANIFEST, Manifest, ShardInfo
+from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream import store
 from hpe.stream.remote_cache import RemoteCache, tables_folder
 from hpe.stream.store import FetchError, below, is_remote
@@ -32,7 +32,7 @@ class ShardSet:
             ``train-{000000..000099}.tar``, the URL of such a folder, of tars, a pattern or a glob (http has no
             globs) in any store that fsspec reads (``s3://``, ``gs://``, ``hf://`` …), or a ``pipe:`` command; or a
             list of these.
-        split: the split, where ``shards`` is a folder.
+        split: the split, or ``all``, where ``shards`` is a folder.
         pose: folder or URL of the pose tables, one Parquet file per shard.
         weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
             datasets have one, or none has: then each sample of all of them comes equally often.
@@ -107,9 +107,10 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     files = [f"{name.removesuffix('.tar')}.parquet" for name in names]
     tables = _fetched(folder, files) if is_remote(folder) else [Path(folder) / file for file in files]
     # Also where no label is read from them: who names a folder means its tables.
-    if not any(table.is_file() for table in tables):
+    if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
-            f"{folder}: holds no pose table of these shards, expected {files[0]}; run `hpe pose` on them first"
+            f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
+            "run `hpe pose` on these shards again"
         )
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
@@ -170,7 +171,8 @@ def _folder(folder: Path, split: str | None) -> list[Shard]:
             Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
             for s in shards
         ]
-    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+    refuse_unfinished(folder)
+    pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
@@ -198,7 +200,8 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
-        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 

@@ -1,14 +1,16 @@
 """Datasets of shards, resolved, checked and counted: what loaders are made from."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.index import rows_of
@@ -24,6 +26,10 @@ from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, ba
 from hpe.stream.remote_cache import RemoteCache, tables_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.worker import Reader, Reading
+
+_TOLD: Final = 10
+_AT_ONCE: Final = 100
+"""Shards whose labels are read in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,10 @@ class Stream:
             for d, shards in enumerate(self.sets)
         )
         readable = [any(self._readable(d, s) for s in range(len(shards))) for d, shards in enumerate(self.sets)]
-        if empty := [one.shards for one, some in zip(sets, readable, strict=True) if not some]:
-            raise UserError("\n".join(f"{named}: no sample in these shards" for named in empty))
+        if empty := [number for number, some in enumerate(readable) if not some]:
+            raise UserError("\n".join(f"{sets[d].shards}: no sample in these shards{self._why(d)}" for d in empty))
         self.samples = sum(map(sum, self.counts))
+        self._tell_of_unpaired()
 
     def _problems(self) -> list[str]:
         problems = []
@@ -102,6 +109,21 @@ class Stream:
         entry = self._rows(dataset, shard).entry
         # What a damaged tar has lost counts as one more sample that cannot be read, and so is named.
         return entry.samples + (entry.damage is not None)
+
+    def _why(self, dataset: int) -> str:
+        """Why the shards of a dataset have no sample, as far as the first of them tells."""
+        entry = self._rows(dataset, 0).entry
+        return f": {'; '.join(entry.missing)}" if entry.missing else ""
+
+    def _tell_of_unpaired(self) -> None:
+        """Tell what is no sample although it looks like half of one, in tars that `hpe pack` did not write."""
+        foreign = [(d, s) for d, shards in enumerate(self.sets) for s, one in enumerate(shards) if one.samples is None]
+        told = [
+            f"{entry.name}: {entry.unpaired}" for entry in (self._rows(*at).entry for at in foreign) if entry.unpaired
+        ]
+        if told and os.environ.get("RANK", "0") == "0":
+            more = f"\n  and in {len(told) - _TOLD:,} more shards" if len(told) > _TOLD else ""
+            say("hpe: WARNING: " + "\n  ".join(told[:_TOLD]) + more)
 
     def _readable(self, dataset: int, shard: int) -> bool:
         samples = self.sets[dataset][shard].samples
@@ -183,9 +205,9 @@ class Stream:
 
     def label_counts(self) -> Counts:
         """How often each label occurs."""
-        emotion, direction, both, angles, affect, wide = (
-            sum(parts) for parts in zip(*(_counted(self._labels(d)) for d in range(len(self.sets))), strict=True)
-        )
+        parts = [_counted(self._labels(dataset)) for dataset in range(len(self.sets))]
+        totals: tuple[Any, ...] = tuple(map(sum, zip(*parts, strict=True)))
+        emotion, direction, both, angles, affect, wide = totals
         return Counts(
             self.samples,
             tuple(emotion.tolist()),
@@ -225,12 +247,17 @@ class Stream:
             UserError: its first shard cannot be fetched; to try them all would take a minute each.
         """
         shards, counts = self.sets[dataset], self.counts[dataset]
+        rows = np.full((sum(counts), len(LABELS)), np.nan, np.float32, order="F")
+        starts = np.cumsum((0, *counts)).tolist()
         joins = self.reading.labels.needs_pose and shards[0].pose is not None
         if not joins and all(shard.index and shard.samples for shard in shards):
-            # At once: a call for each of ten thousand shards would take seconds.
-            return label_columns(pa.Table.from_batches(self._rows(dataset, s).batch for s in range(len(shards))))
-        rows = np.full((sum(counts), len(LABELS)), np.nan, np.float32)
-        starts = np.cumsum((0, *counts)).tolist()
+            # Many at once: a call for each of ten thousand shards would take seconds.
+            for first in range(0, len(shards), _AT_ONCE):
+                some = range(first, min(first + _AT_ONCE, len(shards)))
+                batches = pa.Table.from_batches(self._rows(dataset, shard).batch for shard in some)
+                rows[starts[some.start] : starts[some.stop]] = label_columns(batches)
+                self._index.release()
+            return rows
         for shard, (start, count) in enumerate(zip(starts, counts, strict=False)):
             table = self._index.table(dataset, shard)
             if not isinstance(table, Unreadable):
@@ -243,7 +270,8 @@ class Stream:
     def _balanced(self, balance: Balance, seed: int, window: int) -> Mixed:
         labels: list[list[np.ndarray]] = []
         for dataset, counts in enumerate(self.counts):
-            emotion, direction = np.nan_to_num(self._labels(dataset)[:, :2].T, nan=-1).astype(np.int64)
+            labels_of = self._labels(dataset)
+            emotion, direction = (_classes(labels_of, column) for column in range(2))
             match balance.by:
                 case "emotion":
                     classes = emotion
@@ -271,13 +299,26 @@ class Stream:
 
 def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:
     """How often each emotion, direction and pair of both occurs, and how many have angles, affect, wide angles."""
-    classes = np.nan_to_num(labels[:, :2].T, nan=-1).astype(np.int64)
-    pairs = np.zeros((len(EMOTIONS), len(DIRECTIONS)), np.int64)
-    np.add.at(pairs, tuple(classes[:, (classes >= 0).all(0)]), 1)
-    emotion, direction = (
-        np.bincount(of[of >= 0], minlength=len(names))
-        for of, names in zip(classes, (EMOTIONS, DIRECTIONS), strict=True)
+    emotion, direction = (_classes(labels, at) for at in range(2))
+    of_emotion = np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS))
+    of_direction = np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS))
+    both = emotion * len(DIRECTIONS) + direction
+    both = both[(emotion >= 0) & (direction >= 0)]
+    pairs = np.bincount(both, minlength=len(EMOTIONS) * len(DIRECTIONS)).reshape(len(EMOTIONS), len(DIRECTIONS))
+    yaw, pitch, roll = np.abs(labels[:, 4:7].T)
+    largest = np.maximum(np.maximum(yaw, pitch), roll)  # NaN where an angle is missing
+    affect = ~np.isnan(labels[:, 2] + labels[:, 3])
+    return (
+        of_emotion,
+        of_direction,
+        pairs,
+        (~np.isnan(largest)).sum(),
+        affect.sum(),
+        (largest >= BINS_REACH_DEGREES).sum(),
     )
-    largest = np.abs(labels[:, 4:7]).max(1)  # NaN where an angle is missing
-    affect = ~np.isnan(labels[:, 2:4]).any(1)
-    return emotion, direction, pairs, (~np.isnan(largest)).sum(), affect.sum(), (largest >= BINS_REACH_DEGREES).sum()
+
+
+def _classes(labels: Float32[np.ndarray, "samples labels"], column: int) -> Int64[np.ndarray, " samples"]:
+    """A column of class numbers; -1: no label."""
+    of = labels[:, column]
+    return np.where(of >= 0, of, np.float32(-1)).astype(np.int64)

@@ -15,7 +15,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from hpe.core.errors import UserError
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
+from hpe.data.shard_reader import is_picture_of
+from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
 from hpe.stream.index import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.open_files import Unreadable
@@ -33,6 +35,10 @@ from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shared_memory import SharedMemory
+
+_ELSEWHERE: Final = (
+    "not at its place in the tar: the tar or its index was changed; see `hpe verify`, or run `hpe index`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +77,28 @@ class Refusal:
 class Draft:
     """A batch in the making: this rank's part of a global batch, and what each stage fills in.
 
-    A stage between two others may change all of it, except how many samples there are. Row ``r`` is the sample at
-    position ``start + r`` of the global sequence: with a seed, the one source of chance that a resumed run repeats.
+    A stage between two others may change all of it, except how many samples there are. Sample ``at`` has position
+    ``start + at`` in the global sequence: with a seed, the one source of chance that a resumed run repeats.
 
     Attributes:
         number: *positions*: of the global batch.
         start, stop: this rank's positions.
-        picks: *places*: of each row, the dataset, the shard in it and the row in that.
-        keys: of each row.
+        shards, rows: *places*: dataset and shard of each sample, and its row in the shard.
+        keys: of each sample.
         places: offset and size of the encoded picture in its tar.
         labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution; NaN: no label.
         data: *data*: the encoded pictures; empty for what is damaged.
         images: *pixels*: decoded; with decoder ``gpu`` the bytes of a JPEG where ``encoded`` is not 0.
-        encoded: by row: how many bytes of a JPEG lie in the place of its pixels.
+        encoded: by sample: how many bytes of a JPEG lie in the place of its pixels.
         block, memory: where the batch lies, as the trainer finds it and as bytes here.
-        damage: by row: what could not be read, whichever stage has found it. Later stages pass over it.
+        damage: by sample: what could not be read, whichever stage has found it. Later stages pass over it.
     """
 
     number: int
     start: int
     stop: int
-    picks: list[list[int]] = field(init=False)
+    shards: list[tuple[int, int]] = field(init=False)
+    rows: list[int] = field(init=False)
     keys: list[str] = field(init=False)
     places: Int64[np.ndarray, "rows 2"] = field(init=False)
     labels: Float32[np.ndarray, "rows columns"] = field(init=False)
@@ -147,21 +154,23 @@ class Reader:
 
     def places(self, draft: Draft) -> Draft:
         """Where the samples lie, and their labels; what has no place is damaged. No tar is opened for it."""
-        draft.picks = self._order.at(draft.start, draft.stop).tolist()
         self._tables.leave_windows(self._order.windows(draft.start))
+        picks = self._order.at(draft.start, draft.stop).tolist()
+        draft.shards = [(dataset, shard) for dataset, shard, _ in picks]
+        draft.rows = [row for _, _, row in picks]
         draft.keys, draft.places = [], np.zeros((len(draft), 2), np.int64)
         draft.labels = np.full((len(draft), COLUMNS), np.nan, np.float32)
-        tables = {(dataset, shard): self._tables.table(dataset, shard) for dataset, shard, _ in draft.picks}
-        for row, (dataset, shard, number) in enumerate(draft.picks):
-            table = tables[dataset, shard]
-            if isinstance(table, Unreadable) or number >= len(table):
-                draft.keys.append(f"row-{number}")
-                self._lose(draft, row, table.reason if isinstance(table, Unreadable) else _end(table))
+        tables = {shard: self._tables.table(*shard) for shard in set(draft.shards)}
+        for at, (shard, row) in enumerate(zip(draft.shards, draft.rows, strict=True)):
+            table = tables[shard]
+            if isinstance(table, Unreadable) or row >= len(table):
+                draft.keys.append(f"row-{row}")
+                self._lose(draft, at, table.reason if isinstance(table, Unreadable) else _end(table))
                 continue
-            draft.keys.append(table.key(number))
-            draft.places[row], draft.labels[row] = table.places[number], table.labels[number]
-            if why := table.damage.get(number):
-                self._lose(draft, row, why)
+            draft.keys.append(table.key(row))
+            draft.places[at], draft.labels[at] = table.places[row], table.labels[row]
+            if row in table.damage:
+                self._lose(draft, at, table.damage[row])
         return draft
 
     def data(self, draft: Draft) -> Draft:
@@ -170,52 +179,60 @@ class Reader:
         Samples of a batch lie at random places of many files. The kernel is asked for all of them first: without that,
         each read would wait for the disk before the next one is asked for.
         """
-        draft.data = [b""] * len(draft)
-        for _, file, at, size in self._files(draft):
-            os.posix_fadvise(file, at, size, os.POSIX_FADV_WILLNEED)
-        for row, file, at, size in self._files(draft):
-            try:
-                draft.data[row] = os.pread(file, size, at)
-            except OSError as error:
-                self._lose(draft, row, str(error))
+        draft.data, places = [b""] * len(draft), draft.places.tolist()
+        for file, members in self._files(draft):
+            for at in members:
+                os.posix_fadvise(file, *places[at], os.POSIX_FADV_WILLNEED)
+        for file, members in self._files(draft):
+            for at in members:
+                start, size = places[at]
+                try:
+                    member = os.pread(file, BLOCK + size, start - BLOCK)
+                except OSError as error:
+                    self._lose(draft, at, str(error))
+                    continue
+                # Decoding finds no fault with the picture of another sample.
+                if is_picture_of(member[:BLOCK], draft.keys[at], size):
+                    draft.data[at] = member[BLOCK:]
+                else:
+                    self._lose(draft, at, _ELSEWHERE)
         return draft
 
-    def _files(self, draft: Draft) -> Iterator[tuple[int, int, int, int]]:
-        """Row, descriptor, offset and size of each picture, shard by shard, so that few files need be open at once."""
-        rows_of: dict[tuple[int, int], list[int]] = {}
-        for row, (dataset, shard, _) in enumerate(draft.picks):
-            if row not in draft.damage:
-                rows_of.setdefault((dataset, shard), []).append(row)
-        for place, rows in rows_of.items():
-            opened = self._tables.open(*place)
-            why = opened.reason if isinstance(opened, Unreadable) else None
+    def _files(self, draft: Draft) -> Iterator[tuple[int, list[int]]]:
+        """Descriptors, each with what is read from it: shard by shard, so that few files need be open at once."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for at, shard in enumerate(draft.shards):
+            if at not in draft.damage:
+                members.setdefault(shard, []).append(at)
+        for shard, here in members.items():
+            opened = self._tables.open(*shard)
+            if isinstance(opened, Unreadable):
+                lost = dict.fromkeys(here, opened.reason)
             # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
             # would go with the labels of the old one.
-            if self._tables.overwritten(*place):
-                why = "the shard was written over while in use"
-            for row in rows:
-                if isinstance(opened, Unreadable) or why:
-                    self._lose(draft, row, why or "")
-                elif draft.picks[row][2] >= len(opened.table):  # truncated since its index was made
-                    self._lose(draft, row, _end(opened.table))
-                else:
-                    yield row, opened.file, *draft.places[row].tolist()
+            elif self._tables.overwritten(*shard):
+                lost = dict.fromkeys(here, "the shard was written over while in use")
+            else:  # some where it was truncated since its index was made
+                lost = {at: _end(opened.table) for at in here if draft.rows[at] >= len(opened.table)}
+                yield opened.file, [at for at in here if at not in lost]
+            for at, why in lost.items():
+                self._lose(draft, at, why)
 
     def pixels(self, draft: Draft) -> Draft:
         """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
         self._allocate(draft)
         colour, on_device = self._reading.colour, self._reading.decoder == "gpu"
         draft.encoded = [0] * len(draft)
-        for row, (data, out) in enumerate(zip(draft.data, draft.images, strict=True)):
-            if row in draft.damage:
+        for at, (data, out) in enumerate(zip(draft.data, draft.images, strict=True)):
+            if at in draft.damage:
                 continue
             try:
                 if on_device:
-                    draft.encoded[row] = hand_on(data, out)
-                if not draft.encoded[row]:
+                    draft.encoded[at] = hand_on(data, out)
+                if not draft.encoded[at]:
                     decode_into(data, out, colour)
             except DecodeError as error:
-                self._lose(draft, row, str(error))
+                self._lose(draft, at, str(error))
         draft.data = []
         return draft
 
@@ -226,15 +243,15 @@ class Reader:
             UserError: a sample is damaged, and ``Reading.damaged`` is ``fail``.
         """
         plan, size = self._plan, self._reading.size
-        damage = tuple(draft.damage[row] for row in sorted(draft.damage))
+        damage = tuple(draft.damage[at] for at in sorted(draft.damage))
         if damage and self._reading.damaged == "fail":
             raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
-        for row in draft.damage:
-            draft.images[row], draft.labels[row], draft.encoded[row] = 0, np.nan, 0
+        for at in draft.damage:
+            draft.images[at], draft.labels[at], draft.encoded[at] = 0, np.nan, 0
         if draft.images.ctypes.data != draft.memory.ctypes.data:  # a stage has put other pixels in their place
             draft.memory[: draft.images.size] = draft.images.reshape(-1)
         write_labels(draft.memory, draft.labels, size, size)
-        names = (self._sets[dataset][shard].name for dataset, shard, _ in draft.picks)
+        names = (self._sets[dataset][shard].name for dataset, shard in draft.shards)
         seen = plan.first + (draft.number + 1) * plan.batch
         return BatchBlock(
             draft.block,
@@ -261,11 +278,11 @@ class Reader:
         else:
             draft.block = torch.empty(total, dtype=torch.uint8)
             draft.memory = draft.block.numpy()
-        draft.images = draft.memory[: fields["images"][1]].reshape(rows, size, size, 3)
+        draft.images = draft.memory[: fields["images"].stop].reshape(rows, size, size, 3)
 
-    def _lose(self, draft: Draft, row: int, why: str) -> None:
-        dataset, shard, _ = draft.picks[row]
-        draft.damage[row] = Damage(self._sets[dataset][shard].name, draft.keys[row], why)
+    def _lose(self, draft: Draft, at: int, why: str) -> None:
+        dataset, shard = draft.shards[at]
+        draft.damage[at] = Damage(self._sets[dataset][shard].name, draft.keys[at], why)
 
 
 def _end(table: ShardTable) -> str:

@@ -189,7 +189,7 @@ def run_jobs(
     threads = max(1, cores() // min(processes, len(jobs)))
     with signals() as stop_signal, _workers(min(processes, len(todo)), threads) as idle:
         busy: list[Connection] = []
-        while (todo or busy) and stop_signal.caught is None:
+        while (todo or busy) and not stop_signal.received:
             while todo and idle:
                 job = todo.popleft()
                 idle[-1].send((job, logs / f"{job.run.name}.log"))
@@ -207,8 +207,8 @@ def run_jobs(
                 idle.append(worker)
                 on_end(ended[-1])
                 if ended[-1].code == EXIT_AGAIN:  # this process alone got the signal; the study stops as a whole
-                    stop_signal.caught = signal.SIGTERM
-    return ended, stop_signal.caught is not None
+                    stop_signal.number = signal.SIGTERM
+    return ended, stop_signal.received
 
 
 @contextmanager

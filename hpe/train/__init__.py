@@ -9,6 +9,7 @@ In reading order:
     optim.py         parameter groups and the learning rate
     average.py       the moving average of the weights
     setup.py         opens a run: builds and checks everything that it needs
+    resume.py        what the run folder decides: recorded settings, the lock, the checkpoint
     datasets.py      the datasets that a config names, as streams
     preflight.py     reasons a run cannot start, found before its first step
     auto_batch.py    ``train.batch: auto``
@@ -20,9 +21,9 @@ In reading order:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpe.train.loop import train
+    from hpe.train.loop import plan, train
 
-__all__ = ["train"]
+__all__ = ["plan", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -20,13 +20,15 @@ from hpe.core.labels import EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import MultiTask
 from hpe.stream.augment import Augmentation, augment
-from hpe.train.losses import HeadLoss, head_loss
+from hpe.train.losses import LossSettings, head_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SMALLEST: Final = 4
 _WORTH_DOUBLING: Final = 1.05
+_LEAST_STEPS: Final = 20
+"""Least steps per epoch. A larger batch can be faster, but leaves too few steps to learn."""
 _PASSES: Final = 3
 
 
@@ -70,16 +72,19 @@ def where_doubling_stops_paying(step_seconds: Callable[[int], float], *, largest
 def find_batch(
     config: RunConfig,
     network: MultiTask,
-    losses: dict[str, HeadLoss],
+    losses: dict[str, LossSettings],
     *,
-    largest: int,
+    samples: int,
     ranks: int,
     accelerator: "Accelerator",
 ) -> int:
     """The batch over all ranks. A collective call: the rank with the least memory or speed decides.
 
-    ``largest``: most samples per rank.
+    ``samples``: of an epoch.
     """
+    # At least one step must learn from images of the full size.
+    after_small = int((config.train.epochs - config.train.small_epochs) * samples)
+    largest = max(1, min(samples // _LEAST_STEPS, after_small) // ranks)
     device = accelerator.device
     trial = Trial(
         network,
@@ -115,7 +120,7 @@ class Trial:
     def __init__(
         self,
         network: MultiTask,
-        losses: dict[str, HeadLoss],
+        losses: dict[str, LossSettings],
         *,
         size: int,
         augmentation: Augmentation,

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -10,6 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 from torch import Tensor
 
+from hpe.core.console import say
 from hpe.core.distributed import Ranks
 from hpe.core.files import write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
@@ -124,13 +124,13 @@ class Damages:
         named, count = loader.new_damage()
         for damage in named[: _NAMED_DAMAGE - self._named]:
             self._named += 1
-            print(f"{self._prefix} could not read {damage}", file=sys.stderr, flush=True)
+            say(f"{self._prefix} could not read {damage}")
         self.count += count
 
     def close(self) -> None:
         """Print how many there were, if not all were named."""
         if self.count > self._named:
-            print(f"{self._prefix} could not read … {self.count:,} samples in all", file=sys.stderr, flush=True)
+            say(f"{self._prefix} could not read … {self.count:,} samples in all")
 
 
 def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from hpe.models.run_folder import State
 from hpe.train.console import Screen, screen
 from hpe.train.log import Log
 from hpe.train.metrics import HeadMetrics, better
-from hpe.train.setup import Job, open_job
+from hpe.train.setup import Job, open_job, prepare_job
 from hpe.train.step import Learner
 
 
@@ -43,6 +43,18 @@ def train(config: RunConfig, *, change_precision: bool = False) -> int:
     return EXIT_INCOMPLETE if some_rank(code == EXIT_INCOMPLETE) else code
 
 
+def plan(config: RunConfig, *, change_precision: bool = False) -> None:
+    """Check a run as :func:`train` does and print what it would do; trains nothing and writes nothing.
+
+    Raises:
+        UserError: the config cannot work; every reason is in the message.
+    """
+    ranks = Ranks.from_environment()
+    job = prepare_job(config, ranks, change_precision=change_precision)
+    if ranks.main:
+        print(job.plan())
+
+
 def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
     with ExitStack() as stack:
         job = stack.enter_context(open_job(config, ranks, change_precision=change_precision))
@@ -63,35 +75,30 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
             job.damage.close()
 
 
-def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> int:
+def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, signal: Signals) -> int:
     """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     settings = job.config.train
     learner.start(state)
     stop = False
     with job.batches(state.samples_seen) as loader:
-        while not stop and (state.unvalidated or not _done(job, state)):
-            now = Due(log=False, validation=True, checkpoint=False)
-            # If a signal interrupted a validation, do that validation now, before the next step.
-            if not state.unvalidated:
-                loaded = next(loader)
-                after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
-                now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
-                # `stop` is the answer to the question of the step before, the same on all ranks. That does no harm: the
-                # state saved below includes this step, and a validation that is left out stays `unvalidated`, so the
-                # restart does it first. A signal during a validation ends it by `_UntilAsked`.
-                stop = learner.step(loaded, state, stop=caught.caught is not None, logged=now.log)
-                shown.advance(after.samples_seen - state.samples_seen)
-                state = replace(after, unvalidated=now.validation)
-                if now.log:
-                    shown.train(learner.log(state, log, loader))
-                    job.damage.tell(loader)
-            validated = False
+        if state.unvalidated:  # a signal ended the validation that was due here
+            state, stop = _validate(job, learner, state, log, shown, signal)
+        while not stop and not _done(job, state):
+            loaded = next(loader)
+            after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
+            now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
+            # All ranks get the same answer, one step after a rank has asked. No sample is lost by that: the state that
+            # is saved below includes this step.
+            stop = learner.step(loaded, state, stop=signal.received, logged=now.log)
+            state = replace(after, unvalidated=now.validation)
+            shown.advance(job.batch)
+            if now.log:
+                shown.train(learner.log(state, log, loader))
+                job.damage.tell(loader)
             if now.validation and not stop:
-                state = _validate(job, learner, state, log, shown, caught)
-                validated, stop = not state.unvalidated, state.unvalidated
-            # On a stop, save at once, so that a restart repeats no step.
-            if validated or stop or now.checkpoint:
-                learner.save(job.run, state, best=validated and state.best_samples == state.samples_seen)
+                state, stop = _validate(job, learner, state, log, shown, signal)
+            elif stop or now.checkpoint:
+                learner.save(job.run, state)
         job.damage.tell(loader)
     if stop:
         job.say(
@@ -138,22 +145,29 @@ def _out_of_patience(job: Job, state: State) -> bool:
     return bool(patience) and state.samples_seen - since >= patience
 
 
-def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen, caught: Signals) -> State:
-    """Metrics on the validation split: the state with the best figure so far, no longer ``unvalidated``.
+def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen, signal: Signals) -> tuple[State, bool]:
+    """Validate and save: the state with the best value so far, and whether a signal asks to stop.
 
-    A signal ends it within a few batches, on all ranks alike; then the state is what it was.
+    A signal ends a validation within a few batches, on all ranks alike. What is saved then stays ``unvalidated``, so
+    the restart validates first.
     """
     metrics = HeadMetrics(job.config.model.heads.on)
-    batches = _UntilAsked(job, learner, caught)
+    batches = _UntilAsked(job, learner, signal)
     seen = learner.validate(batches, metrics, state.samples_seen)
-    if batches.stopped:
-        return state
+    if not batches.stopped:
+        state = _judged(job, learner, state, log, shown, metrics)
+        log.faces(state.samples_seen, seen)
+    learner.save(job.run, state)
+    return state, batches.stopped
+
+
+def _judged(job: Job, learner: Learner, state: State, log: Log, shown: Screen, metrics: HeadMetrics) -> State:
+    """Report the metrics of a validation: the state with the best value so far, no longer ``unvalidated``."""
     state = replace(state, unvalidated=False)
     figures, confusions = metrics.figures()
     shown.val(figures)
     log.scalars("val", state.step, state.samples_seen, figures)
     log.confusions(state.samples_seen, confusions)
-    log.faces(state.samples_seen, seen)
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
     # A best value from small images does not count once images are larger: the two are not comparable.
@@ -172,8 +186,8 @@ class _UntilAsked:
         stopped: whether they ended so.
     """
 
-    def __init__(self, job: Job, learner: Learner, caught: Signals) -> None:
-        self._job, self._learner, self._caught, self.stopped = job, learner, caught, False
+    def __init__(self, job: Job, learner: Learner, signal: Signals) -> None:
+        self._job, self._learner, self._signal, self.stopped = job, learner, signal, False
 
     def __iter__(self) -> Iterator[Batch]:
         # The last, short batch may be missing on some ranks. `some_rank` is a collective call: a rank that made it
@@ -181,7 +195,7 @@ class _UntilAsked:
         shared = self._job.val.samples // self._job.batch
         with self._job.validation() as loader:
             for number, loaded in enumerate(loader):
-                if number < shared and self._learner.some_rank(self._caught.caught is not None):
+                if number < shared and self._learner.some_rank(self._signal.received):
                     self.stopped = True
                     break
                 yield loaded.batch

@@ -1,7 +1,7 @@
 """Losses per head: one number per sample, and a mask of the samples that have the label.
 
-``head_losses`` reads the config and makes, with ``_head_loss``, one ``HeadLoss`` per head: the settings of its loss.
-``head_loss`` computes the loss of a batch with these settings.
+``loss_settings`` reads the config and makes, with ``_settings_of``, one ``LossSettings`` per head; ``head_loss``
+computes the loss of a batch with it.
 
 The caller divides the masked sum by the number of labels in the *global* batch, so that N ranks with unevenly
 missing labels have the gradient of one.
@@ -24,7 +24,7 @@ from hpe.models.multitask import bin_of, bins_mean
 
 
 @dataclass(frozen=True, slots=True)
-class HeadLoss:
+class LossSettings:
     """What a head's loss depends on beside outputs and labels.
 
     Attributes:
@@ -46,7 +46,7 @@ class HeadLoss:
     soft: bool = True
     largest_degrees: float = float("inf")
 
-    def to(self, device: torch.device) -> "HeadLoss":
+    def to(self, device: torch.device) -> "LossSettings":
         """The same with its tensors on a device."""
         weights, prior = self.class_weights, self.log_prior
         return replace(
@@ -56,20 +56,20 @@ class HeadLoss:
         )
 
 
-def head_losses(heads: HeadsConfig, labels: Mapping[str, Sequence[int]]) -> dict[str, HeadLoss]:
+def loss_settings(heads: HeadsConfig, labels: Mapping[str, Sequence[int]]) -> dict[str, LossSettings]:
     """The loss of each head that is on. Its tensors are on the CPU.
 
     ``labels``: for the emotion and the direction head, how many training samples each class has.
     """
-    return {head: _head_loss(head, getattr(heads, head), labels) for head in heads.on}
+    return {head: _settings_of(head, getattr(heads, head), labels) for head in heads.on}
 
 
-def _head_loss(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) -> HeadLoss:
+def _settings_of(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) -> LossSettings:
     if head == "pose":
         limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
-        return HeadLoss(settings.weight, alpha=settings.alpha, largest_degrees=limit)
+        return LossSettings(settings.weight, alpha=settings.alpha, largest_degrees=limit)
     if head == "affect":
-        return HeadLoss(settings.weight)
+        return LossSettings(settings.weight)
     weights = prior = None
     # On the CPU: Accelerate has not set this rank's device yet, and `cuda` would be GPU 0 on every rank.
     found = torch.tensor(labels[head], dtype=torch.float32)
@@ -77,7 +77,7 @@ def _head_loss(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) ->
         weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
     elif settings.imbalance == "logit-adjustment":
         prior = ((found + 1) / (found + 1).sum()).log()
-    return HeadLoss(
+    return LossSettings(
         settings.weight,
         smoothing=settings.smoothing,
         class_weights=weights,
@@ -86,7 +86,7 @@ def _head_loss(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) ->
     )
 
 
-def with_targets(batch: Batch, losses: Mapping[str, HeadLoss]) -> Batch:
+def with_targets(batch: Batch, losses: Mapping[str, LossSettings]) -> Batch:
     """The batch with the emotion targets that the losses learn from: all votes, or the majority alone.
 
     Made before augmentation, because mixup mixes targets as it mixes pictures, whichever they are.
@@ -97,7 +97,7 @@ def with_targets(batch: Batch, losses: Mapping[str, HeadLoss]) -> Batch:
     return replace(batch, emotion_target=F.one_hot(majority, batch.emotion_target.shape[1]).to(batch.emotion_target))
 
 
-def label_mask(head: str, batch: Batch, settings: HeadLoss) -> Bool[Tensor, " batch"]:
+def label_mask(head: str, batch: Batch, settings: LossSettings) -> Bool[Tensor, " batch"]:
     """The samples whose label counts for a head's loss; bins hold angles within ±99° alone, as in Hopenet."""
     match head:
         case "emotion":
@@ -111,7 +111,7 @@ def label_mask(head: str, batch: Batch, settings: HeadLoss) -> Bool[Tensor, " ba
     raise ValueError(f"no head {head!r}")
 
 
-def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Float[Tensor, " batch"]:
+def head_loss(head: str, output: Tensor, batch: Batch, settings: LossSettings) -> Float[Tensor, " batch"]:
     """Loss of each sample, whose batch comes from :func:`with_targets`; 0 (with no gradient) without a label."""
     mask = label_mask(head, batch, settings)
     # The values under a false mask are arbitrary: they must not reach arithmetic, where NaN · 0 is NaN.
@@ -134,7 +134,7 @@ def head_loss(head: str, output: Tensor, batch: Batch, settings: HeadLoss) -> Fl
 
 
 def _cross_entropy(
-    logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"], settings: HeadLoss
+    logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"], settings: LossSettings
 ) -> Float[Tensor, " batch"]:
     logits = logits.float()
     if settings.log_prior is not None:

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from hpe.core.errors import UserError
 from hpe.models.multitask import MultiTask
 
 _MOMENTUM: Final = 0.9
@@ -173,17 +174,23 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate * group["scale"]
 
 
-def freeze(network: MultiTask, prefixes: list[str]) -> list[str]:
-    """Stop the gradients of backbone parameters under these names; returns prefixes that match none."""
+def freeze(network: MultiTask, prefixes: list[str]) -> None:
+    """Stop the gradients of backbone parameters under these names.
+
+    Raises:
+        UserError: names that match none, one line each.
+    """
     unknown = []
+    layers = ", ".join(name for name, _ in network.backbone.named_children())
     for prefix in prefixes:
         path = prefix if prefix.startswith("backbone.") else f"backbone.{prefix}"
         found = [p for n, p in network.named_parameters() if n == path or n.startswith(f"{path}.")]
         for parameter in found:
             parameter.requires_grad_(False)
         if not found:
-            unknown.append(prefix)
-    return unknown
+            unknown.append(f"model.freeze: the backbone has no layer named {prefix!r}; it has {layers}")
+    if unknown:
+        raise UserError("\n".join(unknown))
 
 
 def frozen_norms(network: MultiTask) -> list[nn.Module]:

@@ -1,24 +1,80 @@
 """Reasons a run cannot start, found before its first step.
 
-The functions return one line per problem; :func:`hpe.train.setup.open_job` raises all of them at once.
+:func:`reasons_against` collects them, one line per problem; :func:`hpe.train.setup.prepare_job` raises all at once.
 """
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, cuda, device
-from hpe.core.precision import lacks_precision
+from hpe.core.distributed import Ranks, cuda
+from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
+from hpe.train.datasets import balance_of
 from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
 
 _ROWS: Final = 1024
+
+
+def reasons_against(
+    config: RunConfig,
+    network: MultiTask | None,
+    streams: Mapping[str, Stream],
+    counts: Mapping[str, Counts],
+    ranks: Ranks,
+) -> list[str]:
+    """Everything that speaks against a run, one line per problem.
+
+    Args:
+        config: of the run; ``train.batch`` may be ``auto``.
+        network: with its frozen layers; None: it could not be built.
+        streams: of ``train`` and ``val``, as far as they could be opened.
+        counts: the labels of each stream.
+        ranks: this process among those of the job.
+    """
+    problems = impossible(config, ranks)
+    batch = config.train.batch
+    if batch != "auto" and "train" in streams:
+        problems += all_small(config, streams["train"].samples, batch)
+    for split, stream in streams.items():
+        problems += unlabelled_heads(config.model.heads.on, stream, counts[split], split)
+    if network is not None:
+        problems += sizes_refused(network, config) or without_gradient(network, config)
+        # Only now: a batch that does not divide among the ranks is a problem already, and its share may be 0.
+        if batch != "auto" and not problems:
+            problems += pieces_refused(network, config, batch // ranks.world)
+    return problems
+
+
+def remarks(config: RunConfig, train: Stream, counts: Counts) -> Iterator[str]:
+    """What is allowed, but may not be what the user meant."""
+    if train.reading.labels.needs_pose:
+        for split, sets in (("train", config.data.train), ("val", config.data.val)):
+            for number, one in enumerate(sets):
+                if one.pose is None:
+                    yield (
+                        f"data.{split}.{number}: no pose tables are named (pose:); its angles and directions come from "
+                        "its records"
+                    )
+    named = config.data.train
+    if len(named) > 1:
+        draws = train.draws_per_epoch(balance_of(config.data))
+        for number, (one, parts, draw) in enumerate(zip(named, train.counts, draws, strict=True)):
+            shards = one.shards if isinstance(one.shards, str) else f"{one.shards[0]} …"
+            yield f"data.train.{number} ({shards}): {sum(parts):,} samples, each {draw:.3g} × per epoch"
+    pose = config.model.heads.pose
+    if pose is not None and pose.kind == "bins66" and counts.wide:
+        yield (
+            f"data.train: {counts.wide:,} of {counts.angles:,} faces with angles have an angle of "
+            f"{BINS_REACH_DEGREES:g}° or more in either direction; model.heads.pose.kind: bins66 has no bins for them "
+            "and ignores them, as Hopenet does; sixd learns from all"
+        )
 
 
 def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
@@ -31,8 +87,6 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
         lower = settings.batch // ranks.world * ranks.world
         ways = f"{lower} or {lower + ranks.world}" if lower else f"{ranks.world}"
         problems.append(f"train.batch: {settings.batch} samples do not divide among {ranks.world} ranks; use {ways}")
-    if settings.precision != "auto" and (why := lacks_precision(settings.precision, device())) is not None:
-        problems.append(f"train.precision: {why}")
     labels = LabelSource(config.data.angles, config.data.direction)
     if labels.needs_pose and not any(one.pose for one in config.data.train):
         problems.append(
@@ -149,18 +203,16 @@ def pieces_refused(network: MultiTask, config: RunConfig, share: int) -> list[st
     return []
 
 
-def all_small(config: RunConfig, samples: int) -> str | None:
-    """Whether every step of the run would learn from small images, as can happen with few steps: a line, or None."""
+def all_small(config: RunConfig, samples: int, batch: int) -> list[str]:
+    """A line if every step of the run would learn from small images, as can happen with few steps."""
     settings = config.train
-    batch = settings.batch
-    assert isinstance(batch, int)  # `auto` was found before
     steps = steps_of(settings.epochs, samples, batch)
     if settings.small_size and (steps - 1) * batch < settings.small_epochs * samples:
-        return (
+        return [
             f"train.small_epochs: {settings.small_epochs:g} of {settings.epochs:g} epochs take all {steps:,} steps, so "
             f"none learns from images of {config.data.size} pixels; lower it, or lower train.batch"
-        )
-    return None
+        ]
+    return []
 
 
 def steps_of(epochs: float, samples: int, batch: int) -> int:

@@ -33,7 +33,7 @@ from hpe.stream.augment import Augmentation, augment, scaled
 from hpe.train import optim
 from hpe.train.average import MovingAverage
 from hpe.train.log import Log
-from hpe.train.losses import HeadLoss, head_loss, label_mask, with_targets
+from hpe.train.losses import LossSettings, head_loss, label_mask, with_targets
 from hpe.train.sample_grid import SHOWN
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Learner:
         self,
         config: RunConfig,
         network: MultiTask,
-        losses: dict[str, HeadLoss],
+        losses: dict[str, LossSettings],
         epoch_samples: int,
         ranks: Ranks,
         accelerator: "Accelerator",
@@ -372,7 +372,7 @@ class Learner:
                 seen.append((read[:SHOWN].clone(), few))  # copied: a worker's memory is used again
         return seen
 
-    def save(self, run: Path, state: State, *, best: bool) -> None:
+    def save(self, run: Path, state: State) -> None:
         """Write a checkpoint on rank 0; the others wait.
 
         Raises:
@@ -397,7 +397,7 @@ class Learner:
                 optimizer,
                 ema=None if self.ema is None else self.ema.module,
                 keep=self.config.train.keep,
-                best=best,
+                best=state.is_best,
             )
         self.accelerator.wait_for_everyone()
 

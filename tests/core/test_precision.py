@@ -14,11 +14,10 @@ from hpe.config.run import RunConfig
 from hpe.core import distributed, launch
 from hpe.core.distributed import Ranks, accelerator, named_device, refuse_shared_gpus, unused_gpu
 from hpe.core.errors import UserError
-from hpe.core.precision import Precision, chosen_precision
-from hpe.models import run_folder
+from hpe.core.precision import Precision, chosen_precision, training_precision
 from hpe.models.inference import judging_precision
-from hpe.train import datasets, setup
-from hpe.train.preflight import impossible
+from hpe.train import datasets
+from hpe.train.resume import claim, recall
 from tests import made
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -74,12 +73,12 @@ def test_auto_on_a_cpu_asks_its_instructions(monkeypatch: pytest.MonkeyPatch, bf
     assert chosen_precision("auto", CPU).name == ("bf16" if bf16 else "fp32")
 
 
-def test_a_gpu_too_old_for_bf16_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_too_old_for_bf16_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, "Tesla T4", (7, 5))
     with pytest.raises(UserError, match=r"--precision: bf16 needs .* 8\.0 .* Tesla T4.* 7\.5.* use fp16, fp32 or auto"):
         chosen_precision("bf16", asked="--precision")
-    config = made.config(tmp_path / "shards", tmp_path / "run", "train.precision=bf16")
-    assert ["train.precision: bf16 needs" in told for told in impossible(config, ALONE)] == [True]
+    with pytest.raises(UserError, match=r"train\.precision: bf16 needs"):
+        training_precision("bf16", None, run="run")
     assert chosen_precision("fp16").name == "fp16"
 
 
@@ -313,6 +312,10 @@ def test_devices_that_cannot_be_used_are_refused_by_name(
 # What a run records, and how it resumes
 
 
+def with_train(config: RunConfig, **settings: str) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=settings)})
+
+
 def written(run: Path, precision: str) -> RunConfig:
     config = made.config(run.parent / "shards", run, f"train.precision={precision}")
     run.mkdir()
@@ -333,25 +336,22 @@ def test_auto_keeps_to_the_precision_of_the_run_so_far(
 ) -> None:
     cpu(monkeypatch, bf16=bf16)
     config = written(tmp_path / "run", recorded)
-    again = setup._with_train(config, precision=asked)
-    assert setup._precision(tmp_path / "run", again, change=False) == expected
+    recorded_there = recall(with_train(config, precision="auto"))[1]
+    assert training_precision(asked, recorded_there, run="run") == expected
 
 
 def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = setup._with_train(written(tmp_path / "run", "bf16"), precision="auto")
+    config = with_train(written(tmp_path / "run", "bf16"), precision="auto")
     gpus(monkeypatch, "Tesla T4", (7, 5))
     with pytest.raises(UserError, match=r"was trained in bf16 until now.*continue in fp32.*--change-precision"):
-        setup._precision(tmp_path / "run", config, change=False)
-    assert setup._precision(tmp_path / "run", config, change=True).name == "fp32"
-    fp32 = setup._with_train(run_folder.load_config(tmp_path / "run"), precision="fp32")  # with its normalisation
-    with (
-        pytest.raises(UserError, match="--change-precision to continue in another") as refused,
-        run_folder.claim(tmp_path / "run", fp32),
-    ):
-        pass
+        training_precision("auto", recall(config)[1], run="run")
+    assert training_precision("auto", recall(config, change_precision=True)[1], run="run").name == "fp32"
+    fp32 = with_train(config, precision="fp32")
+    with pytest.raises(UserError, match="--change-precision to continue in another") as refused:
+        recall(fp32)
     assert 'train.precision: "bf16" -> "fp32"' in str(refused.value)
-    with run_folder.claim(tmp_path / "run", fp32, change_precision=True):
+    with claim(recall(fp32, change_precision=True)[0], Ranks(0, 1, 0, 1)):
         pass
     assert "precision: fp32" in (tmp_path / "run/config.yaml").read_text()

@@ -19,7 +19,8 @@ from scipy import stats as _stats
 from hpe.core import statistics
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross, read_table
+from hpe.core.table_files import read_table
+from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross
 from hpe.metrics.paired import paired
 from hpe.report.association import write_association
 from tests.fake_run import predictions
@@ -250,7 +251,7 @@ def test_a_single_class_gives_a_reason_instead_of_a_strength(tmp_path: Path) -> 
         ("t.csv", b"Direction,Feeling\n1,sad\n", "column emotion: not found; the table has 'Direction'"),
         ("t.csv", b"Direction,Emotion\n,sad\n", "no row of the table has both"),
         ("t.parquet", b"PAR1nonsense", "cannot be read"),
-        ("t.xlsx", b"", "expected a .csv or .parquet file"),
+        ("t.xlsx", b"", "ends in .csv, .tsv, .parquet"),
     ],
 )
 def test_bad_tables_are_refused_in_words(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -16,7 +16,7 @@ from hpe.core.labels import Direction
 from hpe.data.batch import Batch
 from hpe.data.normalise import IMAGENET, MEAN, STD, prepare
 from hpe.stream.augment import Augmentation, augment, turned_angles
-from hpe.train.losses import HeadLoss, head_loss, label_mask, with_targets
+from hpe.train.losses import LossSettings, head_loss, label_mask, with_targets
 
 EVERYTHING = Augmentation(
     crop_scale=(0.6, 1.1), crop_ratio=(0.9, 1.1), shift=0.1, rotate=15, flip=0.5, brightness=0.3, contrast=0.3,
@@ -208,7 +208,7 @@ def test_mixup_mixes_the_majority_where_votes_do_not_count() -> None:
     grey = (rows * 32).to(torch.uint8)[:, None, None, None].expand(8, 3, 4, 4)
     votes = torch.full((8, 8), 1 / 8)
     batch = replace(batch_of(8, 4), images=grey, emotion=rows, emotion_target=votes)
-    losses = {"emotion": HeadLoss(soft=False)}
+    losses = {"emotion": LossSettings(soft=False)}
     images, mixed = augment(with_targets(batch, losses), Augmentation(mixup=0.8), seed=0, position=0)
     shown = pixels(images)[:, 0, 0, 0] / 32  # Σ share · class
     assert (shown - rows).abs().max() > 0.5
@@ -232,7 +232,7 @@ def profiles(yaws: Tensor) -> Batch:
 def test_a_rotation_loses_no_face_that_the_bins_hold() -> None:
     """Faces near and beyond a profile: Euler angles of a turned picture leave ±99°, as SciPy's do."""
     batch = profiles(torch.linspace(-130, 130, 521))
-    loss = HeadLoss(largest_degrees=99.0)
+    loss = LossSettings(largest_degrees=99.0)
     _, turned = augment(batch, Augmentation(rotate=30), seed=0, position=0, largest_degrees=99.0)
     before, after = label_mask("pose", batch, loss), label_mask("pose", turned, loss)
     assert torch.equal(before, after)

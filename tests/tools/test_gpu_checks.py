@@ -77,7 +77,7 @@ def test_a_loss_that_does_not_fall_is_found(place: Place, monkeypatch: pytest.Mo
 
 
 def test_a_precision_that_is_not_the_one_asked_for_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpe.train.setup.chosen_precision", lambda _: Precision("fp32", "patched"))
+    monkeypatch.setattr("hpe.train.setup.training_precision", lambda *_, **__: Precision("fp32", "patched"))
     row = training._trains(place, "bf16")
     assert (row.state, row.text) == ("bad", "convolutions computed in torch.float32, expected torch.bfloat16")
 

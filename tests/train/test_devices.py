@@ -139,7 +139,7 @@ def test_every_head_loss_and_augmentation_stays_on_its_gpu(
 def test_the_batch_that_fits_is_tried_on_the_ranks_own_gpu(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpe.train.setup._LEAST_STEPS", 1)
+    monkeypatch.setattr("hpe.train.auto_batch._LEAST_STEPS", 1)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: None)
     weighted = f"model.heads={CLASSES % ('weights', 'logit-adjustment')}"
     with learning(made.config(folder, tmp_path / "run", "train.batch=auto", weighted), monkeypatch) as (job, _, _):
@@ -220,7 +220,7 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
         assert state.step > taken + 2, "nothing was skipped: the start of the scale is too low"
         for name, value in copied(learner.ema.module).items():
             torch.testing.assert_close(value, expected[name])
-        learner.save(job.run, state, best=False)
+        learner.save(job.run, state)
         assert learner.ema.steps == taken
         saved = job.run / "checkpoints" / "last"
     with on_cpu(config, scale=1.0) as (_, again):

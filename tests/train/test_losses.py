@@ -15,7 +15,7 @@ from torch import Tensor
 from hpe.core.distributed import Ranks
 from hpe.data.batch import Batch
 from hpe.models.run_folder import State
-from hpe.train.losses import HeadLoss, geodesic_loss, head_loss, hopenet_loss, with_targets
+from hpe.train.losses import LossSettings, geodesic_loss, head_loss, hopenet_loss, with_targets
 from hpe.train.setup import open_job
 from hpe.train.step import Learner
 from tests import made
@@ -46,7 +46,7 @@ def batch(rows: int = ROWS) -> Batch:
 
 def majority(samples: Batch) -> Batch:
     """The samples with their majority as target, as a training without votes has them."""
-    return with_targets(samples, {"emotion": HeadLoss(soft=False)})
+    return with_targets(samples, {"emotion": LossSettings(soft=False)})
 
 
 def logits(*shape: int) -> Tensor:
@@ -57,7 +57,7 @@ def logits(*shape: int) -> Tensor:
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
 def test_one_label_is_torchs_cross_entropy(weights: Tensor | None, smoothing: float) -> None:
     output, samples = logits(ROWS, 8), batch()
-    mine = head_loss("emotion", output, majority(samples), HeadLoss(class_weights=weights, smoothing=smoothing))
+    mine = head_loss("emotion", output, majority(samples), LossSettings(class_weights=weights, smoothing=smoothing))
     judge = F.cross_entropy(output, samples.emotion, weight=weights, label_smoothing=smoothing, reduction="none")
     torch.testing.assert_close(mine, judge)
 
@@ -66,14 +66,14 @@ def test_one_label_is_torchs_cross_entropy(weights: Tensor | None, smoothing: fl
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
 def test_votes_are_torchs_cross_entropy_with_probabilities(weights: Tensor | None, smoothing: float) -> None:
     output, samples = logits(ROWS, 8), batch()
-    mine = head_loss("emotion", output, samples, HeadLoss(class_weights=weights, smoothing=smoothing))
+    mine = head_loss("emotion", output, samples, LossSettings(class_weights=weights, smoothing=smoothing))
     judge = F.cross_entropy(output, samples.emotion_target, weight=weights, label_smoothing=smoothing, reduction="none")
     torch.testing.assert_close(mine, judge)
 
 
 def test_a_direction_is_torchs_cross_entropy() -> None:
     output, samples, weights = logits(ROWS, 5), batch(), torch.tensor((1.0, 2.0, 0.5, 4.0, 0.1))
-    mine = head_loss("direction", output, samples, HeadLoss(class_weights=weights, smoothing=0.05))
+    mine = head_loss("direction", output, samples, LossSettings(class_weights=weights, smoothing=0.05))
     judge = F.cross_entropy(output, samples.direction, weight=weights, label_smoothing=0.05, reduction="none")
     torch.testing.assert_close(mine, judge)
 
@@ -82,7 +82,7 @@ def test_logit_adjustment_is_menons_loss() -> None:
     """Menon et al., 2021, equation 10, tau 1: log(1 + sum over the others of p_other / p_y * exp(f_other - f_y))."""
     output, samples = logits(ROWS, 8), batch()
     prior = np.array([40, 20, 10, 10, 8, 6, 4, 2]) / 100
-    adjusted = HeadLoss(log_prior=torch.tensor(np.log(prior), dtype=torch.float32))
+    adjusted = LossSettings(log_prior=torch.tensor(np.log(prior), dtype=torch.float32))
     f = output.double().numpy()
     judge = []
     for scores, y in zip(f, samples.emotion.numpy(), strict=True):
@@ -146,7 +146,7 @@ def test_a_row_without_a_label_gives_neither_loss_nor_gradient(head: str) -> Non
     samples = replace(batch(), emotion_mask=nothing, direction_mask=nothing, angles_mask=nothing)
     samples = replace(samples, angles=torch.full((ROWS, 3), torch.nan), emotion_target=torch.full((ROWS, 8), torch.nan))
     output = {"emotion": logits(ROWS, 8), "direction": logits(ROWS, 5), "pose": logits(ROWS, 6)}[head].requires_grad_()
-    loss = head_loss(head, output, samples, HeadLoss(log_prior=None, smoothing=0.1))
+    loss = head_loss(head, output, samples, LossSettings(log_prior=None, smoothing=0.1))
     loss.sum().backward()
     assert output.grad is not None
     assert not loss.any()

@@ -12,6 +12,7 @@ from hpe.models import run_folder
 from hpe.stream import Balance, Reading, ShardSet, Stream
 from hpe.stream.stream import Stream as Opened
 from hpe.train import train
+from hpe.train.resume import claim_folder
 from tests import made
 
 
@@ -89,17 +90,17 @@ def test_a_mix_that_an_older_version_began_goes_on_only_with_its_own_weights(
     begun_before(tmp_path / "run", plain)
     with (
         pytest.raises(UserError, match=r"another config.*give the datasets of data\.train the weights 1, 1"),
-        run_folder.claim(tmp_path / "run", plain),
+        claim_folder(tmp_path / "run", plain),
     ):
         pass
     same = run_folder.with_normalisation(config(folders, tmp_path / "run", ", weight: 1", ", weight: 1"))
-    with run_folder.claim(tmp_path / "run", same):
+    with claim_folder(tmp_path / "run", same):
         pass
 
 
 def test_a_run_on_one_dataset_that_an_older_version_began_goes_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
     plain = run_folder.with_normalisation(made.config(folders[0], tmp_path / "run"))
     begun_before(tmp_path / "run", plain)
-    with run_folder.claim(tmp_path / "run", plain):
+    with claim_folder(tmp_path / "run", plain):
         pass
     assert parse((tmp_path / "run/config.yaml").read_text(), "config.yaml", RunConfig, ()) == plain

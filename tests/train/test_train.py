@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, NotFiniteError, UserError
 from hpe.data.batch import Batch
@@ -28,7 +29,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State
 from hpe.stream import Loaded
-from hpe.train import setup, train
+from hpe.train import plan, resume, train
 from hpe.train import step as step_module
 from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import open_job
@@ -639,21 +640,36 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     checkpoint = run_folder.find_checkpoint(run, "last")
     hidden = tmp_path / "hidden"
     checkpoint.rename(hidden)
-    said = iter([None, json.dumps({"name": checkpoint.name, "files": setup._sizes(hidden)})] * 2)
-    monkeypatch.setattr(setup, "agree", lambda _: next(said))
-    monkeypatch.setattr(setup, "_LOOK_SECONDS", 0.01)
+    said = iter([None, json.dumps({"name": checkpoint.name, "files": resume._sizes(hidden)})] * 2)
+    monkeypatch.setattr(resume, "agree", lambda _: next(said))
+    monkeypatch.setattr(resume, "_LOOK_SECONDS", 0.01)
     config, other = made.config(folder, run), Ranks(1, 2, 0, 1)
     comes = threading.Timer(0.2, hidden.rename, [checkpoint])
     comes.start()
-    with setup._folder(run, config, other, change_precision=False) as resume:
-        assert resume is not None
-        assert resume.resolve() == checkpoint.resolve()
+    with resume.claim(config, other) as found:
+        assert found is not None
+        assert found.resolve() == checkpoint.resolve()
     comes.join()
     assert "rank 1 waits until it sees this checkpoint" in capsys.readouterr().err
-    monkeypatch.setattr(setup, "VISIBLE_SECONDS", 0.1)
+    monkeypatch.setattr(resume, "VISIBLE_SECONDS", 0.1)
     (checkpoint / "optimizer.pt").write_bytes(b"")
     with (
         pytest.raises(UserError, match=r"cannot be seen here after 0 s \(.*not whole: optimizer.pt\).*all nodes share"),
-        setup._folder(run, config, other, change_precision=False),
+        resume.claim(config, other),
     ):
         pass
+
+
+def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.shards(tmp_path / "shards")
+    config = made.config(folder, tmp_path / "run", "train.batch=9", "train.epochs=2")
+    before = sorted(tmp_path.rglob("*"))
+    plan(config)
+    printed = capsys.readouterr().out
+    # 87 training samples twice, in batches of 9: 174 / 9 = 19.3, rounded up
+    assert "steps: 20 in 2 epochs, 9 images each" in printed
+    assert "samples: 87 for training, 24 for validation" in printed
+    assert "precision: fp32" in printed
+    resolved = parse(printed.partition("\n\n")[0], "printed", RunConfig, ())
+    assert resolved == config.model_copy(update={"model": resolved.model})  # its normalisation is filled in
+    assert sorted(tmp_path.rglob("*")) == before

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from hpe.core.labels import EMOTIONS
-from hpe.core.process_pool import Stop, run_jobs
+from hpe.core.process_pool import run_jobs
+from hpe.core.signals import Signals
 from hpe.pack import pack
 from hpe.pack.options import Options
 from hpe.sources import open_source
@@ -24,10 +25,6 @@ _WARM: Final = 64
 _OURS: Final = "hpe pack"
 _MEMORY: Final = "decode, resize, encode from memory"
 _PILLOW: Final = "a Pillow loop over the files, one process"
-
-
-class _Go:
-    caught: int | None = None
 
 
 def measure(settings: Settings) -> Report:
@@ -104,7 +101,7 @@ def _pack(raw: Path, settings: Settings) -> float:
 def _memory(raw: Path, workers: int) -> float:
     """The sum of the rates of all processes, each on its own share."""
     files = _files(raw)
-    stop: Stop = _Go()
+    stop = Signals()
     return sum(run_jobs(_rate, [files[part::workers] for part in range(workers)], workers=workers, stop=stop))
 
 

@@ -156,7 +156,7 @@ def _finish(where: torch.device) -> None:
         torch.cuda.synchronize(where)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Short(Job):
     """A job of few steps, without a validation worth the name."""
 
@@ -306,7 +306,7 @@ def _checkpoint(config: RunConfig, ranks: Ranks) -> None:
         step = int(_LATE * job.epoch_samples) // job.batch
         if job.resume is None or State.load(find_checkpoint(job.run, "last")).step != step:
             learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
-            learner.save(job.run, State(samples_seen=step * job.batch, step=step), best=False)
+            learner.save(job.run, State(samples_seen=step * job.batch, step=step))
 
 
 def _all_reduce_seconds(size: int, ranks: int) -> float:

@@ -1,0 +1,166 @@
+"""What a run folder decides about a start: settings recorded there, who trains in it, the checkpoint to resume from."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from hpe.config.run import RunConfig, differences, mixes_anew
+from hpe.core.console import log_to, say
+from hpe.core.distributed import Ranks, agree, some_problem
+from hpe.core.errors import UserError
+from hpe.core.files import locked, write_text
+from hpe.models.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    MESSAGES,
+    METRICS,
+    TENSORBOARD,
+    last_checkpoint,
+    load_config,
+    remember_shards,
+    taken,
+    with_normalisation,
+)
+
+VISIBLE_SECONDS: Final = 60
+"""How long a rank waits for a checkpoint that rank 0 sees. Caches of network file systems last less than that."""
+_LOOK_SECONDS: Final = 0.5
+
+
+def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunConfig, str | None]:
+    """The config as its run folder continues it, and the precision that the run has used until now.
+
+    What the config leaves open (the numbers of the normalisation, ``auto``) is what the run has used. The precision is
+    None for a new run, and with ``change_precision``.
+
+    Raises:
+        UserError: the run was started with another config, or its config cannot be read.
+    """
+    run = Path(config.run)
+    config = with_normalisation(config)
+    if not (run / CONFIG).is_file():
+        return config, None
+    before = load_config(run)
+    used = before.train.precision
+    open_settings: dict[str, Any] = {}
+    if config.train.batch == "auto":
+        open_settings["batch"] = before.train.batch
+    if config.train.precision == "auto" and not change_precision:
+        open_settings["precision"] = used
+    config = _with_train(config, open_settings)
+    if change_precision or used == "auto":  # an older hpe did not record what `auto` meant
+        before = _with_train(before, {"precision": config.train.precision})
+    if changed := differences(before, config):
+        way = "give another run:, or --new to start over"
+        if any(line.startswith("train.precision:") for line in changed):
+            way += ", or --change-precision to continue in another precision"
+        if mixes_anew(before, config):
+            shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
+            way += (
+                ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
+                f"continue it as it began, give the datasets of data.train the weights {shares}"
+            )
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise UserError(f"{run}: this run was started with another config; {way}\n{lines}")
+    return config, None if change_precision else used
+
+
+def _with_train(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=dict(settings))})
+
+
+@contextmanager
+def claim(config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
+    """Lock the run folder on rank 0, for all ranks; yields the checkpoint to resume from, or None.
+
+    Rank 0 chooses the checkpoint: on a network file system, nodes may see different checkpoints for a while.
+
+    Raises:
+        UserError: on every rank: the folder is something else or in use, or a rank does not see the checkpoint.
+    """
+    run = Path(config.run)
+    with ExitStack() as stack:
+        problem = found = None
+        if ranks.main:
+            try:
+                stack.enter_context(claim_folder(run, config))
+                found = last_checkpoint(run)
+            except UserError as error:
+                problem = str(error)
+        if problem := agree(problem):
+            raise UserError(problem)
+        chosen = agree(None if found is None else json.dumps({"name": found.name, "files": _sizes(found)}))
+        if chosen is None:
+            yield None
+            return
+        read = json.loads(chosen)
+        checkpoint = run / CHECKPOINTS / read["name"]
+        if problem := some_problem(_await(checkpoint, read["files"], ranks)):
+            raise UserError(problem)
+        yield checkpoint
+
+
+@contextmanager
+def claim_folder(run: Path, config: RunConfig) -> Iterator[None]:
+    """Make or reopen the folder of a run, lock it while the block runs, write its config, and log messages there.
+
+    Raises:
+        UserError: the folder is something else, or in use.
+    """
+    stack = ExitStack()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
+        if strangers and not (run / CONFIG).exists():
+            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
+        for name, kind in (
+            (CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file), (MESSAGES, Path.is_file)
+        ):  # fmt: skip
+            if (run / name).exists() and not kind(run / name):
+                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
+        stack.enter_context(locked(run / LOCK, taken(run)))
+        # Under the lock: since `recall`, another process may have started here and ended.
+        recall(config, change_precision=True)
+        write_text(run / CONFIG, config.dump())
+        remember_shards(run, config)
+        stack.enter_context(log_to(run / MESSAGES))
+    except OSError as error:
+        stack.close()
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
+    except BaseException:
+        stack.close()
+        raise
+    with stack:
+        yield
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+def _await(checkpoint: Path, files: Mapping[str, int], ranks: Ranks) -> str | None:
+    """Wait until this rank sees the checkpoint as rank 0 does; if it does not within a minute, what is wrong."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            seen = _sizes(checkpoint)
+        except OSError as error:
+            seen, why = {}, f"{error.strerror or error}"
+        else:
+            why = "files are missing or not whole: " + ", ".join(n for n, size in files.items() if seen.get(n) != size)
+        if all(seen.get(name) == size for name, size in files.items()):
+            return None
+        waited = time.monotonic() - start
+        if waited >= VISIBLE_SECONDS:
+            return (
+                f"{checkpoint}: rank 0 resumes from this checkpoint, but it cannot be seen here after {waited:.0f} s "
+                f"({why}); put the run into a folder that all nodes share"
+            )
+        if not told:
+            say(f"{checkpoint}: rank {ranks.rank} waits until it sees this checkpoint")
+            told = True
+        time.sleep(_LOOK_SECONDS)
