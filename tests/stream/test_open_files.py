@@ -21,10 +21,11 @@ def read(workers):
 used = len(os.listdir("/proc/self/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, 4096))
 print(read(0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-gc.collect()  # closes what is above the next limit
 for workers in (0, 2):
+    gc.collect()  # closes what was open before
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     print(read(workers))
+gc.collect()
 sets = Stream([ShardSet(sys.argv[1])], Reading(size=16)).sets
 files = OpenFiles(sets, RemoteCache.of_node())
 taken = []
