@@ -205,8 +205,7 @@ class ShardTables:
             found = rows if isinstance(rows, Unreadable) else self.joined(self._sets[dataset][shard], rows)
             self._known[place] = found
         self._known.move_to_end(place)
-        # A table that was read from its tar is mapped from a file of its own, which takes a descriptor.
-        while len(self._known) > min(_TABLES, self._files.capacity()):
+        if len(self._known) > _TABLES:
             self._known.popitem(last=False)
         return found
 

@@ -90,7 +90,7 @@ class OpenFiles:
         if (lost := self._unreadable.get(place)) is not None and not lost.due:
             return lost
         try:
-            while len(self._open) >= self.capacity():
+            while len(self._open) >= self._capacity():
                 self._open.popitem(last=False)
             found = self._open[place] = OpenFile(self._descriptor(self._sets[dataset][shard]))
         except OSError as error:
@@ -115,12 +115,12 @@ class OpenFiles:
         with open_regular(Path(shard.url)) as file:
             return os.dup(file.fileno())
 
-    def capacity(self) -> int:
-        """How many tars may be open, and as many tables; counted once in each process, as a fork has descriptors anew."""
+    def _capacity(self) -> int:
+        """How many tars may be open; counted once in each process, as a forked one has descriptors of its own."""
         process, most = self._most
         if process != os.getpid():
             others = len(os.listdir("/proc/self/fd")) - len(self._open)  # noqa: PTH208
-            most = min(_MOST_OPEN, max(1, (raise_limit() - others - _SPARE) // 2))
+            most = min(_MOST_OPEN, max(1, raise_limit() - others - _SPARE))
             self._most = os.getpid(), most
         return most
 
