@@ -14,6 +14,7 @@ An index is always made from the tar itself (:func:`index_shard`), so that it st
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -135,19 +136,19 @@ class IndexedShard:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An open index; its columns lie in the mapped file.
+    """An open index; its columns lie in the mapped file, those of a small one in memory.
 
     Attributes:
         path: of the file.
         shards: its tars.
         batches: the rows of each tar, by the columns of :data:`SCHEMA`.
-        mapped: the file.
+        mapped: the file; None: it is small, and was read.
     """
 
     path: Path
     shards: tuple[IndexedShard, ...]
     batches: tuple[pa.RecordBatch, ...]
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None
 
     @property
     def table(self) -> pa.Table:
@@ -159,7 +160,8 @@ class Index:
 
         It maps the neighbours of what is read, too: who has read the labels has soon all of the file mapped.
         """
-        self.mapped.madvise(mmap.MADV_DONTNEED)
+        if self.mapped is not None:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def index_shard(path: Path) -> tuple[IndexedShard, pa.RecordBatch]:
@@ -261,6 +263,10 @@ def write_index(path: Path, entries: Sequence[IndexedShard], batches: Iterable[p
             return part.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
 
 
+_SMALL: Final = 1 << 20
+"""Bytes. A map keeps a descriptor as long as it lives, and a reader of tars without an index has one table per tar."""
+
+
 def _feature(field: pa.Field) -> dict[str, Any]:
     if field.name in ("emotion", "direction"):
         return {"names": list(EMOTIONS if field.name == "emotion" else DIRECTIONS), "_type": "ClassLabel"}
@@ -282,8 +288,10 @@ def open_index(path: Path) -> Index:
     try:
         with open_regular(path) as file:
             # Not pa.memory_map, which opens a path a second time: a FIFO could stand there by now.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with pa.ipc.open_stream(pa.py_buffer(mapped)) as stream:
+            small = os.fstat(file.fileno()).st_size <= _SMALL
+            mapped = None if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = file.read() if mapped is None else mapped
+        with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
             shards = _shards_of(stream.schema)
             batches = tuple(stream)
         _match(shards, batches)

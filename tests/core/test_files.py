@@ -14,7 +14,6 @@ import pytest
 from hpe.core import files
 from hpe.core.errors import UserError
 from hpe.core.files import aside, leftovers, locked, short_name
-from hpe.stream import remote_cache
 
 NO_LOCKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 HOLD = (
@@ -100,10 +99,27 @@ def test_a_fault_of_the_disk_is_not_called_another_process(no_locks: Callable[[i
         pass
 
 
-def test_the_cache_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
-    with remote_cache.waiting_lock(no_locks(errno.ENOSYS) / "room.lock"):
+def test_who_waits_for_a_lock_gets_it_when_its_holder_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        waited: list[float] = []
+
+        def waiting(seconds: float) -> None:
+            waited.append(seconds)
+            other.kill()
+
+        with locked(path, None, waiting):
+            assert waited
+
+
+def test_waiting_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
+    with locked(no_locks(errno.ENOSYS) / "room.lock", None):
         pass
-    with pytest.raises(OSError, match="Input/output"), remote_cache.waiting_lock(no_locks(errno.EIO) / "room.lock"):
+    with pytest.raises(UserError, match="Input/output"), locked(no_locks(errno.EIO) / "room.lock", None):
         pass
 
 
