@@ -483,6 +483,22 @@ def launched() -> bool:
     return "RANK" in os.environ or slurm_tasks() > 1
 
 
+def leave_to_rank_0(command: str) -> None:
+    """On other ranks, end: the command runs in one process, with worker processes of its own on that machine.
+
+    Raises:
+        UserError: see :meth:`Ranks.from_environment`.
+    """
+    if not launched() or (ranks := Ranks._numbered()).main:
+        return
+    if ranks.rank == 1:
+        others = f"the {ranks.world - 1} others have" if ranks.world > 2 else "rank 1 has"
+        say(
+            f"hpe: `{command}` runs on rank 0 alone, with as many workers as its node has cores; {others} nothing to do"
+        )
+    sys.exit(0)
+
+
 def slurm_tasks() -> int:
     """How many tasks of Slurm this one is among; 1 outside of ``srun``: a batch script has its job's task count, too.
 

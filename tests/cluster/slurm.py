@@ -5,7 +5,7 @@ import re
 import secrets
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -88,20 +88,20 @@ class Slurm:
         self._daemon("unshare", "--uts", "sh", "-c", "hostname controller; exec slurmctld -D")
         for name in NODES:
             self.switch_on(name)
-        self._until("two idle nodes", lambda: self.tell("sinfo", "-h", "-o", "%T %D", check=False).strip() == "idle 2")
+        self.await_nodes()
+
+    def await_nodes(self) -> None:
+        """Wait until both nodes can take jobs."""
+        self._until("two idle nodes", lambda: self.tell("sinfo", "-h", "-p", "low", "-o", "%T %D").strip() == "idle 2")
 
     def _daemon(self, *command: str) -> None:
         with (self.place / "daemons.log").open("a") as log:
-            self._daemons.append(
-                subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, text=True)
-            )
+            self._daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, text=True))
 
     def switch_on(self, name: str) -> None:
         """Start a node's slurmd."""
         with (self.place / "daemons.log").open("a") as log:
-            self.network.hosts[name].popen(
-                ["slurmd", "-D", "-N", name], env=self.environment, stdout=log, stderr=log
-            )
+            self.network.hosts[name].popen(["slurmd", "-D", "-N", name], env=self.environment, stdout=log, stderr=log)
 
     def __exit__(self, *_: object) -> None:
         if (self.place / "slurm.conf").exists():
@@ -135,6 +135,23 @@ class Slurm:
         """Wait until a job is in one of these states."""
         self._until(f"{number}: {states}", lambda: self.job(number)["JobState"] in states, seconds, number)
         return self.job(number)
+
+    def requeued(self, number: str, *, wait_for_nodes: bool = True) -> None:
+        """Wait until a job is in the queue again, and let it start at once: Slurm holds it back for two minutes."""
+        self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)
+        self.until(number, "PENDING")
+        if wait_for_nodes:
+            self.tell("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def ranks(self, variable: str) -> list[int]:
+        """The processes of hpe whose environment has this NAME=VALUE."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"hpe" in words and variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
 
     def _until(self, what: str, true: Any, seconds: float = 60, number: str = "") -> None:
         end = time.monotonic() + seconds
