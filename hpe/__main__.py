@@ -203,20 +203,22 @@ def _run() -> None:
         end = ending(error)
         if end is None:
             raise
-        if end.waits:  # so that the rank that knows the cause exits first: the launcher then stops the others
-            _wait_for_others()
+        # So that the rank that knows the cause exits first: the launcher then stops the others, which need not tell.
+        if end.waits and _stopped_while_waiting():
+            sys.exit(end.code)
         if end.message is not None:
             printable = f"hpe: {end.message}".encode("utf-8", "backslashreplace").decode("utf-8")
             print(printable, file=sys.stderr, flush=True)
         sys.exit(end.code)
 
 
-def _wait_for_others() -> None:
-    """Wait a while, or until the launcher's signal: this rank's exit code is then that of its own error."""
+def _stopped_while_waiting() -> bool:
+    """Wait a while for the launcher's signal; true when it comes."""
     with signals() as stop:
         until = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < until and not stop.received:
             time.sleep(0.1)
+        return stop.received
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ set -- "${@//%a/${SLURM_ARRAY_TASK_ID:-%a}}"
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
-export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
 # srun in the background, so that this shell sees signals and hands them on. Where hpe is called, words may follow.
 # shellcheck disable=SC2086
@@ -69,6 +69,9 @@ elif [ "$status" -eq 138 ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
   echo "hpe: $again, and after a restart again; ask for a longer --time, or a later warning with --signal USR1@SECONDS"
 elif [ -n "$again" ]; then
   echo "hpe: $again; requeued as $SLURM_JOB_ID"
+  if [ "$SECONDS" -lt 120 ]; then
+    echo "hpe: after only $SECONDS s: with a longer --time, or a later warning, fewer starts are needed"
+  fi
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit "$status"

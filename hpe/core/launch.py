@@ -81,7 +81,7 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     if launched():
         raise UserError(
             f"--processes {processes}: Slurm has started {slurm_tasks()} tasks here; leave --processes "
-            "out, or start one task per node"
+            "out, or start one task alone (srun --ntasks 1)"
         )
     refuse_processes(processes)
     refuse_other_engines()

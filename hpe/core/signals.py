@@ -74,8 +74,9 @@ def _end_in_time(reader: int) -> None:
     while numbers := os.read(reader, 1):
         if signal.getsignal(number := numbers[0]) is _end:
             time.sleep(_GRACE_SECONDS)
-            _tell(number)
-            os._exit(_KILLED + number)
+            if signal.getsignal(number) is _end:
+                _tell(number)
+                os._exit(_KILLED + number)
 
 
 def _tell(number: int) -> None:

@@ -109,16 +109,32 @@ def test_the_time_limit_puts_a_job_back_into_the_queue(
     events.add("time limit of 2 minutes, warned 20 s before", took[0], "saved, requeued, resumed")
 
 
-def test_a_time_limit_within_the_warning_is_explained_and_ends(slurm: Slurm, place: Path, events: Events) -> None:
+def test_a_warning_before_there_is_anything_to_save_is_tried_once_more_and_then_explained(
+    slurm: Slurm, place: Path, events: Events
+) -> None:
+    """As with a --time that is shorter than the warning's lead, for which Slurm sends the same signal."""
     with stopwatch() as took:
-        number = submit(slurm, "train", "run.yaml", "--run", "runs/short", options="--time 1 --signal USR1@600")
+        number = submit(slurm, "train", "run.yaml", "--run", "runs/short")
+        warn_early(slurm, number)
         slurm.requeued(number)
+        warn_early(slurm, number)
         job = slurm.until(number, "FAILED", "COMPLETED", "CANCELLED", "TIMEOUT", seconds=120)
     log = slurm.log(number)
     assert log.count("hpe: stopped by SIGUSR1; run the same command again") == 2, log
     assert "ask for a longer --time" in log
     assert (job["JobState"], code(job), job["Restarts"]) == ("FAILED", KILLED_BY_USR1, "1"), log
-    events.add("`--time` shorter than the warning's 10 minutes", took[0], "tried twice, then ended with the reason")
+    events.add("warning (SIGUSR1) while hpe starts, twice", took[0], "requeued once, then ended with the reason")
+
+
+def warn_early(slurm: Slurm, number: str) -> None:
+    """Send the ranks SIGUSR1 while they load their modules."""
+    slurm.until(number, "RUNNING")
+    end = time.monotonic() + 60
+    while len(slurm.ranks(f"SLURM_JOB_ID={number}")) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    time.sleep(1)
+    slurm.tell("scancel", "--signal=USR1", number)
 
 
 @pytest.mark.parametrize("end", ["link", "power"])
