@@ -164,7 +164,19 @@ def _warn_of_no_locks(folder: Path) -> None:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""
+    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+
+    Whole after a power cut, too, or after the crash of a node on a network file system: see :func:`sync`.
+    """
+    with aside_unsynced(path) as part:
+        yield part
+        sync(part)
+    sync(path.parent)
+
+
+@contextmanager
+def aside_unsynced(path: Path) -> Iterator[Path]:
+    """As :func:`aside`, but whole only while the machine has power: for the many small files of one result."""
     # Containers on several nodes often have the same process numbers.
     part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
@@ -172,6 +184,22 @@ def aside(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk.
+
+    A rename may reach the disk before the content of what it renames. Without this a power cut could leave a file of
+    the right name that is empty.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(number)
 
 
 def write_text(path: Path, text: str) -> None:
