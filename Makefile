@@ -22,7 +22,7 @@ quick: $(STAMP)
 
 # As root, on Debian's iproute2, slurm-wlm and munge; a quarter of an hour. Its table is in docs/clusters.md.
 cluster: $(STAMP)
-	$(BIN)/pytest -m cluster -p no:cacheprovider tests/cluster
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -136,12 +136,26 @@ class Slurm:
         self._until(f"{number}: {states}", lambda: self.job(number)["JobState"] in states, seconds, number)
         return self.job(number)
 
-    def requeued(self, number: str, *, wait_for_nodes: bool = True) -> None:
-        """Wait until a job is in the queue again, and let it start at once: Slurm holds it back for two minutes."""
+    def requeued(self, number: str) -> None:
+        """Wait until a job has been put into the queue again, and let it start."""
         self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)
-        self.until(number, "PENDING")
-        if wait_for_nodes:
-            self.tell("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.until(number, "PENDING", "RUNNING")
+        self._release(number)
+
+    def _release(self, number: str) -> None:
+        """Slurm holds a requeued job back for two minutes, unless it is told not to."""
+        if self.job(number)["JobState"] == "PENDING":
+            self.tell("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+
+    def finish(self, number: str) -> None:
+        """See a requeued job to its end."""
+
+        def ended() -> bool:
+            self._release(number)
+            return self.job(number)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+        self._until(f"end of {number}", ended, 300, number)
+        assert self.job(number)["JobState"] == "COMPLETED", self.log(number)
 
     def ranks(self, variable: str) -> list[int]:
         """The processes of hpe whose environment has this NAME=VALUE."""

@@ -33,14 +33,6 @@ def until_step(slurm: Slurm, number: str, run: Path, least: int) -> None:
         time.sleep(0.2)
 
 
-def finish_after_requeue(slurm: Slurm, number: str) -> None:
-    """Let a requeued job start at once (Slurm holds it back for two minutes), and see it to its end."""
-    slurm.requeued(number)
-    assert slurm.until(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")["JobState"] == "COMPLETED", slurm.log(
-        number
-    )
-
-
 @pytest.fixture(scope="module")
 def whole(slurm: Slurm, place: Path, events: Events) -> dict[str, bytes]:
     """The weights of a run that nothing disturbs."""
@@ -84,7 +76,7 @@ def test_a_preempted_job_goes_back_into_the_queue_and_resumes(
         urgent = slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true")
         slurm.until(urgent, "COMPLETED")
     assert slurm.job(number)["Restarts"] == "1", slurm.log(number)
-    finish_after_requeue(slurm, number)
+    slurm.finish(number)
     how = "with a minute's notice" if partition == "notice" else "without notice"
     events.add(f"pre-emption {how}", took[0], "saved, requeued once, resumed", weights(run) == whole)
     assert slurm.job(number)["Restarts"] == "1"
@@ -148,14 +140,14 @@ def test_a_node_that_is_lost_is_named_and_the_job_resumes(
         node.cut()
         if end == "power":
             node.kill()
-        slurm.requeued(number, wait_for_nodes=False)
+        slurm.requeued(number)
     assert "rank 1 on node2 has been silent for 20 s" in slurm.log(number), slurm.log(number)
     if end == "power":
         node.boot()
         slurm.switch_on("node2")
     node.join()
     slurm.await_nodes()
-    finish_after_requeue(slurm, number)
+    slurm.finish(number)
     what = "link of node 2 cut" if end == "link" else "power of node 2 lost"
     events.add(f"{what}, `HPE_RANK_TIMEOUT=20`", took[0], "node named, requeued, resumed", weights(run) == whole)
     assert weights(run) == whole
