@@ -41,15 +41,17 @@ class Ahead:
         self.refuse_too_little_room()
 
     def refuse_too_little_room(self) -> None:
-        """See that the first window fits into the cache, as far as manifests list its size.
+        """See that two windows fit into the cache: one reader is in the next one while another is still in this.
 
         Raises:
-            UserError: it does not.
+            UserError: they do not.
         """
-        now = [self._sets[d][s] for d, s in self._order.windows(self._first)[0]] if self._needed else []
-        needed = sum(shard.bytes or 0 for shard in now if shard.copied)
+        now, after = self._order.windows(self._first) if self._needed else ([], [])
+        shards = [self._sets[d][s] for d, s in dict.fromkeys(now + after) if self._sets[d][s].copied]
+        needed = sum(shard.bytes or 0 for shard in shards)
         if needed > self._cache.limit_bytes:
-            raise UserError(self._cache.too_small(f"one window of {len(now)} shards needs {needed / 1e9:,.3g} GB"))
+            windows = f"a window of {len(now)} shards and the next one need {needed / 1e9:,.3g} GB"
+            raise UserError(self._cache.too_small(windows))
 
     def start(self) -> None:
         """Begin, where there is anything to fetch."""
