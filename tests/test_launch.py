@@ -41,7 +41,7 @@ os._exit({EXIT_AGAIN})
 SCONTROL = """#!/bin/sh
 echo "$*" >> scontrol.called
 case $1 in
-  show) printf 'first\\nsecond\\n' ;;
+  show) case $2 in hostnames) printf 'first\\nsecond\\n' ;; *) echo "JobState=RUNNING $SHOWN" ;; esac ;;
   requeue) exit ${REQUEUE_ENDS:-0} ;;
 esac
 """
@@ -74,17 +74,45 @@ def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_pa
     with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
         assert job.wait(60) == 0
     assert said(tmp_path, "srun") == [
-        "12 first 20711 --kill-on-bad-exit=1 hpe train my config.yaml --set train.epochs=3"
+        "12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
     ]
     assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
 
 
-def test_slurm_puts_a_job_back_into_the_queue_that_was_saved(tmp_path: Path) -> None:
-    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(EXIT_AGAIN)) as job:
+@pytest.mark.parametrize(
+    ("given", "started"),
+    [
+        (["pose", "shards", "-e", "a b.yaml"], "hpe pose shards -e a b.yaml"),
+        (["train", "x.yaml", "--run", "runs/%a"], "hpe train x.yaml --run runs/7"),
+        (["x.yml"], "hpe train x.yml"),
+    ],
+)
+def test_slurm_starts_any_command_with_the_number_within_an_array(
+    tmp_path: Path, given: list[str], started: str
+) -> None:
+    with slurm(tmp_path, *given, SRUN_ENDS="0", SLURM_ARRAY_TASK_ID="7", HPE="apptainer exec hpe.sif hpe") as job:
+        assert job.wait(60) == 0
+    assert said(tmp_path, "srun")[0].endswith(f"--wait=0 apptainer exec hpe.sif {started}")
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"), [(EXIT_AGAIN, ""), (138, ""), (143, "PreemptTime=2026-11-26T06:06:24")], ids=str
+)
+def test_slurm_puts_a_job_back_into_the_queue_that_a_signal_has_ended(tmp_path: Path, code: int, shown: str) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code), SHOWN=shown) as job:
         told, _ = job.communicate(timeout=60)
     assert job.returncode == 0
-    assert said(tmp_path, "scontrol")[1:] == ["requeue 40711"]
-    assert "saved; requeued as 40711" in told
+    assert said(tmp_path, "scontrol")[-1] == "requeue 40711"
+    assert "; requeued as 40711" in told
+    assert told.startswith("hpe: saved; ") == (code == EXIT_AGAIN)
+
+
+def test_a_job_that_is_warned_again_before_it_has_saved_is_not_tried_for_ever(tmp_path: Path) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS="138", SLURM_RESTART_COUNT="1") as job:
+        told, _ = job.communicate(timeout=60)
+    assert job.returncode == 138
+    assert "requeue 40711" not in said(tmp_path, "scontrol")
+    assert "ask for a longer --time" in told
 
 
 def test_a_job_that_slurm_does_not_take_back_is_no_success(tmp_path: Path) -> None:
@@ -92,11 +120,11 @@ def test_a_job_that_slurm_does_not_take_back_is_no_success(tmp_path: Path) -> No
         assert job.wait(60) == EXIT_AGAIN
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 130, 137])
+@pytest.mark.parametrize("code", [0, 1, 2, 130, 137, 143])
 def test_slurm_sees_every_other_exit_code_of_the_ranks(tmp_path: Path, code: int) -> None:
-    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code)) as job:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code), SHOWN="PreemptTime=None") as job:
         assert job.wait(60) == code
-    assert said(tmp_path, "scontrol")[1:] == []
+    assert "requeue 40711" not in said(tmp_path, "scontrol")
 
 
 def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path) -> None:
@@ -107,18 +135,33 @@ def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path)
     assert said(tmp_path, "srun") == said(tmp_path, "scontrol") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_to_slurms_script_reaches_srun_whose_code_counts(tmp_path: Path, number: signal.Signals) -> None:
-    """Ten times: srun's code must not be lost where it ends at once, between the script's looks at it."""
-    for turn in range(10):
+@pytest.mark.parametrize(
+    ("number", "shown", "told"),
+    [
+        (signal.SIGUSR1, "Restarts=0", "saved; requeued as 40711"),
+        (signal.SIGTERM, "Restarts=0", "40711 was cancelled (saved); submit it again to resume"),
+        (signal.SIGTERM, "Restarts=1", "pre-empted; Slurm has requeued 40711"),
+    ],
+    ids=["warned", "cancelled", "pre-empted"],
+)
+def test_a_signal_to_slurms_script_reaches_srun_whose_code_counts(
+    tmp_path: Path, number: signal.Signals, shown: str, told: str
+) -> None:
+    """Five times: srun's code must not be lost where it ends at once, between the script's looks at it.
+
+    scancel and a pre-emption both end the script with SIGTERM; after a pre-emption Slurm has requeued the job itself.
+    """
+    for turn in range(5):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        with slurm(folder, "run.yaml", srun=RANKS) as job:
+        with slurm(folder, "run.yaml", srun=RANKS, SHOWN=shown) as job:
             await_file(folder / "srun.called", job)
             job.send_signal(number)
-            assert job.wait(60) == 0
+            printed, _ = job.communicate(timeout=60)
         assert (folder / "srun.signal").read_text() == str(int(number))
-        assert said(folder, "scontrol")[1:] == ["requeue 40711"]
+        assert printed.splitlines()[0] == f"hpe: {told}"
+        assert ("requeue 40711" in said(folder, "scontrol")) == (number == signal.SIGUSR1)
+        assert job.returncode == (0 if number == signal.SIGUSR1 else EXIT_AGAIN)
 
 
 def await_file(path: Path, job: subprocess.Popen[str]) -> None:

@@ -193,7 +193,19 @@ def _warn_of_no_locks(folder: Path) -> None:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""
+    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+
+    Whole after a power cut, too, or after the crash of a node on a network file system: see :func:`sync`.
+    """
+    with aside_unsynced(path) as part:
+        yield part
+        sync(part)
+    sync(path.parent)
+
+
+@contextmanager
+def aside_unsynced(path: Path) -> Iterator[Path]:
+    """As :func:`aside`, but whole only while the machine has power: for the many small files of one result."""
     # Containers on several nodes often have the same process numbers.
     part = path.with_name(f"{_part_name(path)}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
@@ -211,6 +223,22 @@ def _part_name(path: Path) -> str:
 def leftovers(path: Path) -> Iterator[Path]:
     """The temporary files that :func:`aside` of a killed process left beside ``path``."""
     return path.parent.glob(f"{glob.escape(_part_name(path))}.*.part")
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk.
+
+    A rename may reach the disk before the content of what it renames. Without this a power cut could leave a file of
+    the right name that is empty.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(number)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -115,8 +115,8 @@ class Subject:
         if named is not None:
             if (other := self._other(folder, named)) is not None:
                 raise UserError(
-                    f"--name {named}: {folder / named}.json is the result on {other}, not on {self.title}; give "
-                    "another --name, or remove that file"
+                    f"--name {named}: {folder / named}.json is the result on {other}, not on {self.title} "
+                    f"({self.folder}); give another --name, or remove that file"
                 )
             return named, self.title if named in (self.split, self.stem) else f"{self.title} ({named})"
         digest = _digest([self.identity["paths"]])[:6]

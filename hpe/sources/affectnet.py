@@ -50,8 +50,8 @@ from hpe.sources.base import (
     keyed,
     number,
     pictures,
-    scaled,
     shown,
+    to_pixels,
     whole,
 )  # fmt: skip
 from hpe.sources.paths import Pictures
@@ -157,8 +157,7 @@ def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
             paths = Pictures(table.home, table.root, table.text.encoding)
             for line, cells in table.rows():
                 row = _row_2017(faces, paths, table, line, cells)
-                in_fractions = boxes == "fractions" and isinstance(row, Raw) and row.record.box is not None
-                yield Unread(scaled, (row.key, row)) if in_fractions else row
+                yield to_pixels(row) if boxes == "fractions" else row
 
     header = "" if all(table.header for table in opened) else " (no header row)"
     return Source(

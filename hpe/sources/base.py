@@ -279,8 +279,12 @@ def in_pixels(box: Box, picture: Path | bytes) -> Box | None:
     return x0 * width, y0 * height, x1 * width, y1 * height
 
 
-def scaled(key: str, raw: Raw) -> Raw:
-    """A sample whose box is in fractions of its picture, with the box in pixels; for :class:`Unread`."""
+def to_pixels(row: Raw | Reject) -> Raw | Reject | Unread:
+    """A row whose box is in fractions of its picture; it becomes one in pixels where the picture is read."""
+    return Unread(_to_pixels, (row.key, row)) if isinstance(row, Raw) and row.record.box is not None else row
+
+
+def _to_pixels(key: str, raw: Raw) -> Raw:
     assert raw.key == key
     assert isinstance(raw.image, Path | bytes)
     assert raw.record.box is not None

@@ -145,8 +145,8 @@ class Columns:
         """The row's value of each field; a decimal comma becomes a point."""
         got = {target: row.get(column) for target, column in self.names.items()}
         for target, column in self.names.items() if self.commas else ():
-            if column in self.commas and isinstance(got[target], str):
-                got[target] = with_point(got[target])
+            if column in self.commas and isinstance(value := got[target], str):
+                got[target] = with_point(value)
         return got
 
     @property

@@ -200,15 +200,16 @@ class Pictures:
             PathError: several files fit.
         """
         real: _Parts = ()
+        linked = False
         for at, part in enumerate(parts):
             folder = self._folder(real)
             name = folder and self._name(folder, part, last=at == len(parts) - 1, count=count)
-            if not name:
+            if not folder or not name:
                 return None
             real = (*real, name)
-        folder = self._folder(real[:-1])
-        if count and folder and (folder.leads_out or folder.names[real[-1]]):
-            self._count_link(real, folder)
+            linked = folder.leads_out or folder.names[name]
+        if count and linked:
+            self._count_link(real)
         return real
 
     def _name(self, folder: _Folder, name: str, *, last: bool, count: bool) -> str | None:
@@ -231,9 +232,9 @@ class Pictures:
             self._count(kind, f"{name} for {found[0]}")
         return found[0] if found else None
 
-    def _count_link(self, parts: _Parts, folder: _Folder) -> None:
+    def _count_link(self, parts: _Parts) -> None:
         path = self.home.joinpath(*parts)
-        if folder.leads_out or not resolved(path).is_relative_to(self._home):
+        if not resolved(path).is_relative_to(self._home):
             places = [p for p in (*reversed(path.parents), path) if p.is_relative_to(self.home) and p != self.home]
             link = next((p for p in places if p.is_symlink()), path)
             self._count("lie behind links that lead out of the dataset's folder", f"{link} → {resolved(link)}")

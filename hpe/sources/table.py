@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import resolved
 from hpe.core.labels import SPLITS, emotion_from_word, split_from_word
@@ -30,8 +31,8 @@ from hpe.sources.base import (
     Unread,
     choice,
     entries,
-    scaled,
     shown,
+    to_pixels,
 )
 from hpe.sources.columns import EMOTION_ORDERS, Columns
 from hpe.sources.paths import Pictures
@@ -40,6 +41,8 @@ from hpe.sources.units import ANGLES, ASK, BOXES, Units
 _CHOICES: Final = {"angles": ANGLES, "boxes": BOXES, "emotions": tuple(EMOTION_ORDERS)}
 _UNKNOWN_LICENCE: Final = "not stated; ask who gave you the pictures"
 _MOST_NAMED: Final = 6
+_LARGE_BYTES: Final = 16 << 20
+"""About 300,000 rows, which take 4 seconds."""
 _Row = Mapping[str, Any] | Reject
 
 # What both readers do
@@ -113,13 +116,6 @@ def _sample(
     except (ValueError, TypeError, ArithmeticError) as error:
         return Reject(source, f"{error} ({here})")
     return faces.sample(image, record, here)
-
-
-def _to_pixels(row: Raw | Reject) -> Raw | Reject | Unread:
-    """A row whose box is in fractions, to be made pixels where the picture is read."""
-    if isinstance(row, Raw) and row.record.box is not None:
-        return Unread(scaled, (row.key, row))
-    return row
 
 
 # CSV and Parquet
@@ -272,6 +268,8 @@ def open_table(
     start, home = _folders(tables[0], images, root)
     if images and meaning.names["image"] in table.embedded:
         raise UserError(f"{path}: option images is not used: column {meaning.names['image']!r} holds the pictures")
+    if tables[0].stat().st_size > _LARGE_BYTES:
+        say(f"{tables[0]}: reading all of it once, to tell units and decimal marks")
     meaning = replace(meaning, commas=table.commas(meaning.numbers))
     needed = [*meaning.numbers, *(meaning.names[n] for n in ("split",) if n in meaning.names)]
     surveyed = (row for _, row in table.rows(needed) if not isinstance(row, Reject))
@@ -288,7 +286,7 @@ def open_table(
         for line, row in table.rows():
             here = f"{table.path.name}:{line}"
             got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
-            yield _to_pixels(got) if boxes == "fractions" else got
+            yield to_pixels(got) if boxes == "fractions" else got
 
     read_as = () if table.text is None or table.text.usual else (f"{table.path.name} was read as {table.text.found}",)
     commas = (f"decimal commas in {', '.join(sorted(meaning.commas))}",) if meaning.commas else ()
@@ -375,7 +373,7 @@ def open_huggingface(
             for at, row in enumerate(rows_of_part):
                 got = _sample(faces, pictures, meaning, f"{part}/{at:08d}", row, words)
                 got = _with_split(got, split) if isinstance(got, Raw) and split else got
-                yield _to_pixels(got) if boxes == "fractions" else got
+                yield to_pixels(got) if boxes == "fractions" else got
 
     return Source(
         name="huggingface",
@@ -393,7 +391,7 @@ def _cache() -> Path:
     """Where ``datasets`` keeps the pictures of the hub's datasets."""
     import datasets
 
-    return Path(datasets.config.HF_CACHE_HOME)
+    return Path(datasets.config.HF_CACHE_HOME)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _load(path: Path, config: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Final
 from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.data.index import IndexFile
+from hpe.data.pose_tables import table_of_shard
 from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream import store
@@ -104,8 +105,10 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     names = [shard.name for shard in shards]
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
-    files = [f"{name.removesuffix('.tar')}.parquet" for name in names]
-    tables = _fetched(folder, files) if is_remote(folder) else [Path(folder) / file for file in files]
+    if is_remote(folder):
+        tables = _fetched(folder, [table_of_shard(Path(), name).name for name in names])
+    else:
+        tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
     if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(

@@ -142,3 +142,41 @@ def test_the_longest_name_that_a_disk_takes_is_written_aside_and_its_leftovers_a
         assert list(leftovers(path)) == [part]
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{number}').readlink().suffix or 'folder'}")
+        fsync(number)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    files.write_text(tmp_path / "table.csv", "a,b")
+    assert done == ["sync .part", "rename", "sync folder"]
+    assert (tmp_path / "table.csv").read_text() == "a,b"
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_disk_that_cannot_sync_is_used_and_one_that_fails_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if fails:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            files.write_text(tmp_path / "table.csv", "a,b")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        files.write_text(tmp_path / "table.csv", "a,b")
+        assert (tmp_path / "table.csv").read_text() == "a,b"

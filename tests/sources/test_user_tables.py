@@ -19,9 +19,9 @@ from hpe.core.labels import EMOTIONS
 from hpe.sources import Raw, Reject, Source, open_source, readers, recognise
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> Path:
+def picture(path: Path, size: tuple[int, int] = (40, 30), **options: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (90, 20, 30)).save(path, **options)
+    Image.new("RGB", size, (90, 20, 30)).save(path, **options)  # pyright: ignore[reportArgumentType]
     return path
 
 
