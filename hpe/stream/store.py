@@ -315,6 +315,10 @@ def _watched(one: _Try, waiting: Waiting, tell: Callable[[Waiting], None], come:
             if now - moved > min(_SOCKET_SECONDS, waiting.limit / 2):
                 raise TimeoutError(f"no byte for {now - moved:.0f} s")
             _tick(waiting, tell)
+        while Path(f"/proc/self/task/{one.native_id}").exists():
+            # Python's part of the thread has ended, but what it frees in C may still hold a lock of OpenSSL, which a
+            # reader that is forked now would find locked for ever.
+            time.sleep(0.001)
         if one.error is not None:
             raise one.error
     finally:
