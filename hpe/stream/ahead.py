@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ class Ahead:
 
     def __init__(self, sets: Sequence[Sequence[Shard]], order: Order, first: int, cache: RemoteCache) -> None:
         self._sets, self._order, self._first, self._cache = sets, order, first, cache
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
         self._needed = any(shard.copied for shards in sets for shard in shards)
         # The position, which the trainer writes, and whether it has begun: first comes the first window, alone.
         self._state = np.frombuffer(mmap.mmap(-1, 16), np.int64)
@@ -58,8 +59,9 @@ class Ahead:
         if self._needed:
             self._state[:] = self._first, 0
             # Forked like the readers, and beside them, for the same reasons.
-            self._process = multiprocessing.get_context("fork").Process(target=self._run, daemon=True)
-            self._process.start()
+            process = multiprocessing.get_context("fork").Process(target=self._run, daemon=True)
+            process.start()
+            self._process = process
 
     def reached(self, position: int) -> None:
         """The trainer has the batch before a position."""
