@@ -94,7 +94,11 @@ def slurm(place: Path) -> Iterator[Slurm]:
 
 def files(folder: Path, *patterns: str) -> dict[str, bytes]:
     """The bytes of all files that fit, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for pattern in patterns for path in folder.glob(pattern)}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
 
 
 def weights(run: Path) -> dict[str, bytes]:
