@@ -109,10 +109,8 @@ def test_a_lost_link_ends_both_hosts_in_time_and_the_same_command_resumes(
     jobs = start(hosts, place, launcher, run)
     assert [job.wait(300) for job in jobs] == [0, 0], logs(place, run)
     for host, after in zip(hosts, left, strict=True):
-        events.add(
-            f"link cut under {launcher}, `HPE_RANK_TIMEOUT={seconds}`: {host.name} leaves", after or -1, "other host named; resumed",
-            weights(run) == whole,
-        )  # fmt: skip
+        event = f"link cut under {launcher}, `HPE_RANK_TIMEOUT={seconds}`: {host.name} leaves"
+        events.add(event, after or -1, "other host named; resumed", weights(run) == whole)
     assert weights(run) == whole
     assert all(after is not None and after <= MOST_SECONDS for after in left), left
 
