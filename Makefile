@@ -1,13 +1,13 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
 # make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
-#                                                         make clean  forget the environment
+# make cluster   a real Slurm and lost links, as root     make clean  forget the environment
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= dev,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo test quick lint check install clean
+.PHONY: demo test quick cluster lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -19,6 +19,10 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(BIN)/pytest -n auto --dist worksteal -m 'not slow'
+
+# As root, on Debian's iproute2, slurm-wlm and munge; a quarter of an hour. Its table is in docs/clusters.md.
+cluster: $(STAMP)
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
+from hpe.core.signals import end_on_signals, signals
 
 _PATIENCE_SECONDS = 10
 _WAYS_OUT = {
@@ -20,6 +21,8 @@ _WAYS_OUT = {
     errno.EROFS: "choose a place that can be written",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "its links form a circle: use the path of the file or folder itself",
+    errno.EMFILE: "raise the limit of open files with `ulimit -n 1024` before this command, or lower data.workers",
+    errno.ENFILE: "end other programs, or raise the machine's limit of open files (fs.file-max)",
     errno.EFBIG: "raise the maximum file size (ulimit -f), or choose a place that takes larger files",
     errno.ENOSPC: "free some space or choose another disk, then run the same command again",
     errno.EDQUOT: "free some space or choose another disk, then run the same command again",
@@ -179,9 +182,10 @@ def _rank() -> str:
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
+    end_on_signals()  # first: imports take seconds, and a signal may come meanwhile
     from hpe.core.distributed import from_parent, leave
 
-    from_parent()  # first: imports take seconds, and the launcher may be killed meanwhile
+    from_parent()  # the launcher may be killed meanwhile, too
     try:
         _run()
     except SystemExit as end:
@@ -201,12 +205,22 @@ def _run() -> None:
         end = ending(error)
         if end is None:
             raise
-        if end.waits:  # so that the rank that knows the cause exits first: the launcher then stops the others
-            time.sleep(_PATIENCE_SECONDS)
+        # So that the rank that knows the cause exits first: the launcher then stops the others, which need not tell.
+        if end.waits and _stopped_while_waiting():
+            sys.exit(end.code)
         if end.message is not None:
             printable = f"hpe: {end.message}".encode("utf-8", "backslashreplace").decode("utf-8")
             print(printable, file=sys.stderr, flush=True)
         sys.exit(end.code)
+
+
+def _stopped_while_waiting() -> bool:
+    """Wait a while for the launcher's signal; true when it comes."""
+    with signals() as stop:
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < until and not stop.received:
+            time.sleep(0.1)
+        return stop.received
 
 
 if __name__ == "__main__":

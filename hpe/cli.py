@@ -85,13 +85,21 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+_ON_EVERY_RANK: Final = frozenset(("train", "evaluate", "pose", "doctor"))
+"""Commands that a launcher may start on many ranks: doctor because each machine is checked on its own."""
+
+
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _ON_EVERY_RANK:
+        from hpe.core.distributed import leave_to_rank_0
+
+        leave_to_rank_0(f"hpe {context.invoked_subcommand}")
 
 
 @app.command(rich_help_panel=_DATA)
@@ -770,7 +778,7 @@ def doctor(
 
 @app.command(rich_help_panel=_TOOLS)
 def bench(
-    part: Annotated[str, typer.Argument(help="Part to measure: stream, pack, pose, step or all.")] = "all",
+    part: Annotated[str, typer.Argument(help="Part to measure: start, stream, pack, pose, step or all.")] = "all",
     folder: Annotated[Path, typer.Option(help="Folder for the data that it makes; kept for the next time.")] = Path(
         "hpe-bench"
     ),

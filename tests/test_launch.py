@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from torch.distributed import run
 
 from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
 from hpe.models import run_folder
@@ -41,7 +42,7 @@ os._exit({EXIT_AGAIN})
 SCONTROL = """#!/bin/sh
 echo "$*" >> scontrol.called
 case $1 in
-  show) printf 'first\\nsecond\\n' ;;
+  show) case $2 in hostnames) printf 'first\\nsecond\\n' ;; *) echo "JobState=RUNNING $SHOWN" ;; esac ;;
   requeue) exit ${REQUEUE_ENDS:-0} ;;
 esac
 """
@@ -74,17 +75,45 @@ def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_pa
     with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
         assert job.wait(60) == 0
     assert said(tmp_path, "srun") == [
-        "12 first 20711 --kill-on-bad-exit=1 hpe train my config.yaml --set train.epochs=3"
+        "12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
     ]
     assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
 
 
-def test_slurm_puts_a_job_back_into_the_queue_that_was_saved(tmp_path: Path) -> None:
-    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(EXIT_AGAIN)) as job:
+@pytest.mark.parametrize(
+    ("given", "started"),
+    [
+        (["pose", "shards", "-e", "a b.yaml"], "hpe pose shards -e a b.yaml"),
+        (["train", "x.yaml", "--run", "runs/%a"], "hpe train x.yaml --run runs/7"),
+        (["x.yml"], "hpe train x.yml"),
+    ],
+)
+def test_slurm_starts_any_command_with_the_number_within_an_array(
+    tmp_path: Path, given: list[str], started: str
+) -> None:
+    with slurm(tmp_path, *given, SRUN_ENDS="0", SLURM_ARRAY_TASK_ID="7", HPE="apptainer exec hpe.sif hpe") as job:
+        assert job.wait(60) == 0
+    assert said(tmp_path, "srun")[0].endswith(f"--wait=0 apptainer exec hpe.sif {started}")
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"), [(EXIT_AGAIN, ""), (138, ""), (143, "PreemptTime=2026-11-26T06:06:24")], ids=str
+)
+def test_slurm_puts_a_job_back_into_the_queue_that_a_signal_has_ended(tmp_path: Path, code: int, shown: str) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code), SHOWN=shown) as job:
         told, _ = job.communicate(timeout=60)
     assert job.returncode == 0
-    assert said(tmp_path, "scontrol")[1:] == ["requeue 40711"]
-    assert "saved; requeued as 40711" in told
+    assert said(tmp_path, "scontrol")[-1] == "requeue 40711"
+    assert "; requeued as 40711" in told
+    assert told.startswith("hpe: saved; ") == (code == EXIT_AGAIN)
+
+
+def test_a_job_that_is_warned_again_before_it_has_saved_is_not_tried_for_ever(tmp_path: Path) -> None:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS="138", SLURM_RESTART_COUNT="1") as job:
+        told, _ = job.communicate(timeout=60)
+    assert job.returncode == 138
+    assert "requeue 40711" not in said(tmp_path, "scontrol")
+    assert "ask for a longer --time" in told
 
 
 def test_a_job_that_slurm_does_not_take_back_is_no_success(tmp_path: Path) -> None:
@@ -92,11 +121,11 @@ def test_a_job_that_slurm_does_not_take_back_is_no_success(tmp_path: Path) -> No
         assert job.wait(60) == EXIT_AGAIN
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 130, 137])
+@pytest.mark.parametrize("code", [0, 1, 2, 130, 137, 143])
 def test_slurm_sees_every_other_exit_code_of_the_ranks(tmp_path: Path, code: int) -> None:
-    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code)) as job:
+    with slurm(tmp_path, "run.yaml", SRUN_ENDS=str(code), SHOWN="PreemptTime=None") as job:
         assert job.wait(60) == code
-    assert said(tmp_path, "scontrol")[1:] == []
+    assert "requeue 40711" not in said(tmp_path, "scontrol")
 
 
 def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path) -> None:
@@ -107,18 +136,33 @@ def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path)
     assert said(tmp_path, "srun") == said(tmp_path, "scontrol") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_to_slurms_script_reaches_srun_whose_code_counts(tmp_path: Path, number: signal.Signals) -> None:
-    """Ten times: srun's code must not be lost where it ends at once, between the script's looks at it."""
-    for turn in range(10):
+@pytest.mark.parametrize(
+    ("number", "shown", "told"),
+    [
+        (signal.SIGUSR1, "Restarts=0", "saved; requeued as 40711"),
+        (signal.SIGTERM, "Restarts=0", "40711 was cancelled (saved); submit it again to resume"),
+        (signal.SIGTERM, "Restarts=1", "pre-empted; Slurm has requeued 40711"),
+    ],
+    ids=["warned", "cancelled", "pre-empted"],
+)
+def test_a_signal_to_slurms_script_reaches_srun_whose_code_counts(
+    tmp_path: Path, number: signal.Signals, shown: str, told: str
+) -> None:
+    """Five times: srun's code must not be lost where it ends at once, between the script's looks at it.
+
+    scancel and a pre-emption both end the script with SIGTERM; after a pre-emption Slurm has requeued the job itself.
+    """
+    for turn in range(5):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        with slurm(folder, "run.yaml", srun=RANKS) as job:
+        with slurm(folder, "run.yaml", srun=RANKS, SHOWN=shown) as job:
             await_file(folder / "srun.called", job)
             job.send_signal(number)
-            assert job.wait(60) == 0
+            printed, _ = job.communicate(timeout=60)
         assert (folder / "srun.signal").read_text() == str(int(number))
-        assert said(folder, "scontrol")[1:] == ["requeue 40711"]
+        assert printed.splitlines()[0] == f"hpe: {told}"
+        assert ("requeue 40711" in said(folder, "scontrol")) == (number == signal.SIGUSR1)
+        assert job.returncode == (0 if number == signal.SIGUSR1 else EXIT_AGAIN)
 
 
 def await_file(path: Path, job: subprocess.Popen[str]) -> None:
@@ -149,7 +193,34 @@ def test_accelerate_reads_the_launch_configs_as_they_are_meant(name: str, machin
 
 
 def test_every_launch_config_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes"}
+    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes", "kubernetes"}
+
+
+def test_the_job_on_kubernetes_starts_the_ranks_that_it_counts() -> None:
+    """Its fields are checked against Kubernetes' schema by tests/cluster/test_kubernetes.py."""
+    parts = list(yaml.safe_load_all((ROOT / "launch" / "kubernetes.yaml").read_text(encoding="utf-8")))
+    by_name = {(part["kind"], part["metadata"]["name"]): part for part in parts}
+    job, service = by_name["Job", "hpe-train"]["spec"], by_name["Service", "hpe-train"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    options = dict(word.split("=", 1) for word in container["command"] if "=" in word)
+    assert job["completions"] == job["parallelism"] == int(options["--nnodes"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options["--nproc-per-node"])
+    assert options["--master-addr"] == f"hpe-train-0.{pod['subdomain']}"
+    assert service["selector"] == {"job-name": "hpe-train"}
+    torchrun = run.get_args_parser().parse_args(
+        [w.replace("$(JOB_COMPLETION_INDEX)", "1") for w in container["command"][1:]]
+    )
+    assert (torchrun.node_rank, torchrun.module, torchrun.training_script) == (1, True, "hpe")
+    parses(["hpe", *container["args"]][1:])
+    assert (ROOT / container["args"][1]).is_file()
+    for part in parts:
+        spec = part["spec"].get("template", {}).get("spec", {})
+        volumes = {volume["name"] for volume in spec.get("volumes", ())}
+        mounts = [mount for one in spec.get("containers", ()) for mount in one["volumeMounts"]]
+        assert {mount["name"] for mount in mounts} == volumes
+        claims = {v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes", ()) if "emptyDir" not in v}
+        assert claims <= {name for kind, name in by_name if kind == "PersistentVolumeClaim"}
 
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN} | {
@@ -236,6 +307,7 @@ def parses(words: list[str]) -> None:
 def test_the_containers_commands_are_commands_of_hpe() -> None:
     text = COMPOSE.read_text(encoding="utf-8")
     services = yaml.safe_load(text)["services"]
+    parses(services["demo"]["command"])
     train = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in services["train"]["command"]]
     assert (ROOT / train[1]).is_file()
     parses(train)
@@ -260,9 +332,10 @@ def test_compose_builds_this_repositorys_dockerfile_and_keeps_its_folders() -> N
     assert (context / train["build"]["dockerfile"]).samefile(DOCKERFILE)
     volumes = re.findall(r"^VOLUME (\[.*\])$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     kept = set(yaml.safe_load(volumes[0]))
+    assert compose["services"]["demo"]["profiles"] == ["cpu"]  # so that `up` needs no second image
     assert {volume.split(":/")[-1].removesuffix(":ro") for volume in train["volumes"]} == {v.lstrip("/") for v in kept}
-    named = {volume.split(":")[0] for service in (train, board) for volume in service["volumes"]}
-    assert {name for name in named if name.isalpha()} == set(compose["volumes"])
+    named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", v).split(":")[0] for s in (train, board) for v in s["volumes"]}
+    assert named == set(compose["volumes"])
     assert train["image"] == board["image"]
 
 
@@ -272,6 +345,28 @@ def test_what_the_dockerfile_copies_is_there_and_enough_to_install() -> None:
     assert len(copied) == text.count("COPY")
     sources = [source for *sources, _ in copied for source in sources]
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    before = text[: text.index("RUN make install")]
+    before = text[: text.index("make install")]
     for needed in ("pyproject.toml", "Makefile", "README.md", "LICENSE", "hpe/__init__.py"):  # what hatchling reads
         assert needed in before
+
+
+def test_the_apptainer_recipe_installs_as_the_dockerfile_does() -> None:
+    text = (ROOT / "docker" / "hpe.def").read_text(encoding="utf-8")
+    docker = DOCKERFILE.read_text(encoding="utf-8")
+    copied = [line.split()[0] for line in re.findall(r"^    (\S+ /opt/hpe/\S+)$", text, re.MULTILINE)]
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert {"pyproject.toml", "Makefile", "README.md", "LICENSE", "hpe", "configs"} == set(copied)
+    base, extras = re.findall(r"^From: (\S+)$|EXTRAS=(\S+)$", text, re.MULTILINE)
+    assert f"ARG BASE={base[0]}\n" in docker
+    assert f"EXTRAS={extras[1]}\n" in docker
+
+
+def test_the_dockerfile_tells_a_base_with_another_python_which_argument_to_give() -> None:
+    (check,) = re.findall(
+        r"^RUN python3 -c '(.+?)' \\", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for version, told in (((3, 11), ""), ((3, 14, 2), ""), ((3, 10), "3.10"), ((3, 15), "3.15")):
+        pretended = f"import sys; sys.version_info = {version}; {check.removeprefix('import sys; ')}"
+        done = subprocess.run([sys.executable, "-c", pretended], capture_output=True, text=True, check=False)
+        assert (f"this base has {told}: choose another with --build-arg BASE" in done.stderr) == bool(told)
+        assert done.returncode == bool(told)

@@ -36,13 +36,13 @@ class ShardsConfig(Section):
     """One dataset of shards."""
 
     shards: str | list[str]
-    """A folder that ``hpe pack`` wrote, a tar file, glob, brace pattern, ``pipe:`` command or URL; or a list of
-    them.
+    """A folder that ``hpe pack`` wrote, or tar files by path, glob or brace pattern, on this machine or in a store
+    (``https://``, ``s3://``, ``gs://``, ``hf://`` …); a ``pipe:`` command; or a list of these.
     """
     split: str | None = None
     """Split to use, if ``shards`` is a folder."""
     pose: str | None = None
-    """Folder of pose tables that ``hpe pose`` wrote. A dataset without it keeps the angles and directions of its
+    """Folder or URL of pose tables that ``hpe pose`` wrote. A dataset without it keeps the angles and directions of its
     records, also beside others that name one.
     """
     weight: Positive | None = None
@@ -80,6 +80,10 @@ class DataConfig(Section):
     """Who decodes plain JPEGs: the readers on the CPU, or the GPU of each rank through nvJPEG; ``auto`` takes the
     GPU if there is one. Both differ slightly in their pixels. This version's GPU decoder was tested only with a CPU
     in its place, never on a GPU.
+    """
+    stage: Literal["none", "node"] = "none"
+    """``node`` copies shards to a disk of each node (``$HPE_CACHE``) before they are read, as those of a store always
+    are: for network file systems such as Lustre and NFS, where many small reads at random places are slow.
     """
     damaged: Literal["skip", "fail"] = "skip"
     """A sample that cannot be read is skipped and named, or stops the run."""
@@ -351,6 +355,7 @@ class RunConfig(Section):
 FREE: Final = (
     "run",
     "data.workers",
+    "data.stage",
     "train.log_steps",
     "train.keep",
     "train.checkpoint_steps",

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-_SLURM: Final = {
-    "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS",
-    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
-}  # fmt: skip
+_SLURM: Final = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
 _PR_SET_PDEATHSIG: Final = 1
 _PORTS: Final = 1 << 16
 _SPARE_ONE_OF: Final = 8
@@ -60,7 +58,7 @@ class Ranks:
         if found.world > 1 and missing:
             by, way = "WORLD_SIZE", "start with accelerate launch or torchrun, or set them: the first node, a free port"
             if slurm_tasks() > 1:
-                by, way = "SLURM_NTASKS", "start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+                by, way = "SLURM_STEP_NUM_TASKS", "start with launch/slurm.sh, or with srun as it does"
             raise UserError(f"{by} is {found.world}, without {' and '.join(missing)}; {way}")
         port = os.environ.get("MASTER_PORT", "29500")
         if not (port.isdecimal() and int(port) < _PORTS):
@@ -72,7 +70,8 @@ class Ranks:
         env = os.environ
         if "RANK" not in env and slurm_tasks() > 1:
             for name, slurm in _SLURM.items():
-                env.setdefault(name, env.get(slurm, "1"))
+                env.setdefault(name, env.get(slurm, "0"))
+            env.setdefault("LOCAL_WORLD_SIZE", str(_slurm_tasks_here()))
         try:
             rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
             local_rank = int(env.get("LOCAL_RANK", "0"))
@@ -138,14 +137,23 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
         why = " ".join(str(error).split())[:300]
         raise UserError(f"Accelerate does not start: {why} (its variables that are set here: {given})") from error
     _refuse_other_choices(here, named, ranks.world)
-    import torch
-
-    if ranks.world > 1 and torch.distributed.get_backend() == "nccl":
-        from torch.distributed.distributed_c10d import _get_default_store
-
-        identity = torch.cuda.get_device_properties(here.device).uuid
-        refuse_shared_gpus(_get_default_store(), ranks, f"{socket.gethostname()} {identity}")
+    if ranks.world > 1:
+        _met(here, ranks)
     return here
+
+
+def _met(here: "Accelerator", ranks: Ranks) -> None:
+    """See, once the ranks have met, that each has a GPU of its own, and watch that all stay."""
+    import torch
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    from hpe.core.heartbeats import start_heartbeats
+
+    store = _get_default_store()
+    if torch.distributed.get_backend() == "nccl":
+        identity = torch.cuda.get_device_properties(here.device).uuid
+        refuse_shared_gpus(store, ranks, f"{socket.gethostname()} {identity}")
+    start_heartbeats(store, ranks.rank, range(ranks.world) if ranks.main else (0,))
 
 
 def common_accelerator(precision: str, *, asked: str) -> "Accelerator":
@@ -475,9 +483,37 @@ def launched() -> bool:
     return "RANK" in os.environ or slurm_tasks() > 1
 
 
+def leave_to_rank_0(command: str) -> None:
+    """On other ranks, end: the command runs in one process, with worker processes of its own on that machine.
+
+    Raises:
+        UserError: see :meth:`Ranks.from_environment`.
+    """
+    if not launched() or (ranks := Ranks._numbered()).main:
+        return
+    if ranks.rank == 1:
+        others = f"the {ranks.world - 1} others have" if ranks.world > 2 else "rank 1 has"
+        say(
+            f"hpe: `{command}` runs on rank 0 alone, with as many workers as its node has cores; {others} nothing to do"
+        )
+    sys.exit(0)
+
+
 def slurm_tasks() -> int:
-    """How many tasks of Slurm this one is among; 1 outside of them, as in the shell of ``salloc``."""
-    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    """How many tasks of Slurm this one is among; 1 outside of ``srun``: a batch script has its job's task count, too.
+
+    Raises:
+        UserError: the count is no whole number.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in os.environ else "1"
     if not tasks.isdecimal():
-        raise UserError(f"SLURM_NTASKS is {tasks!r}: expected a whole number; start with srun, or unset it")
+        raise UserError(f"SLURM_STEP_NUM_TASKS is {tasks!r}: expected a whole number; start with srun, or unset it")
     return int(tasks)
+
+
+def _slurm_tasks_here() -> int:
+    """Tasks of this step on this node, of a list such as ``2(x3),1``: three nodes with two tasks, and one with one."""
+    listed = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    nodes = [int(tasks) for tasks, times in listed for _ in range(int(times or 1))]
+    node = os.environ.get("SLURM_NODEID", "0")
+    return nodes[int(node)] if node.isdecimal() and int(node) < len(nodes) else 1

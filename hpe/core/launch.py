@@ -28,7 +28,7 @@ _OUT_OF_MEMORY: Final = (
 )
 _ALWAYS_TRIED: Final = 2
 """Processes that even a single core may run: enough to see that a command works on several."""
-_EXPLAINED: Final = frozenset((0, 1, 2, 75, 130))
+_EXPLAINED: Final = frozenset((0, 1, 2, 75, 130, 138, 143))
 """Exit codes after which the rank itself has printed why."""
 
 
@@ -80,8 +80,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
         return
     if launched():
         raise UserError(
-            f"--processes {processes}: Slurm has started {slurm_tasks()} tasks here; start with srun as "
-            "launch/slurm.sh does, without --processes, or unset SLURM_NTASKS"
+            f"--processes {processes}: Slurm has started {slurm_tasks()} tasks here; leave --processes "
+            "out, or start one task alone (srun --ntasks 1)"
         )
     refuse_processes(processes)
     refuse_other_engines()

@@ -1,12 +1,21 @@
-"""Stop signals, taken as a request to stop at the next safe point."""
+"""Stop signals: before a command catches them they end the process; then they ask it to stop at the next safe point."""
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+_GRACE_SECONDS: Final = 5.0
+_KILLED: Final = 128
+"""Exit code of a process that a signal ended, less the signal's number, as in shells."""
 
 
 class Signals:
-    """SIGTERM, SIGUSR1 (Slurm's pre-emption) and SIGINT as a request to stop, which is checked between two steps."""
+    """SIGTERM, SIGUSR1 (of Slurm, before the time limit) and SIGINT as a request to stop, checked between steps."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -33,3 +42,53 @@ def signals() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_on_signals() -> None:
+    """Outside of :func:`signals`, let SIGTERM and SIGUSR1 end this process with a message and exit code 128 + number.
+
+    To be called first: a signal may come while modules load, which takes seconds. A handler in Python runs only when
+    the main thread runs Python, but a rank may wait in C for other ranks, for minutes; so a thread, which the kernel's
+    handler wakes through a pipe, ends the process where the main thread does not.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in _ENDING:
+        signal.signal(number, _end)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+    threading.Thread(target=_end_in_time, args=(reader,), name="signals", daemon=True).start()
+
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGUSR1)
+_ended = threading.Event()
+
+
+def _end(number: int, _frame: object) -> None:
+    if not _ended.is_set():  # a second signal must not cut short the cleaning up after the first
+        _tell(number)
+        sys.exit(_KILLED + number)
+
+
+def _end_in_time(reader: int) -> None:
+    while numbers := os.read(reader, 1):
+        if signal.getsignal(number := numbers[0]) is _end:
+            time.sleep(_GRACE_SECONDS)
+            if signal.getsignal(number) is _end:
+                _tell(number)
+                os._exit(_KILLED + number)
+
+
+def _tell(number: int) -> None:
+    if not _ended.is_set() and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        # Not `print`: the signal may have come in the midst of one.
+        os.write(2, f"hpe: stopped by {signal.Signals(number).name}; run the same command again\n".encode())
+    _ended.set()
+
+
+def _forget() -> None:
+    """In a forked process: its signals are its own, and not its parent's."""
+    signal.set_wakeup_fd(-1)
+    for number in _ENDING:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)

@@ -16,6 +16,7 @@ from typing import Final
 import torch.distributed as dist
 
 from hpe.core.distributed import Ranks
+from hpe.core.heartbeats import start_heartbeats
 
 BEAT_SECONDS: Final = 2.0
 DEAD_SECONDS: Final = 30.0
@@ -110,7 +111,10 @@ class Claims:
 @contextmanager
 def claims(ranks: Ranks, total: int) -> Iterator[Claims]:
     """The claims of a job that this process belongs to, as its launcher says."""
-    mine = Claims(_store(ranks), ranks, total)
+    store = _store(ranks)
+    if not ranks.main:  # rank 0 does the items of others that are gone; they cannot do without rank 0
+        start_heartbeats(store, ranks.rank, ())
+    mine = Claims(store, ranks, total)
     mine.beating.start()
     try:
         yield mine

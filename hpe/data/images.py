@@ -175,7 +175,8 @@ def _heif() -> str:
 
 
 def _allowed(max_pixels: int) -> str:
-    return f"the {max_pixels / 1e6:g} megapixels allowed (`hpe pack`, `predict` and `landmarks` have --max-megapixels)"
+    where = "--max-megapixels of hpe pack, predict and landmarks; max_megapixels of hpe.load"
+    return f"the {max_pixels / 1e6:g} megapixels allowed ({where})"
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -14,9 +14,11 @@ An index is always made from the tar itself (:func:`index_shard`), so that it st
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,19 +136,19 @@ class IndexedShard:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An open index; its columns lie in the mapped file.
+    """An open index; its columns lie in the mapped file, those of a small one in memory.
 
     Attributes:
         path: of the file.
         shards: its tars.
         batches: the rows of each tar, by the columns of :data:`SCHEMA`.
-        mapped: the file.
+        mapped: the file; None: it is small, and was read.
     """
 
     path: Path
     shards: tuple[IndexedShard, ...]
     batches: tuple[pa.RecordBatch, ...]
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None
 
     @property
     def table(self) -> pa.Table:
@@ -158,7 +160,8 @@ class Index:
 
         It maps the neighbours of what is read, too: who has read the labels has soon all of the file mapped.
         """
-        self.mapped.madvise(mmap.MADV_DONTNEED)
+        if self.mapped is not None:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def index_shard(path: Path) -> tuple[IndexedShard, pa.RecordBatch]:
@@ -178,21 +181,35 @@ def index_open_shard(name: str, shard: OpenShard) -> tuple[IndexedShard, pa.Reco
         record, problem = _read(shard, row)
         records.append(record)
         problems.append(problem)
-    columns: dict[str, Any] = {
-        "shard": np.zeros(len(shard), np.int32),
+    places = np.hstack((shard.index.images, shard.index.records)).T
+    columns: dict[str, Sequence[Any]] = {
+        "shard": [0] * len(shard),
         "key": [utf8(key) for key in shard.keys],
-        "extension": list(shard.index.extensions),
+        "extension": shard.index.extensions,
+        "groups": [json.dumps(dict(one.groups), ensure_ascii=False) if one.groups else None for one in records],
+        "problem": problems,
     }
-    places = np.hstack((shard.index.images, shard.index.records))
-    columns |= {name: places[:, at] for at, name in enumerate(_PLACES)}
-    for name_ in ("emotion", "direction", *NUMBERS, "emotion_votes", "box", *TEXTS):
-        columns[name_] = [getattr(record, name_) for record in records]
-    columns["groups"] = [
-        json.dumps(dict(record.groups), ensure_ascii=False) if record.groups else None for record in records
-    ]
-    columns["problem"] = problems
+    columns |= {place: of.tolist() for place, of in zip(_PLACES, places, strict=True)}
+    for label in ("emotion", "direction", *NUMBERS, *_LISTS, *TEXTS):
+        columns[label] = [getattr(record, label) for record in records]
     entry = IndexedShard(name, len(shard.data), len(shard), shard.damage, shard.index.unpaired)
-    return entry, pa.record_batch([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    return entry, pa.record_batch([_column(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def _column(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column of values, None: null. ``pa.array`` would import pandas, which takes as long as to pack 100 pictures."""
+    has = np.fromiter((item is not None for item in items), bool, len(items))
+    bits = None if has.all() else pa.py_buffer(np.packbits(has, bitorder="little"))
+    if pa.types.is_primitive(kind):
+        numbers = np.asarray([0 if item is None else item for item in items], kind.to_pandas_dtype())
+        return pa.Array.from_buffers(kind, len(items), [bits, pa.py_buffer(numbers)])
+    text = pa.types.is_string(kind)
+    parts: list[Any] = [(item or "").encode() if text else item or () for item in items]
+    ends = pa.py_buffer(np.cumsum([0, *map(len, parts)], dtype=np.int64).astype(np.int32))
+    if text:
+        return pa.Array.from_buffers(kind, len(items), [bits, ends, pa.py_buffer(b"".join(parts))])
+    inner = _column(list(chain.from_iterable(parts)), kind.value_type)
+    return pa.Array.from_buffers(kind, len(items), [bits, ends], children=[inner])
 
 
 def _read(shard: OpenShard, row: int) -> tuple[Record, str | None]:
@@ -240,10 +257,14 @@ def write_index(path: Path, entries: Sequence[IndexedShard], batches: Iterable[p
     with aside(path) as part:
         with pa.OSFile(str(part), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
             for number, batch in enumerate(batches):
-                numbers = pa.array(np.full(batch.num_rows, number, np.int32))
+                numbers = _column([number] * batch.num_rows, pa.int32())
                 stream.write_batch(batch.set_column(0, SCHEMA[0], numbers))
         with part.open("rb") as written:
             return part.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
+
+
+_SMALL: Final = 1 << 20
+"""Bytes. A map keeps a descriptor as long as it lives, and a reader of tars without an index has one table per tar."""
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:
@@ -267,8 +288,10 @@ def open_index(path: Path) -> Index:
     try:
         with open_regular(path) as file:
             # Not pa.memory_map, which opens a path a second time: a FIFO could stand there by now.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with pa.ipc.open_stream(pa.py_buffer(mapped)) as stream:
+            small = os.fstat(file.fileno()).st_size <= _SMALL
+            mapped = None if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = file.read() if mapped is None else mapped
+        with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
             shards = _shards_of(stream.schema)
             batches = tuple(stream)
         _match(shards, batches)
@@ -397,7 +420,7 @@ def _refuse_impossible(first: int, shards: Sequence[IndexedShard], batches: Sequ
 
     def column(name: str) -> pa.Array:
         chunked = rows.column(name)
-        return chunked.chunk(0) if chunked.num_chunks else pa.array([], chunked.type)
+        return chunked.chunk(0) if chunked.num_chunks else _column([], chunked.type)
 
     def refuse(bad: Bool[np.ndarray, " rows"], what: str) -> None:
         if bad.any():

@@ -8,7 +8,7 @@ read anyway is passed over with that reason. So is a linked file whose target is
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -125,14 +125,15 @@ class _Walker:
             else:
                 yield found
 
-    def _entries(self, folder: str) -> list[os.DirEntry[str] | Other]:
+    def _entries(self, folder: str) -> Sequence[os.DirEntry[str] | Other]:
         try:
             known = os.stat(folder)  # noqa: PTH116 (a path is made of text only for what is yielded)
             if (place := (known.st_dev, known.st_ino)) in self._done:
                 return [Other(Path(folder), "folder that is read by another name")]
             self._done.add(place)
             with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
-                return sorted(found, key=lambda entry: os.fsencode(entry.name))
+                entries: list[os.DirEntry[str]] = sorted(found, key=lambda entry: os.fsencode(entry.name))
+            return entries
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:

@@ -10,17 +10,16 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS
 from hpe.data.index import utf8
-from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, read_pose_table
+from hpe.data.pose_tables import DIRECTION_PREFIX, PoseMetadata, read_metadata, read_pose_table, table_of_shard
 
 DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
 PROBLEM: Final = "problem"
-OURS: Final = "ours"
+_OURS: Final = "ours"
 """The direction rule that is used where tables have several and none is named."""
 _PREFIX: Final = "hpe."
 _AGAIN: Final = "run `hpe pose` on these shards again"
@@ -47,7 +46,7 @@ def _misfit(
     of_sha256, of_shard = (footer.entries.get(_PREFIX + name) for name in ("shard_sha256", "shard"))
     if samples is not None and footer.rows != samples:
         return f"{path}: {footer.rows} rows, but {shard} has {samples} samples; {_AGAIN}"
-    if of_shard and of_shard.removesuffix(".tar") != shard.removesuffix(".tar"):
+    if of_shard and table_of_shard(path.parent, of_shard) != table_of_shard(path.parent, shard):
         return f"{path}: made for the shard {of_shard}, not for {shard}; {_AGAIN}"
     if sha256 and of_sha256 and of_sha256 != sha256:
         return f"{path}: made for a shard with sha256 {of_sha256[:12]}…, {shard} has {sha256[:12]}…; {_AGAIN}"
@@ -68,9 +67,9 @@ def chosen_rule(table: Path, rule: str | None) -> str:
     """
     rules = read_metadata(table).rules
     listed = ", ".join(rules) or "none"
-    if rule is None and len(rules) != 1 and OURS not in rules:
+    if rule is None and len(rules) != 1 and _OURS not in rules:
         raise UserError(f"{table.parent}: direction rules {listed}; name one with --rule")
-    chosen = rule or (rules[0] if len(rules) == 1 else OURS)
+    chosen = rule or (rules[0] if len(rules) == 1 else _OURS)
     if chosen not in rules:
         raise UserError(f"--rule {chosen}: the tables in {table.parent} have {listed}")
     return chosen
@@ -108,7 +107,7 @@ def read_poses(
             if name in footer.columns and not (fits(kind := table.field(name).type) or pa.types.is_null(kind)):
                 raise UserError(f"{path}: column {name} holds {kind}, expected {wanted}; {_AGAIN}")
     _refuse_other_keys(path, table["key"].cast(pa.string()), keys)
-    unknown = pa.nulls(len(table))
+    unknown = pa.chunked_array([pa.nulls(len(table))])
     columns = {name: table[name] if name in footer.columns else unknown for name in (*ANGLES, *DEVIATIONS)}
     return pa.table(
         {name: _degrees(column) for name, column in columns.items()}
@@ -125,33 +124,33 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _degrees(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _degrees(column: pa.ChunkedArray) -> pa.Array:
     """The finite numbers of a column, others null."""
-    values = column.cast(pa.float32(), safe=False)
-    return pc.if_else(pc.is_finite(values), values, None)
+    values = column.cast(pa.float32(), safe=False).to_numpy()
+    return pa.array(values, mask=~np.isfinite(values))
 
 
-def _directions(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _directions(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
     """The directions of a column, what is none of them null.
 
     Raises:
         UserError: a number that is not whole.
     """
-    values = column.cast(pa.int8()) if pa.types.is_null(column.type) else column
-    if pa.types.is_floating(values.type):  # of pandas, where a whole number is missing
-        broken = values.filter(pc.not_equal(values, pc.floor(values)).fill_null(False))
-        if broken := broken.filter(pc.is_finite(broken)).slice(0, 1).to_pylist():
-            raise UserError(f"{path}: column {name} holds {broken[0]}, expected whole numbers of 0..4; {_AGAIN}")
-    known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(DIRECTIONS)))
-    return pc.if_else(known, values, None).cast(pa.int8())
+    # Floats are accepted: pandas writes whole numbers as floats where one of them is missing.
+    values = column.cast(pa.float64(), safe=False).to_numpy()
+    broken = values[np.isfinite(values) & (values != np.floor(values))]
+    if len(broken):
+        raise UserError(f"{path}: column {name} holds {broken[0]}, expected whole numbers of 0..4; {_AGAIN}")
+    known = (values >= 0) & (values < len(DIRECTIONS))
+    return pa.array(np.where(known, values, 0).astype(np.int8), mask=~known)
 
 
 def _refuse_other_keys(path: Path, found: pa.ChunkedArray, keys: pa.StringArray) -> None:
     if found.equals(pa.chunked_array([keys], pa.string())):
         return
-    at = pc.index(pc.fill_null(pc.equal(found, keys), False), False).as_py()
-    key, expected = found[at].as_py(), keys[at].as_py()
-    raise UserError(f"{path}: its keys are not the shard's: row {at} is {key!r}, expected {expected!r}; {_AGAIN}")
+    pairs = enumerate(zip(found.to_pylist(), keys.to_pylist(), strict=True))
+    row, (key, expected) = next(one for one in pairs if one[1][0] != one[1][1])
+    raise UserError(f"{path}: its keys are not the shard's: row {row} is {key!r}, expected {expected!r}; {_AGAIN}")
 
 
 def read_labels(

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.core.files import aside, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
+POSE_FOLDER: Final = "pose"
+"""The folder beside shards that has a folder of pose tables per estimator."""
 DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
 _BATCH: Final = _PREFIX + "batch"
@@ -97,7 +99,7 @@ class PoseMetadata:
 
 def table_of_shard(folder: Path, shard: str) -> Path:
     """The pose table of a shard, by the shard's file name."""
-    return folder / f"{shard.removesuffix('.tar')}.parquet"
+    return folder / f"{short_name(shard.removesuffix('.tar'), 240)}.parquet"
 
 
 def read_metadata(path: Path) -> PoseMetadata:

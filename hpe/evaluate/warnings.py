@@ -1,6 +1,6 @@
 """What makes metrics mean less than they seem: other framing, labels that were never learned, one answer for all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,22 +76,35 @@ def untrained_labels(figures: Mapping[str, Any], trained: Mapping[str, Sequence[
     """A sentence for each head whose labels here are not those of its training."""
     for what, names in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
         section = figures[what]
-        if what not in trained or "per_class" not in section:
+        if "per_class" not in section:
+            continue
+        support = {name: one["support"] for name, one in section["per_class"].items() if one["support"]}
+        if what not in trained:
+            if len(support) < len(names):
+                yield (
+                    f"The dataset has {len(support)} of {len(names)} {what}s, and it is not recorded on which the run "
+                    "was trained: there are no metrics on shared labels."
+                )
             continue
         learned = [names[index] for index in trained[what]]
-        support = {name: one["support"] for name, one in section["per_class"].items() if one["support"]}
         if unknown := {name: count for name, count in support.items() if name not in learned}:
             faces = sum(unknown.values())
             yield (
-                f"The run was not trained on {' and '.join(unknown)}, the {what} of {faces:,} of {section['n']:,} "
+                f"The run was not trained on {_listed(unknown, 'and')}, the {what} of {faces:,} of {section['n']:,} "
                 "samples: in the plain metrics they count as wrong; the metrics on shared labels leave them out."
             )
         lacking = {name: section["per_class"][name]["chosen"] for name in learned if name not in support}
         if chosen := sum(lacking.values()):
             yield (
-                f"The dataset has no {' and no '.join(lacking)}, which the run was trained on: {chosen:,} such answers "
+                f"The dataset has no {_listed(lacking, 'or')}, which the run was trained on: {chosen:,} such answers "
                 "count as wrong in the plain metrics; on shared labels they cannot be given."
             )
+
+
+def _listed(names: Iterable[str], last: str) -> str:
+    """``a, b and c``."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def beyond_bins(wide: int, angles: int) -> str:

@@ -216,21 +216,17 @@ def extract(
         UserError: nothing to read, no mesh, OUT was made with other settings, or OUT cannot be written to.
     """
     pictures = pictures_of(source)
-    parts, model = pictures.parts, named_model()
-    mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
-    if max_pixels != MAX_PIXELS:
-        settings["max_pixels"] = max_pixels
-    todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
-    detector = group_detector() if which == "all" else None
-    if detector is not None:
-        settings["detector"] = detector
+    parts = pictures.parts
+    settings = _settings(source, views, which, max_pixels)
     _check_settings(out, settings)
-    count = workers or cores()
+    todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
+    workers = workers or cores()
     begun, done = time.monotonic(), 0
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=detector))) if todo else None
+        mesh = None
+        if todo:
+            mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=settings.get("detector"))))
         stack.enter_context(writing(out))
         make_folder(out, str(out))
         if todo or not (out / SUMMARY).is_file():
@@ -239,26 +235,39 @@ def extract(
         for surplus in set(out.glob("faces-*.parquet")) - {_table(out, part.name) for part in parts}:
             surplus.unlink()
         if mesh is not None:
-            bar = stack.enter_context(progress("landmarks", pictures.count or None, unit="images"))
-            pool = stack.enter_context(ThreadPoolExecutor(count))
+            total = pictures.count if len(todo) == len(parts) else None
+            bar = stack.enter_context(progress("landmarks", total or None, unit="images"))
             rows_of = partial(_rows, mesh=mesh, max_pixels=max_pixels)
-            for part in todo:
-                try:
-                    done += _write_part(_table(out, part.name), part, rows_of, pool, bar.advance)
-                except DamagedError as error:
-                    _table(out, part.name).unlink(missing_ok=True)
-                    skipped[part.name] = str(error)
+            done, skipped = _write_parts(todo, out, rows_of, workers, bar.advance)
         summary = {**settings, TOTAL: pictures.count}
         summary |= _counts([_table(out, part.name) for part in parts if part.name not in skipped])
         summary["passed_over"] = dict(sorted(pictures.passed_over.items()))
         summary["skipped_shards"] = skipped
         if done:
             summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
-            summary["workers"] = count
+            summary["workers"] = workers
         if mesh is not None and mesh.without_points:
             summary["detected_without_points"] = mesh.without_points
         write_json(out / SUMMARY, summary)
     return summary
+
+
+def _settings(source: Path, views: str, which: Which, max_pixels: int) -> dict[str, Any]:
+    """What decides the faces, as ``extract.json`` records it; usual values of later options are not recorded."""
+    model = named_model()
+    mesh = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "source": str(source.resolve()),
+        "mesh": mesh,
+        "views": views,
+        "which": which,
+    }
+    if max_pixels != MAX_PIXELS:
+        settings["max_pixels"] = max_pixels
+    if which == "all" and (detector := group_detector()) is not None:
+        settings["detector"] = detector
+    return settings
 
 
 def _table(out: Path, name: str) -> Path:
@@ -284,6 +293,25 @@ def _digest_of(table: Path) -> str | None:
     except (OSError, pa.ArrowException):
         return None
     return found.decode("ascii", "replace")
+
+
+def _write_parts(
+    parts: Sequence[Part],
+    out: Path,
+    rows_of: Callable[[Picture], list[dict[str, Any]]],
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[int, dict[str, str]]:
+    """Write the table of each part; how many pictures were read, and why parts were skipped."""
+    done, skipped = 0, dict[str, str]()
+    with ThreadPoolExecutor(workers) as pool:
+        for part in parts:
+            try:
+                done += _write_part(_table(out, part.name), part, rows_of, pool, advance)
+            except DamagedError as error:
+                _table(out, part.name).unlink(missing_ok=True)
+                skipped[part.name] = str(error)
+    return done, skipped
 
 
 def _write_part(

@@ -18,9 +18,7 @@
         log.txt                        what the terminal showed, with the time
 """
 
-import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,7 +36,7 @@ from torch import Tensor, nn
 from hpe.config.run import ModelConfig, RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
-from hpe.core.files import locked, rename_aside, write_json
+from hpe.core.files import locked, rename_aside, sync, write_json
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
@@ -174,36 +172,19 @@ def save_checkpoint(
         # Renamed, not removed: to remove takes longer, and a kill meanwhile would leave `last` without its target.
         target.rename(before)
     part.rename(target)
-    _sync_folder(folder)  # before the links: they must never point to a name that a power cut has undone
+    sync(folder)  # before the links: they must never point to a name that a power cut has undone
     _link(folder / "last", target)
     if best:
         _link(folder / "best", target)
-    _sync_folder(folder)  # before older checkpoints go: the links must not still point to one of them
+    sync(folder)  # before older checkpoints go: the links must not still point to one of them
     _prune(folder, keep)
     return target
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the files of a folder, and their names, are on the disk.
-
-    A rename may reach the disk before the content of what it renames. Without this a power cut could leave a
-    checkpoint of the right name with empty files in it.
-    """
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
-            raise
-    finally:
-        os.close(number)
+    """Wait until the files of a folder, and their names, are on the disk."""
+    for path in (*folder.iterdir(), folder):
+        sync(path)
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:

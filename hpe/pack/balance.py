@@ -18,7 +18,7 @@ from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
 from hpe.data.pose_labels import chosen_rule
-from hpe.data.pose_tables import read_pose_table, table_of_shard
+from hpe.data.pose_tables import POSE_FOLDER, read_pose_table, table_of_shard
 from hpe.data.shard_files import packed_shards
 from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
@@ -30,7 +30,6 @@ from hpe.pack.indexing import write_indexes
 if TYPE_CHECKING:
     from datasets import Dataset
 
-POSE: Final = "pose"
 _WORK: Final = ".balance"
 """Folder of an unfinished job: its presence shows that `hpe balance` wrote the files beside it."""
 _WRITTEN: Final = re.compile(
@@ -162,7 +161,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         names = sorted(path.name for path in out.iterdir())
     except OSError as error:
         raise UserError(f"{out}: cannot be read: {error.strerror or error}") from error
-    foreign = [name for name in names if name not in (_WORK, POSE) and not _WRITTEN.fullmatch(name)]
+    foreign = [name for name in names if name not in (_WORK, POSE_FOLDER) and not _WRITTEN.fullmatch(name)]
     if foreign or (names and _WORK not in names):
         raise UserError(
             f"{out}: holds files that `hpe balance` did not write, such as {(foreign or names)[0]}; "
@@ -219,7 +218,7 @@ class _Writing:
                     samples, poses = self._gather(faces.select(rows))
                     info = write_shard(self.out / f"{name}-{part:06d}.tar", name, samples)
                     infos.append(info)
-                    _write_table(poses, self.out / POSE / self.poses.name, info)
+                    _write_table(poses, self.out / POSE_FOLDER / self.poses.name, info)
                     bar.advance(len(rows))
                 emotions = [EMOTIONS[label] for label in faces["emotion"]]
                 by_split[name] = Counter(f"emotion/{emotion}" for emotion in emotions)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.tables import arrow
 from hpe.pack import splits
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def choose(
     counts = {name: np.bincount(found[found >= 0], minlength=_CELLS) for name, found in cells.items()}
     directions, emotions = labels
     if emotions is None:
-        emotions = np.flatnonzero(sum(counts.values()).reshape(len(DIRECTIONS), -1).any(0)).tolist()
+        found = np.sum(list(counts.values()), 0).reshape(len(DIRECTIONS), len(EMOTIONS))
+        emotions = np.flatnonzero(found.any(0)).tolist()
     grid = [direction * len(EMOTIONS) + emotion for direction in directions for emotion in emotions]
     if not grid:
         raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
@@ -92,9 +93,9 @@ def choose(
 
 def _cells(faces: "Dataset") -> Int[np.ndarray, " rows"]:
     """The cell of each sample, by direction and then emotion; -1 where it lacks one of them."""
-    table = faces.with_format("arrow")[:]
-    cell = pc.add(pc.multiply(table["direction"], len(EMOTIONS)), table["emotion"])
-    return pc.fill_null(cell, -1).to_numpy()
+    table = arrow(faces)
+    direction, emotion = (table[name].fill_null(-1).to_numpy() for name in ("direction", "emotion"))
+    return np.where((direction >= 0) & (emotion >= 0), direction * len(EMOTIONS) + emotion, -1)
 
 
 def _first(
@@ -102,11 +103,11 @@ def _first(
 ) -> Int[np.ndarray, " chosen"]:
     """The first rows of each cell, all in the order of their keys' random numbers."""
     rows = np.flatnonzero(np.isin(cells, grid))
-    keys = faces.with_format("arrow")[:]["key"].take(rows)
-    ranks = [splits.order(seed, key) for key in keys.to_pylist()]
+    keys = arrow(faces)["key"].take(pa.array(rows))
+    ranks = pa.array([splits.order(seed, key) for key in keys.to_pylist()], pa.uint64())
     # Two keys may have the same number: their own order then decides, on every machine.
-    ranked = pa.table({"rank": pa.array(ranks, pa.uint64()), "key": keys})
-    rows = rows[pc.sort_indices(ranked, sort_keys=[("rank", "ascending"), ("key", "ascending")]).to_numpy()]
+    ranked = pa.table({"rank": ranks, "key": keys, "row": rows}).sort_by([("rank", "ascending"), ("key", "ascending")])
+    rows = ranked["row"].to_numpy()
     taken = [np.flatnonzero(cells[rows] == cell)[:number] for cell in grid]
     return rows[np.sort(np.concatenate(taken))]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int64
 
@@ -18,7 +19,7 @@ from hpe.data.directions import ABSTAIN
 from hpe.data.pose_labels import DEVIATIONS
 from hpe.data.pose_tables import DIRECTION_PREFIX
 from hpe.data.shard_files import ShardFile
-from hpe.data.tables import PREDICTED, dataset_of, numbers, true_directions
+from hpe.data.tables import PREDICTED, arrow, dataset_of, numbers, true_directions
 from hpe.estimators.diagnosis import diagnose
 from hpe.metrics.columns import Numbers
 from hpe.metrics.markdown import degrees, table
@@ -81,7 +82,7 @@ def join_with_truth(pairs: Sequence[tuple[ShardFile, Path]]) -> JoinedRows:
         UserError: a table whose rows are not those of its shard.
     """
     shards, paths = [shard for shard, _ in pairs], [path for _, path in pairs]
-    faces = dataset_of(shards, {"": paths}).with_format("arrow")[:] if pairs else ()
+    faces = arrow(dataset_of(shards, {"": paths})) if pairs else pa.table({})
     if not len(faces):
         raise UserError("no face in these pose tables: the shards hold no samples, or no table is finished")
     predicted = numbers(faces, [angle + PREDICTED for angle in ANGLES])

@@ -25,7 +25,7 @@ from hpe.data.directions import (
     beyond_profile,
     direction_rules,
 )
-from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
+from hpe.data.pose_tables import POSE_FOLDER, Identity, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
@@ -37,7 +37,6 @@ from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator
 
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
-FOLDER: Final = "pose"
 
 
 def _records_lack(shard: Path, basis: str) -> bool:
@@ -153,7 +152,7 @@ def tasks_of(
 
 def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
     """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``."""
-    return table_of_shard((out or shard.parent / FOLDER) / estimator, shard.name)
+    return table_of_shard((out or shard.parent / POSE_FOLDER) / estimator, shard.name)
 
 
 def pose(sources: Sequence[str], options: PoseOptions) -> int:

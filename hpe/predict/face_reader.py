@@ -59,7 +59,7 @@ class FaceReader:
             return self._predictor.whole(data, self._max_pixels)
         except DecodeError as error:
             name = "these bytes" if isinstance(image, bytes) else str(image)
-            raise UserError(f"{name}: {error}; expected a picture, such as a JPEG, PNG or WebP") from error
+            raise UserError(f"{name}: {error}") from error
 
 
 def load(

@@ -34,7 +34,7 @@ from PIL import Image
 
 from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.core.files import aside, make_folder, resolved
+from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
@@ -472,7 +472,7 @@ class Drawing:
         else:
             drawn = photo(image, marks, self._marker)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as part:
+        with aside_unsynced(path) as part:  # a sync takes as long as the drawing
             drawn.save(part, "JPEG", quality=_QUALITY)
 
     def _path(self, place: str) -> Path:

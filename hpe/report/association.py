@@ -14,7 +14,7 @@ from hpe.core.statistics import LEAST_EXPECTED, cross_table, expected_counts
 from hpe.core.table_files import read_table
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.shard_files import find_shards
-from hpe.data.tables import dataset_of, pose_files
+from hpe.data.tables import arrow, dataset_of, pose_files
 from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
 from hpe.metrics.markdown import cell, percent, table
@@ -93,7 +93,7 @@ def _of_shards(path: Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
         rule = chosen_rule(tables[0], labels.rule)
         faces = dataset_of(shards, {"": tables}, rule)
         words.append(f"directions by {rule} of {Path(labels.pose).name}")
-    read = faces.with_format("arrow")[:]
+    read = arrow(faces)
     for at, (name, feature) in enumerate(faces.features.items()):
         if isinstance(feature, ClassLabel):
             read = read.set_column(at, name, pa.chunked_array([pa.array(feature.names)]).take(read[name]))

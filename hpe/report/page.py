@@ -192,8 +192,9 @@ def _heading(one: Evaluation, runs: Sequence[Run]) -> str:
     """The title of an evaluation, with its shards' folder where others of this title judge something else."""
     alike = {other.subject for run in runs for other in run.evaluations if other.title == one.title}
     shards = one.about.get("shards")
-    known = len(alike) > 1 and isinstance(shards, list) and shards
-    return f"{one.title}, {Path(str(shards[0])).parent.name}" if known else one.title
+    if len(alike) > 1 and isinstance(shards, list) and shards:
+        return f"{one.title}, {Path(str(shards[0])).parent.name}"
+    return one.title
 
 
 def _label_sets(found: Sequence[tuple[Run, Evaluation]]) -> list[str]:

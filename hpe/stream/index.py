@@ -21,7 +21,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.core.files import aside, locked
 from hpe.core.labels import EMOTIONS
 from hpe.data.index import (
     Index,
@@ -38,7 +38,7 @@ from hpe.data.pose_labels import read_labels
 from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import LABELS, LabelRows
 from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
-from hpe.stream.remote_cache import RemoteCache, waiting_lock
+from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1
@@ -156,6 +156,8 @@ class ShardTables:
         one = self._sets[dataset][shard]
         if one.index is None:
             opened = self._files.open(dataset, shard)
+            if one.copied:  # or all shards of a dataset would be in use at once
+                self._files.release(dataset, shard)
             return opened if isinstance(opened, Unreadable) else self.rows_of_tar(one, opened)
         if one.index.url not in self._indexes:
             self._indexes[one.index.url] = self._open_index(one.index)
@@ -171,11 +173,11 @@ class ShardTables:
 
     def rows_of_tar(self, shard: Shard, file: OpenFile) -> ShardRows | Unreadable:
         """The rows of an open tar, from the node's cache where they are there."""
-        path = self._cached("tar", shard.url, *file.written, shard.sha256)
+        path = self._cached("tar", shard.url, *file.written(), shard.sha256)
         try:
             index = _load(path)
             if index is None:
-                with waiting_lock(self._cache / f"{path.name[:2]}.lock"):  # two digits: 256 lock files serve all tables
+                with locked(self._cache / f"{path.name[:2]}.lock", None):  # two digits: 256 files serve all tables
                     # Looked for again: another reader may have stored it while this one waited.
                     if (index := _load(path)) is None:
                         entry, batch = index_open_shard(shard.name, open_tar(file.file))

@@ -11,6 +11,7 @@ import torch
 
 from hpe.core.distributed import cuda, device, from_parent
 from hpe.core.errors import UserError
+from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import BatchBlock, Damage, Loaded, layout
 from hpe.stream.decoding import DeviceDecoder
 from hpe.stream.order import Plan
@@ -35,8 +36,8 @@ class Loader:
         damaged_samples: how many samples could not be read so far.
     """
 
-    def __init__(self, reader: Reader, plan: Plan, reading: Reading, samples: int) -> None:
-        self._reader, self._plan, self._reading, self.samples = reader, plan, reading, samples
+    def __init__(self, reader: Reader, plan: Plan, reading: Reading, samples: int, ahead: Ahead) -> None:
+        self._reader, self._plan, self._reading, self.samples, self._ahead = reader, plan, reading, samples, ahead
         self.stages = reader.stages
         self.waited_seconds = 0.0
         self.named_damage: list[Damage] = []
@@ -120,6 +121,7 @@ class Loader:
                 # forked process could not use.
                 multiprocessing_context="fork" if workers else None,
             )
+            self._ahead.start()
             # Not `iter`, which forks the readers at the first batch, when signals no longer wait.
             return loader.iterator1()
 
@@ -129,9 +131,10 @@ class Loader:
         start = time.perf_counter()
         try:
             loaded = self._decoder.next() if self._decoder else self._read().unpack()
-        except UserError:
+        except (UserError, StopIteration):
             self.close()
             raise
+        self._ahead.reached(loaded.samples_seen)
         self.waited_seconds += time.perf_counter() - start
         self.damaged_samples += len(loaded.damage)
         self.named_damage += loaded.damage[: _NAMED_DAMAGE - len(self.named_damage)]
@@ -159,6 +162,7 @@ class Loader:
         """End the workers."""
         if self._decoder is not None:
             self._decoder.close()
+        self._ahead.close()
         iterator: Any = self._iterator
         self._iterator = self._decoder = None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):

@@ -28,6 +28,11 @@ _SHARDS_OF_WINDOWS, _ROWS_OF_WINDOW, _PARTS_OF_BLOCK, _SEED_OF_CLASS = 1, 2, 3, 
 Picks = Int64[np.ndarray, "positions 3"]
 """Per position: dataset, shard in the dataset, row in the shard."""
 
+Places = list[tuple[int, int]]
+"""Shards: dataset, shard in the dataset."""
+
+_IN_ORDER_WINDOW: Final = 4
+
 
 class Order(Protocol):
     """A sequence of samples."""
@@ -37,6 +42,10 @@ class Order(Protocol):
 
     def at(self, start: int, stop: int) -> Picks:
         """The samples at positions start .. stop - 1."""
+        ...
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """The shards that are read around a position, and those that are read next."""
         ...
 
 
@@ -52,6 +61,12 @@ class InOrder:
     def at(self, start: int, stop: int) -> Picks:
         """See :class:`Order`."""
         return _locate(self._places, self._ends, np.arange(start, stop))
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`: a few shards."""
+        here = int(np.searchsorted(self._ends, position, side="right"))
+        middle, end = here + _IN_ORDER_WINDOW, here + 2 * _IN_ORDER_WINDOW
+        return _pairs(self._places[here:middle]), _pairs(self._places[middle:end])
 
 
 class Shuffled:
@@ -79,6 +94,14 @@ class Shuffled:
             parts.append(self._shuffled(epoch, window)[inside - first : inside - first + take])
             start += take
         return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        epoch, inside = divmod(position, self.samples)
+        shards, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, inside, side="right"))
+        after = shards[window + 1] if window + 1 < len(shards) else self._epoch(epoch + 1)[0][0]
+        return [(self.dataset, s) for s in shards[window].tolist()], [(self.dataset, s) for s in after.tolist()]
 
     def _epoch_at(self, epoch: int) -> tuple[tuple[Int64[np.ndarray, " shards"], ...], Int64[np.ndarray, " windows"]]:
         """The shards of each window, and the position in the epoch at which each window ends."""
@@ -111,6 +134,11 @@ class Together:
         """See :class:`Order`."""
         picks = self._order.at(start, stop)
         return np.column_stack((self._places[picks[:, 1]], picks[:, 2]))
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        now, after = self._order.windows(position)
+        return _pairs(self._places[[s for _, s in now]]), _pairs(self._places[[s for _, s in after]])
 
 
 class OfDataset(Order, Protocol):
@@ -153,6 +181,17 @@ class Mixed:
                 out[mine] = self._parts[part].at(first, first + int(np.count_nonzero(mine)))
             at += take
         return picks
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`: the windows of all parts, each where it is now."""
+        block, inside = divmod(position, BLOCK)
+        seen = np.bincount(self._block(block)[:inside], minlength=len(self._parts)).tolist()
+        both = [
+            part.windows(block * share + of_part)
+            for part, share, of_part in zip(self._parts, self.shares, seen, strict=True)
+        ]
+        now, after = (list(dict.fromkeys(place for part in side for place in part)) for side in zip(*both, strict=True))
+        return now, after
 
     def _block_at(self, block: int) -> Int64[np.ndarray, " positions"]:
         of_part = np.repeat(np.arange(len(self.shares)), self.shares)
@@ -199,6 +238,11 @@ class OfClass:
         picks[:, 2] = [self._rows[shard][row] for _, shard, row in picks.tolist()]
         picks[:, 1] = self._shards[picks[:, 1]]
         return picks
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        now, after = ([(d, int(self._shards[s])) for d, s in side] for side in self._order.windows(position))
+        return now, after
 
 
 def balanced(
@@ -257,6 +301,10 @@ class Plan:
         left = max(0, self.length - self.first)
         full, last = divmod(left, self.batch)
         return full + (last * (self.rank + 1) // self.ranks > last * self.rank // self.ranks)
+
+
+def _pairs(places: Int64[np.ndarray, "n 2"]) -> Places:
+    return [(dataset, shard) for dataset, shard in places.tolist()]
 
 
 def _locate(places: Int64[np.ndarray, "n 2"], ends: Int64[np.ndarray, " n"], at: np.ndarray) -> Picks:

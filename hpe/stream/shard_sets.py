@@ -1,21 +1,27 @@
 """What a user names as shards, resolved into files and URLs with their sample counts."""
 
 import glob
+import hashlib
 import re
-import urllib.parse
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.core.files import aside
 from hpe.data.index import IndexFile
+from hpe.data.pose_tables import table_of_shard
 from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
-from hpe.stream.remote_cache import fetch_parsed
+from hpe.stream import store
+from hpe.stream.remote_cache import RemoteCache, tables_folder
+from hpe.stream.store import FetchError, below, is_remote
 
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_FETCHES: Final = 16
+"""Pose tables fetched at the same time: they are small, so it is the answers that are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +30,11 @@ class ShardSet:
 
     Attributes:
         shards: a folder that ``hpe pack`` wrote (with ``split``), a tar, a glob, a brace pattern such as
-            ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
-            ``pipe:`` command or anything else that WebDataset opens; or a list of these.
+            ``train-{000000..000099}.tar``, the URL of such a folder, of tars, a pattern or a glob (http has no
+            globs) in any store that fsspec reads (``s3://``, ``gs://``, ``hf://`` …), or a ``pipe:`` command; or a
+            list of these.
         split: the split, or ``all``, where ``shards`` is a folder.
-        pose: folder of the pose tables, one Parquet file per shard.
+        pose: folder or URL of the pose tables, one Parquet file per shard.
         weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
             datasets have one, or none has: then each sample of all of them comes equally often.
     """
@@ -49,16 +56,17 @@ class Shard:
     pose: Path | None = None
     bytes: int | None = None
     index: IndexFile | None = None
+    staged: bool = False
 
     @property
     def remote(self) -> bool:
-        """True for what has to be fetched before it can be read at random."""
+        """True for a URL or a command."""
         return is_remote(self.url)
 
-
-def is_remote(url: str) -> bool:
-    """True for a URL or ``pipe:``, False for a path."""
-    return bool(_SCHEME.match(url)) and not Path(url).exists()
+    @property
+    def copied(self) -> bool:
+        """True for what is read from a copy on this node: fetched, or ``staged`` from a network file system."""
+        return self.staged or self.remote
 
 
 def resolve(sets: Sequence[ShardSet]) -> tuple[tuple[Shard, ...], ...]:
@@ -87,17 +95,20 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
         raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
     if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
-    return tuple(shards if one.pose is None else _with_pose_tables(shards, Path(one.pose)))
+    return tuple(shards if one.pose is None else _with_pose_tables(shards, one.pose))
 
 
-def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
+def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards, each with the path of its pose table."""
-    if not folder.is_dir():
+    if not is_remote(folder) and not Path(folder).is_dir():
         raise UserError(f"{folder}: no folder of pose tables; run `hpe pose` on these shards first")
     names = [shard.name for shard in shards]
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
-    tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
+    if is_remote(folder):
+        tables = _fetched(folder, [table_of_shard(Path(), name).name for name in names])
+    else:
+        tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
     if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
@@ -107,13 +118,40 @@ def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
 
+def _fetched(folder: str, files: Sequence[str]) -> list[Path]:
+    """Copies of a store's pose tables on this node; a path where nothing is for one that is missing."""
+    store.require_driver(folder)
+    cache, place = RemoteCache.of_node(), tables_folder()
+
+    def fetched(file: str) -> Path:
+        url = below(folder, file)
+        try:
+            with cache.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
+                data = source.read()
+        except FetchError:
+            return Path(url)
+        # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
+        path = place / hashlib.sha256(data).hexdigest()[:40] / file
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with aside(path) as part:
+                part.write_bytes(data)
+        return path
+
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        return list(pool.map(fetched, files))
+
+
 def _of(text: str, split: str | None) -> list[Shard]:
-    if text.startswith("pipe:"):
-        return [Shard(url, _name(url)) for url in _braces(text)]
     if is_remote(text):
-        if text.startswith(("http://", "https://")) and not text.split("?")[0].endswith(".tar"):
-            return _web_folder(text.rstrip("/"), split)
-        return [Shard(url, _name(url)) for url in _braces(text)]
+        store.require_driver(text)
+        if text.startswith("pipe:"):
+            return [Shard(url, _name(url)) for url in _braces(text)]
+        if not re.search(r"\.tar($|\?)", text):
+            return _remote_folder(text, split)
+        tell = RemoteCache.of_node().tell
+        urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
+        return [Shard(url, _name(url)) for url in urls]
     if Path(text).is_dir():
         return _folder(Path(text), split)
     if Path(text).is_file():
@@ -149,14 +187,13 @@ def _tars(paths: Sequence[Path]) -> list[Shard]:
     ]
 
 
-def _web_folder(url: str, split: str | None) -> list[Shard]:
-    manifest = fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse)
+def _remote_folder(url: str, split: str | None) -> list[Shard]:
+    manifest = RemoteCache.of_node().text(below(url, MANIFEST), Manifest.parse)
     indexes = {
-        index.split: IndexFile(f"{url}/{urllib.parse.quote(index.name)}", url, index.sha256, remote=True)
-        for index in manifest.indexes
+        index.split: IndexFile(below(url, index.name), url, index.sha256, remote=True) for index in manifest.indexes
     }
     return [
-        Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
+        Shard(below(url, s.name), s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
         for s in _of_one_split(manifest, split, url)
     ]
 

@@ -16,13 +16,14 @@ from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.index import rows_of
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
+from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import LABELS
 from hpe.stream.index import ShardRows, ShardTables, label_columns
 from hpe.stream.loader import Loader
 from hpe.stream.open_files import OpenFiles, Unreadable
 from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
-from hpe.stream.remote_cache import RemoteCache, node_folder
+from hpe.stream.remote_cache import RemoteCache, tables_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.worker import Reader, Reading
 
@@ -70,12 +71,12 @@ class Stream:
     def __init__(self, sets: Sequence[ShardSet], reading: Reading) -> None:
         self.reading = reading
         self._weights = [one.weight for one in sets]
-        remote = RemoteCache.of_node(reading.remote_cache_bytes)
-        cache = node_folder() / "tables"
-        cache.mkdir(exist_ok=True)
-        self.sets = resolve(sets)
-        self._files = OpenFiles(self.sets, remote)
-        self._index = ShardTables(self.sets, reading.labels, self._files, remote, cache)
+        self._cache = RemoteCache.of_node()
+        self.sets = tuple(
+            tuple(replace(shard, staged=reading.stage == "node") for shard in shards) for shards in resolve(sets)
+        )
+        self._files = OpenFiles(self.sets, self._cache)
+        self._index = ShardTables(self.sets, reading.labels, self._files, self._cache, tables_folder())
         self._tables = OpenTables(self.sets, self._files, self._index)
         problems = self._problems()
         if problems:
@@ -290,7 +291,10 @@ class Stream:
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
-        return Loader(Reader(self.sets, order, plan, self.reading, self._tables), plan, self.reading, self.samples)
+        reader = Reader(self.sets, order, plan, self.reading, self._tables)
+        # What was opened to be counted would stay in use as long as this process lives.
+        self._files.close_others(())
+        return Loader(reader, plan, self.reading, self.samples, Ahead(self.sets, order, plan.first, self._cache))
 
 
 def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:

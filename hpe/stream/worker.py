@@ -53,7 +53,7 @@ class Reading:
         damaged: ``skip`` (a black row with false masks, named in ``Loaded.damage``) or ``fail``.
         workers: reader processes of this rank; 0 reads in this process.
         prefetch: batches that each worker keeps ready.
-        remote_cache_bytes: disk space of this node for fetched shards; None: half of what is free.
+        stage: ``node``: local shards are copied to this node first, as those of a network file system should be.
     """
 
     size: int
@@ -63,7 +63,7 @@ class Reading:
     damaged: Literal["skip", "fail"] = "skip"
     workers: int = 0
     prefetch: int = 2
-    remote_cache_bytes: int | None = None
+    stage: Literal["none", "node"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,7 @@ class Reader:
 
     def places(self, draft: Draft) -> Draft:
         """Where the samples lie, and their labels; what has no place is damaged. No tar is opened for it."""
+        self._tables.leave_windows(self._order.windows(draft.start))
         picks = self._order.at(draft.start, draft.stop).tolist()
         draft.shards = [(dataset, shard) for dataset, shard, _ in picks]
         draft.rows = [row for _, _, row in picks]

@@ -163,7 +163,7 @@ def boost(
         print(
             keep(
                 run / FOLDER, name, rows, stream, damaged=lost, about={"weights": about},
-                trained={"emotion": tuple(int(one) for one in model.classes_)}, replicates=replicates,
+                trained={"emotion": np.asarray(model.classes_).tolist()}, replicates=replicates,
             )
         )  # fmt: skip
         damaged += lost

@@ -27,7 +27,7 @@ from hpe.data.pose_tables import (
     write_table,
 )
 from hpe.data.shard_files import ShardFile, packed_shards
-from hpe.data.tables import dataset_of, numbers, refuse_damaged, true_directions
+from hpe.data.tables import arrow, dataset_of, numbers, refuse_damaged, true_directions
 from hpe.pack.balance import OtherSubsetError, Subset, balance
 from hpe.pack.cells import OptionNames
 from hpe.study.config import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig, set_folder
@@ -114,7 +114,7 @@ def _by_shard(shards: Sequence[ShardFile]) -> "Iterator[tuple[ShardFile, pa.Tabl
         return
     faces = dataset_of(shards)
     refuse_damaged(faces)
-    table, start = faces.with_format("arrow")[:], 0
+    table, start = arrow(faces), 0
     for shard in shards:
         yield shard, table.slice(start, shard.samples)
         start += shard.samples or 0

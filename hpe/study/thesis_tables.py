@@ -29,7 +29,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest
-from hpe.data.tables import tables
+from hpe.data.tables import arrow, tables
 from hpe.metrics import across_seeds, markdown
 from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross
 from hpe.report.cells import JSON_NAME, StudyTable, accuracy_and_f1, percent, share_cell, to_markdown, wilson
@@ -183,7 +183,7 @@ def _association(results: Results, ours: np.ndarray) -> Iterator[StudyTable]:
 
 def image_counts(shards: Path, pose: Path, rule: str) -> np.ndarray:
     """Images per direction and emotion [5][8], all splits."""
-    return cross(tables(shards, pose=pose, direction=rule).with_format("arrow")[:]).counts
+    return cross(arrow(tables(shards, pose=pose, direction=rule))).counts
 
 
 def _set_sizes(results: Results) -> StudyTable:

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,8 +174,13 @@ def _all_reduce() -> Iterator[Finding]:
     import torch
 
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--no-python"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # They meet as those of `hpe train --processes` do. The c10d rendezvous would look up this host's own name, which
+    # many containers cannot.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", port]
     environment = os.environ | {"HPE_BACKEND": backend, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)

@@ -35,6 +35,7 @@ def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
         decoder=decoder_of(data.decoder),
         damaged=data.damaged,
         workers=data.workers if workers is None else workers,
+        stage=data.stage,
     )
 
 

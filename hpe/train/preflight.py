@@ -64,10 +64,11 @@ def remarks(config: RunConfig, train: Stream, counts: Counts) -> Iterator[str]:
                     )
     named = config.data.train
     if len(named) > 1:
-        draws = train.draws_per_epoch(balance_of(config.data))
+        draws = train.draws_per_epoch(balance := balance_of(config.data))
+        rare = " on average" if balance else ""
         for number, (one, parts, draw) in enumerate(zip(named, train.counts, draws, strict=True)):
             shards = one.shards if isinstance(one.shards, str) else f"{one.shards[0]} …"
-            yield f"data.train.{number} ({shards}): {sum(parts):,} samples, each {draw:.3g} × per epoch"
+            yield f"data.train.{number} ({shards}): {sum(parts):,} samples, each {draw:.3g} × per epoch{rare}"
     pose = config.model.heads.pose
     if pose is not None and pose.kind == "bins66" and counts.wide:
         yield (

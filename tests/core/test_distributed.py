@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.testing
 from safetensors.torch import load_file
 
+from hpe.cli import app
 from hpe.core.distributed import Ranks, launched, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
@@ -295,7 +297,9 @@ def _third_task_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
         monkeypatch.delenv(name)
-    for name, value in (("NTASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NTASKS_PER_NODE", "2")):
+    for name, value in (
+        ("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NODEID", "2"), ("STEP_TASKS_PER_NODE", "1(x2),2")
+    ):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
 
 
@@ -309,10 +313,10 @@ def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_third_task_of_four")
 def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "29500")
-    told = "SLURM_NTASKS is 4, without MASTER_ADDR; start with srun as launch/slurm.sh does, or unset SLURM_NTASKS"
+    told = "SLURM_STEP_NUM_TASKS is 4, without MASTER_ADDR; start with launch/slurm.sh, or with srun as it does"
     with pytest.raises(UserError, match=told):
         Ranks.from_environment()
-    monkeypatch.delenv("SLURM_NTASKS")
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
         Ranks.from_environment()
 
@@ -321,7 +325,7 @@ def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.Monk
 def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; .* unset SLURM_NTASKS"):
+    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; leave --processes out"):
         relaunch(2, ["train", "x.yaml"])
     monkeypatch.delenv("SLURM_PROCID")  # the shell of salloc
     assert not launched()
@@ -330,15 +334,43 @@ def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_
     assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
 
 
+def test_a_batch_script_is_one_process_although_its_job_has_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As seen in Slurm 22.05: the script has the job's task count, but no step has been started."""
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_NPROCS", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK", raising=False)
+    assert not launched()
+    assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_command_of_one_process_leaves_it_to_rank_0(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    done = typer.testing.CliRunner().invoke(app, ["verify", str(tmp_path / "none")])
+    assert done.output == (
+        "hpe: `hpe verify` runs on rank 0 alone, with as many workers as its node has cores; "
+        "the 2 others have nothing to do\n"
+        if rank == 1
+        else ""
+    )
+    if rank:
+        assert done.exit_code == 0
+    else:
+        assert isinstance(done.exception, UserError)
+
+
 @pytest.mark.slow
 def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
-    tasks = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    tasks = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "hpe", "evaluate", str(tmp_path), str(tmp_path)],
         env=ENVIRONMENT | tasks, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
-    assert done.stderr.startswith("hpe: SLURM_NTASKS is 2, without MASTER_ADDR and MASTER_PORT; start with srun")
+    assert done.stderr.startswith("hpe: SLURM_STEP_NUM_TASKS is 2, without MASTER_ADDR and MASTER_PORT; start with")
 
 
 @pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])
@@ -395,7 +427,7 @@ print("said", end=" ")
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS is 'x': expected a whole number"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS is 'x': expected a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
     ],

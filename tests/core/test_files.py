@@ -14,7 +14,6 @@ import pytest
 from hpe.core import files
 from hpe.core.errors import UserError
 from hpe.core.files import aside, leftovers, locked, short_name
-from hpe.stream import remote_cache
 
 NO_LOCKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 HOLD = (
@@ -100,10 +99,27 @@ def test_a_fault_of_the_disk_is_not_called_another_process(no_locks: Callable[[i
         pass
 
 
-def test_the_cache_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
-    with remote_cache.waiting_lock(no_locks(errno.ENOSYS) / "room.lock"):
+def test_who_waits_for_a_lock_gets_it_when_its_holder_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        waited: list[float] = []
+
+        def waiting(seconds: float) -> None:
+            waited.append(seconds)
+            other.kill()
+
+        with locked(path, None, waiting):
+            assert waited
+
+
+def test_waiting_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
+    with locked(no_locks(errno.ENOSYS) / "room.lock", None):
         pass
-    with pytest.raises(OSError, match="Input/output"), remote_cache.waiting_lock(no_locks(errno.EIO) / "room.lock"):
+    with pytest.raises(UserError, match="Input/output"), locked(no_locks(errno.EIO) / "room.lock", None):
         pass
 
 
@@ -126,3 +142,41 @@ def test_the_longest_name_that_a_disk_takes_is_written_aside_and_its_leftovers_a
         assert list(leftovers(path)) == [part]
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{number}').readlink().suffix or 'folder'}")
+        fsync(number)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    files.write_text(tmp_path / "table.csv", "a,b")
+    assert done == ["sync .part", "rename", "sync folder"]
+    assert (tmp_path / "table.csv").read_text() == "a,b"
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_disk_that_cannot_sync_is_used_and_one_that_fails_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if fails:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            files.write_text(tmp_path / "table.csv", "a,b")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        files.write_text(tmp_path / "table.csv", "a,b")
+        assert (tmp_path / "table.csv").read_text() == "a,b"

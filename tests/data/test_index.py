@@ -76,10 +76,11 @@ def test_datasets_opens_an_index_memory_mapped_with_the_names_of_the_classes(tar
 def test_the_docs_show_a_stranger_how_to_read_an_index_with_pyarrow_alone(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(import json, pyarrow.*?)```", page, re.DOTALL)
-    (tmp_path / "shards").mkdir()
-    tar = tmp_path / "shards" / "train-000000.tar"
+    folder = tmp_path / "shards" / "ferplus"
+    folder.mkdir(parents=True)
+    tar = folder / "train-000000.tar"
     write_shard(tar, "train", [Sample("a", b"1", "jpg", FULL), Sample("b", b"22", "png", HAPPY)])
-    written([tar], tmp_path / "shards" / "train.arrow")
+    written([tar], folder / "train.arrow")
     shown += "\nimport sys; print(image, 'hpe' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", shown], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "b'22' False\n", done.stderr

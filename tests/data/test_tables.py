@@ -7,6 +7,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -78,9 +79,8 @@ def test_where_there_is_an_index_no_tar_is_opened(without_tars: Path) -> None:
     faces = hpe.tables(without_tars, pose=stated.ESTIMATOR)
     indexed = pd.concat(datasets.Dataset.from_file(str(without_tars / f"{s}.arrow")).to_pandas() for s in SAMPLES)  # pyright: ignore[reportCallIssue, reportArgumentType]
     poses = pd.read_parquet(without_tars / "pose" / stated.ESTIMATOR)
-    joined = indexed.merge(poses, on="key", suffixes=("", "_hat"), validate="one_to_one")
-    found = faces.to_pandas()
-    assert isinstance(found, pd.DataFrame)
+    joined: Any = indexed.merge(poses, on="key", suffixes=("", "_hat"), validate="one_to_one")
+    found = cast(Any, faces.to_pandas())
     for name in (
         "key",
         "split",
@@ -129,7 +129,7 @@ def test_columns_are_typed_and_a_missing_label_is_null(tmp_path: Path) -> None:
     assert {kinds[name] for name in ANGLES} == {"float64"}
     assert {kinds[f"{angle}_{what}"] for angle in ANGLES for what in ("hat", "sd")} == {"float32"}
     assert faces[0]["emotion"] is faces[0]["yaw"] is faces[0]["yaw_hat"] is faces[0]["direction_ours"] is None
-    for name, values in faces.to_dict().items():
+    for name, values in cast(dict[str, list], faces.to_dict()).items():
         assert not isinstance(faces.features[name], datasets.ClassLabel) or -1 not in values, name
         assert not any(value != value for value in values), f"{name} has NaN"
 
@@ -157,6 +157,14 @@ assert faces.map(lambda face: {{"wide": abs(face["yaw_hat"] or 0) > 30}}).featur
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     assert not files(home)
     assert files(shards) == before
+
+
+def test_commands_that_need_no_dataset_do_not_wait_for_its_import() -> None:
+    script = (
+        "import sys, hpe.cli, hpe.data.tables, hpe.pack.verify, hpe.pack.balance, hpe.stream\n"
+        "assert not {'datasets', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_same_files_have_the_same_fingerprint_and_others_another(tmp_path: Path) -> None:
@@ -305,9 +313,10 @@ def test_a_balanced_subset_is_planned_from_labels_alone(without_tars: Path, tmp_
 
 def test_the_snippets_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with_tars(tmp_path / "shards" / "ferplus", ("lwpose66",))
+    list(index(str(tmp_path / "shards" / "ferplus"), 1))
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    snippets = blocks(text, "python")
+    snippets = blocks(text.partition("\n## Labels and pose tables as one Dataset\n")[2].partition("\n## ")[0], "python")
     assert snippets
     names: dict[str, object] = {"__name__": "docs"}
     for snippet in snippets:

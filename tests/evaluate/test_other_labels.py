@@ -97,6 +97,12 @@ def test_what_was_not_learned_or_is_not_there_is_told_where_the_metrics_are(tmp_
     assert "AffectNet" not in text + card
 
 
+def test_where_the_training_is_not_known_that_is_told_in_place_of_shared_labels(tmp_path: Path) -> None:
+    figures = judged(untrained(tmp_path / "run", "model.heads={emotion: {}}"), packed(tmp_path / "ck", CK))
+    assert "accuracy" not in figures["shared"]["emotion"]
+    assert any("7 of 8 emotions, and it is not recorded" in one for one in figures["about"]["warnings"])
+
+
 def test_a_run_that_knows_all_labels_of_a_whole_dataset_has_no_metrics_of_their_own_for_them(tmp_path: Path) -> None:
     figures = judged(trained_on(tmp_path / "run", range(8)), packed(tmp_path / "all", range(8)))
     assert figures["shared"]["emotion"]["reason"] == "all 8 emotions are shared"

@@ -1,6 +1,10 @@
 """An exported network is the trained one, says what it is, and is an estimator."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
@@ -181,3 +186,60 @@ def test_ties_and_gimbal_lock_are_no_difference() -> None:
     assert compare(one, two, labels).problems == []
     turned = two | {"angles": np.array([[90.0, 0.0, 10.0]], np.float32)}
     assert compare(one, turned, labels).turned == 1
+
+
+def blocks(language: str) -> list[str]:
+    """The code of docs/export.md in a language."""
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
+    return [part.partition("\n```")[0] for part in page.split(f"```{language}\n")[1:]]
+
+
+def stage(folder: Path, file: Path) -> None:
+    """What the documented programs read: an exported network and a face of its size."""
+    shutil.copyfile(file, folder / "face.onnx")
+    Image.fromarray(made.picture(1, 0, seed=5)).save(folder / "face.jpg", quality=95)
+
+
+def expected(run: Path, folder: Path) -> tuple[str, list[float]]:
+    row = open_predictor(run, CPU, precision="fp32")
+    answers = row.answer(np.array(Image.open(folder / "face.jpg"))[None])
+    assert answers.emotion_p is not None
+    assert answers.angles is not None
+    return EMOTIONS[int(answers.emotion_p[0].argmax())], answers.angles[0].tolist()
+
+
+def test_the_documented_python_program_gives_the_networks_answer(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = exported
+    stage(tmp_path, file)
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    exec(compile(code, "docs/export.md", "exec"), {})
+    emotion, angles = expected(run, tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.startswith(emotion)
+    found = [float(number) for number in printed.partition("[")[2].strip("]\n").split()]
+    assert found == pytest.approx(angles, abs=0.06)  # printed with one decimal
+
+
+def test_the_documented_javascript_program_gives_the_networks_answer(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With ``HPE_NODE_MODULES``: a folder in which ``npm install onnxruntime-node sharp`` has run."""
+    modules = os.environ.get("HPE_NODE_MODULES")
+    if not modules or shutil.which("node") is None:
+        pytest.skip("HPE_NODE_MODULES names no folder with onnxruntime-node and sharp, or node is not installed")
+    run, file = exported
+    stage(tmp_path, file)
+    (code,) = blocks("js")
+    (tmp_path / "read.mjs").write_text(code)
+    (tmp_path / "node_modules").symlink_to(Path(modules).resolve() / "node_modules")
+    done = subprocess.run(
+        ["node", "read.mjs", str(made.SIDE)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    emotion, angles = expected(run, tmp_path)
+    assert done.stdout.startswith(emotion)
+    found = [float(number) for number in re.findall(r"-?\d+\.\d", done.stdout)]
+    # sharp decodes JPEG with other rounding than Pillow
+    assert found == pytest.approx(angles, abs=1.0)

@@ -114,7 +114,7 @@ def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-@pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_NTASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
+@pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
 def test_new_under_a_launcher_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
 ) -> None:

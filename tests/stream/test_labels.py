@@ -126,3 +126,13 @@ def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_the
     (tmp_path / "pose").mkdir()
     with pytest.raises(UserError, match=r"no pose table of 5 of 5 shards, such as train-000000\.parquet"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
+
+
+def test_a_shard_with_the_longest_name_of_a_disk_has_a_pose_table(tmp_path: Path) -> None:
+    samples = [Sample(f"k{n}", picture(n), "jpg", Record(yaw=0.0)) for n in range(5)]
+    long = tmp_path / ("x" * 251 + ".tar")
+    info = write_shard(long, "train", samples)
+    pose_table(tmp_path / "pose", info, [sample.key for sample in samples])
+    one = ShardSet(str(long), pose=str(tmp_path / "pose"))
+    batch = next(iter(stream(one, labels=LabelSource("pose")).once(batch=5))).batch
+    assert batch.angles[1:, 0].tolist() == [11.0, 12.0, 13.0, 14.0]
