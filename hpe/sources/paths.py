@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -185,12 +186,14 @@ class Pictures:
     def _folder(self, parts: _Parts) -> _Folder | None:
         if parts not in self._folders:
             path = self.home.joinpath(*parts)
-            try:
-                with os.scandir(path) as found:
-                    names = {entry.name: entry.is_symlink() for entry in found}
-                self._folders[parts] = _Folder(names, not resolved(path).is_relative_to(self._home))
-            except (OSError, ValueError):
-                self._folders[parts] = None
+            self._folders[parts] = None
+            with suppress(OSError, ValueError):
+                real = resolved(path)
+                # A link to a folder above the dataset, such as /, would open all of the disk to the table.
+                if not parts or not self._home.is_relative_to(real):
+                    with os.scandir(path) as found:
+                        names = {entry.name: entry.is_symlink() for entry in found}
+                    self._folders[parts] = _Folder(names, not real.is_relative_to(self._home))
         return self._folders[parts]
 
     def _lookup(self, parts: _Parts, *, count: bool = True) -> _Parts | None:

@@ -346,13 +346,14 @@ def test_a_path_that_leads_to_no_picture_says_where_it_looked_and_why(tmp_path: 
 def test_linked_folders_are_followed_and_named_but_a_path_does_not_climb_out_of_them(tmp_path: Path) -> None:
     picture(tmp_path / "pool" / "a.png")
     picture(tmp_path / "secret.png")
-    raw = table(tmp_path / "raw", ["image,emotion", "img/a.png,happy", "img/../secret.png,sad", "img/../raw/t.csv,sad"])
+    rows = ["img/a.png,happy", "img/../secret.png,sad", "img/../raw/t.csv,sad", "above/secret.png,sad"]
+    raw = table(tmp_path / "raw", ["image,emotion", *rows])
     (raw / "img").symlink_to(tmp_path / "pool")
+    (raw / "above").symlink_to(tmp_path)
     source = open_source("table", raw)
     samples, told = read(source)
     assert [one.record.source for one in samples] == ["img/a.png", "t.csv"]
-    assert len(told) == 1
-    assert "leads out" in told[0]
+    assert [("leads out" in reason, "no folder" in reason) for reason in told] == [(True, False), (False, True)]
     assert source.late_notes() == (
         f"paths: 1 lie behind links that lead out of the dataset's folder, such as {raw}/img → {tmp_path}/pool",
     )
