@@ -108,7 +108,7 @@ class Learner:
             layer_decay=settings.layer_decay,
         )
         self.groups = optim.describe_groups(groups)
-        # On a CPU it takes a third of the time of torch's own choice, a loop over parameters; but there it does not skip
+        # On a CPU it takes a third of the time of torch's own choice, a loop over parameters, but does not skip there
         # what a gradient scaler tells it to skip (torch 2.15).
         fused = on_gpu or accelerator.scaler is None or None
         optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=fused)
