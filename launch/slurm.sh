@@ -56,7 +56,13 @@ again=
 case $status in
   75) again=saved ;;
   138) again="ended by the time limit's warning before anything was saved" ;;
-  143) shows PreemptTime=2 && again="pre-empted before anything was saved" ;;
+  143)
+    if shows PreemptTime=2; then
+      again="pre-empted before anything was saved"
+    elif [ -z "$ended" ]; then
+      echo "hpe: a rank was ended by SIGTERM before anything was saved: another rank has failed, see above"
+    fi
+    ;;
 esac
 if [ -n "$ended" ]; then
   # This shell gets SIGTERM where Slurm itself ends the job. After a pre-emption it has requeued the job already.

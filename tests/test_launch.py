@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from torch.distributed import run
 
 from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
 from hpe.models import run_folder
@@ -192,7 +193,34 @@ def test_accelerate_reads_the_launch_configs_as_they_are_meant(name: str, machin
 
 
 def test_every_launch_config_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes"}
+    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes", "kubernetes"}
+
+
+def test_the_job_on_kubernetes_starts_the_ranks_that_it_counts() -> None:
+    """Its fields are checked against Kubernetes' schema by tests/cluster/test_kubernetes.py."""
+    parts = list(yaml.safe_load_all((ROOT / "launch" / "kubernetes.yaml").read_text(encoding="utf-8")))
+    by_name = {(part["kind"], part["metadata"]["name"]): part for part in parts}
+    job, service = by_name["Job", "hpe-train"]["spec"], by_name["Service", "hpe-train"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    options = dict(word.split("=", 1) for word in container["command"] if "=" in word)
+    assert job["completions"] == job["parallelism"] == int(options["--nnodes"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options["--nproc-per-node"])
+    assert options["--master-addr"] == f"hpe-train-0.{pod['subdomain']}"
+    assert service["selector"] == {"job-name": "hpe-train"}
+    torchrun = run.get_args_parser().parse_args(
+        [w.replace("$(JOB_COMPLETION_INDEX)", "1") for w in container["command"][1:]]
+    )
+    assert (torchrun.node_rank, torchrun.module, torchrun.training_script) == (1, True, "hpe")
+    parses(["hpe", *container["args"]][1:])
+    assert (ROOT / container["args"][1]).is_file()
+    for part in parts:
+        spec = part["spec"].get("template", {}).get("spec", {})
+        volumes = {volume["name"] for volume in spec.get("volumes", ())}
+        mounts = [mount for one in spec.get("containers", ()) for mount in one["volumeMounts"]]
+        assert {mount["name"] for mount in mounts} == volumes
+        claims = {v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes", ()) if "emptyDir" not in v}
+        assert claims <= {name for kind, name in by_name if kind == "PersistentVolumeClaim"}
 
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN} | {
@@ -279,6 +307,7 @@ def parses(words: list[str]) -> None:
 def test_the_containers_commands_are_commands_of_hpe() -> None:
     text = COMPOSE.read_text(encoding="utf-8")
     services = yaml.safe_load(text)["services"]
+    parses(services["demo"]["command"])
     train = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in services["train"]["command"]]
     assert (ROOT / train[1]).is_file()
     parses(train)
@@ -303,9 +332,10 @@ def test_compose_builds_this_repositorys_dockerfile_and_keeps_its_folders() -> N
     assert (context / train["build"]["dockerfile"]).samefile(DOCKERFILE)
     volumes = re.findall(r"^VOLUME (\[.*\])$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     kept = set(yaml.safe_load(volumes[0]))
+    assert compose["services"]["demo"]["profiles"] == ["cpu"]  # so that `up` needs no second image
     assert {volume.split(":/")[-1].removesuffix(":ro") for volume in train["volumes"]} == {v.lstrip("/") for v in kept}
-    named = {volume.split(":")[0] for service in (train, board) for volume in service["volumes"]}
-    assert {name for name in named if name.isalpha()} == set(compose["volumes"])
+    named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", v).split(":")[0] for s in (train, board) for v in s["volumes"]}
+    assert named == set(compose["volumes"])
     assert train["image"] == board["image"]
 
 
@@ -315,6 +345,28 @@ def test_what_the_dockerfile_copies_is_there_and_enough_to_install() -> None:
     assert len(copied) == text.count("COPY")
     sources = [source for *sources, _ in copied for source in sources]
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    before = text[: text.index("RUN make install")]
+    before = text[: text.index("make install")]
     for needed in ("pyproject.toml", "Makefile", "README.md", "LICENSE", "hpe/__init__.py"):  # what hatchling reads
         assert needed in before
+
+
+def test_the_apptainer_recipe_installs_as_the_dockerfile_does() -> None:
+    text = (ROOT / "docker" / "hpe.def").read_text(encoding="utf-8")
+    docker = DOCKERFILE.read_text(encoding="utf-8")
+    copied = [line.split()[0] for line in re.findall(r"^    (\S+ /opt/hpe/\S+)$", text, re.MULTILINE)]
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert {"pyproject.toml", "Makefile", "README.md", "LICENSE", "hpe", "configs"} == set(copied)
+    base, extras = re.findall(r"^From: (\S+)$|EXTRAS=(\S+)$", text, re.MULTILINE)
+    assert f"ARG BASE={base[0]}\n" in docker
+    assert f"EXTRAS={extras[1]}\n" in docker
+
+
+def test_the_dockerfile_tells_a_base_with_another_python_which_argument_to_give() -> None:
+    (check,) = re.findall(
+        r"^RUN python3 -c '(.+?)' \\", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for version, told in (((3, 11), ""), ((3, 14, 2), ""), ((3, 10), "3.10"), ((3, 15), "3.15")):
+        pretended = f"import sys; sys.version_info = {version}; {check.removeprefix('import sys; ')}"
+        done = subprocess.run([sys.executable, "-c", pretended], capture_output=True, text=True, check=False)
+        assert (f"this base has {told}: choose another with --build-arg BASE" in done.stderr) == bool(told)
+        assert done.returncode == bool(told)

@@ -17,11 +17,13 @@ def folder() -> Path:
 
 
 def described() -> list[tuple[str, str]]:
-    """Each config's path below :func:`folder`, and the first line of its head comment."""
-    return [
-        (path.relative_to(folder()).as_posix(), path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "))
-        for path in sorted(folder().rglob("*.yaml"))
-    ]
+    """Each config's and script's path below :func:`folder`, and the first line of its head comment."""
+    found = []
+    for path in sorted(path for path in folder().rglob("*") if path.suffix in (".yaml", ".sh")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        head = next(line for line in lines if not line.startswith("#!"))
+        found.append((path.relative_to(folder()).as_posix(), head.removeprefix("# ")))
+    return found
 
 
 def copy(out: Path) -> list[Path]:
@@ -40,7 +42,10 @@ def copy(out: Path) -> list[Path]:
         with ExitStack() as all_or_none:
             for path, text in texts.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                all_or_none.enter_context(aside(path)).write_text(text, encoding="utf-8")
+                part = all_or_none.enter_context(aside(path))
+                part.write_text(text, encoding="utf-8")
+                if path.suffix == ".sh":
+                    part.chmod(0o755)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out}: cannot write the configs here: {reason}; choose another folder") from error

@@ -25,7 +25,7 @@ data:
   workers: 1
 augment: {flip: 0.5}
 model: {backbone: tiny, heads: {emotion: {dropout: 0.2}, pose: {kind: bins66, alpha: 0.01}}}
-train: {batch: 32, epochs: 30, learning_rate: 4e-3, precision: fp32, checkpoint_steps: 20, validate_epochs: 10}
+train: {batch: 32, epochs: 16, learning_rate: 4e-3, precision: fp32, checkpoint_steps: 20, validate_epochs: 8}
 """
 PACK = "pack synthetic {} --size 64 --option count=400 --option people=40 --workers 1"
 _TABLE = pytest.StashKey[list[tuple[str, ...]]]()
@@ -94,7 +94,11 @@ def slurm(place: Path) -> Iterator[Slurm]:
 
 def files(folder: Path, *patterns: str) -> dict[str, bytes]:
     """The bytes of all files that fit, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for pattern in patterns for path in folder.glob(pattern)}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -91,7 +91,7 @@ class Host:
             with suppress(ProcessLookupError, IndexError, OSError):
                 os.kill(self._first, signal.SIGKILL)
             self.init.kill()
-            self.init.wait()
+            self.init.communicate()
         for process in self.started:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)

@@ -163,7 +163,11 @@ class Slurm:
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"hpe" in words and variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                if (
+                    b"-m" in words
+                    and b"hpe" in words
+                    and variable.encode() in (folder / "environ").read_bytes().split(b"\0")
+                ):
                     found.append(int(folder.name))
         return found
 

@@ -161,7 +161,7 @@ def test_a_killed_rank_ends_the_job(slurm: Slurm, place: Path, events: Events) -
     with stopwatch() as took:
         for pid in slurm.ranks("SLURM_PROCID=1"):
             subprocess.run(["kill", "-KILL", str(pid)], check=True)
-        job = slurm.until(number, "FAILED", "COMPLETED", "PENDING", "CANCELLED", "NODE_FAIL")
+        job = slurm.until(number, "FAILED", "COMPLETED", "CANCELLED", "NODE_FAIL")
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), slurm.log(number)
     events.add("rank 1 killed (SIGKILL)", took[0], f"ended with exit code {code(job)}, not requeued")
 
@@ -169,7 +169,7 @@ def test_a_killed_rank_ends_the_job(slurm: Slurm, place: Path, events: Events) -
 def test_a_mistake_ends_the_job(slurm: Slurm, events: Events) -> None:
     with stopwatch() as took:
         number = submit(slurm, "train", "run.yaml", "--run", "runs/wrong", "--set", "train.epochs=-1")
-        job = slurm.until(number, "FAILED", "COMPLETED", "PENDING", "CANCELLED")
+        job = slurm.until(number, "FAILED", "COMPLETED", "CANCELLED")
     assert (job["JobState"], code(job), job["Restarts"]) == ("FAILED", EXIT_USAGE, "0"), slurm.log(number)
     assert "train.epochs" in slurm.log(number)
     events.add("a mistake in the config", took[0], "message, exit code 2, not requeued")

@@ -1,6 +1,7 @@
 """The configs that come with hpe can be taken out, run and edited, and are never written over."""
 
 import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_config_is_listed_with_what_it_is_for() -> None:
     listed = dict(recipes.described())
-    assert set(listed) == {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    files = {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    assert set(listed) == {path.relative_to(ROOT / "configs").as_posix() for path in files}
     assert all(len(title) > 20 and not title.startswith("#") for title in listed.values())
 
 
@@ -24,7 +26,9 @@ def test_copies_are_the_same_bytes_and_may_be_taken_again(tmp_path: Path) -> Non
     first = recipes.copy(tmp_path / "mine")
     assert first == recipes.copy(tmp_path / "mine")
     for path in first:
-        assert path.read_bytes() == (ROOT / "configs" / path.relative_to(tmp_path / "mine")).read_bytes()
+        own = ROOT / "configs" / path.relative_to(tmp_path / "mine")
+        assert path.read_bytes() == own.read_bytes()
+        assert os.access(path, os.X_OK) == os.access(own, os.X_OK)  # a script can be run
 
 
 def test_an_edited_config_is_kept(tmp_path: Path) -> None:
