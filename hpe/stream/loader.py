@@ -19,7 +19,7 @@ from hpe.stream.shared_memory import SharedMemory
 from hpe.stream.worker import Reader, Reading, Refusal, Stage
 
 if TYPE_CHECKING:
-    from webdataset import DataPipeline
+    from webdataset.pipeline import DataPipeline
 
 _NAMED_DAMAGE: Final = 1000
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -71,13 +71,13 @@ class Loader:
         Raises:
             UserError: there is no such stage.
         """
-        import webdataset
+        import webdataset.compat as wds
 
         names = list(self.stages)
         if until is not None and until not in names:
             raise UserError(f"pipeline: until {until!r}: expected one of {', '.join(names)}")
         first, *others = list(self.stages.values())[: len(names) if until is None else names.index(until) + 1]
-        return webdataset.DataPipeline(first, *map(webdataset.map, others))
+        return wds.DataPipeline(first, *map(wds.filters.map, others))
 
     def __len__(self) -> int:
         if self._plan.batches is None:
@@ -91,7 +91,7 @@ class Loader:
         return self
 
     def _start(self) -> Iterator[Any]:
-        import webdataset
+        import webdataset.compat as wds
 
         workers, size = self._reading.workers, self._reading.size
         if workers:
@@ -109,7 +109,7 @@ class Loader:
             # `data.workers` is the user's own number, and right where readers wait for a network or a disk. The log of
             # a training shows how long it has waited for its readers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
-            loader = webdataset.WebLoader(
+            loader = wds.WebLoader(
                 self.pipeline().compose(_refused),
                 batch_size=None,
                 num_workers=workers,

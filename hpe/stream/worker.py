@@ -182,7 +182,8 @@ class Reader:
         draft.data, places = [b""] * len(draft), draft.places.tolist()
         for file, members in self._files(draft):
             for at in members:
-                os.posix_fadvise(file, *places[at], os.POSIX_FADV_WILLNEED)
+                start, size = places[at]
+                os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
         for file, members in self._files(draft):
             for at in members:
                 start, size = places[at]

@@ -108,8 +108,8 @@ class Learner:
             layer_decay=settings.layer_decay,
         )
         self.groups = optim.describe_groups(groups)
-        # On a CPU, too, it takes a third of the time of torch's own choice, a loop over parameters. But there it does
-        # not skip what a gradient scaler tells it to skip (torch 2.15).
+        # On a CPU it takes a third of the time of torch's own choice, a loop over parameters, but does not skip there
+        # what a gradient scaler tells it to skip (torch 2.15).
         fused = on_gpu or accelerator.scaler is None or None
         optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=fused)
         self.ema = MovingAverage(network, settings.ema) if settings.ema else None

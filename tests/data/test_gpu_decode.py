@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from webdataset import compat
 
 from hpe.core.errors import UserError
 from hpe.data import gpu_decode
@@ -293,10 +294,8 @@ def test_a_run_on_the_cpu_of_a_gpu_machine_page_locks_nothing(tmp_path: Path, mo
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked: list[bool] = []
-    import webdataset
-
-    real = webdataset.WebLoader
-    monkeypatch.setattr(webdataset, "WebLoader", lambda *a, **k: asked.append(k["pin_memory"]) or real(*a, **k))
+    real = compat.WebLoader
+    monkeypatch.setattr(compat, "WebLoader", lambda *a, **k: asked.append(k["pin_memory"]) or real(*a, **k))
     next(Stream([ShardSet(str(made.shards(tmp_path / "shards")), "train")], Reading(made.SIDE)).once(batch=8))
     assert asked == [False]
 

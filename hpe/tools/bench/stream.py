@@ -272,7 +272,7 @@ def _dali(_: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[in
         return fn.decoders.image(picture, device="cpu"), record
 
     def batches() -> Iterator[int]:
-        pipeline = reader()
+        pipeline: Any = reader()
         pipeline.build()
         for _ in range(pipeline.epoch_size("reader") // BATCH):
             pictures, records = pipeline.run()
