@@ -50,7 +50,9 @@ def write_graph(network: Deployed, size: int, path: Path) -> list[str]:
 
 def _translations() -> dict[Any, Any]:
     """``hypot``, for which the exporter has no translation; 6D poses need it."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def hypot(x: Any, y: Any) -> Any:
         return op.Sqrt(op.Add(op.Mul(x, x), op.Mul(y, y)))
@@ -96,7 +98,7 @@ def quantise(source: Path, target: Path, images: Iterator[np.ndarray]) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> Any:
             batch = next(images, None)
             return None if batch is None else {INPUT: batch}
 

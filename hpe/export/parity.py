@@ -110,8 +110,10 @@ def compare(first: Answers, second: Answers, labels: Answers) -> Parity:
         degrees = {name: (float(apart[:, at].mean()), float(apart[:, at].max())) for at, name in enumerate(ANGLES)}
         known = ~np.isnan(labels["angles"]).any(1)
         if known.any():
-            errors = (float(_errors(each["angles"][known], labels["angles"][known]).mean()) for each in (first, second))
-            mae = (int(known.sum()), *errors)
+            before, after = (
+                float(_errors(one["angles"][known], labels["angles"][known]).mean()) for one in (first, second)
+            )
+            mae = (int(known.sum()), before, after)
     affect = float(np.abs(first["affect"] - second["affect"]).max()) if "affect" in first else None
     return Parity(images, other, probability, degrees, turned, affect, accuracy, mae)
 

@@ -71,13 +71,14 @@ class Loader:
         Raises:
             UserError: there is no such stage.
         """
-        import webdataset.compat as wds
+        from webdataset import filters
+        from webdataset.pipeline import DataPipeline
 
         names = list(self.stages)
         if until is not None and until not in names:
             raise UserError(f"pipeline: until {until!r}: expected one of {', '.join(names)}")
         first, *others = list(self.stages.values())[: len(names) if until is None else names.index(until) + 1]
-        return wds.DataPipeline(first, *map(wds.filters.map, others))
+        return DataPipeline(first, *map(filters.map, others))
 
     def __len__(self) -> int:
         if self._plan.batches is None:

@@ -48,7 +48,7 @@ def exported(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def outputs(file: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(str(file))
     names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, {"images": images}), strict=True)}
 
 
 @pytest.mark.parametrize("batch", [1, 7])
@@ -124,7 +124,7 @@ def test_an_export_predicts_as_its_run_and_estimates_poses(
     for name in ("emotion_p", "direction_p", "direction", "angles", "deviations", "affect"):
         np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=2e-3, err_msg=name)
     copy = made.shards(tmp_path / "copy", (12,), val=5)
-    assert pose([copy], PoseOptions(estimator=file.with_suffix(".yaml"), on_mismatch="force")) == 0
+    assert pose([str(copy)], PoseOptions(estimator=file.with_suffix(".yaml"), on_mismatch="force")) == 0
     (table,) = (pq.read_table(path) for path in (copy / "pose/face").glob("train-*.parquet"))
     assert np.isfinite(table["yaw_sd"].to_numpy()).all()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset.compat as wds
+from webdataset.pipeline import DataPipeline
 
 from hpe.core.errors import UserError
 from hpe.stream import Damage, Draft
@@ -75,7 +76,7 @@ def test_each_stage_can_be_looked_at_and_what_it_fills_in_is_there(made: Made) -
 @pytest.mark.parametrize("workers", [0, 2])
 def test_webdatasets_own_loader_reads_the_pipeline(made: Made, workers: int) -> None:
     pipeline = stream(made.folder).once(batch=8).pipeline()
-    assert isinstance(pipeline, wds.DataPipeline)
+    assert isinstance(pipeline, DataPipeline)
     loader = wds.WebLoader(
         pipeline, batch_size=None, num_workers=workers, multiprocessing_context="fork" if workers else None
     )
