@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -26,6 +27,7 @@ class Signals:
         return self.number is not None
 
     def __call__(self, number: int, _frame: object) -> None:
+        _answered[number] += 1
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
@@ -62,21 +64,29 @@ def end_on_signals() -> None:
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGUSR1)
 _ended = threading.Event()
+_answered: Counter[int] = Counter()
+"""How often a handler of ours has run for each signal."""
 
 
 def _end(number: int, _frame: object) -> None:
+    _answered[number] += 1
     if not _ended.is_set():  # a second signal must not cut short the cleaning up after the first
         _tell(number)
         sys.exit(_KILLED + number)
 
 
 def _end_in_time(reader: int) -> None:
+    before = _answered.copy()
     while numbers := os.read(reader, 1):
         if signal.getsignal(number := numbers[0]) is _end:
             time.sleep(_GRACE_SECONDS)
-            if signal.getsignal(number) is _end:
+            # A signal that :func:`signals` has answered ends nothing, also where its block is over since: this thread
+            # may come to read the pipe only then.
+            stuck = _answered[number] == before[number]
+            if (stuck or _ended.is_set()) and signal.getsignal(number) is _end:
                 _tell(number)
                 os._exit(_KILLED + number)
+        before = _answered.copy()
 
 
 def _tell(number: int) -> None:

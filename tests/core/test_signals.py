@@ -86,3 +86,15 @@ def test_a_second_interrupt_stops_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
+
+
+def test_a_signal_that_a_command_has_answered_does_not_end_the_process_afterwards() -> None:
+    body = (
+        "import os, signal, sys, time\nimport hpe.core.signals as s\ns._GRACE_SECONDS = 0.2\n"
+        "sys.setswitchinterval(60)\nready()\n"  # the thread comes to look only when the block is over
+        "with signals() as caught:\n    os.kill(os.getpid(), signal.SIGTERM)\n    while not caught.received: pass\n"
+        "time.sleep(1)\nprint('finished', flush=True)"
+    )
+    with started(body) as process:
+        printed, told = process.communicate(timeout=30)
+    assert (process.returncode, printed, told) == (0, "finished\n", "")
