@@ -209,6 +209,7 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("HPE_RANK_TIMEOUT", "0")  # the other ranks have no heart
     monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", _PassThrough)
     monkeypatch.setattr(Accelerator, "backward", _backward)
     for name in ("hpe.train.resume.agree", "hpe.core.distributed.agree"):
