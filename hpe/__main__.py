@@ -21,6 +21,8 @@ _WAYS_OUT = {
     errno.EROFS: "choose a place that can be written",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "its links form a circle: use the path of the file or folder itself",
+    errno.EMFILE: "raise the limit of open files with `ulimit -n 1024` before this command, or lower data.workers",
+    errno.ENFILE: "end other programs, or raise the machine's limit of open files (fs.file-max)",
     errno.EFBIG: "raise the maximum file size (ulimit -f), or choose a place that takes larger files",
     errno.ENOSPC: "free some space or choose another disk, then run the same command again",
     errno.EDQUOT: "free some space or choose another disk, then run the same command again",

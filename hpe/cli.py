@@ -67,6 +67,15 @@ Centre = Annotated[
     ),
 ]
 
+MaxMegapixels = Annotated[
+    float,
+    typer.Option(
+        "--max-megapixels",
+        help="Larger pictures are named and left out, before they are decoded.",
+        rich_help_panel=_HOW,
+    ),
+]
+
 app.add_typer(landmarks, rich_help_panel=_POSE)
 
 
@@ -150,6 +159,7 @@ def pack(
     seed: Annotated[
         int, typer.Option(help="Seed of the drawn splits and of the order of samples.", rich_help_panel=_HOW)
     ] = 0,
+    max_megapixels: MaxMegapixels = 64,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -179,6 +189,7 @@ def pack(
             crop=crop, size=size, grey=grey, quality=quality, samples_per_shard=samples_per_shard, seed=seed,
             splits=splits if splits in ("own", "drawn") else Path(splits),  # pyright: ignore[reportArgumentType]
             val_share=val_share, test_share=test_share, detector=detector, drop=drop_duplicates,  # pyright: ignore[reportArgumentType]
+            max_megapixels=max_megapixels,
         ),
     )  # fmt: skip
     out = shlex.quote((paths or [""])[-1])
@@ -194,6 +205,28 @@ def pack(
 
 
 @app.command(rich_help_panel=_DATA)
+def index(
+    shards: Annotated[str, typer.Argument(help="Folder of shards, a tar, or a glob of tars.")],
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+) -> None:
+    """Write the index of shards that were packed by an older version or by other tools.
+
+    With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves.
+
+    Example: `hpe index data/ferplus`
+    """
+    from hpe.core.errors import EXIT_INCOMPLETE
+    from hpe.pack.indexing import index
+
+    missing = False
+    for written in index(shards, workers):
+        print(written)
+        missing = missing or any(shard.missing for shard in written.shards)
+    if missing:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@app.command(rich_help_panel=_DATA)
 def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
@@ -205,7 +238,7 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
     damage = verify(shards)
     for found in damage:
         print(found)
-    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "every shard matches its manifest"))
+    print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
     if damage:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -448,14 +481,18 @@ def evaluate(
     run: Run,
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[
-        str | None, typer.Option(help="Split to evaluate, if SHARDS is a folder.", rich_help_panel=_WHAT)
+        str, typer.Option(help="Split to evaluate, or all, if SHARDS is a folder.", rich_help_panel=_WHAT)
     ] = "test",
     pose: Annotated[
         Path | None, typer.Option(help="Folder of pose tables, for angles and directions.", rich_help_panel=_WHAT)
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the result; default: the split, plus -flips or -centre0.9.", rich_help_panel=_WHAT),
+        typer.Option(
+            help="Name of the result; default: dataset and split, such as raf-db-test, plus pose tables, -flips, "
+            "-centre0.9, and another checkpoint or precision.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     which: Annotated[
         str, typer.Option(help="Checkpoint: best, last, or step-00001234.", rich_help_panel=_HOW)
@@ -483,15 +520,11 @@ def evaluate(
     from hpe.models.views import Views
     from hpe.stream import ShardSet
 
-    folder = Path(shards).is_dir()
-    one = ShardSet(shards, split if folder else None, str(pose) if pose else None)
-    plain = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in Path(shards).stem)
-    views = Views(flips, centre)
-    usual = (split if folder and split else plain.strip("_.")) or "evaluate"
-    called = name or f"{usual}{'-flips' * flips}{f'-centre{centre:g}' if centre < 1 else ''}"
+    one = ShardSet(shards, split if Path(shards).is_dir() else None, str(pose) if pose else None)
     code = module.evaluate(
-        run, [one], name=called, which=which, batch=batch, workers=workers, views=views, precision=precision
-    )
+        run, [one], name=name, which=which, batch=batch, workers=workers, views=Views(flips, centre),
+        precision=precision,
+    )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -538,6 +571,7 @@ def predict(
     ] = None,
     flips: Flips = False,
     centre: Centre = 1.0,
+    max_megapixels: MaxMegapixels = 64,
     precision: JudgedPrecision = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
@@ -554,9 +588,40 @@ def predict(
 
     options = PredictOptions(
         out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
-        crop=crop, split=split, views=Views(flips, centre), precision=precision,
+        crop=crop, split=split, views=Views(flips, centre), precision=precision, max_megapixels=max_megapixels,
     )  # fmt: skip
     raise typer.Exit(module.predict(network, inputs, options))
+
+
+@app.command(rich_help_panel=_EVALUATION)
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, or Hopenet weights.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write, such as face.onnx; face.yaml goes beside it.")],
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 (weights and activations), or int8 (static, calibrated on the shards).")
+    ] = "fp32",
+    shards: Annotated[
+        str | None, typer.Option(help="Shards to compare on; default: the validation shards of the run.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of these shards, if SHARDS is a folder.")] = "val",
+    images: Annotated[int, typer.Option(min=1, help="Images to compare on, and to calibrate int8 with.")] = 512,
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Write a trained network as ONNX, once it answers like the original on real images.
+
+    The graph takes RGB values of 0 to 255 in any batch size and gives probabilities and degrees. Its metadata and the
+    YAML beside it describe input, outputs, crop rule, angles, licence and training data; with that YAML, `hpe pose`,
+    `predict` and `evaluate` take the file as an estimator.
+
+    Example: `hpe export runs/ferplus ferplus.onnx`
+    """
+    from hpe.export import ExportOptions
+    from hpe.export import export as write
+
+    options = ExportOptions(which=which, precision=precision, shards=shards, split=split, images=images, force=force)
+    print("\n".join(write(source, out, options).lines()))
+    print(f"{out}, {out.with_suffix('.yaml')}")
 
 
 @app.command("runs", rich_help_panel=_EVALUATION)
@@ -631,9 +696,18 @@ def study(
 
 @app.command(rich_help_panel=_STUDY)
 def association(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with a row per image.")],
+    table: Annotated[
+        Path, typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote.")
+    ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",
+    pose: Annotated[
+        str | None, typer.Option(help="Of shards: estimator (or folder) of the pose tables that give the directions.")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Direction rule of the pose tables; default: the only one, else ours.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of shards: only this split.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("association"),
     replicates: Annotated[int, typer.Option(min=20, help="Number of bootstrap samples, and of permutations.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the permutations.")] = 0,
@@ -642,11 +716,14 @@ def association(
 
     Writes JSON, Markdown and a heat map; for a table of predictions also the accuracy of emotion per direction.
 
-    Example: `hpe association runs/ferplus/evaluate/test.parquet`
+    Example: `hpe association shards/ferplus --pose lwpose66`
     """
     from hpe.report import association as module
 
-    made = module.write_association(table, out, rows=rows, columns=columns, replicates=replicates, seed=seed)
+    labels = module.ShardLabels(split, pose, rule)
+    made = module.write_association(
+        table, out, rows=rows, columns=columns, replicates=replicates, seed=seed, labels=labels
+    )
     print("\n".join(made["sentences"]))
     print(f"{out}/association.md")
 
@@ -701,7 +778,7 @@ def doctor(
 
 @app.command(rich_help_panel=_TOOLS)
 def bench(
-    part: Annotated[str, typer.Argument(help="Part to measure: stream, pack, pose, step or all.")] = "all",
+    part: Annotated[str, typer.Argument(help="Part to measure: start, stream, pack, pose, step or all.")] = "all",
     folder: Annotated[Path, typer.Option(help="Folder for the data that it makes; kept for the next time.")] = Path(
         "hpe-bench"
     ),

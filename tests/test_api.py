@@ -61,8 +61,8 @@ def test_what_is_offered_typed_and_listed_are_the_same_names() -> None:
 
 
 def test_no_other_name_is_offered() -> None:
-    with pytest.raises(AttributeError, match="'hpe' has no attribute 'tables'"):
-        hpe.tables  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    with pytest.raises(AttributeError, match="'hpe' has no attribute 'shards'"):
+        hpe.shards  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
 
 
 def test_importing_hpe_loads_nothing_heavy() -> None:

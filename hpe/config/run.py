@@ -36,18 +36,20 @@ class ShardsConfig(Section):
     """One dataset of shards."""
 
     shards: str | list[str]
-    """A folder that ``hpe pack`` wrote, a tar file, glob, brace pattern, ``pipe:`` command or URL; or a list of
-    them.
+    """A folder that ``hpe pack`` wrote, or tar files by path, glob or brace pattern, on this machine or in a store
+    (``https://``, ``s3://``, ``gs://``, ``hf://`` …); a ``pipe:`` command; or a list of these.
     """
     split: str | None = None
     """Split to use, if ``shards`` is a folder."""
     pose: str | None = None
-    """Folder of pose tables that ``hpe pose`` wrote. A dataset without it keeps the angles and directions of its
+    """Folder or URL of pose tables that ``hpe pose`` wrote. A dataset without it keeps the angles and directions of its
     records, also beside others that name one.
     """
-    weight: Positive = 1.0
-    """How often this dataset is drawn, relative to the other datasets and whatever their sizes: 1 and 1 draw both
-    equally often. An epoch has as many samples as all datasets together. Not used in ``data.val``.
+    weight: Positive | None = None
+    """How often this dataset is drawn, relative to the other datasets and whatever their sizes: with 2 and 1, two of
+    three samples come from the first. Give it to every dataset of ``data.train``, or to none: without weights, each
+    sample of all datasets comes once per epoch. An epoch has as many samples as all datasets together. Not used in
+    ``data.val``.
     """
 
 
@@ -55,7 +57,7 @@ class DataConfig(Section):
     """What is streamed: from where, in which order and with which labels."""
 
     train: Annotated[list[ShardsConfig], Field(min_length=1)]
-    """Datasets to learn from; several are mixed by ``weight``."""
+    """Datasets to learn from; of several, each sample comes equally often, or they are mixed by ``weight``."""
     val: Annotated[list[ShardsConfig], Field(min_length=1)]
     """Datasets that choose the best checkpoint; never the data that you report results on."""
     size: Side = 224
@@ -79,8 +81,22 @@ class DataConfig(Section):
     GPU if there is one. Both differ slightly in their pixels. This version's GPU decoder was tested only with a CPU
     in its place, never on a GPU.
     """
+    stage: Literal["none", "node"] = "none"
+    """``node`` copies shards to a disk of each node (``$HPE_CACHE``) before they are read, as those of a store always
+    are: for network file systems such as Lustre and NFS, where many small reads at random places are slow.
+    """
     damaged: Literal["skip", "fail"] = "skip"
     """A sample that cannot be read is skipped and named, or stops the run."""
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> Self:
+        weights = [one.weight for one in self.train]
+        if None in weights and len(set(weights)) > 1:
+            raise ValueError(
+                f"train: the datasets have weights {', '.join('none' if w is None else f'{w:g}' for w in weights)}; "
+                "give a weight to all of them, or to none (older versions took 1 where there was none)"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -339,6 +355,7 @@ class RunConfig(Section):
 FREE: Final = (
     "run",
     "data.workers",
+    "data.stage",
     "train.log_steps",
     "train.keep",
     "train.checkpoint_steps",
@@ -353,12 +370,27 @@ the machine that resumes.
 
 def differences(before: Section, after: Section) -> list[str]:
     """The settings that differ and change what is learned, as ``train.batch: 256 -> 128``."""
-    old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(after.model_dump(mode="json")))
+    old, new = (dict(leaves(_without_idle_weights(one.model_dump(mode="json")))) for one in (before, after))
     return [
         f"{path}: {json.dumps(old.get(path))} -> {json.dumps(new.get(path))}"
         for path in sorted(old.keys() | new.keys())
         if path not in FREE and old.get(path) != new.get(path)
     ]
+
+
+def _without_idle_weights(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without weights of datasets that change nothing: of a single one, and of validation data."""
+    data = config.get("data", {})
+    for sets in (data.get("val", []), data.get("train", [])[:1] if len(data.get("train", [])) == 1 else []):
+        for one in sets:
+            one.pop("weight", None)
+    return config
+
+
+def mixes_anew(before: RunConfig, after: RunConfig) -> bool:
+    """Whether a config leaves out the weights by which the run before mixed its datasets."""
+    old, new = before.data.train, after.data.train
+    return len(old) == len(new) > 1 and old[0].weight is not None and new[0].weight is None
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import functools
+import glob
+import hashlib
 import itertools
 import json
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any, Final
 
 from hpe.core.errors import UserError
 
+_POLL_SECONDS: Final = 0.05
 _TAKEN: Final = frozenset((errno.EWOULDBLOCK, errno.EAGAIN))
 NO_LOCKS: Final = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK))
 """What ``flock`` answers on Lustre that is mounted without it, on NFS without its lock service, on some FUSE mounts."""
@@ -47,6 +51,22 @@ def resolved(path: Path) -> Path:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise
     return place
+
+
+def short_name(name: str, most: int = 255) -> str:
+    """A file's name in at most so many bytes: a longer one is cut, and ends in a hash of all of it.
+
+    The same name always gives the same, and two names do not share one.
+
+    Args:
+        name: without folders.
+        most: bytes of UTF-8; most file systems allow 255.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    end = f"-{hashlib.blake2b(encoded, digest_size=6).hexdigest()}"
+    return encoded[: most - len(end)].decode("utf-8", "ignore") + end
 
 
 def make_folder(path: Path, told: str) -> None:
@@ -92,14 +112,14 @@ def refuse_unwritable(path: Path, told: str) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{told}: {path} is a folder; expected a file's name")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-"):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{short_name(path.name, 200)}-"):
             pass
     except OSError as error:
         raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
 
 
 @contextmanager
-def locked(path: Path, taken: str) -> Iterator[None]:
+def locked(path: Path, taken: str | None, waiting: Callable[[float], None] | None = None) -> Iterator[None]:
     """Hold a lock file, which no other process holds; the kernel releases it when the process ends.
 
     Where the file system has no locks, a lock on this machine's own disk stands in: it still keeps out this user's
@@ -108,47 +128,56 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 
     Args:
         path: the file, made where it is missing.
-        taken: the message when another process holds it.
+        taken: the message when another process holds it; None: wait until it is free. Who waits does so for a process
+            of the same machine, so the stand-in serves as well, without a warning.
+        waiting: called about twenty times a second with the seconds waited so far; it may raise.
 
     Raises:
         OSError: the file cannot be made.
         UserError: another process holds it, or the file system fails to say.
     """
-    with path.open("w") as lock:
-        if _flock(lock.fileno(), path, taken):
+    with path.open("a") as lock:
+        if _flock(lock.fileno(), path, taken, waiting):
             yield
             return
-        _warn_of_no_locks(path.parent)
+        if taken is not None:
+            _warn_of_no_locks(path.parent)
         state = os.fstat(lock.fileno())  # one file has one number, whatever path leads to it
         name = f"hpe-{os.getuid()}-{state.st_dev:x}-{state.st_ino:x}.lock"
         local = Path(tempfile.gettempdir()) / name
         # Others can write to the temporary folder: no link of theirs is followed, and nothing is overwritten.
         descriptor = os.open(local, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            _flock(descriptor, local, taken)
+            _flock(descriptor, local, taken, waiting)
             yield
         finally:
             os.close(descriptor)
 
 
-def _flock(descriptor: int, path: Path, taken: str) -> bool:
+def _flock(descriptor: int, path: Path, taken: str | None, waiting: Callable[[float], None] | None) -> bool:
     """Lock an open file; False where its file system has no locks.
 
     Raises:
         UserError: another process holds it, or the file system fails to say.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            raise UserError(taken) from error
-        if error.errno in NO_LOCKS:
-            return False
-        raise UserError(
-            f"{path}: cannot be locked ({error.strerror}); the file system has a fault: try again, or use a folder on "
-            "another disk"
-        ) from error
-    return True
+    start = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            if error.errno not in _TAKEN:
+                raise UserError(
+                    f"{path}: cannot be locked ({error.strerror}); the file system has a fault: try again, or use a "
+                    "folder on another disk"
+                ) from error
+            if taken is not None:
+                raise UserError(taken) from error
+        if waiting is not None:
+            waiting(time.monotonic() - start)
+        time.sleep(_POLL_SECONDS)
 
 
 @functools.cache
@@ -178,12 +207,22 @@ def aside(path: Path) -> Iterator[Path]:
 def aside_unsynced(path: Path) -> Iterator[Path]:
     """As :func:`aside`, but whole only while the machine has power: for the many small files of one result."""
     # Containers on several nodes often have the same process numbers.
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    part = path.with_name(f"{_part_name(path)}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_name(path: Path) -> str:
+    # Its own additions must not make a name too long that is not.
+    return f".{short_name(path.name, 200)}"
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """The temporary files that :func:`aside` of a killed process left beside ``path``."""
+    return path.parent.glob(f"{glob.escape(_part_name(path))}.*.part")
 
 
 def sync(path: Path) -> None:

@@ -32,7 +32,11 @@ def rotation_from_euler(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*ba
 
 
 def euler_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Yaw, pitch, roll in degrees, yaw within ±90°; where yaw is ±90° (gimbal lock) roll is 0 by choice."""
+    """Yaw, pitch, roll in degrees of an upright head: of the two triples that every rotation has, the one with less
+    pitch and roll, so that a head turned to yaw 121° stays upright and is not one of yaw 59° upside down.
+
+    Yaw is within ±180°. Where it is ±90° (gimbal lock), roll is 0 by choice.
+    """
     sy = torch.hypot(rotation[..., 0, 0], rotation[..., 1, 0])
     singular = sy < _SINGULAR
     yaw = torch.atan2(-rotation[..., 2, 0], sy)
@@ -43,7 +47,26 @@ def euler_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, 
     )
     roll = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])
     roll = torch.where(singular, torch.zeros_like(roll), roll)
-    return torch.rad2deg(torch.stack((yaw, pitch, roll), -1))
+    angles = torch.rad2deg(torch.stack((yaw, pitch, roll), -1))
+    # Whichever of |pitch| + |roll|, and the larger of the two, is compared: both mean that their sum is above 180°.
+    upside_down = angles[..., 1:].abs().sum(-1) > 180.0
+    return torch.where(upside_down[..., None], other_euler(angles), angles)
+
+
+def other_euler(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """The other yaw, pitch, roll of the same rotation, (180° - yaw, pitch ± 180°, roll ± 180°), within ±180°."""
+    yaw, pitch, roll = angles.unbind(-1)
+    return wrapped(torch.stack((180.0 - yaw, pitch + 180.0, roll + 180.0), -1))
+
+
+def nearest_euler(angles: Float[Tensor, "*batch 3"], to: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Of the two triples of the rotation of ``angles``, the one whose angles differ less from those of ``to``.
+
+    ``angles`` themselves, bit for bit, unless the other triple is nearer.
+    """
+    other = other_euler(angles)
+    nearer = _apart(other, to).sum(-1) < _apart(angles, to).sum(-1)
+    return torch.where(nearer[..., None], other, angles)
 
 
 def rotation_from_6d(six: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
@@ -93,8 +116,21 @@ def maev_degrees(
 
 
 def angle_errors(predicted: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Absolute difference per angle in degrees, wrapped at 360 (359° and 1° differ by 2°; 180° stays 180°)."""
-    return ((predicted - target + 180.0).remainder(360.0) - 180.0).abs()
+    """Absolute difference of yaw, pitch and roll in degrees, 0..180, on the branch of the target.
+
+    Two triples of angles are one rotation (:func:`nearest_euler`): the prediction counts by the one that is nearer to
+    the target. Differences wrap at 360 (359° and 1° differ by 2°); a single angle that is off by 180° stays so.
+    """
+    return _apart(nearest_euler(predicted, target), target)
+
+
+def _apart(one: Float[Tensor, "*batch 3"], other: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    return wrapped(one - other).abs()
+
+
+def wrapped(degrees: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Angles within -180° .. 180°."""
+    return (degrees + 180.0).remainder(360.0) - 180.0
 
 
 def mirror_angles(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:

@@ -101,3 +101,18 @@ def emotion_from_word(word: str) -> Emotion | None:
 def direction_from_word(word: str) -> Direction | None:
     """The direction that a word names; ``gaze-up`` is ``up`` as in the thesis' tables; None if none."""
     return _DIRECTION_WORDS.get(word.strip().lower().removeprefix("gaze-").removeprefix("look-"))
+
+
+SPLITS: Final = ("train", "val", "test")
+SPLIT_WORDS: Final[Mapping[str, str]] = {
+    "train": "train", "training": "train", "train_set": "train", "train_class": "train",
+    "val": "val", "valid": "val", "validation": "val", "val_set": "val", "val_class": "val", "dev": "val",
+    "publictest": "val",
+    "test": "test", "testing": "test", "test_set": "test", "privatetest": "test",
+}  # fmt: skip
+"""The split that a folder, or a cell in lower case, names."""
+
+
+def split_from_word(word: str) -> str | None:
+    """The split (train, val or test) that a word names in any case, or None."""
+    return SPLIT_WORDS.get(word.strip().lower())

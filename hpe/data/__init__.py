@@ -7,11 +7,13 @@ In reading order:
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
     shards.py         the whole shard format: members of a tar, fields of the JSON and of the manifest; written
     shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record
+    index.py          the index of shards: where each sample lies, and its labels, in one Arrow file
     faces.py          faces of an open shard, decoded and cropped
     shard_files.py    local shards that a user names
     prefetch.py       work done by threads ahead of its consumer
     pose_tables.py    pose tables as the pass writes them
-    pose_labels.py    pose tables as labels: joined to shards by key
+    pose_labels.py    pose tables as labels: the one reader that checks that they belong to their shards
+    tables.py         ``hpe.tables``: labels, index and pose tables as one datasets.Dataset
     directions.py     a direction from angles: the thesis' rule, ours, Pointing'04's
     batch.py          the training batch
     recipe.py         how a stored picture is made of a raw one

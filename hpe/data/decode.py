@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL.PngImagePlugin import PngImageFile
 
-from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
+from hpe.data.images import MAX_PIXELS, DecodeError, check_size, decode_rgb, may_be_turned
 
 Colour = Literal["rgb", "grey"]
 Row = UInt8[np.ndarray, "size size 3"]
@@ -26,7 +26,7 @@ _LUMA: Final = np.asarray((19595, 38470, 7471), np.uint32)
 """ITU-R 601 in 1/65536, as Pillow's ``convert("L")``."""
 
 
-def decode_into(data: bytes, out: Row, colour: Colour = "rgb") -> None:
+def decode_into(data: bytes, out: Row, colour: Colour = "rgb", *, max_pixels: int = MAX_PIXELS) -> None:
     """Decode a picture into ``out``; what has another size loses the ends of its longer side and is resized.
 
     A JPEG that is larger is scaled while it is decoded (by eighths), then resized once, antialiased. ``grey``
@@ -36,30 +36,30 @@ def decode_into(data: bytes, out: Row, colour: Colour = "rgb") -> None:
         data: the encoded picture.
         out: a contiguous row of a batch, overwritten.
         colour: ``rgb`` or ``grey``.
+        max_pixels: of the encoded picture.
 
     Raises:
-        DecodeError: the bytes are no whole picture.
+        DecodeError: the bytes are no whole picture, or too large a one.
     """
-    if data[:2] == b"\xff\xd8" and _jpeg_into(data, out, colour):
+    if data[:2] == b"\xff\xd8" and _jpeg_into(data, out, colour, max_pixels):
         return
-    if data[:8] == _PNG and _png_into(data, out):
+    if data[:8] == _PNG and _png_into(data, out, max_pixels):
         if colour == "grey":
             _grey(out)
         return
-    _fit(decode_rgb(data), out)
+    _fit(decode_rgb(data, max_pixels=max_pixels), out)
     if colour == "grey":
         _grey(out)
 
 
-def _jpeg_into(data: bytes, out: Row, colour: Colour) -> bool:
+def _jpeg_into(data: bytes, out: Row, colour: Colour, max_pixels: int) -> bool:
     """False where :func:`decode_rgb` must do it."""
     size = len(out)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK") or _has_exif(data):
+        if colours in ("CMYK", "YCCK") or may_be_turned(data):
             return False
-        if int(height) * int(width) > MAX_PIXELS:
-            raise DecodeError(f"{width} × {height} pixels, more than the {MAX_PIXELS:,} allowed")
+        check_size(int(width), int(height), max_pixels)
         wanted = "RGB" if colour == "rgb" else "GRAY"
         if height == size and width == size:
             if colour == "rgb":
@@ -82,26 +82,16 @@ def is_plain_jpeg(data: bytes) -> bool:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return False
-    return colours not in ("CMYK", "YCCK") and not _has_exif(data) and int(height) * int(width) <= MAX_PIXELS
+    return colours not in ("CMYK", "YCCK") and not may_be_turned(data) and int(height) * int(width) <= MAX_PIXELS
 
 
-def _has_exif(data: bytes) -> bool:
-    """Whether one of a JPEG's first segments (the application's) is EXIF, which may contain an orientation."""
-    at = 2
-    while at + 10 < len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
-        if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
-            return True
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return False
-
-
-def _png_into(data: bytes, out: Row) -> bool:
+def _png_into(data: bytes, out: Row, max_pixels: int) -> bool:
     """False where :func:`decode_rgb` must do it: anything but whole 8-bit grey or RGB without transparency."""
     try:
         image = PngImageFile(io.BytesIO(data))
         if image.mode not in ("L", "RGB") or "transparency" in image.info or _EXIF in image.info:
             return False
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             return False
         pixels = np.array(image)
     except Exception:  # Pillow's decoders raise a dozen types on damaged files

@@ -47,6 +47,11 @@ class FaceDetector(Protocol):
         ...
 
 
+def installed() -> tuple[str, ...]:
+    """The detectors whose packages are there, the better one first."""
+    return tuple(name for name in DETECTORS if not _lacks(name))
+
+
 def open_detector(name: str, *, device: str = "cpu") -> FaceDetector:
     """The detector of that name.
 
@@ -55,19 +60,24 @@ def open_detector(name: str, *, device: str = "cpu") -> FaceDetector:
     """
     match name:
         case "mtcnn":
-            _require("facenet_pytorch", name)
+            _require(name)
             return Mtcnn(torch.device(device))
         case "hog":
-            _require("dlib", name)
+            _require(name)
             return Hog()
     raise UserError(f"detector {name!r} is not known; expected {' or '.join(DETECTORS)}")
 
 
-def _require(package: str, name: str) -> None:
-    if importlib.util.find_spec(package) is None or (
-        package == "facenet_pytorch" and importlib.util.find_spec("requests") is None
-    ):
-        raise UserError(f"detector {name}: {package} is not installed, or incomplete; {WAYS_TO_INSTALL[name]}")
+_PACKAGES: Final = {"mtcnn": ("facenet_pytorch", "requests"), "hog": ("dlib",)}
+
+
+def _lacks(name: str) -> list[str]:
+    return [package for package in _PACKAGES[name] if importlib.util.find_spec(package) is None]
+
+
+def _require(name: str) -> None:
+    if lacking := _lacks(name):
+        raise UserError(f"detector {name}: {lacking[0]} is not installed; {WAYS_TO_INSTALL[name]}")
 
 
 def the_face(faces: Sequence[Face], width: int, height: int) -> Face | None:

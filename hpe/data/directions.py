@@ -21,6 +21,7 @@ from hpe.core.files import write_json
 from hpe.core.labels import Direction
 
 ABSTAIN: Final = -1
+PROFILE_DEGREES: Final = 90.0
 DirectionRule = Callable[[Float[np.ndarray, "faces 3"], Float[np.ndarray, "faces 3"]], Int8[np.ndarray, " faces"]]
 """Angles and their standard deviations (yaw, pitch, roll; degrees) to directions."""
 
@@ -59,7 +60,19 @@ def thesis_tree(angles: Float[np.ndarray, "faces 3"]) -> Int8[np.ndarray, " face
         ((p > y) & (p > r) & (p > 0) & (y > 0), _U),
     )
     found = np.select([condition for condition, _ in rules], [label for _, label in rules], _F)
-    return np.where(np.isfinite(angles).all(1), found, np.int8(ABSTAIN)).astype(np.int8)
+    return np.where(np.isfinite(angles).all(1), beyond_profile(angles, found), np.int8(ABSTAIN)).astype(np.int8)
+
+
+def beyond_profile(
+    angles: Float[np.ndarray, "faces 3"], found: Int8[np.ndarray, " faces"]
+) -> Int8[np.ndarray, " faces"]:
+    """Directions that a rule found; where a head is turned beyond its profile, the side that it is turned to.
+
+    Rules are made from angles of faces, whose yaw is within ±90°. Beyond it pitch says little: at a yaw of 95° and a
+    pitch of 80° the nose still points sideways.
+    """
+    beyond = np.abs(angles[:, 0]) > PROFILE_DEGREES
+    return np.where(beyond, np.where(angles[:, 0] > 0, _L, _R), found).astype(np.int8)
 
 
 _POINTING04: Final = {
@@ -122,6 +135,7 @@ class Thresholds:
         upright = np.where(along > 0, _U, _D)
         found = np.where(np.abs(across) >= np.abs(along), sideways, upright)
         found = np.where(np.maximum(np.abs(across), np.abs(along)) <= 1, _F, found)
+        found = beyond_profile(angles, found)
         return np.where(np.isfinite(yaw + pitch), found, np.int8(ABSTAIN)).astype(np.int8)
 
     def confidence(

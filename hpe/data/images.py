@@ -1,8 +1,10 @@
 """Pictures as bytes and as arrays: decoding what may be hostile, one antialiased crop, encoding."""
 
+import functools
 import io
 import math
 import warnings
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,20 +13,31 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
-from PIL import ImageOps
+from PIL import ImageOps, features
 
+from hpe.core.errors import UserError
+from hpe.core.files import open_regular
 from hpe.data.crops import Box, box_text
+from hpe.data.picture_files import START_BYTES, picture_format
 
 MAX_PIXELS: Final = 64_000_000
-"""Larger pictures are refused before anything is decoded: 64 megapixels are 192 MB of RGB."""
+"""Larger pictures are refused before anything is decoded, unless ``--max-megapixels`` allows them: 64 megapixels are
+192 MB of RGB."""
 
 Pillow.init()  # registers the decoders of every format, which open(formats=…) expects
-_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(["AVIF"] if features.check("avif") else []))
 _BACKGROUND: Final = (255, 255, 255)
 _ORIENTATION: Final = 0x0112
 _JPEG: Final = b"\xff\xd8\xff"
+_INSTALL: Final = {
+    "HEIC": "pip install pillow-heif, the extra `heif` of hpe",
+    "AVIF": "pip install --upgrade pillow",
+}
+"""How to read the formats whose decoder is not always there."""
 _HARMLESS: Final = ("extraneous bytes", "inconsistent progression", "unknown adobe", "unknown jfif")
 """What libjpeg warns of though every pixel is there."""
+_MOST_MEGAPIXELS: Final = 178
+"""Pillow itself refuses more."""
 LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
@@ -35,13 +48,27 @@ class DecodeError(ValueError):
     """The bytes are no whole picture, for the reason in the message."""
 
 
+def pixels_of(megapixels: float) -> int:
+    """The limit that ``--max-megapixels`` gives, in pixels.
+
+    Raises:
+        UserError: it is not above 0, or more than Pillow reads.
+    """
+    if not 0 < megapixels <= _MOST_MEGAPIXELS:
+        raise UserError(
+            f"--max-megapixels {megapixels:g}: expected more than 0 and at most {_MOST_MEGAPIXELS}; make larger "
+            "pictures smaller first"
+        )
+    return round(megapixels * 1e6)
+
+
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture upright (EXIF orientation applied), in RGB; alpha over white; the first of several frames.
 
-    16-bit grey is scaled (65535 becomes 255), not clipped as Pillow's ``convert`` does.
+    16-bit grey is scaled (65535 becomes 255), not clipped as Pillow's ``convert`` does. HEIC needs pillow-heif.
 
     Raises:
-        DecodeError: not a picture, truncated or damaged, or more than ``max_pixels``.
+        DecodeError: not a picture, truncated or damaged, more than ``max_pixels``, or its decoder is not installed.
     """
     if not data:
         raise DecodeError("empty file (0 bytes)")
@@ -58,9 +85,8 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # damaged, or an unusual subsampling, which Pillow reads
         return None
-    _check_size(int(width), int(height), max_pixels)
-    has_exif = data.find(b"Exif\0\0", 0, 1 << 17) >= 0
-    if colours in ("CMYK", "YCCK") or (has_exif and _turned(data, max_pixels)):
+    check_size(int(width), int(height), max_pixels)
+    if colours in ("CMYK", "YCCK") or (may_be_turned(data) and _turned(data, max_pixels)):
         return None
     try:
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
@@ -68,6 +94,23 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture | None:
         if any(text in str(error).lower() for text in _HARMLESS):
             return simplejpeg.decode_jpeg(data, "RGB", strict=False)
         raise DecodeError(f"damaged or truncated JPEG: {error}") from error
+
+
+def may_be_turned(data: bytes) -> bool:
+    """Whether the header of a JPEG has EXIF, or XMP with an orientation: Pillow's ``exif_transpose`` applies both."""
+    at = 2
+    while at + 4 < len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if kind == 0xDA or 0xC0 <= kind <= 0xC3:  # the picture itself begins
+            return False
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if kind == 0xE1 and (data[at + 4 : at + 8] == b"Exif" or b"tiff:Orientation" in data[at + 4 : end]):
+            return True
+        at = end
+    return False
 
 
 def _turned(data: bytes, max_pixels: int) -> bool:
@@ -82,50 +125,104 @@ def _turned(data: bytes, max_pixels: int) -> bool:
 def _with_pillow(data: bytes, max_pixels: int) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Pillow.DecompressionBombWarning)
         try:
             opened = _open(data, max_pixels)
             opened.load()
             return np.array(_rgb(_upright(opened)))
         except DecodeError:
             raise
-        except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
-            raise DecodeError(f"more than the {max_pixels:,} pixels allowed") from error
         except Pillow.UnidentifiedImageError as error:
-            if data.startswith(_JPEG):  # Pillow 11 and 12.0 say so of a damaged one
-                raise DecodeError("damaged or truncated JPEG: Pillow does not recognise it") from error
+            if (form := picture_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
+                raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
             raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error
 
 
-def _open(data: bytes, max_pixels: int) -> Pillow.Image:
-    opened = Pillow.open(io.BytesIO(data), formats=_FORMATS)
-    _check_size(*opened.size, max_pixels)
+def _open(data: bytes | io.BufferedReader, max_pixels: int) -> Pillow.Image:
+    """Open without decoding.
+
+    Raises:
+        DecodeError: more pixels than allowed, or the format's decoder is not installed.
+    """
+    start = data[:START_BYTES] if isinstance(data, bytes) else data.peek(START_BYTES)
+    form = picture_format(start)
+    formats = _FORMATS
+    if form == "HEIC":
+        formats = (_heif(),)
+    elif form == "AVIF" and "AVIF" not in _FORMATS:
+        raise DecodeError(f"an AVIF picture, whose decoder is not installed ({_INSTALL['AVIF']})")
+    with warnings.catch_warnings():
+        # Pillow has a limit of its own, which is higher than ours but not than every --max-megapixels.
+        warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+        try:
+            opened = Pillow.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats)
+        except Pillow.DecompressionBombError as error:
+            raise DecodeError(f"far more than {_allowed(max_pixels)}") from error
+    check_size(*opened.size, max_pixels)
     return opened
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+@functools.cache
+def _heif() -> str:
+    """Pillow's name of the format, registered by pillow-heif, which is slow to import and rarely needed."""
+    try:
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise DecodeError(f"a HEIC picture, whose decoder is not installed ({_INSTALL['HEIC']})") from error
+    pillow_heif.register_heif_opener()
+    return "HEIF"
+
+
+def _allowed(max_pixels: int) -> str:
+    where = "--max-megapixels of hpe pack, predict and landmarks; max_megapixels of hpe.load"
+    return f"the {max_pixels / 1e6:g} megapixels allowed ({where})"
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an impossible size.
+
+    Raises:
+        DecodeError: no pixels, or more than allowed.
+    """
     if not width or not height:
         raise DecodeError(f"a picture of {width} × {height} pixels")
     if width * height > max_pixels:
-        raise DecodeError(f"{width} × {height} pixels, more than the {max_pixels:,} allowed")
+        raise DecodeError(f"{width} × {height} pixels, more than {_allowed(max_pixels)}")
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height of what :func:`decode_rgb` gives, mostly without decoding.
+def picture_size(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of what :func:`decode_rgb` gives: of the upright picture, mostly without decoding.
+
+    The one source of a picture's size for whatever is scaled by it, such as boxes in fractions.
 
     Raises:
         DecodeError: not a picture.
+        OSError: the file cannot be read.
     """
+    if isinstance(source, Path):
+        with open_regular(source) as stream:
+            if (size := _size_in_header(stream, max_pixels)) is not None:
+                return size
+        source = source.read_bytes()
+    elif (size := _size_in_header(source, max_pixels)) is not None:
+        return size
+    height, width = decode_rgb(source, max_pixels=max_pixels).shape[:2]
+    return width, height
+
+
+def _size_in_header(data: bytes | io.BufferedReader, max_pixels: int) -> tuple[int, int] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            opened = _open(data, MAX_PIXELS)
+            opened = _open(data, max_pixels)
             turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except DecodeError:
+            raise
         except Exception:  # as many types as damaged files have; or a picture that Pillow does not know
-            height, width = decode_rgb(data).shape[:2]
-            return width, height
+            return None
+    if turned and opened.format == "TIFF":  # versions of Pillow differ in whether its size is that of the upright one
+        return None
     return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
 
@@ -174,7 +271,7 @@ def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size 
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"crop box {box_text(box)} is empty")
     x, y, side = _window(box)
-    if side > LARGEST_CROP * max(width, height) or side**2 > 2 * MAX_PIXELS:
+    if side > LARGEST_CROP * max(width, height) or side**2 > 2 * max(MAX_PIXELS, width * height):
         raise ValueError(f"crop box {box_text(box)} is far larger than the picture ({width} × {height})")
     if x >= width or y >= height or x + side <= 0 or y + side <= 0:
         raise ValueError(f"crop box {box_text(box)} lies outside the picture ({width} × {height})")

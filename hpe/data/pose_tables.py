@@ -1,7 +1,7 @@
 """Pose tables on disk (contract C2): one Parquet file per shard, the same bytes for the same poses.
 
-Every reader of a pose table comes through here: :func:`read_metadata` reads what it is, :func:`read_pose_table` its
-rows.
+:func:`read_metadata` reads what a file is, :func:`read_pose_table` its rows as they are. Who takes labels from them
+reads through :func:`hpe.data.pose_labels.read_poses`, which checks that they belong to a shard.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.core.files import aside, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
+POSE_FOLDER: Final = "pose"
+"""The folder beside shards that has a folder of pose tables per estimator."""
 DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
 _BATCH: Final = _PREFIX + "batch"
@@ -74,8 +76,20 @@ class PoseMetadata:
     """The footer of a pose table."""
 
     rows: int
-    columns: tuple[str, ...]
+    schema: pa.Schema
     entries: dict[str, str]
+
+    @classmethod
+    def of(cls, rows: int, schema: pa.Schema) -> Self:
+        """What a schema, and the number of rows, state."""
+        entries = (schema.metadata or {}).items()
+        texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in entries}
+        return cls(rows, schema.remove_metadata(), texts)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.schema.names)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -85,7 +99,7 @@ class PoseMetadata:
 
 def table_of_shard(folder: Path, shard: str) -> Path:
     """The pose table of a shard, by the shard's file name."""
-    return folder / f"{shard.removesuffix('.tar')}.parquet"
+    return folder / f"{short_name(shard.removesuffix('.tar'), 240)}.parquet"
 
 
 def read_metadata(path: Path) -> PoseMetadata:
@@ -96,9 +110,7 @@ def read_metadata(path: Path) -> PoseMetadata:
     """
     with _named(path):
         footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
-    entries = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
-    return PoseMetadata(footer.num_rows, tuple(schema.names), entries)
+        return PoseMetadata.of(footer.num_rows, footer.schema.to_arrow_schema())
 
 
 def read_pose_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ class Recipe:
         grey: one channel instead of three.
         quality: of the JPEG, 1..100.
         detector: which one finds the faces, for rules that start from the detector's box.
+        max_pixels: larger raw pictures are refused.
     """
 
     crop: CropRule | None
@@ -22,3 +23,4 @@ class Recipe:
     grey: bool
     quality: int
     detector: str = "mtcnn"
+    max_pixels: int = 64_000_000

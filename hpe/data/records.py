@@ -11,9 +11,10 @@ import numpy as np
 
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 
-_LARGEST_DEGREES: Final = 1e6
+LARGEST_DEGREES: Final = 1e6
 """AFLW2000 has −972°; what is larger than this would not be exact in the float32 of a batch."""
-_FARTHEST_PIXEL: Final = 1e7
+FARTHEST_PIXEL: Final = 1e7
+"""A box or a landmark lies no further from the picture's corner."""
 IMAGE_EXTENSIONS: Final = ("jpg", "png", "webp")
 """Extensions of the image member of a sample in a shard."""
 
@@ -68,12 +69,12 @@ class Record:
                 found.append(f"{name} {value} is not within -1..1")
         for name in ("yaw", "pitch", "roll"):
             value = getattr(self, name)
-            if value is not None and not abs(value) <= _LARGEST_DEGREES:
+            if value is not None and not abs(value) <= LARGEST_DEGREES:
                 found.append(f"{name} {value} is not an angle in degrees")
-        if self.box is not None and not all(abs(side) <= _FARTHEST_PIXEL for side in self.box):
+        if self.box is not None and not all(abs(side) <= FARTHEST_PIXEL for side in self.box):
             found.append(f"box {list(self.box)} is not four places in a picture")
         if self.landmarks is not None and not all(
-            abs(side) <= _FARTHEST_PIXEL for point in self.landmarks for side in point
+            abs(side) <= FARTHEST_PIXEL for point in self.landmarks for side in point
         ):
             found.append("landmarks are not all places in a picture")
         texts = {"subject": self.subject, "source": self.source, "groups": "".join(chain(*self.groups.items()))}

@@ -9,7 +9,7 @@ import contextlib
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,13 @@ from hpe.data.shards import BLOCK, Sample
 
 _LARGEST_MEMBER: Final = 1 << 60
 """Bytes; a larger size in a header is damage, and would overflow the sums of the walk."""
-_FIELD: Final = {name: name for name in (*IMAGE_EXTENSIONS, "json")}
+_EXTENSIONS: Final = (*IMAGE_EXTENSIONS, "json")
+_FIELD: Final = {
+    written: name for name in _EXTENSIONS for written in (name, name.upper(), name.title())
+} | dict.fromkeys(("jpeg", "JPEG", "Jpeg"), "jpg")
+_PLAIN_KEY: Final = 94
+"""Letters; with an extension the name fits the 100 bytes of a tar header."""
+_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class ShardIndex:
 
     Attributes:
         damage: why the tar ends early (the samples before are good), or None.
+        unpaired: pictures without a record and records without a picture, counted in words, or None.
     """
 
     keys: tuple[str, ...]
@@ -39,6 +46,7 @@ class ShardIndex:
     images: Int64[np.ndarray, "samples 2"]
     records: Int64[np.ndarray, "samples 2"]
     damage: str | None
+    unpaired: str | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -89,6 +97,28 @@ class OpenShard:
             ValueError: its json is no record.
         """
         return Sample(self.keys[row], bytes(self.image(row)), self.index.extensions[row], self.record(row))
+
+
+def is_picture_of(header: bytes, key: str, size: int) -> bool:
+    """Whether the tar header before a picture names this sample and this many bytes.
+
+    It costs 1 µs beside the 150 µs of decoding 224 px, and so a place that is not the sample's never gives a picture
+    to its labels. Names that a plain header cannot hold (long, or not ASCII) are compared by their size alone.
+
+    Args:
+        header: the 512 bytes before the picture.
+        key, size: by the index.
+    """
+    if header[124:135] != b"%011o" % size:
+        try:
+            if _octal(header[124:136]) != size:
+                return False
+        except (ValueError, IndexError):
+            return False
+    if len(key) > _PLAIN_KEY or not key.isascii():
+        return True
+    name = key.encode() + b"."
+    return header.startswith(name) or _ustar_name(header).startswith(key + ".")
 
 
 def open_tar(file: Path | int) -> OpenShard:
@@ -144,32 +174,72 @@ def read_samples(path: Path) -> Iterator[Sample]:
 def index_tar(data: memoryview) -> ShardIndex:
     """The index of a tar in memory (or mapped), by its headers alone: about 5 µs a member, a third of tarfile's.
 
-    Members that are no picture or json, and pictures without a json, are passed over. A damaged header, or a member
-    that reaches over the end, ends the index and is named in ``damage``.
+    A sample is a picture and a json of the same name; they need not be neighbours, as they are read by their places.
+    A damaged header, or a member that reaches over the end, ends the index and is named in ``damage``.
     """
     members, damage = _members(data)
     keys: list[str] = []
     extensions: list[str] = []
     images: list[tuple[int, int]] = []
     records: list[tuple[int, int]] = []
-    key, parts = "", {}
+    others: list[str] = []
+    halves: dict[str, dict[str, tuple[int, int]]] = {}
+    key = ""
     for name, start, size in members:
-        folder, slash, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        stem = folder + slash + stem
-        if stem != key:
-            key, parts = stem, {}
-        parts[_FIELD.get(extension) or extension.lower().replace("jpeg", "jpg")] = (start, size)
+        key, extension = _key_of(name)
+        field = _FIELD.get(extension)
+        if field is None:
+            others.append(name)
+            continue
+        parts = halves.setdefault(key, {})
+        parts[field] = (start, size)
         if "json" in parts and len(parts) > 1:
-            picture = next((e for e in IMAGE_EXTENSIONS if e in parts), None)
-            if picture:
-                keys.append(key)
-                extensions.append(picture)
-                images.append(parts[picture])
-                records.append(parts["json"])
-                parts = {}
+            picture = next(e for e in IMAGE_EXTENSIONS if e in parts)
+            keys.append(key)
+            extensions.append(picture)
+            images.append(parts[picture])
+            records.append(parts["json"])
+            del halves[key]
+    if damage:
+        halves.pop(key, None)  # the half before the damage
     table = np.asarray(images + records, np.int64).reshape(2, len(keys), 2)
-    return ShardIndex(tuple(keys), tuple(extensions), table[0], table[1], damage)
+    return ShardIndex(tuple(keys), tuple(extensions), table[0], table[1], damage, _unpaired(halves, set(keys), others))
+
+
+def _key_of(name: str) -> tuple[str, str]:
+    """The key and the extension of a member: the extension begins at the first dot, as in WebDataset.
+
+    Where that is none of ours and the last one is (``S01.cam0.0001.jpg``), the dots before belong to the key.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if extension not in _FIELD and stem and (dotted := base.rpartition("."))[2] in _FIELD:
+        stem, _, extension = dotted
+    return folder + slash + stem, extension
+
+
+def _unpaired(halves: Mapping[str, Mapping[str, object]], keys: Collection[str], others: Sequence[str]) -> str | None:
+    """What is no sample although it looks like half of one, in words."""
+    # ``a.seg.png`` beside the sample ``a`` is one more field of it.
+    lone = {key: parts for key, parts in halves.items() if key not in keys and key.partition(".")[0] not in keys}
+    if not lone:
+        return None
+    pictures = [key for key, parts in lone.items() if "json" not in parts]
+    records = [key for key, parts in lone.items() if "json" in parts]
+    counts = [f"{len(pictures):,} pictures without a record (NAME.json)"] * bool(pictures)
+    counts += [f"{len(records):,} records without a picture (NAME.jpg, .png or .webp)"] * bool(records)
+    text = f"{' and '.join(counts)}, such as {(pictures or records)[0]}, are no samples"
+    beside = Counter(extension for key, extension in map(_key_of, others) if key in lone)
+    if not beside:
+        return text
+    extension, count = beside.most_common(1)[0]
+    return f"{text}; {count:,} of them have a .{extension} file instead, which hpe does not read" + _way_out(extension)
+
+
+def _way_out(extension: str) -> str:
+    if extension == "cls":
+        return ': write its label into the record, such as {"emotion": 3}'
+    return ": write its content in one of these forms"
 
 
 def _members(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
@@ -180,6 +250,8 @@ def _members(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
     """
     if not len(data):
         return [], "empty file"
+    if kind := next((name for magic, name in _COMPRESSED.items() if data[: len(magic)] == magic), None):
+        return [], f"compressed with {kind}, so that no sample can be read by itself: decompress it"
     places, damage = _places(data)
     headers = [bytes(data[at : at + BLOCK]) for at, _ in places]
     good = _sound(headers)

@@ -8,7 +8,8 @@ A tar: two members per sample, ``<key>.jpg`` (or png, webp), then ``<key>.json``
 and ``landmarks`` (pixels of the stored picture), ``subject`` (person or photo), ``source`` (path in the raw dataset),
 ``split``, ``groups`` (further columns to report metrics by).
 
-``manifest.json``: the fields of :class:`Manifest`; ``shards`` lists one :class:`ShardInfo` per tar.
+``manifest.json``: the fields of :class:`Manifest`; ``shards`` lists one :class:`ShardInfo` per tar. ``<split>.arrow``
+is the index of the tars of a split (:mod:`hpe.data.index`).
 """
 
 import hashlib
@@ -56,6 +57,16 @@ class ShardInfo:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """The index of a split in the manifest (:mod:`hpe.data.index`)."""
+
+    name: str
+    split: str
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """``manifest.json``.
@@ -70,6 +81,7 @@ class Manifest:
         counts: samples per split and label, and what was quarantined by reason.
         options: the options of ``hpe pack`` that made these shards.
         notes: decisions that whoever uses the shards must know.
+        indexes: one entry per split; none where an older version packed.
         format: name and version of this format.
     """
 
@@ -83,6 +95,7 @@ class Manifest:
     counts: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    indexes: tuple[IndexInfo, ...] = ()
     format: str = FORMAT
 
     def save(self, folder: Path) -> None:
@@ -104,6 +117,7 @@ class Manifest:
         if is_file:
             raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
+            refuse_unfinished(folder)
             raise UserError(f"{folder}: no {MANIFEST}; expected a folder where `hpe pack` has finished")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
@@ -127,14 +141,15 @@ class Manifest:
             raise ValueError(f"it holds {_kind(raw)}, expected an object")
         if raw.get("format") != FORMAT:
             raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
-        fields = _typed("", raw, _FIELDS, optional=("counts", "options", "notes"))
+        fields = _typed("", raw, _FIELDS, optional=("counts", "options", "notes", "indexes"))
         if not fields["shards"]:
             raise ValueError("shards is empty, expected at least one")
         shards = tuple(_shard(f"shards[{at}]", shard) for at, shard in enumerate(fields["shards"]))
+        indexes = tuple(_index(f"indexes[{at}]", index) for at, index in enumerate(fields.get("indexes", ())))
         notes = tuple(fields.get("notes", ()))
         if not all(isinstance(note, str) for note in notes):
             raise ValueError("notes are not all text")
-        return cls(**fields | {"shards": shards, "notes": notes})
+        return cls(**fields | {"shards": shards, "indexes": indexes, "notes": notes})
 
     def paths(self, folder: Path, split: str) -> list[Path]:
         """The shards of a split, in order."""
@@ -148,24 +163,38 @@ class Manifest:
 
 _FIELDS: Final[Mapping[str, type]] = {
     "dataset": str, "variant": str, "licence": str, "publishable": bool, "crop": str, "image": dict, "shards": list,
-    "counts": dict, "options": dict, "notes": list, "format": str,
+    "counts": dict, "options": dict, "notes": list, "indexes": list, "format": str,
 }  # fmt: skip
 _SHARD_FIELDS: Final[Mapping[str, type]] = {"name": str, "split": str, "samples": int, "bytes": int, "sha256": str}
+_INDEX_FIELDS: Final[Mapping[str, type]] = {"name": str, "split": str, "bytes": int, "sha256": str}
 _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a whole number"}
+
+
+def _index(where: str, raw: Any) -> IndexInfo:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is {_kind(raw)}, expected an object")
+    index = IndexInfo(**_typed(f"{where}.", raw, _INDEX_FIELDS))
+    _refuse_path(where, index.name)
+    if not 1 <= index.bytes <= _LARGEST_SHARD:
+        raise ValueError(f"{where}.bytes is {index.bytes}, expected 1 to {_LARGEST_SHARD}")
+    return index
+
+
+def _refuse_path(where: str, name: str) -> None:
+    """Refuse what is not the plain name of a file, as it would lead to another folder."""
+    try:
+        plain = Path(name).name == name and name not in ("", "..") and b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        plain = False
+    if not plain:
+        raise ValueError(f"{where}.name {name!r} is not a plain file name")
 
 
 def _shard(where: str, raw: Any) -> ShardInfo:
     if not isinstance(raw, dict):
         raise ValueError(f"{where} is {_kind(raw)}, expected an object")
     shard = ShardInfo(**_typed(f"{where}.", raw, _SHARD_FIELDS))
-    try:
-        plain = (
-            Path(shard.name).name == shard.name and shard.name not in ("", "..") and b"\0" not in shard.name.encode()
-        )
-    except UnicodeEncodeError:
-        plain = False
-    if not plain:
-        raise ValueError(f"{where}.name {shard.name!r} is not a plain file name")
+    _refuse_path(where, shard.name)
     for name, count in (("samples", shard.samples), ("bytes", shard.bytes)):
         if count < 1:
             raise ValueError(f"{where}.{name} is {count}, expected 1 or more")
@@ -241,3 +270,28 @@ def _tar_header(name: str, size: int) -> bytes:
     rest = b"0" + bytes(100) + b"ustar\x0000" + b"hpe".ljust(32, b"\0") * 2 + b"0000000\0" * 2 + bytes(167)
     checksum = sum(fields) + sum(rest) + 8 * 32
     return fields + b"%06o\0 " % checksum + rest
+
+
+PLAN: Final = "plan.json"
+"""In the folder of an unfinished job: how many shards and samples it is to write."""
+_WORK: Final = {".pack": "hpe pack", ".balance": "hpe balance"}
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse the shards of a folder that are only some of those to come; a folder without a job is none of them.
+
+    Raises:
+        UserError: a job that writes shards here is not finished; the message tells how far it is.
+    """
+    for name, command in _WORK.items():
+        if (folder / MANIFEST).exists() or not (folder / name).is_dir():
+            continue
+        done = sum(1 for _ in folder.glob("*.tar"))
+        try:
+            planned = int(json.loads((folder / name / PLAN).read_text(encoding="utf-8"))["shards"])
+        except (OSError, ValueError, KeyError, TypeError):
+            planned = 0
+        raise UserError(
+            f"{folder}: unfinished, {done:,} {f'of {planned:,} ' if planned else ''}shards so far; run the same "
+            f"`{command}` again to finish it, or name the tars themselves, such as '{folder}/*.tar'"
+        )

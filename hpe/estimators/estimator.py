@@ -38,6 +38,7 @@ class Estimator:
         crop: the crop rule that it was made for.
         network: runs on ``device``; safe to call from several threads.
         channels_last: the memory layout that the network prefers.
+        heads: what it predicts beside the pose; the last outputs of the network, in this order.
         finds_faces: it finds the face itself: any crop will do; angles are NaN where it finds none.
     """
 
@@ -45,11 +46,12 @@ class Estimator:
     weights_sha256: str
     crop: CropRule
     input: InputSpec
-    output: OutputSpec
+    output: OutputSpec | None
     network: Network
     device: torch.device
     channels_last: bool
     finds_faces: bool = False
+    heads: tuple[str, ...] = ()
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
@@ -58,10 +60,27 @@ class Estimator:
         Raises:
             UserError: the network's outputs do not match its description.
         """
-        outputs = self.network(self.normalise(images.to(self.device, non_blocking=True)))
-        angles, deviations = read_output(outputs, self.output)
-        if len(angles) != len(images):
-            raise UserError(f"{self.name}: the network gives {len(angles)} poses for {len(images)} pictures")
+        return self._poses(self._outputs(images), len(images))
+
+    @torch.inference_mode()
+    def answer(self, images: UInt8[Tensor, "batch 3 size size"]) -> tuple[Poses | None, dict[str, Tensor]]:
+        """The poses, or None for a network that has none, and the outputs of :attr:`heads`.
+
+        Raises:
+            UserError: as of :meth:`predict`.
+        """
+        outputs = self._outputs(images)
+        others = dict(zip(self.heads, outputs[len(outputs) - len(self.heads) :], strict=True))
+        return None if self.output is None else self._poses(outputs, len(images)), others
+
+    def _outputs(self, images: UInt8[Tensor, "batch 3 size size"]) -> tuple[Tensor, ...]:
+        return self.network(self.normalise(images.to(self.device, non_blocking=True)))
+
+    def _poses(self, outputs: tuple[Tensor, ...], images: int) -> Poses:
+        assert self.output is not None
+        angles, deviations = read_output(outputs[: len(outputs) - len(self.heads)], self.output)
+        if len(angles) != images:
+            raise UserError(f"{self.name}: the network gives {len(angles)} poses for {images} pictures")
         return Poses(angles, deviations)
 
     @torch.inference_mode()

@@ -53,7 +53,13 @@ class Compute:
 
 
 def load_estimator(
-    path: Path, compute: Compute, *, weights: Path | None = None, crop: str | None = None, name: str | None = None
+    path: Path,
+    compute: Compute,
+    *,
+    weights: Path | None = None,
+    crop: str | None = None,
+    name: str | None = None,
+    any_head: bool = False,
 ) -> Estimator:
     """The estimator that a path names.
 
@@ -65,6 +71,7 @@ def load_estimator(
         weights: replaces the YAML's ``weights``; refused with anything but a YAML.
         crop: replaces the crop rule that the network was made for.
         name: replaces its name.
+        any_head: whether a network without a pose will do.
 
     Raises:
         UserError: it is none of these, or not what it claims to be.
@@ -97,6 +104,10 @@ def load_estimator(
         found = _of_spec(path, spec, path, compute)
     else:
         raise UserError(f"{path}: {path.suffix or 'no suffix'}: expected .yaml, .onnx, {', '.join(_TORCH)} or a run")
+    if found.output is None and not any_head:
+        raise UserError(
+            f"{path}: this network has no pose (its outputs: {', '.join(found.heads)}); expected one with output:"
+        )
     return replace(found, crop=CropRule.parse(crop) if crop else found.crop, name=name or found.name)
 
 
@@ -140,6 +151,7 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         network=network,
         device=device,
         channels_last=not onnx,
+        heads=tuple(spec.heads.named),
     )
 
 

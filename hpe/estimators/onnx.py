@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
-from hpe.estimators.spec import VALUES, EstimatorSpec, OutputSpec
+from hpe.core.labels import ANGLES
+from hpe.estimators.spec import HEAD_VALUES, VALUES, EstimatorSpec, Layout, OutputSpec
 
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
@@ -20,8 +23,30 @@ _WAY_OUT: Final = (
     "put its GPU build in its place (pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps "
     "onnxruntime-gpu)"
 )
-_FLOAT: Final = "tensor(float)"
-_NUMBERS: Final = (_FLOAT, "tensor(float16)", "tensor(double)")
+_NUMBERS: Final = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
+_ELEMENTS: Final = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input of a graph.
+
+    Attributes:
+        dtype: of its numbers.
+        layout: order of its dimensions.
+        batch: the number of pictures that every call takes; None: any.
+    """
+
+    name: str
+    dtype: torch.dtype
+    layout: Layout
+    batch: int | None
+
+    def prepared(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
+        """Pictures in the graph's layout and type."""
+        if self.layout == "nhwc":
+            images = images.permute(0, 2, 3, 1)
+        return images.to(self.dtype).contiguous()
 
 
 class OnnxNetwork:
@@ -31,16 +56,26 @@ class OnnxNetwork:
     pass runs several calls side by side.
     """
 
-    def __init__(self, session: Any, image: str, outputs: list[str], device: torch.device) -> None:
+    def __init__(self, session: Any, image: ImageInput, outputs: list[str], device: torch.device) -> None:
         self.session, self.image, self.outputs, self.device = session, image, outputs, device
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        images = self.image.prepared(images)
+        if self.image.batch is None:
+            return self._run(images)
+        size, count = self.image.batch, len(images)
+        # The last pictures of a graph with a fixed batch are filled up with black ones, whose outputs are cut off.
+        filled = torch.cat((images, images.new_zeros((-count % size, *images.shape[1:]))))
+        parts = [self._run(part.contiguous()) for part in filled.split(size)]
+        return tuple(torch.cat(of_output)[:count] for of_output in zip(*parts, strict=True))
+
+    def _run(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.device.type == "cpu":
-            found = self.session.run(self.outputs, {self.image: images.numpy()})
+            found = self.session.run(self.outputs, {self.image.name: images.numpy()})
             return tuple(torch.from_numpy(array) for array in found)
         binding = self.session.io_binding()
-        index = self.device.index or 0
-        binding.bind_input(self.image, "cuda", index, np.float32, tuple(images.shape), images.data_ptr())
+        index, element = self.device.index or 0, _ELEMENTS[self.image.dtype]
+        binding.bind_input(self.image.name, "cuda", index, element, tuple(images.shape), images.data_ptr())
         for name in self.outputs:
             binding.bind_output(name, "cpu")
         torch.cuda.current_stream(self.device).synchronize()  # ORT has a stream of its own
@@ -83,33 +118,80 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
             print(f"hpe: {path.name} runs on the CPU: {why}; for the GPU {_WAY_OUT}", file=sys.stderr, flush=True)
         device = torch.device("cpu")
     image = _image_input(path, session.get_inputs(), spec)
-    return OnnxNetwork(session, image, _outputs(path, session.get_outputs(), spec.output), device)
+    nodes = session.get_outputs()
+    outputs = [] if spec.output is None else _outputs(path, nodes, spec.output)
+    return OnnxNetwork(session, image, outputs + _further(path, nodes, spec), device)
 
 
-def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> str:
+def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> ImageInput:
+    """The graph's one input, checked against the YAML.
+
+    Raises:
+        UserError: it does not fit; the message has its type, layout and shape, and the lines of the YAML that would.
+    """
     names = [node.name for node in inputs]
     wanted = spec.input.name or (names[0] if len(names) == 1 else None)
     if wanted not in names or len(names) != 1:
+        listed = ", ".join(f"{node.name!r} ({_described(node)})" for node in inputs) or "(none)"
         raise UserError(
-            f"{path}: input.name is {wanted!r}; the graph has the inputs {', '.join(names) or '(none)'}; expected "
-            "one input, the image"
+            f"{path}: input.name is {wanted!r}; the graph has {len(names)} inputs: {listed}; expected one input, the "
+            "image: name it in the YAML, or export the network with the others as constants"
         )
     node = inputs[0]
-    size = spec.input.size
-    fits = len(node.shape) == 4 and all(
+    size, layout = spec.input.size, spec.input.layout
+    if node.type not in _NUMBERS or not _fits(node.shape, layout, size):
+        raise UserError(
+            f"{path}: input {node.name!r} is {_described(node)}; the YAML describes float "
+            f"[batch, {', '.join(map(str, _dimensions(layout, size)))}] (input.layout {layout}, input.size {size}); "
+            f"{_way_out(node, size)}"
+        )
+    batch = node.shape[0]
+    return ImageInput(node.name, _NUMBERS[node.type], layout, batch if isinstance(batch, int) else None)
+
+
+def _dimensions(layout: Layout, size: int) -> tuple[int, int, int]:
+    return (3, size, size) if layout == "nchw" else (size, size, 3)
+
+
+def _fits(shape: Sequence[Any], layout: Layout, size: int) -> bool:
+    """Whether pictures of a layout and size go into an input; dimensions that are no numbers take any."""
+    return len(shape) == 4 and all(
         not isinstance(found, int) or found == expected
-        for found, expected in zip(node.shape[1:], (3, size, size), strict=True)
+        for found, expected in zip(shape[1:], _dimensions(layout, size), strict=True)
     )
-    if not fits or node.type != _FLOAT:
-        raise UserError(
-            f"{path}: input {node.name!r} is {node.type} {node.shape}; expected float [batch, 3, {size}, {size}] "
-            "(the YAML's input.size)"
-        )
-    if isinstance(node.shape[0], int):
-        raise UserError(
-            f"{path}: input {node.name!r} has a fixed batch of {node.shape[0]}; export with a dynamic batch"
-        )
-    return node.name
+
+
+def _described(node: Any) -> str:
+    """An input in words: type, shape and, where the channels show it, layout."""
+    shape = node.shape
+    layout = "" if len(shape) != 4 else " (NCHW)" if shape[1] in (1, 3) else " (NHWC)" if shape[3] in (1, 3) else ""
+    return f"{node.type.removeprefix('tensor(').removesuffix(')')} {shape}{layout}"
+
+
+def _way_out(node: Any, size: int) -> str:
+    """What would make an input fit; ``size`` is that of the YAML, for a graph that takes any."""
+    if node.type not in _NUMBERS:
+        kinds = ", ".join(kind.removeprefix("tensor(").removesuffix(")") for kind in _NUMBERS)
+        return f"export it with an input of {kinds}"
+    if len(node.shape) == 4 and 1 in (node.shape[1], node.shape[3]):
+        return "export it with an input of three channels (`colour: grey` gives the same grey in all three)"
+    sides = {side for side in node.shape[1:] if isinstance(side, int)} - {3} or {size}
+    for layout in get_args(Layout):
+        if len(sides) == 1 and _fits(node.shape, layout, min(sides)):
+            return f"set input.layout: {layout} and input.size: {min(sides)}"
+    return "export it with pictures of three channels and one side, in four dimensions"
+
+
+def _further(path: Path, nodes: Sequence[Any], spec: EstimatorSpec) -> list[str]:
+    """The outputs behind those of the pose: its deviations, then the other heads."""
+    expected = {} if spec.output is None or spec.output.deviations is None else {spec.output.deviations: len(ANGLES)}
+    expected |= {name: HEAD_VALUES[head] for head, name in spec.heads.named.items()}
+    shapes = {node.name: node.shape for node in nodes}
+    for name, values in expected.items():
+        if name not in shapes or list(shapes[name][1:]) != [values]:
+            found = f"is {shapes[name]}" if name in shapes else "is not in the graph"
+            raise UserError(f"{path}: output {name!r} {found}; by the YAML it should be [batch, {values}]")
+    return list(expected)
 
 
 def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:

@@ -57,7 +57,7 @@ def probe(
 
 
 def _unit_problems(estimator: Estimator, angles: Float[np.ndarray, "faces 3"]) -> list[str]:
-    if estimator.output.kind != "euler":
+    if estimator.output is None or estimator.output.kind != "euler":
         return []
     if estimator.output.unit == "degrees" and np.abs(angles).max() < 1.6:
         return ["output.unit: all angles are within ±1.6 degrees: they are radians"]

@@ -10,33 +10,42 @@ from torch import Tensor
 from hpe.config.strict_yaml import Section
 from hpe.core.errors import UserError
 from hpe.core.geometry import euler_from_rotation, rotation_from_6d
-from hpe.core.labels import ANGLES
+from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.models.multitask import BIN_DEGREES, BINS, bins_deviation, bins_mean
 
 Angle = Literal["yaw", "pitch", "roll"]
 Kind = Literal["bins66-lower", "bins66-centre", "euler", "sixd", "matrix"]
 Sign = Literal[-1, 1]
+Layout = Literal["nchw", "nhwc"]
 
 VALUES: Final[dict[Kind, tuple[int, ...]]] = {
     "bins66-lower": (3, BINS), "bins66-centre": (3, BINS), "euler": (3,), "sixd": (6,), "matrix": (3, 3),
 }  # fmt: skip
 """Shape of one face's raw output, the angles stacked."""
+HEAD_VALUES: Final = {"emotion": len(EMOTIONS), "direction": len(DIRECTIONS), "affect": 2}
+"""Values per face of the heads beside the pose."""
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of estimators, as each becomes a folder."""
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
+VALUES_OF_PIXELS: Final = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+"""Mean and deviation of :class:`InputSpec` for a network that takes values of 0 to 255."""
+
+
 class InputSpec(Section):
     """The network's input: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
 
-    ``grey`` is the luma (ITU-R 601) in all three channels.
+    ``grey`` is the luma (ITU-R 601) in all three channels. ``layout``: the order of the dimensions of an ONNX network,
+    channels before rows and columns (``nchw``, as PyTorch exports) or after them (``nhwc``, as from TensorFlow).
     """
 
     name: str | None = None
     size: Annotated[int, Field(ge=16, le=1024)] = 224
     colour: Literal["rgb", "bgr", "grey"] = "rgb"
+    layout: Layout = "nchw"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         IMAGENET_STD
@@ -60,6 +69,7 @@ class OutputSpec(Section):
         names: the outputs, in the order of ``order``: one per angle, or a single one with all.
         order: which angle comes first, second, third (bins and Euler only).
         unit: of Euler angles.
+        deviations: an output with the standard deviation of each angle in degrees, or None.
     """
 
     kind: Kind
@@ -67,6 +77,7 @@ class OutputSpec(Section):
     order: tuple[Angle, Angle, Angle] = ("yaw", "pitch", "roll")
     signs: Signs = Signs()
     unit: Literal["degrees", "radians"] = "degrees"
+    deviations: str | None = None
 
     @field_validator("order")
     @classmethod
@@ -83,15 +94,37 @@ class OutputSpec(Section):
         return names
 
 
+class HeadOutputs(Section):
+    """Names of a network's outputs beside the pose, as ``hpe export`` writes them.
+
+    Attributes:
+        emotion, direction: a probability per class, in the order of :mod:`hpe.core.labels`.
+        affect: valence and arousal.
+    """
+
+    emotion: str | None = None
+    direction: str | None = None
+    affect: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Head → output, of the heads that there are."""
+        return {head: name for head in HEAD_VALUES if (name := getattr(self, head)) is not None}
+
+
 class EstimatorSpec(Section):
-    """A head-pose network: its weights (a path from the YAML's folder), input, output and crop rule."""
+    """A network: its weights (a path from the YAML's folder), input, outputs and crop rule.
+
+    ``output`` is its pose, None where it has none.
+    """
 
     weights: str
     name: Annotated[str, Field(pattern=NAME)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     crop: str
     input: InputSpec = InputSpec()
-    output: OutputSpec
+    output: OutputSpec | None = None
+    heads: HeadOutputs = HeadOutputs()
 
     @field_validator("crop")
     @classmethod
@@ -105,7 +138,8 @@ def read_output(
     """Yaw, pitch, roll in degrees and our signs, and their standard deviations (NaN where there are none).
 
     Args:
-        outputs: three tensors (one per angle) or one; each ``[batch, …]`` with the values of ``VALUES``.
+        outputs: three tensors (one per angle) or one; each ``[batch, …]`` with the values of ``VALUES``; then, where
+            the description names them, the deviations [batch 3].
         spec: how to read them.
 
     Raises:
@@ -113,6 +147,10 @@ def read_output(
     """
     if any(output.ndim == 0 for output in outputs):
         raise UserError("the network gives one number for all faces together; expected values for each face")
+    stated = None
+    if spec.deviations is not None:
+        *poses, stated = outputs
+        outputs = tuple(poses)
     raw = outputs[0] if len(outputs) == 1 else torch.stack([output.flatten(1) for output in outputs], 1)
     values = VALUES[spec.kind]
     raw = raw.reshape(len(raw), -1).float()
@@ -120,7 +158,7 @@ def read_output(
     if raw.shape[1] != expected:
         raise UserError(f"the network gives {raw.shape[1]} values per face, {spec.kind} has {expected}")
     raw = raw.reshape(len(raw), *values)
-    deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
+    deviations = torch.full((len(raw), 3), torch.nan, device=raw.device) if stated is None else stated.float()
     match spec.kind:
         case "bins66-lower":
             angles, deviations = bins_mean(raw), bins_deviation(raw)

@@ -3,6 +3,8 @@
 In reading order:
 
     measure.py   predict every sample once, write the table, compute the metrics
+    subject.py   what an evaluation judges, and the name of its files
+    warnings.py  other framing, other labels, one answer for all
     gallery.py   which faces a report shows, with predictions drawn on them
 """
 

@@ -4,18 +4,19 @@ Each rank writes the rows of the samples that it processed. Rank 0 joins them, c
 once, and computes every metric from that one table. So no metric depends on the number of ranks.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpe.config.run import DataConfig
+from hpe.config.run import DataConfig, RunConfig
 from hpe.core.distributed import Ranks, accelerator, agree
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, write_json, write_text
@@ -26,13 +27,16 @@ from hpe.data.images import encode_jpeg
 from hpe.data.normalise import prepare
 from hpe.data.provenance import about_package, about_shards
 from hpe.evaluate.gallery import choose_rows, write_faces
+from hpe.evaluate.subject import Subject
+from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, untrained_labels
 from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
 from hpe.models.build import load_run
 from hpe.models.inference import judge, judging_precision
 from hpe.models.multitask import MultiTask
+from hpe.models.run_folder import TrainedOn
 from hpe.models.views import PLAIN, Estimates, Views
-from hpe.stream import Loaded, ShardSet, Stream
+from hpe.stream import Counts, Loaded, ShardSet, Stream
 from hpe.train.datasets import reading
 from hpe.train.log import Damages
 
@@ -49,7 +53,7 @@ def evaluate(
     run: Path,
     sets: list[ShardSet],
     *,
-    name: str,
+    name: str | None = None,
     which: str = "best",
     batch: int = 256,
     workers: int | None = None,
@@ -65,7 +69,7 @@ def evaluate(
     Args:
         run: run folder.
         sets: the shards.
-        name: of the files.
+        name: of the files; None: the dataset and the split, and what else changes the result.
         which: checkpoint: ``best``, ``last`` or a step's folder name.
         batch: samples per batch, over all ranks.
         workers: reader processes per rank; None: as in training.
@@ -77,36 +81,80 @@ def evaluate(
         The exit code: 1 if samples could not be read (messages give their number and names).
 
     Raises:
-        UserError: there is no such run or checkpoint, or the shards have no label of the run's heads.
+        UserError: there is no such run or checkpoint; the shards have no label of the run's heads; the name belongs
+            to the result of something else.
     """
-    if not name or Path(name).name != name:
+    if name is not None and (not name or Path(name).name != name):
         raise UserError(f"--name {name!r}: expected a plain file name, such as test")
     ranks = Ranks.from_environment()
     here = accelerator("fp32")  # its own precision is not used: hpe.models.inference has its own autocast block
     network, config, weights = load_run(run, which)
     judged = judging_precision(precision, config.train.precision, here.device)
-    if ranks.main and judged.name != config.train.precision:
-        _say(name, f"precision {judged.name}: {judged.why}")
     data = _data_config(config.data, sets)
-    if ranks.main and (data.angles, data.direction) != (config.data.angles, config.data.direction):
-        _say(name, "no pose tables (--pose): angles and directions come from the records, where these have them")
-    stream = _open_stream(sets, data, workers, config.model.heads.on)
+    stream = Stream(sets, reading(data, workers=workers))
     if views != PLAIN and network.takes_angles:
         raise UserError(f"{run}: --flips and --centre are for networks of images; this run's input is angles")
-    predictor = _Predictor(network, partial(judge, network, views=views, precision=judged, batch=batch))
-    mine, damaged = _predict(predictor, stream, batch, here, ranks, f"evaluate {run.name} on {name}", name)
+    trained, counts = TrainedOn.load(run), _counted(stream, sets, config.model.heads.on)
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
+    other = None if precision in (None, config.train.precision) else precision
+    subject = Subject.of(sets, stream.sets, views=views, which=which, precision=other)
+    name, title = _name(subject, folder, name, ranks)
+    warnings: list[str] = []
+    if ranks.main:
+        if judged.name != config.train.precision:
+            _say(name, f"precision {judged.name}: {judged.why}")
+        if (data.angles, data.direction) != (config.data.angles, config.data.direction):
+            _say(name, "no pose tables (--pose): angles and directions come from the records, where these have them")
+        warnings = _warnings_before(run, config, trained, stream, counts)
+        for warning in warnings:
+            _say(name, f"WARNING: {warning}")
+    predictor = _Predictor(network, partial(judge, network, views=views, precision=judged, batch=batch))
+    mine, damaged = _predict(predictor, stream, batch, here, ranks, f"evaluate {run.name} on {title}", name)
     parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
     _write(parts[ranks.rank], mine)
     here.wait_for_everyone()  # rank 0 reads what all ranks wrote
-    about = {"weights": str(weights), "precision": judged.name} | _estimated(data, sets)
+    about: dict[str, Any] = {"title": title, "split": subject.split, "weights": str(weights), "precision": judged.name}
+    about |= _estimated(data, sets)
     about |= {"views": str(views)} if views != PLAIN else {}
-    problem = _write_results(parts, name, stream, damaged, about, replicates) if ranks.main else None
+    about |= {"identity": dict(subject.identity), "warnings": warnings}
+    problem = None
+    if ranks.main:
+        problem = _write_results(parts, name, stream, damaged, about, trained, replicates)
     # Only rank 0 knows the problem, and all ranks have to end with the same exit code.
     if problem := agree(problem):
         raise UserError(problem)
+    if ranks.main:
+        _say(name, f"{title}: written to {folder / name}.json, .md and .parquet")
     return EXIT_INCOMPLETE if damaged else EXIT_OK
+
+
+def _name(subject: Subject, folder: Path, named: str | None, ranks: Ranks) -> tuple[str, str]:
+    """The name of the files and the title of the result, chosen by rank 0 for all ranks.
+
+    Raises:
+        UserError: the user's name belongs to the result of something else.
+    """
+    found: dict[str, Any] = {}
+    if ranks.main:
+        try:
+            found["name"], found["title"] = subject.name_in(folder, named)
+        except UserError as error:
+            found["problem"] = str(error)
+    found = json.loads(agree(json.dumps(found) if ranks.main else None) or "{}")
+    if "problem" in found:
+        raise UserError(found["problem"])
+    return found["name"], found["title"]
+
+
+def _warnings_before(run: Path, config: RunConfig, trained: TrainedOn, stream: Stream, counts: Counts) -> list[str]:
+    """What the user should know of the shards before the network reads them."""
+    local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
+    warnings = framing_differs(run, trained, local)
+    head = config.model.heads.pose
+    if head is not None and head.kind == "bins66" and counts.wide:
+        warnings.append(beyond_bins(counts.wide, counts.angles))
+    return warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +178,12 @@ def _data_config(data: DataConfig, sets: Sequence[ShardSet]) -> DataConfig:
     return data.model_copy(update=changed)
 
 
-def _open_stream(sets: list[ShardSet], data: DataConfig, workers: int | None, heads: Sequence[str]) -> Stream:
-    """The samples of the shards.
+def _counted(stream: Stream, sets: Sequence[ShardSet], heads: Sequence[str]) -> Counts:
+    """The labels of the shards.
 
     Raises:
         UserError: no sample has a label of one of the heads.
     """
-    stream = Stream(sets, reading(data, workers=workers))
     counts = stream.label_counts()
     labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
     labels["affect"] = counts.affect
@@ -145,7 +192,7 @@ def _open_stream(sets: list[ShardSet], data: DataConfig, workers: int | None, he
             f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(heads)}); for predictions "
             "without metrics use hpe predict"
         )
-    return stream
+    return counts
 
 
 def _predict(
@@ -170,12 +217,20 @@ def _predict(
 
 
 def _write_results(
-    parts: Sequence[Path], name: str, stream: Stream, damaged: int, about: Mapping[str, str], replicates: int
+    parts: Sequence[Path],
+    name: str,
+    stream: Stream,
+    damaged: int,
+    about: Mapping[str, Any],
+    trained: TrainedOn,
+    replicates: int,
 ) -> str | None:
     """Join the rows of all ranks, write and print the results, remove the parts; returns the user's error, if any."""
     problem = None
     try:
-        print(keep(parts[0].parent, name, _join(parts), stream, damaged=damaged, about=about, replicates=replicates))
+        rows, folder = _join(parts), parts[0].parent
+        classes = trained.classes
+        print(keep(folder, name, rows, stream, damaged=damaged, about=about, trained=classes, replicates=replicates))
     except UserError as error:
         problem = str(error)
     for part in parts:
@@ -265,7 +320,8 @@ def keep(
     stream: Stream,
     *,
     damaged: int,
-    about: Mapping[str, str],
+    about: Mapping[str, Any],
+    trained: Mapping[str, Sequence[int]],
     replicates: int,
 ) -> str:
     """Write predictions and their metrics; returns the metrics as Markdown.
@@ -277,7 +333,8 @@ def keep(
         stream: the samples.
         damaged: samples that could not be read.
         about: where the predictions come from: ``weights``, ``precision``, ``views`` if there are several, and which
-            labels are ``estimated``.
+            labels are ``estimated``; ``warnings`` so far.
+        trained: for ``emotion`` and ``direction``, the classes that were learned; missing: unknown.
         replicates: bootstrap draws of the intervals.
 
     Raises:
@@ -292,7 +349,21 @@ def keep(
             f"WARNING: for {without:,} of {table.num_rows:,} samples the network gave NaN; its weights are damaged or "
             "overflow: try another --which",
         )
-    return _report(folder, name, table, stream, damaged, about, replicates)
+    found = figures(table, trained=trained, replicates=replicates)
+    answers = list(answers_of(table))
+    for warning in answers:
+        _say(name, f"WARNING: {warning}")
+    warnings = [*about.get("warnings", []), *answers, *untrained_labels(found, trained)]
+    urls = [shard.url for shards in stream.sets for shard in shards]
+    counts = {"shards": urls, "samples": table.num_rows, "unreadable": damaged}
+    names = {"emotion": EMOTIONS, "direction": DIRECTIONS}
+    learned = {head: [names[head][index] for index in classes] for head, classes in trained.items()}
+    found["about"] = {"name": name, **about, **counts, "trained_on": learned} | about_shards(urls) | about_package()
+    found["about"] |= {"warnings": warnings}
+    write_json(folder / f"{name}.json", found)
+    text = to_markdown(found, f"Metrics on {about.get('title', name)}")
+    write_text(folder / f"{name}.md", text)
+    return text
 
 
 def _without_number(table: "pa.Table") -> int:
@@ -361,16 +432,3 @@ def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: 
             rows.append(row)
             jpegs.append(encode_jpeg(picture, _FACE_QUALITY))
     write_faces(path, [keys[row] for row in rows], [shards[row] for row in rows], jpegs)
-
-
-def _report(
-    folder: Path, name: str, table: "pa.Table", stream: Stream, damaged: int, about: Mapping[str, str], replicates: int
-) -> str:
-    found = figures(table, replicates=replicates)
-    urls = [shard.url for shards in stream.sets for shard in shards]
-    counts = {"shards": urls, "samples": table.num_rows, "unreadable": damaged}
-    found["about"] = {"name": name, **about, **counts} | about_shards(urls) | about_package()
-    write_json(folder / f"{name}.json", found)
-    text = to_markdown(found)
-    write_text(folder / f"{name}.md", text)
-    return text

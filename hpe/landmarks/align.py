@@ -5,10 +5,11 @@ so that a head shape ``X`` (rows) appears in the picture as ``X @ R`` (``hpe.cor
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-_LIMIT_DEGREES = 99.0
+from hpe.core.geometry import euler_from_rotation
 
 
 def heads_of(points: Float[np.ndarray, "faces points 3"]) -> Float[np.ndarray, "faces points 3"]:
@@ -24,19 +25,8 @@ def rotations_of(angles: Float[np.ndarray, "faces 3"]) -> Float[np.ndarray, "fac
 
 
 def angles_of(rotations: Float[np.ndarray, "faces 3 3"]) -> Float[np.ndarray, "faces 3"]:
-    """Yaw, pitch, roll in degrees; of the two triples that give a rotation, the one with less pitch and roll.
-
-    Labels have yaw up to ±99°, where the usual triple (yaw within ±90°) has pitch and roll near 180°. The other
-    triple is used only within ±99° of yaw.
-    """
-    yaw = np.arctan2(-rotations[:, 2, 0], np.hypot(rotations[:, 0, 0], rotations[:, 1, 0]))
-    pitch = np.arctan2(rotations[:, 2, 1], rotations[:, 2, 2])
-    roll = np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])
-    usual = np.rad2deg(np.stack((yaw, pitch, roll), 1))
-    side = np.where(usual >= 0, 180.0, -180.0)
-    other = np.stack((side[:, 0] - usual[:, 0], usual[:, 1] - side[:, 1], usual[:, 2] - side[:, 2]), 1)
-    better = np.abs(other[:, 1:]).sum(1) < np.abs(usual[:, 1:]).sum(1)
-    return np.where((better & (np.abs(other[:, 0]) <= _LIMIT_DEGREES))[:, None], other, usual)
+    """Yaw, pitch, roll in degrees of an upright head (:func:`hpe.core.geometry.euler_from_rotation`)."""
+    return euler_from_rotation(torch.from_numpy(np.asarray(rotations, float))).numpy()
 
 
 def mean_head(

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,6 +24,9 @@ _Python = Annotated[
 ]
 _Views = Annotated[str, typer.Option(help="plain (fastest), mirror or many: average 1, 2 or 7 views of each face.")]
 _Faces = Annotated[str, typer.Option(help="Which faces of a picture: the largest, the one nearest the centre, or all.")]
+_MaxMegapixels = Annotated[
+    float, typer.Option("--max-megapixels", help="Larger pictures are named and left out, before they are decoded.")
+]
 _Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
 
 
@@ -45,6 +49,7 @@ def extract(
     out: Annotated[Path, typer.Argument(help="Folder to write faces-*.parquet and extract.json to.")],
     views: _Views = "many",
     faces: _Faces = "largest",
+    max_megapixels: _MaxMegapixels = 64,
     workers: _Workers = None,
     python: _Python = None,
 ) -> None:
@@ -52,19 +57,25 @@ def extract(
 
     Set HPE_FACE_MESH_MODEL to a .tflite file to use another model of the mesh.
     Pictures without a face are normal; extract.json lists them. The exit code is 1 if pictures or shards
-    cannot be read (they are named).
+    cannot be read (they are named). With --faces all, an installed face detector finds the faces first.
 
     Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
     """
+    from hpe.data.images import pixels_of
     from hpe.landmarks import mesh
-    from hpe.landmarks.extract import NO_FACE, SUMMARY, extract
+    from hpe.landmarks.extract import NO_FACE, extract
+    from hpe.landmarks.table import SUMMARY
 
     which = _which(faces)
-    done = extract(source, out, python=mesh.interpreter(python), views=views, which=which, workers=workers)
+    most = pixels_of(max_megapixels)
+    interpreter = mesh.interpreter(python)
+    done = extract(source, out, python=interpreter, views=views, which=which, workers=workers, max_pixels=most)
     rate = f", {done['images_per_second']} images/s" if "images_per_second" in done else ""
     print(f"{out}: {done['images_with_a_face']:,} of {done['images']:,} pictures have a face{rate}")
     if done["images_without_a_face"]:
         print(f"{done['images_without_a_face']:,} have none: {out / SUMMARY} lists them")
+    _name_without_points(done.get("detected_without_points", 0))
+    _name_passed_over(done["passed_over"])
     unread = [f"{key}: {status}" for key, status in done["failed"].items() if status != NO_FACE]
     _name_unread(unread, f"{out / SUMMARY} lists all")
     for problem in done["skipped_shards"].values():
@@ -91,6 +102,9 @@ def compare(
     picture_width: Annotated[
         float, typer.Option(help="Width of the pictures in pixels, which solve-PnP takes as the focal length.")
     ] = 450.0,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Use what is there of an extraction that was stopped.")
+    ] = False,
     workers: _Workers = None,
     seed_rows: Annotated[
         bool,
@@ -120,6 +134,8 @@ def compare(
         raise UserError(f"--own-points {own_points}: expected 3d or 2d")
     if not (math.isfinite(picture_width) and picture_width > 0):
         raise UserError(f"--picture-width {picture_width:g}: expected pixels above 0")
+    if own_points is None and points.is_dir():
+        _warn_of_parts(points, accepted=unfinished)
     views = _views_of(points)
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
     options = CompareOptions(
@@ -153,6 +169,7 @@ def draw(
     steady: Annotated[
         float, typer.Option(help="Video: smoothing's cutoff for a still head, in hertz; inf: no smoothing.")
     ] = 1.0,
+    max_megapixels: _MaxMegapixels = 64,
     workers: _Workers = None,
     python: _Python = None,
 ) -> None:
@@ -164,6 +181,7 @@ def draw(
     `hpe landmarks draw runs/landmarks talk.mp4 axes.mp4 --faces all`
     """
     which = _which(faces)
+    from hpe.data.images import pixels_of
     from hpe.landmarks.draw import draw_pictures
     from hpe.landmarks.video import VIDEOS, draw_video
 
@@ -173,12 +191,27 @@ def draw(
         )  # fmt: skip
         print(f"{out}: {found:,} of {shown:,} frames have a face")
     else:
-        drawn = draw_pictures(model, source, out, count=count, which=which, python=python)
+        most = pixels_of(max_megapixels)
+        drawn = draw_pictures(model, source, out, count=count, which=which, python=python, max_pixels=most)
         written = f"{out}: " if drawn.read else ""
         print(f"{written}{drawn.with_a_face:,} of {drawn.read + len(drawn.unread):,} pictures have a face")
+        _name_without_points(drawn.without_points)
+        _name_passed_over(drawn.passed_over)
         _name_unread(drawn.unread)
         if drawn.unread:
             raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _name_without_points(faces: int) -> None:
+    if faces:
+        print(f"faces that the detector finds and the mesh does not: {faces:,}; they have no points")
+
+
+def _name_passed_over(kinds: Mapping[str, int]) -> None:
+    from hpe.data.picture_files import in_words
+
+    if kinds:
+        print(f"{sum(kinds.values()):,} other files are passed over: {in_words(Counter(kinds))}")
 
 
 def _name_unread(problems: Sequence[str], where: str = "") -> None:
@@ -193,6 +226,29 @@ def _which(faces: str):
     if faces not in ("largest", "centre", "all"):
         raise UserError(f"--faces {faces}: expected largest, centre or all")
     return faces
+
+
+def _warn_of_parts(points: Path, *, accepted: bool) -> None:
+    """Name what is missing in the folder of an extraction.
+
+    Raises:
+        UserError: it was stopped, and the user has not accepted that.
+    """
+    from hpe.landmarks import table
+
+    if (so_far := table.unfinished(points)) is not None:
+        if not accepted:
+            raise UserError(
+                f"{points}: unfinished, {so_far}; run the same `hpe landmarks extract` again to finish it, or use "
+                "what is there with --unfinished"
+            )
+        print(f"landmarks: WARNING: {points}: unfinished, {so_far}", file=sys.stderr)
+    if shards := table.skipped_shards(points):
+        print(
+            f"landmarks: WARNING: {points}: without the faces of {len(shards):,} shards that could not be read: "
+            f"{', '.join(shards[:_MOST_NAMED])}",
+            file=sys.stderr,
+        )
 
 
 def _views_of(points: Path) -> str | None:

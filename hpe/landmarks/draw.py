@@ -1,5 +1,6 @@
 """Axes on the faces of pictures: one picture at a readable size, or several on a sheet."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder
 from hpe.data import annotate
 from hpe.data.directions import OURS
-from hpe.data.images import DecodeError, decode_rgb
+from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
 from hpe.data.images import Picture as Pixels
 from hpe.landmarks.disk import writing
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
@@ -33,11 +34,17 @@ _QUALITY: Final = 92
 
 @dataclass
 class Drawn:
-    """How many pictures could be read, how many of them have a face, and which could not be read."""
+    """How many pictures could be read, how many of them have a face, which could not be read, and what is none.
+
+    Attributes:
+        without_points: faces that the detector finds in which the mesh finds none.
+    """
 
     read: int = 0
     with_a_face: int = 0
     unread: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    without_points: int = 0
 
 
 def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
@@ -97,7 +104,14 @@ def _lines(name: str, faces: Sequence[PosedFace]) -> list[str]:
 
 
 def draw_pictures(
-    model: Path, source: Path, out: Path, *, count: int = 36, which: Which = "largest", python: Path | None = None
+    model: Path,
+    source: Path,
+    out: Path,
+    *,
+    count: int = 36,
+    which: Which = "largest",
+    python: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Drawn:
     """Draw up to ``count`` pictures, chosen evenly from the source: a single one alone, several on a sheet.
 
@@ -117,8 +131,8 @@ def draw_pictures(
         for picture in (pictures[row * len(pictures) // shown] for row in range(shown)):
             name = Path(picture.key).name
             try:
-                pixels = decode_rgb(picture.read())
-            except (DecodeError, OSError) as error:
+                pixels = decode_rgb(picture.read(), max_pixels=max_pixels)
+            except (DecodeError, OSError, MemoryError) as error:
                 drawn.unread.append(f"{picture.key}: {error}")
                 tiles.append((Image.new("RGB", (64, 64)), [f"{name}: {error}"]))
                 continue
@@ -129,6 +143,7 @@ def draw_pictures(
                 tiles.append((photo(pixels, faces), []))
             else:
                 tiles.append((with_axes(pixels, faces), _lines(name, faces)))
+        drawn.without_points = estimator.without_points
     if drawn.read:
         with writing(out), aside(out) as part:
             page = tiles[0][0] if shown == 1 else sheet(tiles)
@@ -138,7 +153,9 @@ def draw_pictures(
 
 def _pictures(source: Path, drawn: Drawn) -> Iterator[Picture]:
     """The pictures of all parts; shards that cannot be read are recorded in ``drawn``."""
-    for part in pictures_of(source):
+    found = pictures_of(source)
+    drawn.passed_over = found.passed_over
+    for part in found.parts:
         try:
             yield from part.read()
         except DamagedError as error:

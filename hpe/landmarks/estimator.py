@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from hpe.core.errors import UserError
 from hpe.data.images import Picture
-from hpe.landmarks.mesh import MeshFace, MeshPool, Which, interpreter
+from hpe.landmarks.mesh import MeshFace, MeshPool, Which, group_detector, interpreter
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.topology import MESH468
 
@@ -49,11 +49,17 @@ class LandmarkEstimator:
                 f"{folder}: made for {self.model.topology}, the face mesh gives {MESH468.name}; expected the model of "
                 "`hpe landmarks compare` on points of `hpe landmarks extract`"
             )
-        self._mesh = MeshPool(interpreter(python), self.model.views or "plain", which)
+        detector = group_detector() if which == "all" else None
+        self._mesh = MeshPool(interpreter(python), self.model.views or "plain", which, detector=detector)
 
     def close(self) -> None:
         """End the face mesh."""
         self._mesh.close()
+
+    @property
+    def without_points(self) -> int:
+        """How many faces the detector found in which the mesh found no points."""
+        return self._mesh.without_points
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture, without angles."""

@@ -1,9 +1,10 @@
 """``hpe landmarks extract``: face points of pictures or shards into Parquet, in parallel, resumable.
 
 ``OUT/faces-000000.parquet`` holds one row per face (``status`` ok), and one per picture without a face (``no face``,
-or why it is no picture); ``OUT/extract.json`` holds the settings and, at the end, the counts and what failed. A part
-that exists is kept, unless its pictures have changed (its metadata hold a digest of names, sizes and times); parts
-that the source no longer has are removed.
+or why it is no picture). ``OUT/extract.json`` holds the settings and the number of pictures to read, and at the end
+the counts and what failed: without the counts the extraction is unfinished. A part that exists is kept, unless its
+pictures have changed (its metadata hold a digest of names, sizes and times); parts that the source no longer has are
+removed.
 """
 
 import math
@@ -23,21 +24,23 @@ import pyarrow.parquet as pq
 
 from hpe.core.distributed import cores
 from hpe.core.errors import UserError
-from hpe.core.files import aside, make_folder, write_json
+from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress
-from hpe.data.images import DecodeError, decode_rgb
+from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
+from hpe.data.picture_files import Other, in_words, walk
 from hpe.data.records import Record
 from hpe.data.shard_files import packed_shards
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import MANIFEST
 from hpe.landmarks.disk import read_object, writing
-from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, named_model
-from hpe.landmarks.table import SUFFIXES
+from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, group_detector, named_model
+from hpe.landmarks.table import SUMMARY, TOTAL
+from hpe.sources.base import shown
 
 FORMAT: Final = "hpe-landmarks/3"
-SUMMARY: Final = "extract.json"
 NO_FACE: Final = "no face"
 """Status of a picture in which the mesh finds no face: a result, not a failure."""
+_NO_PICTURE: Final = "not a picture: "
 _PART: Final = 256
 """Picture files in one table: what is read and done again after a kill."""
 _DIGEST: Final = b"hpe.pictures"
@@ -76,35 +79,73 @@ class DamagedError(UserError):
     """A shard that cannot be read."""
 
 
-def pictures_of(path: Path) -> list[Part]:
-    """Parts of the input: one per shard, or one per 256 picture files.
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The input of an extraction.
+
+    Attributes:
+        parts: one per shard, or one per 256 picture files.
+        count: how many pictures there are, as far as that is known beforehand.
+        passed_over: how many files are no pictures, by kind.
+    """
+
+    parts: list[Part]
+    count: int
+    passed_over: Counter[str]
+
+
+def pictures_of(path: Path) -> Pictures:
+    """The pictures of a file, a folder, or a folder of shards. What cannot be read in a folder is a picture that fails.
 
     Raises:
         UserError: neither pictures nor shards.
     """
     if (path / MANIFEST).is_file():
-        return [
+        shards = packed_shards(path)
+        parts = [
             Part(shard.path.stem, _digest([shard.path], [str(shard.sha256)]), partial(_of_shard, shard.path))
-            for shard in packed_shards(path)
+            for shard in shards
         ]
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UserError(f"{path}: no pictures and no shards; expected .jpg, .png, .webp files or an `hpe pack` folder")
-    pairs = list(zip(_keys(files, path if path.is_dir() else path.parent), files, strict=True))
-    parts = [pairs[start : start + _PART] for start in range(0, len(pairs), _PART)]
-    return [
-        Part(
-            f"{row:06d}",
-            _digest([file for _, file in part], [key for key, _ in part]),
-            lambda part=part: (Picture(key, file.read_bytes, _record_beside(file)) for key, file in part),
+        return Pictures(parts, sum(shard.samples or 0 for shard in shards), Counter())
+    found: list[Path | Other] = [path] if path.is_file() else list(walk(path))
+    passed = Counter(one.kind for one in found if isinstance(one, Other) and not one.lost)
+    taken = [one for one in found if isinstance(one, Path) or one.lost]
+    if not any(isinstance(one, Path) for one in taken):
+        raise UserError(
+            f"{path}: no pictures and no shards; expected pictures or an `hpe pack` folder"
+            + (f", found {in_words(passed)}" if passed else "")
         )
-        for row, part in enumerate(parts)
+    files = [one if isinstance(one, Path) else one.path for one in taken]
+    pairs = list(zip(_keys(files, path if path.is_dir() else path.parent), taken, strict=True))
+    parts = [
+        Part(
+            f"{start // _PART:06d}",
+            _digest([_path(one) for _, one in part], [key for key, _ in part]),
+            lambda part=part: (_picture(key, one) for key, one in part),
+        )
+        for start in range(0, len(pairs), _PART)
+        for part in [pairs[start : start + _PART]]
     ]
+    return Pictures(parts, len(pairs), passed)
+
+
+def _path(one: Path | Other) -> Path:
+    return one if isinstance(one, Path) else one.path
+
+
+def _picture(key: str, one: Path | Other) -> Picture:
+    if isinstance(one, Path):
+        return Picture(key, one.read_bytes, _record_beside(one))
+
+    def fails() -> bytes:
+        raise OSError(one.kind)
+
+    return Picture(key, fails, Record())
 
 
 def _keys(files: Sequence[Path], root: Path) -> list[str]:
     """Paths inside the root without suffix; with it where two files would share a key."""
-    names = [str(file.relative_to(root)) for file in files]
+    names = [shown(file.relative_to(root)) for file in files]  # as text that Parquet takes, whatever the bytes
     stems = [str(Path(name).with_suffix("")) for name in names]
     often, whole = Counter(stems), set(names)
     return [stem if often[stem] == 1 and stem not in whole else name for stem, name in zip(stems, names, strict=True)]
@@ -155,6 +196,7 @@ def extract(
     views: str = "many",
     which: Which = "largest",
     workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """Find the faces of every picture and write them.
 
@@ -165,6 +207,7 @@ def extract(
         views: ``plain``, ``mirror`` or ``many``.
         which: of several faces: see :class:`hpe.landmarks.mesh.MeshPool`.
         workers: processes; one per core by default.
+        max_pixels: larger pictures are not read.
 
     Returns:
         The summary that ``extract.json`` holds.
@@ -172,43 +215,63 @@ def extract(
     Raises:
         UserError: nothing to read, no mesh, OUT was made with other settings, or OUT cannot be written to.
     """
-    parts = pictures_of(source)
-    model = named_model()
-    mesh_name = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings = {"format": FORMAT, "source": str(source.resolve()), "mesh": mesh_name, "views": views, "which": which}
+    pictures = pictures_of(source)
+    parts = pictures.parts
+    settings = _settings(source, views, which, max_pixels)
     _check_settings(out, settings)
-    count = workers or cores()
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
+    workers = workers or cores()
     begun, done = time.monotonic(), 0
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        mesh = stack.enter_context(closing(MeshPool(python, views, which))) if todo else None
+        mesh = None
+        if todo:
+            mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=settings.get("detector"))))
         stack.enter_context(writing(out))
         make_folder(out, str(out))
-        if not (out / SUMMARY).is_file():
-            write_json(out / SUMMARY, settings)
+        if todo or not (out / SUMMARY).is_file():
+            # Without the counts of the end: until those are there, what is here is not all.
+            write_json(out / SUMMARY, {**settings, TOTAL: pictures.count})
         for surplus in set(out.glob("faces-*.parquet")) - {_table(out, part.name) for part in parts}:
             surplus.unlink()
         if mesh is not None:
-            bar = stack.enter_context(progress("landmarks", None, unit="images"))
-            pool = stack.enter_context(ThreadPoolExecutor(count))
-            for part in todo:
-                try:
-                    done += _write_part(_table(out, part.name), part, mesh, pool, bar.advance)
-                except DamagedError as error:
-                    _table(out, part.name).unlink(missing_ok=True)
-                    skipped[part.name] = str(error)
-        summary = {**settings, **_counts([_table(out, part.name) for part in parts if part.name not in skipped])}
+            total = pictures.count if len(todo) == len(parts) else None
+            bar = stack.enter_context(progress("landmarks", total or None, unit="images"))
+            rows_of = partial(_rows, mesh=mesh, max_pixels=max_pixels)
+            done, skipped = _write_parts(todo, out, rows_of, workers, bar.advance)
+        summary = {**settings, TOTAL: pictures.count}
+        summary |= _counts([_table(out, part.name) for part in parts if part.name not in skipped])
+        summary["passed_over"] = dict(sorted(pictures.passed_over.items()))
         summary["skipped_shards"] = skipped
         if done:
             summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
-            summary["workers"] = count
+            summary["workers"] = workers
+        if mesh is not None and mesh.without_points:
+            summary["detected_without_points"] = mesh.without_points
         write_json(out / SUMMARY, summary)
     return summary
 
 
+def _settings(source: Path, views: str, which: Which, max_pixels: int) -> dict[str, Any]:
+    """What decides the faces, as ``extract.json`` records it; usual values of later options are not recorded."""
+    model = named_model()
+    mesh = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "source": str(source.resolve()),
+        "mesh": mesh,
+        "views": views,
+        "which": which,
+    }
+    if max_pixels != MAX_PIXELS:
+        settings["max_pixels"] = max_pixels
+    if which == "all" and (detector := group_detector()) is not None:
+        settings["detector"] = detector
+    return settings
+
+
 def _table(out: Path, name: str) -> Path:
-    return out / f"faces-{name}.parquet"
+    return out / f"{short_name(f'faces-{name}', 240)}.parquet"
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -232,16 +295,35 @@ def _digest_of(table: Path) -> str | None:
     return found.decode("ascii", "replace")
 
 
+def _write_parts(
+    parts: Sequence[Part],
+    out: Path,
+    rows_of: Callable[[Picture], list[dict[str, Any]]],
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[int, dict[str, str]]:
+    """Write the table of each part; how many pictures were read, and why parts were skipped."""
+    done, skipped = 0, dict[str, str]()
+    with ThreadPoolExecutor(workers) as pool:
+        for part in parts:
+            try:
+                done += _write_part(_table(out, part.name), part, rows_of, pool, advance)
+            except DamagedError as error:
+                _table(out, part.name).unlink(missing_ok=True)
+                skipped[part.name] = str(error)
+    return done, skipped
+
+
 def _write_part(
     path: Path,
     part: Part,
-    mesh: MeshPool,
+    rows_of: Callable[[Picture], list[dict[str, Any]]],
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> int:
     rows: list[dict[str, Any]] = []
     count = 0
-    for found in pool.map(partial(_rows, mesh=mesh), part.read()):
+    for found in pool.map(rows_of, part.read()):
         rows += found
         count += 1
         advance(1)
@@ -251,14 +333,15 @@ def _write_part(
     return count
 
 
-def _rows(picture: Picture, mesh: MeshPool) -> list[dict[str, Any]]:
+def _rows(picture: Picture, mesh: MeshPool, max_pixels: int) -> list[dict[str, Any]]:
     record = picture.record
     known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
              "subject": record.subject}  # fmt: skip
     try:
-        faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read()))
-    except (DecodeError, OSError) as error:
-        return [{**known, "status": f"not a picture: {error}"}]
+        faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read(), max_pixels=max_pixels))
+    except (DecodeError, OSError, MemoryError) as error:
+        why = (str(error) or type(error).__name__).removeprefix(_NO_PICTURE)
+        return [{**known, "status": f"{_NO_PICTURE}{why}"}]
     if not faces:
         return [{**known, "status": NO_FACE}]
     return [

@@ -10,7 +10,8 @@ import queue
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from jaxtyping import Float
 
 from hpe.core.errors import UserError
 from hpe.data.crops import Box
+from hpe.data.detect import WAYS_TO_INSTALL, installed, open_detector
 from hpe.data.images import Picture
 from hpe.landmarks.topology import MESH468
 
@@ -37,6 +39,8 @@ VIEWS: Final = {"plain": 1, "mirror": 2, "many": 7}
 MOST_FACES: Final = 16
 _LARGEST_SIDE: Final = 2048
 _TRIED_PIXELS: Final = 64
+_CROP_FACTORS: Final = (2.0, 1.5, 3.0)
+"""Sides of the squares around a detected face in which the mesh looks for it, one after the other."""
 _WORKER: Final = Path(__file__).with_name("mesh_worker.py")
 
 
@@ -200,26 +204,61 @@ class FaceMesh:
         return merged(raw.reshape(views, MESH468.count, 3).astype(float) * step)
 
 
+def group_detector() -> str | None:
+    """The detector that finds the faces of a group for the mesh; None, with a warning, where none is installed.
+
+    The mesh looks for large faces near the camera: of eight clear faces of a group photo it found two by itself.
+    """
+    for name in installed():
+        return name
+    ways = "; or ".join(f"{name}: {way}" for name, way in WAYS_TO_INSTALL.items())
+    print(
+        "hpe: WARNING: --faces all: no face detector is installed, and the mesh alone misses the small faces of a "
+        f"group; install {ways}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return None
+
+
 class MeshPool:
     """As many workers as threads call :meth:`find` at a time; :meth:`close` ends them once no thread does.
+
+    Of all faces, an installed detector finds them first, and the mesh looks at each; faces that only the mesh finds
+    are kept too.
 
     Args:
         python: from :func:`interpreter`.
         views: ``plain``, ``mirror`` or ``many``.
         which: of several faces the ``largest``, the nearest to the ``centre``, or ``all``, the largest first.
         model: as of :class:`FaceMesh`; by default the file that ``HPE_FACE_MESH_MODEL`` names, if any.
+        detector: the name of the one that finds all faces first (:func:`group_detector`); None: the mesh alone does.
+
+    Attributes:
+        without_points: how many faces the detector found in which the mesh found no points.
 
     Raises:
         UserError: no such views, or the mesh does not run: the first worker starts here, and is tried.
     """
 
-    def __init__(self, python: Path, views: str, which: Which = "largest", model: Path | None = None) -> None:
+    def __init__(
+        self,
+        python: Path,
+        views: str,
+        which: Which = "largest",
+        model: Path | None = None,
+        detector: str | None = None,
+    ) -> None:
         if views not in VIEWS:
             raise UserError(f"views {views!r}: expected one of {', '.join(VIEWS)}")
         self._which: Which = which
         self._start = partial(FaceMesh, python, VIEWS[views], model or named_model())
         self._idle: queue.SimpleQueue[FaceMesh] = queue.SimpleQueue()
+        self.detector: str | None = None
+        self.without_points = 0
+        self._own, self._counting = threading.local(), threading.Lock()
         self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
+        self.detector = detector  # only now: the trial is not one of the pictures that are counted
 
     def find(self, picture: Picture) -> list[MeshFace]:
         """The faces of an RGB picture that ``which`` asks for.
@@ -233,17 +272,57 @@ class MeshPool:
             mesh = self._start()
         try:
             found = mesh.find(picture)
+            if self.detector is not None:
+                found = self._with_detected(mesh, picture, found)
         except UserError:
             mesh.close()
             raise
         self._idle.put(mesh)
         return chosen(found, self._which, (picture.shape[1], picture.shape[0]))
 
+    def _with_detected(self, mesh: FaceMesh, picture: Picture, own: list[MeshFace]) -> list[MeshFace]:
+        """The faces that the detector finds, with the mesh's points, and those that only the mesh found."""
+        if not hasattr(self._own, "detector"):  # a detector is not safe for several threads
+            assert self.detector is not None
+            self._own.detector = open_detector(self.detector)
+        found: list[MeshFace] = []
+        for box, _ in self._own.detector.detect([picture])[0]:
+            face = next(filter(None, (_in_crop(mesh, picture, box, factor) for factor in _CROP_FACTORS)), None)
+            if face is None:
+                if not any(_is_at(one, box) for one in own):
+                    with self._counting:
+                        self.without_points += 1
+            elif not any(_is_at(one, face.box) for one in found):
+                found.append(face)
+        return found + [one for one in own if not any(_is_at(face, one.box) for face in found)]
+
     def close(self) -> None:
         """End the workers."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
+
+
+def _in_crop(mesh: FaceMesh, picture: Picture, box: Box, factor: float) -> MeshFace | None:
+    """The face in a box of the picture, as the mesh finds it in a square so many times as large as the box."""
+    side = factor * max(box[2] - box[0], box[3] - box[1])
+    middle_x, middle_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    x, y = max(round(middle_x - side / 2), 0), max(round(middle_y - side / 2), 0)
+    cut = picture[y : round(middle_y + side / 2), x : round(middle_x + side / 2)]
+    if not cut.size:
+        return None
+    faces = [replace(face, points=face.points + np.array((x, y, 0.0))) for face in mesh.find(cut)]
+    return next((face for face in sorted(faces, key=_area, reverse=True) if _is_at(face, box)), None)
+
+
+def _is_at(face: MeshFace, box: Box) -> bool:
+    """Whether a face's centre lies in the inner half of a box, or the box's centre in the inner half of the face's."""
+    for one, other in ((face.box, box), (box, face.box)):
+        x, y = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
+        across, down = other[2] - other[0], other[3] - other[1]
+        if abs(x - (other[0] + other[2]) / 2) <= across / 4 and abs(y - (other[1] + other[3]) / 2) <= down / 4:
+            return True
+    return False
 
 
 def merged(views: Float[np.ndarray, "views 468 3"]) -> MeshFace:

@@ -11,15 +11,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hpe.core.errors import UserError
+from hpe.data.picture_files import SUFFIXES
+from hpe.landmarks.disk import read_object
 from hpe.landmarks.topology import Topology, topology_of
 
 LIMIT_DEGREES: Final = 99.0
 """Hopenet's range: AFLW2000 has 31 faces beyond it, whose angles are fitting failures (up to −972°)."""
+SUMMARY: Final = "extract.json"
+"""What ``hpe landmarks extract`` writes beside its tables."""
+TOTAL: Final = "images_to_read"
+"""In it from the start on: how many images the source holds."""
 NO_ANGLES: Final = "no angles"
 """A reason to drop a face, see :func:`usable`."""
 Dimensions = Literal["3d", "2d"]
-SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
-"""Suffixes of the picture files that ``hpe landmarks extract`` reads."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,39 @@ def _read_parquet(folder: Path) -> Faces:
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error
     return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects)
+
+
+def unfinished(folder: Path) -> str | None:
+    """How far an extraction got that was stopped, such as ``1,100 of 3,298 images``; None: it was finished.
+
+    Raises:
+        UserError: its ``extract.json`` is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    settings = folder / SUMMARY
+    if not settings.is_file():
+        return None
+    found = read_object(settings)
+    if "images" in found:
+        return None
+    done = 0
+    for part in sorted(folder.glob("faces-*.parquet")):
+        try:
+            faces = pq.read_table(part, columns=["face"])["face"].to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _damaged(folder, error) from error
+        done += sum(face in (0, None) for face in faces)
+    total = found.get(TOTAL)
+    return f"{done:,} of {total:,} images" if isinstance(total, int) and total else f"{done:,} images so far"
+
+
+def skipped_shards(folder: Path) -> list[str]:
+    """The shards that an extraction could not read."""
+    settings = folder / SUMMARY
+    found = read_object(settings).get("skipped_shards") if settings.is_file() else None
+    return sorted(found) if isinstance(found, dict) else []
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

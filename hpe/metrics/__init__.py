@@ -34,7 +34,7 @@ In reading order:
     association.py    how strongly direction and emotion go together
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,11 +71,18 @@ class _Table:
     affect: dict[str, tuple[Numbers | None, Numbers | None]]
 
 
-def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
+def figures(
+    table: "pa.Table",
+    *,
+    trained: Mapping[str, Collection[int]] | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """All metrics of a predictions table, as JSON.
 
     Args:
         table: one row per sample (see :mod:`hpe.metrics.columns`).
+        trained: for ``emotion`` and ``direction``, the classes that the network was trained on; missing: unknown.
         replicates: bootstrap draws.
         seed: of the draws; the same table and seed give the same values.
 
@@ -96,6 +103,7 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
         numbers(table, [f"{name}_hat" for name in ANGLES]),
         {name: (numbers(table, [name]), numbers(table, [f"{name}_hat"])) for name in ("valence", "arousal")},
     )
+    known = trained or {}
     emotion = classes.classification(read.emotion, read.emotion_guess, draw, EMOTIONS, "emotion")
     deviation = numbers(table, [f"{name}_sd" for name in ANGLES])
     return {
@@ -111,6 +119,14 @@ def figures(table: "pa.Table", *, replicates: int = REPLICATES, seed: int = 0) -
         },
         "emotion": emotion,
         "protocols": _protocols(read, draw),
+        "shared": {
+            "emotion": classes.shared(
+                read.emotion, read.emotion_guess, draw, EMOTIONS, "emotion", trained=known.get("emotion")
+            ),
+            "direction": classes.shared(
+                read.direction, read.direction_guess, draw, DIRECTIONS, "direction", trained=known.get("direction")
+            ),
+        },
         "direction": classes.classification(read.direction, read.direction_guess, draw, DIRECTIONS, "direction"),
         "pose": pose.pose(read.angles, read.angles_guess, deviation, draw),
         **{name: affect.affect(*pair, draw, name) for name, pair in read.affect.items()},
@@ -134,7 +150,7 @@ def _protocols(read: _Table, draw: Resampling) -> Figure:
     made = {"affectnet_8": classes.brief(read.emotion, read.emotion_guess, draw, EMOTIONS, "emotion")}
     if read.emotion is None or read.emotion_guess is None:
         return made | {"affectnet_7": made["affectnet_8"]}
-    seven = classes.without_class(read.emotion, read.emotion_guess, Emotion.CONTEMPT)
+    seven = classes.among(read.emotion, read.emotion_guess, set(Emotion) - {Emotion.CONTEMPT})
     return made | {"affectnet_7": classes.brief(*seven, draw, EMOTIONS, "emotion")}
 
 

@@ -68,20 +68,21 @@ def judge(
     Args:
         tables: predictions by seed (see :mod:`hpe.metrics.columns`).
         what: ``emotion`` or ``direction``.
-        among: true classes to keep.
+        among: classes to keep: faces of others are left out, and no other can be chosen (a classifier that gives no
+            probabilities keeps its choices).
 
     Raises:
         UserError: a key occurs twice in a table.
     """
     count = len(_NAMES[what])
-    found = {seed: _column(table, what, count) for seed, table in tables.items()}
+    found = {seed: _column(table, what, count, among) for seed, table in tables.items()}
     read = {seed: one for seed, one in found.items() if one is not None}
     if not read:
         return None
     first = next(iter(read))
     common = set.intersection(*(set(places) for places, _, _ in read.values()))
     places, truth, _ = read[first]
-    keys = tuple(k for k in places if k in common and (among is None or truth[places[k]] in among))
+    keys = tuple(k for k in places if k in common)
     if not keys:
         return None
     table, rows = tables[first], np.array([places[key] for key in keys])
@@ -94,11 +95,15 @@ def judge(
     return Judged(tuple(read), keys, truth[rows], choice, direction, (unit[rows], people), count)
 
 
-def _column(table: "pa.Table", what: str, count: int) -> tuple[dict[Key, int], ndarray, ndarray] | None:
+def _column(
+    table: "pa.Table", what: str, count: int, among: Collection[int] | None
+) -> tuple[dict[Key, int], ndarray, ndarray] | None:
     """Row of each face with a label and a choice, and both columns."""
     truth, guess, keys = labels(table, what, count), guesses(table, what, count), sample_keys(table)
     if truth is None or guess is None or keys is None:
         return None
+    if among is not None:
+        truth, guess = classes.among(truth, guess, among)
     kept = truth.mask & guess.mask
     places = {key: row for row, key in enumerate(keys) if kept[row]}
     if len(places) < kept.sum():

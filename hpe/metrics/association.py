@@ -6,13 +6,12 @@ the results of chance alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
-from scipy import stats
+from scipy import special, stats
 
 from hpe.core import statistics
 from hpe.core.errors import UserError
@@ -36,26 +35,6 @@ class Crossed:
     column_names: tuple[str, ...]
     counts: Int[ndarray, "rows columns"]
     left_out: int
-
-
-def read_table(path: Path) -> "pa.Table":
-    """The table of a CSV or Parquet file.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another kind.
-    """
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    readers = {".csv": csv.read_csv, ".parquet": parquet.read_table}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: expected a .csv or .parquet file")
-    try:
-        return readers[path.suffix.lower()](path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def cross(table: "pa.Table", rows: str = "direction", columns: str = "emotion") -> Crossed:
@@ -168,7 +147,7 @@ def _strength(counts: ndarray, replicates: int, seed: int) -> dict[str, Any]:
         "chi_square": chi,
         "degrees_of_freedom": freedom,
         "p": float(stats.chi2.sf(chi, freedom)),
-        "log10_p": float(stats.chi2.logsf(chi, freedom) / np.log(10)),
+        "log10_p": _log10_p(chi, freedom),
         "cells_expected_below_5": int((expected < statistics.LEAST_EXPECTED).sum()),
         "cramers_v": float(np.sqrt(chi / (n * smaller))),
         "cramers_v_corrected": {"value": corrected, "n": n, "low": low, "high": high},
@@ -188,6 +167,15 @@ def _strength(counts: ndarray, replicates: int, seed: int) -> dict[str, Any]:
         },
         "residuals": _residuals(counts),
     }
+
+
+def _log10_p(chi: float, freedom: int) -> float:
+    """log10 of the p of χ², also where p itself is too small for a number, as for strong associations of many rows."""
+    log = float(stats.chi2.logsf(chi, freedom))
+    if not np.isfinite(log):  # SciPy's is the logarithm of an underflowed p: the first terms of the tail's expansion
+        a, x = freedom / 2, chi / 2
+        log = (a - 1) * np.log(x) - x - float(special.gammaln(a)) + np.log1p((a - 1) / x)
+    return float(log / np.log(10))
 
 
 def _word(w: float) -> str:

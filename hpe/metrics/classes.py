@@ -1,12 +1,12 @@
 """Metrics of a classifier: accuracy, F1, confusion, top-2 and calibration, each with count and interval.
 
-Definitions are scikit-learn's: macro F1 averages over the classes that occur in the truth or among the
-choices; weighted F1 weighs by support; balanced accuracy averages recall over the classes that occur in the
-truth. Where scikit-learn would warn and give 0 (a class never chosen has no precision), the value is null
+Definitions are scikit-learn's: macro F1 and balanced accuracy average over the classes that occur in the truth (a
+class that a dataset lacks is no part of the task: its F1 would be 0 whatever the network knows of it); weighted F1
+weighs by support. Where scikit-learn would warn and give 0 (a class never chosen has no precision), the value is null
 with a reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -41,8 +41,8 @@ def f1(confusion: Confusion) -> Float[ndarray, "*many classes"]:
 
 
 def macro_f1(confusion: Confusion) -> Float[ndarray, "*many"]:
-    """Mean F1 over the classes that are true or chosen at least once."""
-    return _mean_of_defined(f1(confusion))
+    """Mean F1 over the classes with support."""
+    return _mean_of_defined(np.where(confusion.sum(-1) > 0, f1(confusion), np.nan))
 
 
 def weighted_f1(confusion: Confusion) -> Float[ndarray, "*many"]:
@@ -77,11 +77,11 @@ def brief(truth: Labels | None, guess: Guesses | None, draw: Resampling, names: 
     t, c, n = truth.value[rows], guess.choice[rows], int(rows.sum())
     confusion = cross_table(t, c, len(names), len(names))
     drawn = _drawn_confusions(t, c, draw.of(rows), len(names))
-    if (confusion.sum(1) > 0).sum() < 2:
+    if (present := int((confusion.sum(1) > 0).sum())) < 2:
         f1_figure = absent(f"one true {what} only", n)
     else:
         replicates = None if drawn is None else macro_f1(drawn)
-        f1_figure = figure(float(macro_f1(confusion)), n, replicates, reason="no sample")
+        f1_figure = figure(float(macro_f1(confusion)), n, replicates, reason="no sample") | {"classes": present}
     right = _right_share(t == c, draw.of(rows))
     return {"n": n, "correct": int((t == c).sum()), "accuracy": right, "macro_f1": f1_figure}
 
@@ -107,6 +107,7 @@ def classification(
     def of(function: _OfConfusion, reason: str = "no sample") -> Figure:
         return figure(float(function(confusion)), n, None if drawn is None else function(drawn), reason=reason)
 
+    present = {"classes": int((confusion.sum(1) > 0).sum())}
     made: Figure = {
         "n": n,
         "left_out": counted(
@@ -118,8 +119,8 @@ def classification(
         "names": list(names),
         "absent_classes": [name for name, support in zip(names, confusion.sum(1), strict=True) if not support],
         "accuracy": _right_share(t == c, draw),
-        "balanced_accuracy": of(balanced_accuracy),
-        "macro_f1": of(macro_f1),
+        "balanced_accuracy": of(balanced_accuracy) | present,
+        "macro_f1": of(macro_f1) | present,
         "weighted_f1": of(weighted_f1),
         "chance": share(int(confusion.sum(1).max()), n, reason="no sample") | {"what": "always the most common class"},
         "per_class": named(names, [_one_class(t, c, draw, drawn, index) for index in range(len(names))]),
@@ -173,17 +174,56 @@ def calibration(p: Float[ndarray, "n classes"], truth: Int[ndarray, " n"], draw:
     }
 
 
-def without_class(truth: Labels, guess: Guesses, left_out: int) -> tuple[Labels, Guesses]:
-    """The same without one class: its samples lose their label, and it can no longer be chosen.
+def among(truth: Labels, guess: Guesses, kept: Collection[int]) -> tuple[Labels, Guesses]:
+    """The same with some classes alone: samples of others lose their label, and no other can be chosen.
 
-    Without probabilities, samples for which the classifier chose the class keep that wrong choice.
+    The probabilities of the kept classes are divided by their sum. Without probabilities, samples for which the
+    classifier chose another class keep that wrong choice.
     """
-    kept = Labels(truth.value, truth.mask & (truth.value != left_out))
+    labels = Labels(truth.value, truth.mask & np.isin(truth.value, list(kept)))
     if guess.probability is None:
-        return kept, guess
-    p = guess.probability.copy()
-    p[:, left_out] = -1.0
-    return kept, Guesses(p.argmax(1), guess.mask, None)
+        return labels, guess
+    columns = np.isin(np.arange(guess.probability.shape[1]), list(kept))
+    choice = np.where(columns, guess.probability, -np.inf).argmax(1)
+    p = np.where(columns, guess.probability, 0.0)
+    # Where a network is sure of other classes, float32 may leave nothing for these: then they are equally probable.
+    p = np.where(p.sum(1, keepdims=True) > 0, p, columns.astype(float))
+    return labels, Guesses(choice, guess.mask, p / p.sum(1, keepdims=True))
+
+
+def shared(
+    truth: Labels | None,
+    guess: Guesses | None,
+    draw: Resampling,
+    names: Sequence[str],
+    what: str,
+    *,
+    trained: Collection[int] | None,
+) -> Figure:
+    """The classifier on the classes that it was trained on and that the dataset has, and with no other answer.
+
+    Args:
+        truth, guess, draw, names, what: as for :func:`classification`.
+        trained: the classes that it was trained on; None: unknown.
+    """
+    found = judged(truth, guess, what)
+    if isinstance(found, str):
+        return absent(found)
+    truth, guess, rows = found
+    present = {int(c) for c in np.unique(truth.value[rows])}
+    if trained is None:
+        return absent(f"it is not known on which {what}s the run was trained")
+    if len(kept := sorted(present & set(trained))) == len(names):
+        return absent(f"all {len(names)} {what}s are shared")
+    if len(kept) < 2:
+        return absent(f"{len(kept)} {what} is shared by the run and the dataset; two or more are needed")
+    untrained = int((rows & ~np.isin(truth.value, kept)).sum())
+    limited = classification(*among(truth, guess, kept), draw, names, what)
+    limited["left_out"] = counted({f"{what} that the run was not trained on": untrained})
+    limited["per_class"] = {names[c]: limited["per_class"][names[c]] for c in kept}
+    chosen = np.array(limited.pop("confusion"))
+    outside = int(chosen.sum() - chosen[:, kept].sum())
+    return limited | {"names": [names[c] for c in kept], "chosen_outside": outside, "absent_classes": []}
 
 
 def _one_class(

@@ -49,14 +49,15 @@ def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
 def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure]]:
     """Name, formatter and metric of the summary of a run, without absent ones."""
     emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
-    seven = figures["protocols"]["affectnet_7"]
     found: list[tuple[str, Callable[[Figure], str], Figure | None]] = [
         ("Emotion accuracy", percent, emotion.get("accuracy")),
-        ("Emotion macro F1", decimal, emotion.get("macro_f1")),
+        (f"Emotion macro F1{_of_classes(emotion)}", decimal, emotion.get("macro_f1")),
+        *_shared(figures, "emotion"),
         ("Emotion top-2", percent, emotion.get("top_2")),
         ("Calibration error", decimal, emotion.get("calibration", {}).get("ece")),
-        ("AffectNet-7 accuracy", percent, seven.get("accuracy")),
+        *_without_contempt(figures),
         ("Direction accuracy", percent, direction.get("accuracy")),
+        *_shared(figures, "direction"),
         ("Pose MAE", degrees, pose.get("all", {}).get("mae")),
         ("Geodesic error", degrees, pose.get("all", {}).get("geodesic")),
         ("Pose MAE, ±99° only", degrees, pose.get("within_99", {}).get("mae")),
@@ -64,6 +65,37 @@ def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Fi
         ("Arousal CCC", decimal, figures["arousal"].get("ccc")),
     ]
     return [(name, text, one) for name, text, one in found if one is not None and one["value"] is not None]
+
+
+def _of_classes(section: Figure) -> str:
+    """`` (7 classes)`` where a mean leaves out classes that the dataset lacks."""
+    count = section.get("macro_f1", {}).get("classes", 0)
+    return f" ({count} classes)" if 0 < count < len(section["names"]) else ""
+
+
+def _shared(figures: Mapping[str, Any], what: str) -> list[tuple[str, Callable[[Figure], str], Figure | None]]:
+    """Metrics on the classes that both the run and the dataset have."""
+    section = figures.get("shared", {}).get(what, {})
+    if "accuracy" not in section:
+        return []
+    label = f"{len(section['names'])} shared labels"
+    return [
+        (f"{what.capitalize()} accuracy, {label}", percent, section["accuracy"]),
+        (f"{what.capitalize()} macro F1, {label}", decimal, section["macro_f1"]),
+    ]
+
+
+def _without_contempt(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure | None]]:
+    """AffectNet's second protocol; nothing where the dataset or the run has no contempt, as shared labels say more."""
+    about = figures.get("about", {})
+    learned = (about.get("trained_on") or {}).get("emotion")
+    support = figures["emotion"].get("per_class", {}).get("contempt", {}).get("support")
+    if not support or (learned is not None and "contempt" not in learned):
+        return []
+    datasets = about.get("dataset") or []
+    affectnet = any(str(one).startswith(("affectnet", "thesis")) for one in datasets)
+    name = "AffectNet-7 accuracy" if affectnet else "Emotion accuracy without contempt"
+    return [(name, percent, figures["protocols"]["affectnet_7"].get("accuracy"))]
 
 
 def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -80,7 +112,7 @@ def asides(about: Mapping[str, Any]) -> list[str]:
         )
     if about.get("views"):
         texts.append(f"Evaluated with: {about['views']}.")
-    return texts
+    return [*texts, *(str(text) for text in about.get("warnings") or [])]
 
 
 def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
@@ -93,12 +125,15 @@ def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
         f"{figures['rows']:,} samples{lost}; {interval['confidence']:.0%} intervals ({interval['method']}; "
         f"{interval['units']:,} {interval['unit']}s, {interval['replicates']:,} draws, "
         f"seed {interval['seed']}).",
-        *asides(about),
+        *map(cell, asides(about)),
         "## Headline",
         table(["metric", "value", "samples"], [(n, v, f"{c:,}") for n, v, c in headline(figures)]),
     ]
     for name in ("emotion", "direction"):
         parts += [f"## {name.capitalize()}", *_classes(figures[name])]
+        section = figures.get("shared", {}).get(name, {})
+        if "accuracy" in section:
+            parts += [f"## {name.capitalize()}: {len(section['names'])} shared labels", *_shared_classes(section)]
     parts += ["## Head pose", *_pose(figures["pose"]), "## Valence and arousal", *_affect(figures)]
     parts += ["## Emotion accuracy by direction", *_cells(figures["cells"])]
     for name, groups in figures["by"].items():
@@ -110,34 +145,57 @@ def _classes(section: Figure) -> list[str]:
     if "accuracy" not in section:
         return [f"Absent: {section['reason']}."]
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in section["left_out"].items())
-    rows = [
-        (
-            name,
-            one["support"],
-            one["chosen"],
-            one["correct"],
-            *(decimal(one[k]) for k in ("precision", "recall", "f1")),
-        )
-        for name, one in section["per_class"].items()
-    ]
     names = section["names"]
     return [
         f"{section['n']:,} samples" + (f"; left out: {left_out}" if left_out else "") + ".",
-        table(
-            ["metric", "value"],
-            [
-                ("accuracy", percent(section["accuracy"])),
-                ("always the most common class", percent(section["chance"])),
-                ("balanced accuracy", percent(section["balanced_accuracy"])),
-                ("macro F1", decimal(section["macro_f1"])),
-                ("weighted F1", decimal(section["weighted_f1"])),
-                ("top-2", percent(section["top_2"])),
-                ("ECE", decimal(section["calibration"].get("ece", {}))),
-            ],
-        ),
-        table(["class", "true", "chosen", "correct", "precision", "recall", "F1"], rows),
+        _classifier_table(section),
+        table(["class", "true", "chosen", "correct", "precision", "recall", "F1"], _per_class(section)),
         "Confusion (rows true, columns chosen):",
         table(["", *names], [(n, *row) for n, row in zip(names, section["confusion"], strict=True)]),
+    ]
+
+
+def of_classifier(section: Figure) -> list[tuple[str, Callable[[Figure], str], Figure]]:
+    """Name, formatter and metric of a classifier."""
+    return [
+        ("accuracy", percent, section["accuracy"]),
+        ("always the most common class", percent, section["chance"]),
+        (f"balanced accuracy{_of_classes(section)}", percent, section["balanced_accuracy"]),
+        (f"macro F1{_of_classes(section)}", decimal, section["macro_f1"]),
+        ("weighted F1", decimal, section["weighted_f1"]),
+        ("top-2", percent, section["top_2"]),
+        ("ECE", decimal, section["calibration"].get("ece", {})),
+    ]
+
+
+def _classifier_table(section: Figure) -> str:
+    return table(["metric", "value"], [(name, text(one)) for name, text, one in of_classifier(section)])
+
+
+def _per_class(section: Figure) -> list[tuple[object, ...]]:
+    return [
+        (name, one["support"], one["chosen"], one["correct"], *(decimal(one[k]) for k in ("precision", "recall", "f1")))
+        for name, one in section["per_class"].items()
+    ]
+
+
+def shared_text(section: Figure) -> str:
+    """What the metrics on shared labels are of."""
+    left_out = "".join(f"; left out: {count:,} with an {reason}" for reason, count in section["left_out"].items())
+    outside = section["chosen_outside"]
+    return (
+        f"The {section['n']:,} samples of the {len(section['names'])} classes that the run was trained on and the "
+        f"dataset has ({', '.join(section['names'])}); answers are limited to these"
+        + (f", except {outside:,} of a classifier that gives only its choice" if outside else "")
+        + f"{left_out}."
+    )
+
+
+def _shared_classes(section: Figure) -> list[str]:
+    return [
+        shared_text(section),
+        _classifier_table(section),
+        table(["class", "true", "chosen", "correct", "precision", "recall", "F1"], _per_class(section)),
     ]
 
 

@@ -1,5 +1,6 @@
 """Two networks on the same samples: which one is right more often, and is the difference more than chance?"""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +18,26 @@ if TYPE_CHECKING:
 
 
 def paired(
-    first: "pa.Table", second: "pa.Table", *, what: str = "emotion", replicates: int = REPLICATES, seed: int = 0
+    first: "pa.Table",
+    second: "pa.Table",
+    *,
+    what: str = "emotion",
+    known: Collection[int] | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare two predictions tables on the samples that both contain (joined by shard and key).
+    """Compare two predictions tables on the samples that both contain (joined by shard and key), on the same labels.
 
     Args:
         first, second: predictions tables (see :mod:`hpe.metrics.columns`) with ``key``.
         what: ``emotion`` or ``direction``.
+        known: the classes that both networks were trained on: samples of others are left out, and answers are limited
+            to those of ``known`` that occur; None: unknown, nothing is limited.
 
     Returns:
-        ``n``, accuracies, McNemar's exact test, macro F1 of each and their difference (second − first) with a
-        paired bootstrap interval and two-sided p; ``only_in_first``, ``only_in_second`` and
-        ``label_differs`` count the samples left out.
+        ``n``, ``labels`` (names of the classes, None if they are not limited), accuracies, McNemar's exact test, macro
+        F1 of each and their difference (second − first) with a paired bootstrap interval and two-sided p;
+        ``only_in_first``, ``only_in_second``, ``label_not_shared`` and ``label_differs`` count the samples left out.
 
     Raises:
         UserError: no key in common, or keys that occur twice.
@@ -45,6 +54,16 @@ def paired(
     one, two = guesses(first, what, len(names)), guesses(second, what, len(names))
     if truth is None or other is None or one is None or two is None:
         return absent(f"one of the tables has no {what} labels or predictions") | left_out
+    kept = None
+    if known is not None:
+        kept = sorted(set(known) & set(truth.value[a][truth.mask[a]].tolist()))
+        if len(kept) < 2:
+            return (
+                absent(f"the two networks and the dataset share {len(kept)} {what}s; two or more are needed") | left_out
+            )
+        left_out["label_not_shared"] = int((truth.mask[a] & ~np.isin(truth.value[a], kept)).sum())
+        truth, one = classes.among(truth, one, kept)
+        other, two = classes.among(other, two, kept)
     labelled = truth.mask[a] & other.mask[b]
     same = labelled & (truth.value[a] == other.value[b])
     left_out["label_differs"] = int((labelled & ~same).sum())
@@ -53,7 +72,8 @@ def paired(
         return absent(f"no common sample has a {what} label and both predictions") | left_out
     a, b = a[rows], b[rows]
     draw = Resampling(units(first)[0][a], units(first)[1], replicates, seed)
-    return left_out | _compared(truth.value[a], (one, a), (two, b), draw, len(names))
+    limited = {"labels": None if kept is None else [names[label] for label in kept]}
+    return left_out | limited | _compared(truth.value[a], (one, a), (two, b), draw, len(names))
 
 
 def _places(table: "pa.Table", which: str) -> dict[Key, int]:

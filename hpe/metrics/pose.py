@@ -25,12 +25,18 @@ MEASURES: Final = (*ANGLES, "mae", "geodesic", "maev")
 
 
 def errors_degrees(predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 6"]:
-    """Errors of each sample in the order of :data:`MEASURES`, degrees."""
+    """Errors of each sample in the order of :data:`MEASURES`, degrees; those of angles on the branch of the truth."""
     p, t = torch.from_numpy(predicted).double(), torch.from_numpy(truth).double()
     angles = geometry.angle_errors(p, t)
     a, b = geometry.rotation_from_euler(p), geometry.rotation_from_euler(t)
     parts = (angles.mean(-1), geometry.geodesic_degrees(a, b), geometry.maev_degrees(a, b))
     return torch.cat((angles, torch.stack(parts, -1)), -1).numpy()
+
+
+def on_branch_of(predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
+    """The predicted angles on the branch of the truth, within ±180° of it."""
+    p, t = torch.from_numpy(predicted).double(), torch.from_numpy(truth).double()
+    return (t + geometry.wrapped(geometry.nearest_euler(p, t) - t)).numpy()
 
 
 def mean_errors(errors: Float[ndarray, "n 6"], draw: Resampling) -> Figure:

@@ -5,6 +5,7 @@
     runs/name/
         config.yaml                    resolved
         shards.json                    what it is trained on: dataset, crop rule, size, quality … of each manifest
+        trained_on.json                how many training samples each class has, and how large the faces are
         checkpoints/
             step-00012000/
                 model.safetensors      weights
@@ -20,7 +21,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from hpe.config.run import ModelConfig, RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.core.files import locked, rename_aside, sync, write_json
+from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.data.recipe import Recipe
@@ -44,11 +46,13 @@ from hpe.models.backbones import Triple, published_normalisation
 
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
+TRAINED_ON: Final = "trained_on.json"
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
 MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
+_CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 
@@ -219,6 +223,68 @@ def remember_shards(run: Path, config: RunConfig) -> None:
     if manifests:
         known = ("dataset", "variant", "licence", "publishable", "crop", "image")
         write_json(run / SHARDS, {name: {key: getattr(m, key) for key in known} for name, m in manifests.items()})
+
+
+def remember_training(run: Path, labels: Mapping[str, Sequence[int]], faces: Mapping[str, float]) -> None:
+    """Record what a run is trained on, once: results on other datasets depend on it (:class:`TrainedOn`).
+
+    Args:
+        run: folder.
+        labels: for ``emotion`` and ``direction``, how many training samples each class has.
+        faces: see :class:`TrainedOn`.
+    """
+    if not (run / TRAINED_ON).exists():
+        named = {head: dict(zip(_CLASS_NAMES[head], counts, strict=True)) for head, counts in labels.items()}
+        write_json(run / TRAINED_ON, {"labels": named, "faces": dict(faces)})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What a run is trained on.
+
+    Attributes:
+        classes: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
+        faces: how large they are in their pictures (:func:`hpe.data.framing.face_shares`); empty if unknown.
+    """
+
+    classes: Mapping[str, tuple[int, ...]]
+    faces: Mapping[str, float]
+
+    @classmethod
+    def load(cls, run: Path) -> Self:
+        """What the folder of a run records; for runs of older versions, what the manifests of their shards contain.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        path = run / TRAINED_ON
+        if not path.is_file():
+            return cls(_classes_of_manifests(run), {})
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            classes = {
+                head: tuple(i for i, name in enumerate(_CLASS_NAMES[head]) if int(counts.get(name, 0)) > 0)
+                for head, counts in raw["labels"].items()
+            }
+            return cls(classes, {str(basis): float(share) for basis, share in raw["faces"].items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); expected what `hpe train` wrote there") from error
+
+
+def _classes_of_manifests(run: Path) -> dict[str, tuple[int, ...]]:
+    """The emotions of a run's training shards; none where a manifest is gone or does not count them."""
+    found: set[int] = set()
+    try:
+        for one in load_config(run).data.train:
+            if not isinstance(one.shards, str):
+                return {}
+            manifest = Manifest.load(Path(one.shards))
+            splits = [one.split] if one.split else list(manifest.splits)
+            counted = [manifest.counts["emotion"][split] for split in splits]
+            found |= {i for i, name in enumerate(EMOTIONS) if any(of_split.get(name) for of_split in counted)}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}
+    return {"emotion": tuple(sorted(found))} if found else {}
 
 
 def crop_rules(run: Path) -> frozenset[CropRule]:

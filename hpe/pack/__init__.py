@@ -1,21 +1,21 @@
-"""``hpe pack``, ``hpe verify`` and ``hpe balance``: a raw dataset becomes clean, verified shards.
+"""``hpe pack``, ``hpe index``, ``hpe verify`` and ``hpe balance``: a raw dataset becomes clean, verified shards.
 
 In reading order:
 
-    dataset.py           the command ``hpe pack``: folder, options and errors of the job
-    options.py           the options that decide the bytes
-    job.py               the steps of the job, up to the manifest
-    rows.py              step 1: every row is read, checked and kept on disk
-    splits.py            step 2: which sample is for training, validation, test
-    shard.py             step 3: one shard, from raw rows to a finished tar
-    journal.py           the record of each finished shard
-    near_copies.py       which pictures are copies of others
-    duplicates.py        these copies as lines, counts and a note
-    summary.py           counts, summary.md, contact sheets
-    verify.py            ``hpe verify``: do the shards match their manifest?
-    direction_tables.py  the directions of samples, from pose tables
-    cells.py             which samples a balanced subset takes
-    balance.py           ``hpe balance``: equal numbers per direction and emotion
+    dataset.py      the command ``hpe pack``: folder, options and errors of the job
+    options.py      the options that decide the bytes
+    job.py          the steps of the job, up to the manifest
+    rows.py         step 1: every row is read, checked and kept on disk
+    splits.py       step 2: which sample is for training, validation, test
+    shard.py        step 3: one shard, from raw rows to a finished tar
+    journal.py      the record of each finished shard
+    indexing.py     the index of each split; ``hpe index``
+    near_copies.py  which pictures are copies of others
+    duplicates.py   these copies as lines, counts and a note
+    summary.py      counts, summary.md, contact sheets
+    verify.py       ``hpe verify``: do the shards match their manifest?
+    cells.py        which samples a balanced subset takes
+    balance.py      ``hpe balance``: equal numbers per direction and emotion
 """
 
 from typing import TYPE_CHECKING

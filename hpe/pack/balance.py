@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,19 +17,23 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
-from hpe.data.pose_tables import table_of_shard
-from hpe.data.records import Record
-from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.pose_labels import chosen_rule
+from hpe.data.pose_tables import POSE_FOLDER, read_pose_table, table_of_shard
+from hpe.data.shard_files import packed_shards
+from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
+from hpe.data.tables import dataset_of, pose_files, refuse_damaged
 from hpe.pack import summary
-from hpe.pack.cells import COMMAND_LINE, Cell, OptionNames, Place, choose, samples_per_cell
-from hpe.pack.direction_tables import DirectionTables
+from hpe.pack.cells import COMMAND_LINE, OptionNames, choose, samples_per_cell
+from hpe.pack.indexing import write_indexes
 
-POSE: Final = "pose"
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _WORK: Final = ".balance"
 """Folder of an unfinished job: its presence shows that `hpe balance` wrote the files beside it."""
 _WRITTEN: Final = re.compile(
-    r"\.?((train|val|test)-\d{6,}\.tar|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
+    r"\.?((train|val|test)-\d{6,}\.tar|(train|val|test)\.arrow|quarantine\.jsonl|summary\.md|manifest\.json)(\.\d+-[0-9a-f]+\.part)?"
 )
 
 
@@ -57,13 +61,13 @@ class Subset:
     seed: int = 0
     samples_per_shard: int = 1000
 
-    def recorded(self, manifest: Manifest, tables: DirectionTables, wanted: Mapping[str, int]) -> dict[str, Any]:
+    def recorded(self, manifest: Manifest, poses: Path, rule: str, wanted: Mapping[str, int]) -> dict[str, Any]:
         """The options as the subset's manifest records them: all that decides its bytes."""
         options: dict[str, Any] = {
             "from": manifest.dataset,
             "per_cell": wanted,
-            "rule": tables.rule,
-            "poses": tables.folder.name,
+            "rule": rule,
+            "poses": poses.name,
             "seed": self.seed,
             "samples_per_shard": self.samples_per_shard,
             "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
@@ -95,23 +99,25 @@ def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: 
     wanted = samples_per_cell(subset.per_cell, manifest.splits, option_names)
     if subset.samples_per_shard < 1:
         raise UserError(f"--samples-per-shard {subset.samples_per_shard}: expected 1 or more")
-    tables = DirectionTables(manifest, poses, subset.rule)
-    options = subset.recorded(manifest, tables, wanted)
+    shards = packed_shards(folder)
+    tables = dict(zip(shards, pose_files(shards, poses), strict=True))
+    rule = chosen_rule(next(iter(tables.values())), subset.rule)
+    options = subset.recorded(manifest, poses, rule, wanted)
     if _finished(out, options):
         print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
         return Manifest.load(out)
-    cells = _cells(folder, manifest, tables, wanted)
+    faces = {}
+    for name in wanted:
+        of_split = packed_shards(folder, name)
+        faces[name] = dataset_of(of_split, {"": [tables[shard] for shard in of_split]}, rule)
+        refuse_damaged(faces[name])
     directions = tuple(Direction) if subset.directions is None else subset.directions
-    emotions = subset.emotions
-    if emotions is None:
-        emotions = sorted({emotion for of_split in cells.values() for _, emotion in of_split})
-    grid = [(direction, emotion) for direction in directions for emotion in emotions]
-    chosen = choose(cells, wanted, grid, subset.seed, option_names)
+    chosen = choose(faces, wanted, (directions, subset.emotions), subset.seed, option_names)
     try:
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _Writing(folder, out, manifest, tables).write(chosen, options)
+            return _Writing(out, manifest, poses).write(chosen, options)
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
@@ -155,7 +161,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         names = sorted(path.name for path in out.iterdir())
     except OSError as error:
         raise UserError(f"{out}: cannot be read: {error.strerror or error}") from error
-    foreign = [name for name in names if name not in (_WORK, POSE) and not _WRITTEN.fullmatch(name)]
+    foreign = [name for name in names if name not in (_WORK, POSE_FOLDER) and not _WRITTEN.fullmatch(name)]
     if foreign or (names and _WORK not in names):
         raise UserError(
             f"{out}: holds files that `hpe balance` did not write, such as {(foreign or names)[0]}; "
@@ -182,87 +188,51 @@ def _locked(out: Path) -> Iterator[None]:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _cells(
-    folder: Path, manifest: Manifest, tables: DirectionTables, wanted: Mapping[str, int]
-) -> dict[str, dict[Cell, list[Place]]]:
-    """Every sample that has an emotion and a direction, by split and cell."""
-    cells: dict[str, dict[Cell, list[Place]]] = {name: defaultdict(list) for name in wanted}
-    shards = [shard for shard in manifest.shards if shard.split in wanted]
-    with progress("count", len(shards), unit="shards") as bar:
-        for shard in shards:
-            table = tables.read(shard)
-            directions = table.column(tables.column).to_pylist()
-            keys = table.column("key").to_pylist()
-            with _opened(folder, shard) as opened:
-                if list(opened.keys) != keys:
-                    raise UserError(
-                        f"{tables.path(shard)}: its rows are not the samples of {shard.name}; run `hpe pose` again"
-                    )
-                for row, direction in enumerate(directions):
-                    if direction is None or not 0 <= direction < len(DIRECTIONS):
-                        continue
-                    emotion = _checked(opened.record(row), keys[row]).emotion
-                    if emotion is not None:
-                        cells[shard.split][direction, emotion].append(Place(shard, row, keys[row]))
-            bar.advance()
-    return cells
-
-
 @contextmanager
-def _opened(folder: Path, shard: ShardInfo) -> Iterator[OpenShard]:
+def _opened(path: Path) -> Iterator[OpenShard]:
     """A whole shard; damage found while it is read becomes a ``UserError``, too."""
-    path = folder / shard.name
     try:
-        opened = open_tar(path)
-        if opened.damage or len(opened) != shard.samples:
-            raise ValueError(opened.damage or f"{len(opened):,} samples, expected {shard.samples:,}")
-        yield opened
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; see `hpe verify {folder}`") from error
-
-
-def _checked(record: Record, key: str) -> Record:
-    if problems := record.problems():
-        raise ValueError(f"{key}: {'; '.join(problems)}")
-    return record
+        yield open_shard(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; see `hpe verify {path.parent}`") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """Writes the chosen samples of ``folder`` with their rows of ``tables`` to ``out``."""
+    """Writes chosen samples with their rows of the pose tables to ``out``."""
 
-    folder: Path
     out: Path
     manifest: Manifest
-    tables: DirectionTables
+    poses: Path
 
-    def write(self, chosen: Mapping[str, Sequence[Place]], options: dict[str, Any]) -> Manifest:
+    def write(self, chosen: Mapping[str, "Dataset"], options: dict[str, Any]) -> Manifest:
         """Shards, tables and summary; the manifest last, which marks the folder as finished."""
         infos: list[ShardInfo] = []
-        by_split: dict[str, Counter[str]] = {name: Counter() for name in chosen}
-        grid: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+        by_split: dict[str, Counter[str]] = {}
+        grid: dict[str, Counter[str]] = {}
         with progress("balance", sum(map(len, chosen.values())), unit="images") as bar:
-            for name, places in chosen.items():
-                parts = -(-len(places) // options["samples_per_shard"])
+            for name, faces in chosen.items():
+                parts = -(-len(faces) // options["samples_per_shard"])
                 for part in range(parts):
-                    some = places[part * len(places) // parts : (part + 1) * len(places) // parts]
-                    samples, rows = self._gather(some)
+                    rows = range(part * len(faces) // parts, (part + 1) * len(faces) // parts)
+                    samples, poses = self._gather(faces.select(rows))
                     info = write_shard(self.out / f"{name}-{part:06d}.tar", name, samples)
                     infos.append(info)
-                    _write_table(rows, self.out / POSE / self.tables.folder.name, info)
-                    for sample, direction in zip(samples, rows.column(self.tables.column).to_pylist(), strict=True):
-                        emotion = EMOTIONS[sample.record.emotion or 0]
-                        by_split[name][f"emotion/{emotion}"] += 1
-                        grid[name][f"{DIRECTIONS[direction]} {emotion}"] += 1
-                    bar.advance(len(some))
+                    _write_table(poses, self.out / POSE_FOLDER / self.poses.name, info)
+                    bar.advance(len(rows))
+                emotions = [EMOTIONS[label] for label in faces["emotion"]]
+                by_split[name] = Counter(f"emotion/{emotion}" for emotion in emotions)
+                looks = [DIRECTIONS[label] for label in faces["direction"]]
+                grid[name] = Counter(f"{look} {emotion}" for look, emotion in zip(looks, emotions, strict=True))
         counts = summary.counts(by_split, Counter(), sum(map(len, chosen.values())))
         counts["cells"] = {name: dict(sorted(found.items())) for name, found in grid.items()}
         each = ", ".join(f"{number} in {name}" for name, number in options["per_cell"].items())
-        note = f"balanced: per direction ({self.tables.rule}) and emotion {each}, seed {options['seed']}"
+        note = f"balanced: per direction ({options['rule']}) and emotion {each}, seed {options['seed']}"
         notes = (*self.manifest.notes, note)
-        balanced = replace(self.manifest, shards=tuple(infos), counts=counts, options=options, notes=notes)
+        indexes = write_indexes(self.out, infos, self.out / _WORK)
+        balanced = replace(
+            self.manifest, shards=tuple(infos), counts=counts, options=options, notes=notes, indexes=indexes
+        )
         write_text(self.out / QUARANTINE, "")
         text = summary.summary(balanced, Counter(), balanced.notes) + _tables_of_cells(grid)
         write_text(self.out / "summary.md", text)
@@ -270,21 +240,22 @@ class _Writing:
         print(text)
         return balanced
 
-    def _gather(self, places: Sequence[Place]) -> tuple[list[Sample], pa.Table]:
-        """The samples of one new shard, and their rows; each old shard is opened once."""
-        by_shard: dict[ShardInfo, list[Place]] = defaultdict(list)
-        for place in places:
-            by_shard[place.shard].append(place)
+    def _gather(self, faces: "Dataset") -> tuple[list[Sample], pa.Table]:
+        """The samples of one new shard, and their rows of the pose tables; each old shard is opened once."""
+        by_shard: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        keys = list(faces["key"])
+        for shard, row, key in zip(faces["shard"], faces["row"], keys, strict=True):
+            by_shard[shard].append((row, key))
         found: dict[str, tuple[Sample, pa.Table]] = {}
-        for shard, of_shard in by_shard.items():
-            table = self.tables.read(shard)
-            with _opened(self.folder, shard) as opened:
-                for place in of_shard:
-                    sample = opened.sample(place.row)
-                    _checked(sample.record, place.key)
-                    found[place.key] = sample, table.slice(place.row, 1)
-        ordered = [found[place.key] for place in places]
-        return [sample for sample, _ in ordered], pa.concat_tables([rows for _, rows in ordered])
+        for shard, places in by_shard.items():
+            # As it is in the file, so that columns of others are kept, too.
+            table = read_pose_table(table_of_shard(self.poses, Path(shard).name))
+            with _opened(Path(shard)) as opened:
+                for row, key in places:
+                    if row >= len(opened) or opened.keys[row] != key:
+                        raise ValueError(f"row {row} is not {key!r}: the tar has changed")
+                    found[key] = opened.sample(row), table.slice(row, 1)
+        return [found[key][0] for key in keys], pa.concat_tables([found[key][1] for key in keys])
 
 
 def _tables_of_cells(grid: Mapping[str, Counter[str]]) -> str:

@@ -2,26 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
 
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.data.shards import ShardInfo
+from hpe.data.tables import arrow
 from hpe.pack import splits
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _MOST_DIGITS: Final = 9
 _MOST_NAMED: Final = 6
-Cell = tuple[int, int]
-"""Direction, emotion."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sample lies: shard and row in it."""
-
-    shard: ShardInfo
-    row: int
-    key: str
+_CELLS: Final = len(DIRECTIONS) * len(EMOTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +62,68 @@ def samples_per_cell(text: str, found: Sequence[str], names: OptionNames) -> dic
 
 
 def choose(
-    cells: Mapping[str, Mapping[Cell, list[Place]]],
+    faces: Mapping[str, "Dataset"],
     wanted: Mapping[str, int],
-    grid: Sequence[Cell],
+    labels: tuple[Sequence[int], Sequence[int] | None],
     seed: int,
     names: OptionNames,
-) -> dict[str, list[Place]]:
+) -> dict[str, "Dataset"]:
     """The chosen samples of each split, in random order: a function of the keys and the seed alone.
 
     Args:
-        cells: the samples of each cell, by split.
+        faces: the samples of each split (:func:`hpe.tables`).
         wanted: how many of each cell, by split.
-        grid: the cells to take from.
+        labels: directions and emotions to take from; None: every emotion that a sample with a direction has.
 
     Raises:
         UserError: a cell with fewer samples than wanted.
     """
+    cells = {name: _cells(faces[name]) for name in wanted}
+    counts = {name: np.bincount(found[found >= 0], minlength=_CELLS) for name, found in cells.items()}
+    directions, emotions = labels
+    if emotions is None:
+        found = np.sum(list(counts.values()), 0).reshape(len(DIRECTIONS), len(EMOTIONS))
+        emotions = np.flatnonzero(found.any(0)).tolist()
+    grid = [direction * len(EMOTIONS) + emotion for direction in directions for emotion in emotions]
     if not grid:
         raise UserError("no sample has both an emotion and a direction; nothing can be balanced")
-    _refuse_short_cells(cells, wanted, grid, names)
+    _refuse_short_cells(counts, wanted, grid, names)
+    return {name: faces[name].select(_first(faces[name], cells[name], grid, wanted[name], seed)) for name in wanted}
 
-    def rank(place: Place) -> tuple[int, str]:
-        return splits.order(seed, place.key), place.key
 
-    return {
-        name: sorted((p for cell in grid for p in sorted(cells[name][cell], key=rank)[:number]), key=rank)
-        for name, number in wanted.items()
-    }
+def _cells(faces: "Dataset") -> Int[np.ndarray, " rows"]:
+    """The cell of each sample, by direction and then emotion; -1 where it lacks one of them."""
+    table = arrow(faces)
+    direction, emotion = (table[name].fill_null(-1).to_numpy() for name in ("direction", "emotion"))
+    return np.where((direction >= 0) & (emotion >= 0), direction * len(EMOTIONS) + emotion, -1)
+
+
+def _first(
+    faces: "Dataset", cells: Int[np.ndarray, " rows"], grid: Sequence[int], number: int, seed: int
+) -> Int[np.ndarray, " chosen"]:
+    """The first rows of each cell, all in the order of their keys' random numbers."""
+    rows = np.flatnonzero(np.isin(cells, grid))
+    keys = arrow(faces)["key"].take(pa.array(rows))
+    ranks = pa.array([splits.order(seed, key) for key in keys.to_pylist()], pa.uint64())
+    # Two keys may have the same number: their own order then decides, on every machine.
+    ranked = pa.table({"rank": ranks, "key": keys, "row": rows}).sort_by([("rank", "ascending"), ("key", "ascending")])
+    rows = ranked["row"].to_numpy()
+    taken = [np.flatnonzero(cells[rows] == cell)[:number] for cell in grid]
+    return rows[np.sort(np.concatenate(taken))]
 
 
 def _refuse_short_cells(
-    cells: Mapping[str, Mapping[Cell, list[Place]]],
-    wanted: Mapping[str, int],
-    grid: Sequence[Cell],
-    names: OptionNames,
+    counts: Mapping[str, Int[np.ndarray, " cells"]], wanted: Mapping[str, int], grid: Sequence[int], names: OptionNames
 ) -> None:
-    counts = {name: {cell: len(cells[name].get(cell, ())) for cell in grid} for name in wanted}
     short = [
-        (name, cell, count, wanted[name])
-        for name, of_split in counts.items()
-        for cell, count in of_split.items()
-        if count < wanted[name]
+        (name, cell, int(counts[name][cell]), number)
+        for name, number in wanted.items()
+        for cell in grid
+        if counts[name][cell] < number
     ]
     if not short:
         return
-    fits = {name: min(number, *counts[name].values()) for name, number in wanted.items()}
+    fits = {name: min(number, *counts[name][grid].tolist()) for name, number in wanted.items()}
     largest = "/".join(str(fits.get(name, 0)) for name in splits.SPLITS)
     way_out = (
         f"{names.per_cell} {largest} works"
@@ -119,8 +133,8 @@ def _refuse_short_cells(
     )
     short.sort(key=lambda cell: cell[2] / cell[3])
     lines = [
-        f"  {name}, {DIRECTIONS[direction]} × {EMOTIONS[emotion]}: {count:,} of {number:,}"
-        for name, (direction, emotion), count, number in short[:_MOST_NAMED]
+        f"  {name}, {DIRECTIONS[cell // len(EMOTIONS)]} × {EMOTIONS[cell % len(EMOTIONS)]}: {count:,} of {number:,}"
+        for name, cell, count, number in short[:_MOST_NAMED]
     ]
     if len(short) > _MOST_NAMED:
         lines.append(f"  and {len(short) - _MOST_NAMED:,} more")

@@ -27,7 +27,7 @@ from hpe.data.shards import MANIFEST, Manifest
 from hpe.pack import splits
 from hpe.pack.job import Packing
 from hpe.pack.journal import JOURNAL
-from hpe.pack.options import Options
+from hpe.pack.options import MAX_MEGAPIXELS, Options
 from hpe.sources import open_source, readers, recognise
 from hpe.sources.base import Source, shown
 
@@ -81,8 +81,9 @@ def pack_source(
         raise UserError(
             f"{error.filename or raw}: cannot be read: {error.strerror or error}; name another folder"
         ) from error
-    label = " ".join([Path(raw).name, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
-    return pack(source, Path(out), options, label=shown(label), workers=workers)
+    folder = Path(raw).name or resolved(Path(raw)).name * bool(raw)
+    label = " ".join([folder, *(f"{key}={value}" for key, value in sorted(given.items()))]).strip()
+    return pack(source, Path(out), options, label=shown(label), workers=workers, raw=Path(raw) if raw else None)
 
 
 def _key_values(texts: Sequence[str]) -> dict[str, str]:
@@ -91,6 +92,9 @@ def _key_values(texts: Sequence[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--option {text!r}: expected KEY=VALUE, such as splits=lists")
+        if not value or key in given:
+            why = "is given twice" if key in given else "has no value"
+            raise UserError(f"--option {text!r}: {key} {why}; give it once, or leave it out for its default")
         given[key] = value
     return given
 
@@ -106,12 +110,21 @@ def _raw_and_out(name: str, paths: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def pack(source: Source, out: Path, options: Options, *, label: str = "", workers: int | None = None) -> Manifest:
+def pack(
+    source: Source,
+    out: Path,
+    options: Options,
+    *,
+    label: str = "",
+    workers: int | None = None,
+    raw: Path | None = None,
+) -> Manifest:
     """Write the shards of ``source`` to ``out`` and return their manifest, which is written last.
 
     Args:
         label: the raw dataset's name in the manifest, such as its folder's name and the reader's options.
         workers: processes; one per core when None. The bytes do not depend on it.
+        raw: the raw dataset's folder: what it holds beside the rows is counted; None: nothing is counted.
 
     Raises:
         UserError: an impossible option, ``out`` holds something else, nothing could be packed, a full disk.
@@ -130,7 +143,7 @@ def pack(source: Source, out: Path, options: Options, *, label: str = "", worker
             if (out / MANIFEST).is_file():
                 print(shown(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)"))
                 return Manifest.load(out)
-            return Packing(source, out, options, recorded, workers).run()
+            return Packing(source, out, options, recorded, workers, raw).run()
     except BrokenPipeError:  # `hpe pack … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
@@ -156,6 +169,8 @@ def _recorded(source: Source, options: Options, label: str) -> dict[str, Any]:
     recorded = asdict(options) | {"crop": crop, "source": source.name, "variant": source.variant, "raw": label}
     if isinstance(options.splits, Path):
         recorded["splits"] = f"lists {_digest_of_lists(options.splits)}"
+    if options.max_megapixels == MAX_MEGAPIXELS:  # unsaid, as in the folders of older versions
+        del recorded["max_megapixels"]
     if crop == "keep":
         for name in ("size", "grey", "quality"):
             del recorded[name]

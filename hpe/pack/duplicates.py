@@ -29,7 +29,8 @@ def find_copies(
     if not near:
         alike = np.zeros_like(alike)  # hashes of zeros are never near
     rank = [_RANK[split[index] or "train"] for index in known]
-    found = copies(exact, alike, rank, [rows[index].subject for index in known])
+    subjects, photos = [rows[index].subject for index in known], [rows[index].photo for index in known]
+    found = copies(exact, alike, rank, subjects, photos)
     return [Copy(known[copy.first], known[copy.copy], copy.bits) for copy in found]
 
 

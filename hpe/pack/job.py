@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, write_text
+from hpe.core.files import aside, write_json, write_text
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
 from hpe.core.signals import signals
 from hpe.data.crops import CropRule
 from hpe.data.recipe import Recipe
-from hpe.data.shards import QUARANTINE, Manifest, ShardInfo
+from hpe.data.shards import PLAN, QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
 from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
+from hpe.pack.indexing import write_indexes
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
+from hpe.pack.not_taken import NotTaken, not_taken
 from hpe.pack.options import Options
 from hpe.pack.rows import Rows, read
 from hpe.sources.base import NOT_ITS_OWN, Source
@@ -30,6 +32,7 @@ _FEWEST_SHARDS: Final = 8
 _FEWEST_SAMPLES: Final = 128
 """A small split is cut into shards of no fewer, so that several processes have something to do."""
 _MOST_FOREIGN: Final = 20
+_LONGEST_REASON: Final = 400
 _MOST_FOREIGN_SHARE: Final = 0.2
 
 
@@ -66,16 +69,24 @@ class Packing:
     Args:
         recorded: the options as the manifest records them.
         processes: that read rows and make shards.
+        raw: the raw dataset's folder, to count what it holds beside the rows; None: there is none.
     """
 
     def __init__(
-        self, source: Source, out: Path, options: Options, recorded: Mapping[str, Any], processes: int
+        self,
+        source: Source,
+        out: Path,
+        options: Options,
+        recorded: Mapping[str, Any],
+        processes: int,
+        raw: Path | None = None,
     ) -> None:
-        self.source, self.out, self.options = source, out, options
+        self.source, self.out, self.options, self.raw = source, out, options, raw
         self.recorded, self._processes = recorded, processes
         self.keep = recorded["crop"] == "keep"
         crop = None if self.keep else CropRule.parse(recorded["crop"])
-        self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector)
+        most = round(options.max_megapixels * 1e6)
+        self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector, most)
         self.notes = [*source.notes, *(source.splits_notes if options.splits == "own" else ())]
 
     def run(self) -> Manifest:
@@ -87,15 +98,18 @@ class Packing:
         ):
             self.workers = workers
             rows = read(self.source, file, workers, stop)
+            self.notes += self.source.late_notes()
             self._check(rows)
+            self._check_faces(rows)
             self._compare_size(rows)
+            beside = self._beside(rows)
             split = self._split(rows)
             dropped = self._drop_copies(rows, split) if self.options.drop != "none" else None
             self._refuse_unlisted(rows, split)
             shards = self._plan(rows, split)
             self._make(rows, shards)
             packed = self._collect(rows, shards)
-            return self._finish(rows, packed, dropped)
+            return self._finish(rows, packed, dropped, beside)
 
     def _check(self, rows: Rows) -> None:
         """Refuse what would end in no sample at all, or in another dataset than the one meant."""
@@ -119,6 +133,21 @@ class Packing:
                 f"{'a box' if needed == 'box' else needed}; use --crop none, or a rule that ends in @detector"
             )
 
+    def _check_faces(self, rows: Rows) -> None:
+        """Refuse to store a picture of several faces whole by default; where that is asked for, note it."""
+        crop = self.recipe.crop
+        several = sum(faces > 1 for faces in rows.boxes.values())
+        if not several or (crop is not None and crop.shape != "none"):
+            return
+        if self.options.crop is None:
+            raise UserError(
+                f"{self.source.name}: {several:,} pictures have several faces with a box each, and the default crop "
+                "would store the whole picture for each: cut them out with --crop square-1.2@box, or give --crop none"
+            )
+        self.notes.append(
+            f"faces: {several:,} pictures have several faces, and the whole picture is stored for each of them"
+        )
+
     def _compare_size(self, rows: Rows) -> None:
         """Note how the number of items differs from the documented one."""
         if not self.source.expected:
@@ -133,12 +162,23 @@ class Packing:
                 f"the {documented:,} of the whole dataset{parts}"
             )
 
+    def _beside(self, rows: Rows) -> NotTaken:
+        """Count what the raw folder holds beside the rows."""
+        if self.raw is None or not self.raw.is_dir():
+            return NotTaken()
+        found = not_taken(self.raw, rows.files, self.source.home or self.raw, (source for _, source, _ in rows.refused))
+        self.notes += found.notes()
+        return found
+
     def _split(self, rows: Rows) -> list[str | None]:
         """The split of each row; None for rows in no list."""
         options = self.options
         if isinstance(options.splits, Path):
-            found: list[str | None] = splits.Lists(options.splits).assign(rows.rows)
+            lists = splits.Lists(options.splits)
+            found: list[str | None] = lists.assign(rows.rows)
             note = f"splits: by the lists in {options.splits.name}/"
+            if lists.unused:
+                note += f"; {len(lists.unused):,} of their lines name no sample, such as {lists.unused[0]}"
         else:
             own = self.source.splits if options.splits == "own" else ()
             val, test = options.shares
@@ -153,13 +193,17 @@ class Packing:
                 note = f"splits: the dataset's own ({official})"
             else:
                 note = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
+            if official and (without := sum(row.split is None for row in rows.rows)):
+                note += f"; {without:,} rows name no split and are in train"
         self.notes.append(note)
-        if leaks := splits.shared_subjects(rows.rows, found):
-            subject, where = next(iter(leaks.items()))
-            self.notes.append(
-                f"LEAK: {len(leaks):,} subjects appear in more than one split, such as {subject} in "
-                f"{' and '.join(where)}; results on those splits are too good"
-            )
+        subjects, photos = [row.subject for row in rows.rows], [row.photo for row in rows.rows]
+        for kind, names in (("subjects", subjects), ("pictures", photos)):
+            if leaks := splits.shared(names, found):
+                name, where = next(iter(leaks.items()))
+                self.notes.append(
+                    f"LEAK: {len(leaks):,} {kind} appear in more than one split, such as {name} in "
+                    f"{' and '.join(where)}; results on those splits are too good"
+                )
         return found
 
     def _drop_copies(self, rows: Rows, split: list[str | None]) -> list[dict[str, Any]]:
@@ -218,6 +262,7 @@ class Packing:
         for path in (self.out / JOURNAL).glob("*.tar.json"):
             if path.name.removesuffix(".json") not in names:
                 raise self._changed(path.name.removesuffix(".json"))
+        write_json(self.out / JOURNAL / PLAN, {"shards": len(shards), "rows": sum(len(one.rows) for one in shards)})
         tasks = (
             ShardTask(self.out, shard.name, shard.split, self.recipe, rows.pickled(shard.rows)) for shard in shards
         )
@@ -254,11 +299,13 @@ class Packing:
             )
         return packed
 
-    def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None) -> Manifest:
+    def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None, beside: NotTaken) -> Manifest:
         """Write everything beside the shards, the manifest last: it marks the folder as finished."""
         reasons = Counter(summary.category(reason) for _, _, reason in packed.refused)
         counts = summary.counts(packed.by_split, reasons, rows.read)
         assert counts["samples"] + counts["quarantined"] == rows.read, "rows were lost"
+        if beside.kinds:
+            counts["not_packed"] = dict(sorted(beside.kinds.items()))
         duplicates = dropped
         if duplicates is None:
             found = find_copies(rows.rows, packed.split, packed.hashes, near=True)
@@ -279,6 +326,7 @@ class Packing:
             counts=counts,
             options=dict(self.recorded),
             notes=tuple(self.notes),
+            indexes=write_indexes(self.out, packed.shards, self.out / JOURNAL),
         )
         total = sum(packed.by_split.values(), Counter[str]())
         for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, manifest, total)):
@@ -305,5 +353,7 @@ class Packing:
 
 
 def _most_frequent(refused: Sequence[tuple[int, str, str]]) -> str:
+    """The most frequent kinds of reasons, each by its first row: a kind alone hides the value or the place."""
     why = Counter(summary.category(reason) for _, _, reason in refused).most_common(3)
-    return "; ".join(f"{count:,} × {reason}" for reason, count in why)
+    first = {summary.category(reason): (source, reason) for _, source, reason in reversed(refused)}
+    return "; ".join(f"{count:,} × like {first[kind][0]}: {first[kind][1][:_LONGEST_REASON]}" for kind, count in why)

@@ -129,6 +129,7 @@ def copies(
     near: UInt8[np.ndarray, "samples 32"],
     rank: Sequence[int],
     subjects: Sequence[str | None],
+    photos: Sequence[str | None] | None = None,
 ) -> list[Copy]:
     """Which samples are copies of which: dropping every ``copy`` keeps one of each.
 
@@ -140,6 +141,7 @@ def copies(
         exact, near: :func:`exact_digest` and :func:`difference_hash` of each sample.
         rank: of two copies, the one with the smaller rank stays.
         subjects: near pictures of one subject are frames of one film, not copies: never reported.
+        photos: faces of one picture are not copies of each other, either.
     """
     in_order = np.lexsort((np.arange(len(exact)), np.asarray(rank)))
     _, first, member = np.unique(exact[in_order], axis=0, return_index=True, return_inverse=True)
@@ -147,14 +149,14 @@ def copies(
     found = [
         Copy(int(in_order[original[place]]), int(in_order[place]), None)
         for place in np.flatnonzero(original != np.arange(len(original))).tolist()
+        if not _same(photos, int(in_order[original[place]]), int(in_order[place]))
     ]
 
     queue: list[int] = in_order[original == np.arange(len(original))].tolist()
     before: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for portion in near_pairs(near[queue]):
         for i, j, bits in portion.tolist():
-            subject = subjects[queue[i]]
-            if subject is None or subject != subjects[queue[j]]:
+            if not _same(subjects, queue[i], queue[j]) and not _same(photos, queue[i], queue[j]):
                 before[j].append((bits, i))
     instead: dict[int, int] = {}  # of each dropped sample: the one that stays
     for j in sorted(before):
@@ -164,3 +166,7 @@ def copies(
             bits, instead[j] = min(known)
             found.append(Copy(queue[instead[j]], queue[j], bits))
     return sorted(found, key=lambda c: c.copy)
+
+
+def _same(names: Sequence[str | None] | None, one: int, other: int) -> bool:
+    return names is not None and names[one] is not None and names[one] == names[other]

@@ -10,6 +10,7 @@ from hpe.core.errors import UserError
 Drop = Literal["none", "exact", "near"]
 _LARGEST_SIDE: Final = 4096
 _DRAWN_SHARE: Final = 0.1
+MAX_MEGAPIXELS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Options:
         val_share, test_share: shares of the samples, for splits that are drawn (0.1 when None).
         detector: mtcnn or hog, for crop rules that start from the detector's box.
         drop: which copies to leave out: none, those with the same bytes, or near ones too.
+        max_megapixels: larger raw pictures go to quarantine.
     """
 
     crop: str | None = None
@@ -40,6 +42,7 @@ class Options:
     test_share: float | None = None
     detector: str = "mtcnn"
     drop: Drop = "none"
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -61,6 +64,14 @@ class Options:
             )
         if self.drop not in get_args(Drop):
             raise UserError(f"--drop-duplicates {self.drop!r}: expected {', '.join(get_args(Drop))}")
+        from hpe.data.images import pixels_of  # late: it imports torch, which worker processes do meanwhile
+
+        pixels_of(self.max_megapixels)
+        if self.crop == "keep" and self.max_megapixels > MAX_MEGAPIXELS:
+            raise UserError(
+                f"--max-megapixels {self.max_megapixels:g} with --crop keep: training reads at most {MAX_MEGAPIXELS} "
+                "megapixels; use a crop rule, or leave the option out"
+            )
         if self.crop == "keep" and self.grey:
             raise UserError("--grey with --crop keep: original bytes stay as they are; use --crop none, or no --grey")
 

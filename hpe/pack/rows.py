@@ -1,17 +1,21 @@
 """Step 1 of packing: every row of the raw dataset is read, checked and kept on disk until its shard is made."""
 
+import hashlib
 import itertools
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Final
 
 from hpe.core.errors import UserError
+from hpe.core.labels import SPLITS
 from hpe.core.process_pool import Stopped, Workers
 from hpe.core.progress import progress
 from hpe.core.signals import Signals
-from hpe.pack.splits import SPLITS, Row
-from hpe.sources.base import Raw, Reject, Source, Unread
+from hpe.pack.not_taken import TakenFiles
+from hpe.pack.splits import Row
+from hpe.sources.base import Raw, Reject, Source, Unread, read_labels
 
 _READ_AT_ONCE: Final = 128
 """Rows per message to a worker: reading a small label file is so quick that a message per row would cost more."""
@@ -29,7 +33,9 @@ class Rows:
         refused: place, source and reason of each row that cannot become a sample.
         read: how many rows were read.
         has: how many rows have a box, and how many landmarks.
+        boxes: how many rows with a box each picture has.
         kinds: how many rows the reader itself rejected, by :attr:`Reject.kind`.
+        files: the picture files of the rows that may become samples.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -40,7 +46,9 @@ class Rows:
         self.refused: list[tuple[int, str, str]] = []
         self.read = 0
         self.has: Counter[str] = Counter()
+        self.boxes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.files = TakenFiles()
 
     def add(self, number: int, raw: Raw) -> None:
         """Keep a row that may become a sample."""
@@ -48,8 +56,15 @@ class Rows:
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
         record = raw.record
+        if isinstance(raw.image, Path):
+            self.files.add(raw.image)
         self.has.update(name for name in ("box", "landmarks") if getattr(record, name) is not None)
-        self.rows.append(Row(raw.key, record.subject, record.emotion, record.split, record.source))
+        photo = record.source
+        if isinstance(raw.image, bytes) and record.box is not None:
+            photo = hashlib.blake2b(raw.image, digest_size=16).hexdigest()  # rows of one picture with a face each
+        self.rows.append(Row(raw.key, record.subject, record.emotion, record.split, record.source, photo))
+        if record.box is not None and photo is not None:
+            self.boxes[photo] += 1
         self.numbers.append(number)
 
     def refuse(self, index: int, reason: str) -> None:
@@ -112,7 +127,7 @@ def _rows(source: Source, workers: Workers) -> Iterator[Raw | Reject]:
             portions = workers.run(read_rows, portions)
         for row in itertools.chain.from_iterable(portions):
             # A reader whose first portion has no Unread may still yield one later: it is read here.
-            yield row.read() if isinstance(row, Unread) else row
+            yield from read_labels((row,))
     except OSError as error:
         raise UserError(
             f"{source.name}: reading the raw dataset stopped: {error}; nothing is lost: remove the cause and "
@@ -129,4 +144,4 @@ def _rows(source: Source, workers: Workers) -> Iterator[Raw | Reject]:
 
 def read_rows(rows: Sequence[Raw | Reject | Unread]) -> tuple[Raw | Reject, ...]:
     """Rows with their labels read, in a worker process."""
-    return tuple(row.read() if isinstance(row, Unread) else row for row in rows)
+    return tuple(read_labels(rows))

@@ -26,7 +26,8 @@ from hpe.data.images import LARGEST_CROP, Picture, crop_resize, decode_rgb, enco
 from hpe.data.recipe import Recipe
 from hpe.data.records import Record
 from hpe.data.shards import Sample, ShardInfo, write_shard
-from hpe.pack.journal import ShardJournal, journal
+from hpe.pack.indexing import save_part
+from hpe.pack.journal import JOURNAL, ShardJournal, journal
 from hpe.pack.near_copies import difference_hash, exact_digest
 from hpe.pack.summary import tally
 from hpe.sources.base import Raw
@@ -91,7 +92,10 @@ def make_shard(task: ShardTask) -> int:
             yield made.sample
 
     shard = write_shard(task.folder / task.name, task.split, samples())
-    if not shard.samples:
+    # The journal last: where it exists, the tar and its index are whole.
+    if shard.samples:
+        save_part(task.folder / JOURNAL, task.folder / task.name)
+    else:
         (task.folder / task.name).unlink()
     ShardJournal(digest, shard if shard.samples else None, refused, counts, known).save(place)
     return len(rows)
@@ -158,7 +162,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
     except Exception as error:  # whatever a foreign library raises for a damaged row
         raise RefusedError(f"cannot be read: {_reason(error)}") from error
     try:
-        picture = decode_rgb(data)
+        picture = decode_rgb(data, max_pixels=recipe.max_pixels)
     except (ValueError, MemoryError) as error:
         raise RefusedError(_reason(error)) from error
     height, width = picture.shape[:2]

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.core.labels import SPLITS
+from hpe.core.table_files import read_text
 
-SPLITS: Final = ("train", "val", "test")
 _SEVERAL: Final = 10
 """With this many subjects or more, one person alone would be a poor test."""
 
@@ -24,6 +25,8 @@ class Row:
     split: str | None
     """The dataset's own split."""
     source: str | None = None
+    photo: str | None = None
+    """The picture, which may have several faces."""
 
 
 def order(seed: int, name: str) -> int:
@@ -34,10 +37,10 @@ def order(seed: int, name: str) -> int:
 def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float, official: Sequence[str]) -> list[str]:
     """The split of each row: the dataset's own where it has one, the rest drawn by subject and by emotion.
 
-    Rows of one subject stay together. Within each emotion (of a subject: its most frequent one) subjects are
-    sorted in a seeded order; the first ``test_share`` of the samples are test, the next ``val_share`` val. The
-    result is a function of the set of rows, whatever their order. With three subjects or more, no split with a
-    share is empty; with ten or more, each gets at least two subjects.
+    Rows of one subject stay together, and the faces of one picture. Within each emotion (of a subject: its most
+    frequent one) subjects are sorted in a seeded order; the first ``test_share`` of the samples are test, the next
+    ``val_share`` val. The result is a function of the set of rows, whatever their order. With three subjects or more,
+    no split with a share is empty; with ten or more, each gets at least two subjects.
 
     Args:
         official: the dataset's own splits to use. () draws all three; with train and test, val is cut from train;
@@ -56,8 +59,7 @@ def draw(rows: Sequence[Row], *, seed: int, val_share: float, test_share: float,
 
 
 def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> list[str]:
-    # The prefix: a subject and a key with the same text must not become one group.
-    groups = [f"subject {row.subject}" if row.subject is not None else f"key {row.key}" for row in rows]
+    groups = together(rows)
     size = Counter(groups)
     emotions: dict[str, Counter[int]] = defaultdict(Counter)
     for row, group in zip(rows, groups, strict=True):
@@ -76,6 +78,30 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
             before += size[group]
     _fill_empty(split, seed, [name for name, share in (("test", test_share), ("val", val_share)) if share])
     return [split[group] for group in groups]
+
+
+def together(rows: Sequence[Row]) -> list[str]:
+    """The group of each row: rows that share a subject or a picture, perhaps by way of others, have the same."""
+    # The prefix: a subject and a key with the same text must not become one group.
+    names = [f"subject {row.subject}" if row.subject is not None else f"key {row.key}" for row in rows]
+    faces = Counter(row.photo for row in rows if row.photo is not None)
+    of_photo: dict[str, set[str]] = defaultdict(set)
+    for row, name in zip(rows, names, strict=True):
+        if row.photo is not None and faces[row.photo] > 1:
+            of_photo[row.photo].add(name)
+    parent: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        while name in parent:
+            name = parent[name]
+        return name
+
+    for members in of_photo.values():
+        if len(members) > 1:
+            # Of several the smallest name: the groups do not depend on the order of rows.
+            roots = sorted({first(member) for member in members})
+            parent.update(dict.fromkeys(roots[1:], roots[0]))
+    return [first(name) for name in names] if parent else names
 
 
 def _fill_empty(split: dict[str, str], seed: int, wanted: Sequence[str]) -> None:
@@ -104,13 +130,15 @@ class Lists:
             UserError: no list there, or a line appears in two lists.
         """
         self.folder = folder
+        self.unused: list[str] = []
+        """After :meth:`assign`: the lines that name no sample, or one that an earlier line names."""
         self._split: dict[str, str] = {}
         paths = [path for name in SPLITS if (path := folder / f"{name}.txt").is_file()]
         if not paths:
             expected = ", ".join(f"{name}.txt" for name in SPLITS)
             raise UserError(f"--splits {folder}: no lists there; expected {expected}, one sample per line")
         for path in paths:
-            for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            for line in read_text(path).split("\n"):
                 name = line.strip().replace("\\", "/").removeprefix("./")
                 if name and self._split.setdefault(name, path.stem) != path.stem:
                     raise UserError(
@@ -127,18 +155,24 @@ class Lists:
         """The split of each row; None for rows in no list.
 
         Raises:
-            UserError: no line names any of the rows.
+            UserError: no line of one of the lists names any of the rows.
         """
-        short = Counter(name for row in rows for name in _short_names(row))
+        short = Counter(name for source in {row.source for row in rows} for name in _short_names(source))
         found: list[str | None] = []
+        used: set[str] = set()
         for row in rows:
-            names = [*_long_names(row), *(name for name in _short_names(row) if short[name] == 1)]
-            found.append(next((self._split[name] for name in names if name in self._split), None))
-        if rows and not any(found):
-            raise UserError(
-                f"--splits {self.folder}: none of its {len(self._split):,} lines names a sample; the first "
-                f"line is {next(iter(self._split), '')!r}, the first sample {rows[0].source or rows[0].key!r}"
-            )
+            names = [*_long_names(row), *(name for name in _short_names(row.source) if short[name] == 1)]
+            names = [name for name in names if name in self._split]
+            used.update(names)
+            found.append(self._split[names[0]] if names else None)
+        self.unused = [name for name in self._split if name not in used]
+        for split in self.names if rows else ():
+            lines = [name for name in self._split if self._split[name] == split]
+            if used.isdisjoint(lines):
+                raise UserError(
+                    f"--splits {self.folder}: none of the {len(lines):,} lines of {split}.txt names a sample; "
+                    f"its first line is {lines[0]!r}, the first sample {rows[0].source or rows[0].key!r}"
+                )
         return found
 
 
@@ -148,17 +182,22 @@ def _long_names(row: Row) -> list[str]:
     return list(dict.fromkeys((row.key, row.source, str(PurePosixPath(row.source).with_suffix("")))))
 
 
-def _short_names(row: Row) -> list[str]:
-    if row.source is None:
+def _short_names(source: str | None) -> list[str]:
+    if source is None:
         return []
-    path = PurePosixPath(row.source)
+    path = PurePosixPath(source)
     return list(dict.fromkeys((path.name, path.stem)))
 
 
-def shared_subjects(rows: Sequence[Row], splits: Sequence[str | None]) -> Mapping[str, tuple[str, ...]]:
-    """Subjects that appear in more than one split, with those splits: a leak, unless it is intended."""
+def shared(names: Sequence[str | None], splits: Sequence[str | None]) -> Mapping[str, tuple[str, ...]]:
+    """Subjects or pictures that appear in more than one split, with those splits: a leak, unless it is intended.
+
+    Args:
+        names: of each row's subject or picture.
+        splits: of each row.
+    """
     seen: dict[str, set[str]] = defaultdict(set)
-    for row, split in zip(rows, splits, strict=True):
-        if row.subject is not None and split is not None:
-            seen[row.subject].add(split)
+    for name, split in zip(names, splits, strict=True):
+        if name is not None and split is not None:
+            seen[name].add(split)
     return {s: tuple(n for n in SPLITS if n in names) for s, names in sorted(seen.items()) if len(names) > 1}

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
+from hpe.data.index import FOREIGN, check_index, equal_rows, index_open_shard, open_index
 from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
@@ -37,20 +40,27 @@ class Fault:
 
 
 def verify(folder: Path) -> list[Fault]:
-    """Everything in a folder of shards that differs from its manifest; empty when all is well.
+    """Everything in a folder of shards that differs from its manifest and its indexes; empty when all is well.
 
-    Every tar is read once and compared with its sha256 and its number of samples. Pictures are decoded only in a
-    tar that differs, to name the damaged ones; in the others the size and format of a few pictures are compared
-    with the manifest.
+    Every tar is read once and compared with its sha256, its number of samples, and its rows in the index. Pictures are
+    decoded only in a tar that differs, to name the damaged ones; in the others the size and format of a few pictures
+    are compared with the manifest. Of tars without a manifest every picture is decoded.
 
     Raises:
-        UserError: there is no manifest, or the file is not one.
+        UserError: there is neither a manifest nor a tar, or the manifest is not one.
     """
+    tars = sorted(folder.glob("*.tar"))
+    if tars and not (folder / MANIFEST).is_file():
+        return _verify_foreign(folder, tars)
     manifest = Manifest.load(folder)
-    found: list[Fault] = []
+    found, rows = _indexes(folder, {index.name: index.sha256 for index in manifest.indexes})
     keys: Counter[str] = Counter()
+
+    def check(shard: ShardInfo) -> tuple[list[Fault], tuple[str, ...]]:
+        return _check(folder, shard, manifest.image, rows.get(shard.name))
+
     with ThreadPoolExecutor(_THREADS) as threads, progress("verify", len(manifest.shards), unit="shards") as bar:
-        for faults, its_keys in threads.map(lambda shard: _check(folder, shard, manifest.image), manifest.shards):
+        for faults, its_keys in threads.map(check, manifest.shards):
             found += faults
             keys.update(its_keys)
             bar.advance()
@@ -59,10 +69,65 @@ def verify(folder: Path) -> list[Fault]:
     listed = {shard.name for shard in manifest.shards}
     found += [
         Fault(path.name, "is not in manifest.json: remove it, or pack again into a new folder")
-        for path in sorted(folder.glob("*.tar"))
+        for path in tars
         if path.name not in listed
     ]
+    indexed = {index.split for index in manifest.indexes}
+    found += [
+        Fault(shard.name, "is not in the index of its split: run `hpe index`")
+        for shard in manifest.shards
+        if shard.split in indexed and rows and shard.name not in rows
+    ]
     return found + [Fault(MANIFEST, what) for what in _contradictions(manifest)]
+
+
+def _verify_foreign(folder: Path, tars: Sequence[Path]) -> list[Fault]:
+    """What is wrong with tars that have no manifest, and with their index."""
+    found, rows = _indexes(folder, {FOREIGN: None} if (folder / FOREIGN).is_file() else {})
+    with progress("verify", len(tars), unit="shards") as bar:
+        for tar in tars:
+            try:
+                found += _of_foreign(tar.name, open_tar(tar), rows.get(tar.name))
+            except OSError as error:
+                found.append(Fault(tar.name, f"cannot be read: {error.strerror or error}"))
+            bar.advance()
+    return found
+
+
+def _of_foreign(name: str, opened: OpenShard, indexed: pa.RecordBatch | None) -> Iterator[Fault]:
+    entry, batch = index_open_shard(name, opened)
+    yield from (Fault(name, line.removeprefix(f"{name}: ")) for line in entry.missing)
+    if damaged := tuple(sorted(_damaged(opened))):
+        yield Fault(name, f"{len(damaged):,} samples cannot be read", damaged)
+    yield from _against_index(name, batch, indexed)
+
+
+def _indexes(folder: Path, indexes: Mapping[str, str | None]) -> tuple[list[Fault], dict[str, pa.RecordBatch]]:
+    """What is wrong with indexes, given with their sha256; and the rows of the sound ones by the name of the tar."""
+    found: list[Fault] = []
+    rows: dict[str, pa.RecordBatch] = {}
+    for name, expected in indexes.items():
+        try:
+            digest = check_index(folder / name)
+            if expected not in (None, digest):
+                raise ValueError("sha256 differs from the manifest's")
+            index = open_index(folder / name)
+        except ValueError as error:
+            missing = not (folder / name).exists()
+            found.append(Fault(name, f"{'is missing' if missing else error}: run `hpe index {folder}`"))
+            continue
+        rows |= {shard.name: batch for shard, batch in zip(index.shards, index.batches, strict=True)}
+    return found, rows
+
+
+def _against_index(name: str, own: pa.RecordBatch, indexed: pa.RecordBatch | None) -> Iterator[Fault]:
+    """Where the rows of a tar are not those of its index."""
+    if indexed is None or equal_rows(own, indexed):
+        return
+    pairs = zip(own.to_pylist(), indexed.to_pylist(), strict=False)
+    other = tuple(here["key"] for here, there in pairs if here | {"shard": 0} != there | {"shard": 0})
+    what = f"its index has {indexed.num_rows:,} samples" if own.num_rows != indexed.num_rows else "its index differs"
+    yield Fault(name, f"{what}: run `hpe index`; samples that differ", other)
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
@@ -81,22 +146,27 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield str(error)
 
 
-def _check(folder: Path, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Fault], tuple[str, ...]]:
+def _check(
+    folder: Path, shard: ShardInfo, image: Mapping[str, Any], indexed: pa.RecordBatch | None
+) -> tuple[list[Fault], tuple[str, ...]]:
     """What is wrong with one shard, and its keys."""
     path = folder / shard.name
     try:
         opened = open_tar(path)
         if not len(opened.data):
             return [Fault(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
-        return _compare(opened, shard, image)
+        return _compare(opened, shard, image, indexed)
     except FileNotFoundError:
         return [Fault(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
     except OSError as error:
         return [Fault(shard.name, f"cannot be read: {error.strerror or error}")], ()
 
 
-def _compare(opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any]) -> tuple[list[Fault], tuple[str, ...]]:
+def _compare(
+    opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any], indexed: pa.RecordBatch | None
+) -> tuple[list[Fault], tuple[str, ...]]:
     found: list[Fault] = []
+    entry, rows = index_open_shard(shard.name, opened)
     damaged: frozenset[str] = frozenset()
     if differs := _differs(opened.data, shard):
         found.append(Fault(shard.name, differs))
@@ -107,8 +177,12 @@ def _compare(opened: OpenShard, shard: ShardInfo, image: Mapping[str, Any]) -> t
             found.append(Fault(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
     elif other := tuple(_otherwise(opened, image)):
         found.append(Fault(shard.name, f"pictures are not {_in_words(image)} as in the manifest", other))
-    if impossible := tuple(_impossible(opened, shard.split, damaged)):
+    else:
+        found += _against_index(shard.name, rows, indexed)
+    if impossible := tuple(_impossible(rows, shard.split, damaged)):
         found.append(Fault(shard.name, f"{len(impossible):,} records hold impossible values", impossible))
+    if entry.unpaired:
+        found.append(Fault(shard.name, entry.unpaired))
     if len(opened) != shard.samples:
         found.append(Fault(shard.name, f"holds {len(opened):,} samples; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(opened.keys).items() if count > 1):
@@ -149,19 +223,15 @@ def _in_words(image: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image.items())
 
 
-def _impossible(opened: OpenShard, split: str, named: Collection[str]) -> Iterator[str]:
+def _impossible(rows: pa.RecordBatch, split: str, named: Collection[str]) -> Iterator[str]:
     """Keys of records that cannot be read, hold an impossible label, or belong to another split than their shard;
     those in ``named`` are left out."""
-    for row, key in enumerate(opened.keys):
-        try:
-            record = opened.record(row)
-            problems = record.problems()
-            if record.split not in (None, split):
-                problems.append(f"split {record.split!r} in a shard of {split!r}")
-        except ValueError as error:
-            problems = [str(error)]
-        if problems and key not in named:
-            yield f"{key} ({'; '.join(problems)[:_LONGEST_REASON]})"
+    columns = (rows.column(name).to_pylist() for name in ("key", "problem", "split"))
+    for key, problem, own in zip(*columns, strict=True):
+        if problem is None and own not in (None, split):
+            problem = f"split {own!r} in a shard of {split!r}"
+        if problem is not None and key not in named:
+            yield f"{key} ({problem.removeprefix('damaged record: ')[:_LONGEST_REASON]})"
 
 
 def _damaged(opened: OpenShard) -> Iterator[str]:

@@ -12,9 +12,10 @@ from hpe.core.errors import UserError
 from hpe.core.files import refuse_unwritable
 from hpe.core.statistics import CONFIDENCE
 from hpe.data.directions import ABSTAIN, OURS, Thresholds
+from hpe.data.shard_files import find_shards
 from hpe.metrics.values import Figure, Resampling, figure, noise_figure, ratio
 from hpe.pose.check import join_with_truth
-from hpe.pose.plan import find_shards, table_path
+from hpe.pose.plan import table_path
 
 FOLDS: Final = 5
 TARGET_ACCURACY: Final = 0.9
@@ -159,7 +160,7 @@ def run(
     """
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; expected a file name such as {out / 'ours.json'}")
-    pairs = [(shard.path, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
+    pairs = [(shard, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
     rows = join_with_truth(pairs)
     people = [str(subject) for subject in rows.subjects]
     good = usable(rows.predicted, rows.true_direction, people)

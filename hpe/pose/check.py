@@ -14,14 +14,16 @@ from jaxtyping import Float, Int64
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_json, write_text
 from hpe.core.geometry import angle_errors
-from hpe.core.labels import ANGLES, AXIS_COLOURS, LARGEST_DEGREES
-from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
-from hpe.data.pose_tables import DIRECTION_PREFIX, read_pose_table
-from hpe.data.records import Record
-from hpe.data.shard_reader import OpenShard, open_shard
+from hpe.core.labels import ANGLES, AXIS_COLOURS, BINS_REACH_DEGREES, LARGEST_DEGREES
+from hpe.data.directions import ABSTAIN
+from hpe.data.pose_labels import DEVIATIONS
+from hpe.data.pose_tables import DIRECTION_PREFIX
+from hpe.data.shard_files import ShardFile
+from hpe.data.tables import PREDICTED, arrow, dataset_of, numbers, true_directions
 from hpe.estimators.diagnosis import diagnose
 from hpe.metrics.columns import Numbers
 from hpe.metrics.markdown import degrees, table
+from hpe.metrics.pose import on_branch_of
 from hpe.metrics.pose import pose as pose_figures
 from hpe.metrics.values import Figure, Resampling, share
 from hpe.pose.passes import Task
@@ -34,7 +36,6 @@ NO_TRUTH: Final = (
     "--check: no record of these shards has a yaw, pitch or roll to compare with; use a dataset with true angles "
     "(aflw2000, 300w-lp, biwi, pointing04, synthetic), or leave out --check"
 )
-_DEVIATIONS: Final = tuple(f"{angle}_sd" for angle in ANGLES)
 _OF_ALL_THREE: Final = ("mae", "geodesic")  # prefixes: also of maev, geodesic_median, geodesic_95th
 
 
@@ -61,7 +62,7 @@ def check_tables(tasks: Sequence[Task]) -> None:
         if task.table.is_file():
             by_folder.setdefault(task.table.parent, []).append(task)
     for folder, there in by_folder.items():
-        joined = join_with_truth([(task.shard.path, task.table) for task in there])
+        joined = join_with_truth([(task.shard, task.table) for task in there])
         found = check(joined)
         title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
         report = folder / FOLDER
@@ -71,7 +72,7 @@ def check_tables(tasks: Sequence[Task]) -> None:
         print(f"\n{report}/check.md, check.json, check.png")
 
 
-def join_with_truth(pairs: Sequence[tuple[Path, Path]]) -> JoinedRows:
+def join_with_truth(pairs: Sequence[tuple[ShardFile, Path]]) -> JoinedRows:
     """The rows of (shard, pose table) pairs, joined by key.
 
     A face of Pointing'04 without a direction in its record gets the thesis' direction of its pose. Angles beyond
@@ -80,89 +81,29 @@ def join_with_truth(pairs: Sequence[tuple[Path, Path]]) -> JoinedRows:
     Raises:
         UserError: a table whose rows are not those of its shard.
     """
-    predicted, deviations, truth, labels, subjects = [], [], [], [], []
-    directions: dict[str, list[np.ndarray]] = {}
-    absurd = broken = 0
-    for shard_path, table_path in pairs:
-        try:
-            shard = open_shard(shard_path)
-        except ValueError as error:
-            raise UserError(f"{shard_path}: {error}") from error
-        found = _read_table(table_path)
-        if found["key"].to_pylist() != list(shard.index.keys):
-            raise UserError(
-                f"{table_path}: its keys are not those of {shard_path}, in order: it belongs to another dataset; "
-                "remove it and run `hpe pose` again"
-            )
-        angles = _columns(found, ANGLES)
-        beyond = np.any(np.abs(angles) > LARGEST_DEGREES, axis=1, keepdims=True)
-        absurd += int(beyond.sum())
-        predicted.append(np.where(beyond, np.nan, angles))
-        deviations.append(_columns(found, _DEVIATIONS))
-        for name in found.column_names:
-            if name.startswith(DIRECTION_PREFIX):
-                filled = found[name].cast(pa.int64(), safe=False).fill_null(ABSTAIN).to_numpy().astype(np.int64)
-                directions.setdefault(name.removeprefix(DIRECTION_PREFIX), []).append(filled)
-        for row in range(len(shard)):
-            record = _record(shard, row)
-            broken += record is None
-            record = record or Record()
-            truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
-            label = record.direction
-            if label is None and record.source:
-                label = pointing04_direction_of_name(record.source)
-            labels.append(ABSTAIN if label is None else int(label))
-            subjects.append(record.subject or f"{shard_path}:{row}")
-    if not truth:
+    shards, paths = [shard for shard, _ in pairs], [path for _, path in pairs]
+    faces = arrow(dataset_of(shards, {"": paths})) if pairs else pa.table({})
+    if not len(faces):
         raise UserError("no face in these pose tables: the shards hold no samples, or no table is finished")
-    for count, what in ((absurd, f"rows have angles beyond ±{LARGEST_DEGREES:.0f}°"), (broken, "records are damaged")):
+    predicted = numbers(faces, [angle + PREDICTED for angle in ANGLES])
+    beyond = np.any(np.abs(predicted) > LARGEST_DEGREES, axis=1, keepdims=True)
+    damaged = len(faces) - faces["damage"].null_count
+    for count, what in (
+        (int(beyond.sum()), f"rows have angles beyond ±{LARGEST_DEGREES:.0f}°"),
+        (damaged, "records are damaged"),
+    ):
         if count:
             print(f"hpe: {count:,} {what}: they count as unknown", file=sys.stderr)
+    rules = [name for name in faces.column_names if name.startswith(DIRECTION_PREFIX)]
+    places = zip(*(faces[name].to_pylist() for name in ("subject", "shard", "row")), strict=True)
     return JoinedRows(
-        np.concatenate(predicted),
-        np.concatenate(deviations),
-        np.asarray(truth, float),
-        {name: np.concatenate(parts) for name, parts in directions.items()},
-        np.asarray(labels),
-        np.unique(subjects, return_inverse=True)[1],
+        np.where(beyond, np.nan, predicted),
+        numbers(faces, DEVIATIONS),
+        numbers(faces, ANGLES),
+        {name.removeprefix(DIRECTION_PREFIX): faces[name].fill_null(ABSTAIN).to_numpy() for name in rules},
+        true_directions(faces),
+        np.unique([subject or f"{shard}:{row}" for subject, shard, row in places], return_inverse=True)[1],
     )
-
-
-def _record(shard: OpenShard, row: int) -> Record | None:
-    """The record of a row; None: it is damaged."""
-    try:
-        return shard.record(row)
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _read_table(path: Path) -> Any:
-    """A pose table, each of whose columns appears once and has the right type.
-
-    Raises:
-        UserError: it is not one.
-    """
-    way_out = "remove it and run `hpe pose` again"
-    found = read_pose_table(path)
-    rules = [name for name in found.column_names if name.startswith(DIRECTION_PREFIX)]
-    for name in ("key", *ANGLES, *_DEVIATIONS, *rules):
-        if (count := found.column_names.count(name)) != 1:
-            raise UserError(f"{path}: {count or 'no'} columns {name}, expected one; {way_out}")
-        kind = found.schema.field(name).type
-        if name == "key":
-            fits, wanted = pa.types.is_string(kind) or pa.types.is_large_string(kind), "text"
-        elif name in rules:
-            fits, wanted = pa.types.is_integer(kind) or pa.types.is_null(kind), "whole numbers"
-        else:
-            fits = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
-            wanted = "numbers"
-        if not fits:
-            raise UserError(f"{path}: column {name} holds {kind}, expected {wanted}; {way_out}")
-    return found
-
-
-def _columns(found: Any, names: Sequence[str]) -> Float[np.ndarray, "faces 3"]:
-    return np.stack([found[name].to_numpy().astype(float) for name in names], 1)
 
 
 def check(joined: JoinedRows) -> dict[str, Any]:
@@ -188,13 +129,14 @@ def check(joined: JoinedRows) -> dict[str, Any]:
     figures = pose_figures(_numbers(truth), _numbers(joined.predicted), _numbers(joined.deviations), draw)
     if lacking:
         figures = _without(figures, {*lacking, *(name for name in figures["all"] if name.startswith(_OF_ALL_THREE))})
-    difference = (joined.predicted - joined.truth)[rows & (np.abs(truth) <= 99).all(1)]
+    inside = rows & (np.abs(truth) <= BINS_REACH_DEGREES).all(1)
+    difference = on_branch_of(joined.predicted[inside], joined.truth[inside]) - joined.truth[inside]
     bias = {ANGLES[i]: float(difference[:, i].mean()) for i in axes} if len(difference) else None
     return {
         "faces": len(known),
         "angles_without_truth": lacking,
         "without_face": int((~np.all(np.isfinite(joined.predicted), axis=1)).sum()),
-        "mistakes": diagnose(joined.predicted[rows], truth[rows]),
+        "mistakes": diagnose(joined.predicted[rows], truth[rows]) + _beyond_bins(joined.predicted[rows], truth[rows]),
         "bias_degrees": bias,
         "pose": figures,
         "reliability": reliability(joined.predicted, joined.truth, joined.deviations),
@@ -202,6 +144,18 @@ def check(joined: JoinedRows) -> dict[str, Any]:
             name: direction_figures(found, joined.true_direction) for name, found in joined.directions.items()
         },
     }
+
+
+def _beyond_bins(predicted: Float[np.ndarray, "faces 3"], truth: Float[np.ndarray, "faces 3"]) -> list[str]:
+    """A line if true angles exceed the reach of Hopenet's bins, and no prediction does."""
+    wide = int((np.abs(truth) >= BINS_REACH_DEGREES).any(1).sum())
+    if not wide or (np.abs(predicted) >= BINS_REACH_DEGREES).any():
+        return []
+    reach = f"{BINS_REACH_DEGREES:g}°"
+    return [
+        f"range: {wide:,} of {len(truth):,} faces have a true angle of {reach} or more, and the estimator never gives "
+        f"one; a network of 66 bins cannot: see the row of angles within ±{reach}, or use a 6D or matrix output"
+    ]
 
 
 def known_axes(truth: Float[np.ndarray, "faces 3"]) -> list[int]:
@@ -326,11 +280,14 @@ def _plot(path: Path, title: str, found: dict[str, Any], joined: JoinedRows) -> 
     canvas = Canvas(figsize=(11, 7), layout="constrained")
     axes = canvas.subplots(2, 3)
     canvas.suptitle(f"Pose check: {title}")
+    predicted = on_branch_of(joined.predicted, joined.truth)
     for column, (angle, colour) in enumerate(zip(ANGLES, AXIS_COLOURS, strict=True)):
         top, bottom = axes[0, column], axes[1, column]
-        top.scatter(joined.truth[:, column], joined.predicted[:, column], s=3, alpha=0.4, color=colour)
-        top.plot((-99, 99), (-99, 99), color="black", linewidth=0.8)
-        top.set(xlim=(-102, 102), ylim=(-102, 102), xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
+        top.scatter(joined.truth[:, column], predicted[:, column], s=3, alpha=0.4, color=colour)
+        reach = max(BINS_REACH_DEGREES, float(np.nanmax(np.abs(joined.truth[:, column]), initial=0)))
+        ends = (-reach - 3, reach + 3)
+        top.plot((-reach, reach), (-reach, reach), color="black", linewidth=0.8)
+        top.set(xlim=ends, ylim=ends, xlabel=f"true {angle} (°)", ylabel=f"estimated {angle} (°)")
         groups = found["reliability"][angle]
         if groups:
             sd, rms = [g["mean_sd"] for g in groups], [g["rms_error"] for g in groups]

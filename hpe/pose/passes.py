@@ -9,7 +9,6 @@ A table therefore has the same bytes whatever the number of ranks, threads and r
     _Inference      batches of rows in, angles out, on a CPU or a GPU
 """
 
-import glob
 import hashlib
 import sys
 from collections import Counter, deque
@@ -24,9 +23,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from hpe.core.console import say
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.core.files import refuse_unwritable
+from hpe.core.files import leftovers, refuse_unwritable
 from hpe.core.labels import LARGEST_DEGREES
 from hpe.core.progress import Bar, progress
 from hpe.core.signals import Signals, signals
@@ -162,7 +162,7 @@ def pose_pass(
 def _remove_leftovers(todo: Sequence[Task]) -> None:
     """Remove the partial tables of killed ranks; the other ranks of this job have not started to write yet."""
     for task in todo:
-        for part in task.table.parent.glob(f".{glob.escape(task.table.name)}.*.part"):
+        for part in leftovers(task.table):
             part.unlink(missing_ok=True)
 
 
@@ -384,6 +384,8 @@ class _RankPass:
                 except ValueError as error:
                     self.queue.finish(number, str(error))
                     continue
+                if shard.index.unpaired:
+                    say(f"hpe: WARNING: {task.shard.path}: {shard.index.unpaired}")
                 origin = _ShardInProgress(number, task, shard, hashing.submit(_sha256, shard.data))
                 # An empty shard gives one empty batch, so that its (empty) table is written all the same.
                 for start in range(0, max(len(shard), 1), self.batch):

@@ -16,9 +16,17 @@ from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.precision import lacks_precision
 from hpe.data.crops import CropRule, Framing
-from hpe.data.directions import ABSTAIN, OURS, DirectionRule, DirectionRules, Thresholds, direction_rules
-from hpe.data.pose_tables import Identity, read_pose_table, table_of_shard
-from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
+from hpe.data.directions import (
+    ABSTAIN,
+    OURS,
+    DirectionRule,
+    DirectionRules,
+    Thresholds,
+    beyond_profile,
+    direction_rules,
+)
+from hpe.data.pose_tables import POSE_FOLDER, Identity, read_pose_table, table_of_shard
+from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator, sha256_of
@@ -29,28 +37,6 @@ from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator
 
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
-FOLDER: Final = "pose"
-
-
-def find_shards(sources: Sequence[str], split: str | None = None) -> list[ShardFile]:
-    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
-
-    Raises:
-        UserError: a path names no shard.
-    """
-    found: dict[Path, ShardFile] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            shards = packed_shards(path, split)
-        else:
-            tars = [path] if (matches := matching(source)) is None else matches
-            if not tars or not all(tar.is_file() for tar in tars):
-                raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
-            shards = with_manifests(tars)
-        for shard in shards:
-            found.setdefault(shard.path.resolve(), shard)
-    return list(found.values())
 
 
 def _records_lack(shard: Path, basis: str) -> bool:
@@ -166,7 +152,7 @@ def tasks_of(
 
 def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
     """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``."""
-    return table_of_shard((out or shard.parent / FOLDER) / estimator, shard.name)
+    return table_of_shard((out or shard.parent / POSE_FOLDER) / estimator, shard.name)
 
 
 def pose(sources: Sequence[str], options: PoseOptions) -> int:
@@ -272,7 +258,7 @@ def load_direction_network(path: Path) -> tuple[DirectionRule, str]:
     @torch.inference_mode()
     def decide(angles: Float[np.ndarray, "faces 3"], _: Float[np.ndarray, "faces 3"]) -> Int8[np.ndarray, " faces"]:
         logits = module(torch.from_numpy(np.nan_to_num(angles)).float())["direction"]
-        found = logits.argmax(1).numpy().astype(np.int8)
+        found = beyond_profile(angles, logits.argmax(1).numpy().astype(np.int8))
         return np.where(np.isfinite(angles).all(1), found, np.int8(ABSTAIN))
 
     return decide, sha256_of(file)

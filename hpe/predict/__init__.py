@@ -5,6 +5,7 @@ In reading order:
     read_faces.py     the command: one row per face
     options.py        the command's options
     inputs.py         the images of the command line: files, folders, globs, shards
+    whole_photos.py   do images that are used whole look like whole photos?
     face_finders.py   where the faces are: the whole image, a dataset's labels, or a detector
     mesh_finder.py    a landmark model finds the faces and gives their angles
     network.py        loads a run or an estimator and runs it

@@ -13,7 +13,7 @@ import torch
 
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import Face, open_detector
-from hpe.data.images import DecodeError, Picture, decode_rgb, picture_size
+from hpe.data.images import MAX_PIXELS, DecodeError, Picture, decode_rgb, picture_size
 from hpe.predict.inputs import Item, Skipped
 from hpe.predict.network import FacePixels, MeshPoints, Predictor
 
@@ -67,6 +67,7 @@ class GivenFaces:
         predictor: cuts out the faces.
         keep_pictures: keep the pixels for drawing.
         labelled: for each resolved path: the box of each face, and the box of its crop.
+        max_pixels: larger images are not read.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class GivenFaces:
         *,
         keep_pictures: bool,
         labelled: Mapping[Path, Sequence[tuple[Box, Box]]] = MappingProxyType({}),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._predictor, self._keep, self._labelled = predictor, keep_pictures, labelled
+        self._max_pixels = max_pixels
 
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
@@ -85,13 +88,16 @@ class GivenFaces:
             assert isinstance(item, Item)
             raw = isinstance(item.data, Path)
             boxes = self._labelled.get(item.data.resolve(), ()) if isinstance(item.data, Path) else ()
-            picture = decode_rgb(data) if self._keep or boxes else None
-            width, height = picture_size(data) if picture is None else (picture.shape[1], picture.shape[0])
+            most = self._max_pixels
+            picture = decode_rgb(data, max_pixels=most) if self._keep or boxes else None
+            width, height = (
+                picture_size(data, max_pixels=most) if picture is None else (picture.shape[1], picture.shape[0])
+            )
             if picture is not None and boxes:
                 faces = [(box, self._predictor.cut(picture, crop)) for box, crop in boxes]
             else:
                 whole = (0.0, 0.0, float(width), float(height))
-                faces = [(whole, self._predictor.whole(data) if raw else self._predictor.stored(data))]
+                faces = [(whole, self._predictor.whole(data, most) if raw else self._predictor.stored(data, most))]
             return LoadedImage(item, width, height, picture if self._keep else None, tuple(faces))
 
         return load_image(item, decode)
@@ -107,8 +113,15 @@ class DetectedFaces:
     """A detector finds the faces. Each thread has its own detector."""
 
     def __init__(
-        self, predictor: Predictor, detector: str, device: torch.device, rule: CropRule, pool: ThreadPoolExecutor
+        self,
+        predictor: Predictor,
+        detector: str,
+        device: torch.device,
+        rule: CropRule,
+        pool: ThreadPoolExecutor,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self._max_pixels = max_pixels
         self._predictor, self._name, self._device, self._rule, self._pool = predictor, detector, device, rule, pool
         self._own = threading.local()
         open_detector(detector, device=str(device))  # a missing detector is an error here, before anything is written
@@ -118,7 +131,7 @@ class DetectedFaces:
 
         def decode(data: bytes) -> LoadedImage:
             assert isinstance(item, Item)
-            picture = decode_rgb(data)
+            picture = decode_rgb(data, max_pixels=self._max_pixels)
             return LoadedImage(item, picture.shape[1], picture.shape[0], picture)
 
         return load_image(item, decode)

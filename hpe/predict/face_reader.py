@@ -8,7 +8,7 @@ import numpy as np
 
 from hpe.core.distributed import named_device
 from hpe.core.errors import UserError
-from hpe.data.images import DecodeError
+from hpe.data.images import MAX_PIXELS, DecodeError, pixels_of
 from hpe.models.views import Views
 from hpe.predict.network import Predictor, open_predictor
 from hpe.predict.output import Row, readings
@@ -25,8 +25,8 @@ class FaceReader:
         size: side of its input in pixels; images of another size are scaled.
     """
 
-    def __init__(self, predictor: Predictor, batch: int) -> None:
-        self._predictor, self._batch = predictor, batch
+    def __init__(self, predictor: Predictor, batch: int, max_pixels: int = MAX_PIXELS) -> None:
+        self._predictor, self._batch, self._max_pixels = predictor, batch, max_pixels
         self.heads, self.size = predictor.heads, predictor.size
 
     @overload
@@ -55,10 +55,11 @@ class FaceReader:
 
     def _face(self, image: Image) -> np.ndarray:
         try:
-            return self._predictor.whole(image if isinstance(image, bytes) else Path(image).read_bytes())
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            return self._predictor.whole(data, self._max_pixels)
         except DecodeError as error:
             name = "these bytes" if isinstance(image, bytes) else str(image)
-            raise UserError(f"{name}: {error}; expected a JPEG, PNG or WebP image") from error
+            raise UserError(f"{name}: {error}") from error
 
 
 def load(
@@ -71,6 +72,7 @@ def load(
     precision: str | None = None,
     device: str = "auto",
     batch: int = 64,
+    max_megapixels: float = MAX_PIXELS / 1e6,
 ) -> FaceReader:
     """Load a network that reads faces: the options are those of ``hpe predict``.
 
@@ -83,14 +85,16 @@ def load(
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; default: that of the training; runs only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch: faces that go through the network at once.
+        max_megapixels: larger images are refused.
 
     Raises:
         UserError: there is no such network or device, or an option does not fit it.
     """
     if batch < 1:
         raise UserError(f"batch: expected 1 or more, found {batch}")
+    max_pixels = pixels_of(max_megapixels)
     predictor = open_predictor(
         Path(network), named_device(device), which=which, weights=None if weights is None else Path(weights),
         views=Views(flips, centre), precision=precision, batch=batch, fall_back=device == "auto",
     )  # fmt: skip
-    return FaceReader(predictor, batch)
+    return FaceReader(predictor, batch, max_pixels)

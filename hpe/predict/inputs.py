@@ -1,20 +1,22 @@
 """The images of the command line: files, folders, globs, and the samples of shards."""
 
-import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.core.files import short_name
+from hpe.data.picture_files import Other, in_words, walk
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
-from hpe.data.shards import MANIFEST
+from hpe.data.shards import MANIFEST, refuse_unfinished
 
-SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-"""Suffixes of images in a folder; a file on the command line may have any suffix."""
 VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _LARGEST_FILE: Final = 1 << 28
+_LONGEST_NAME: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class PictureFile:
     key: str
 
 
-Input = PictureFile | ShardFile | Skipped
+Input = PictureFile | ShardFile | Skipped | Other
+"""What is no picture in a folder is among them, so that it can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,12 @@ def find_inputs(named: Sequence[str], split: str | None = None) -> list[Input]:
     return [one for one in found if isinstance(one, Skipped) or not (one.path in seen or seen.add(one.path))]
 
 
+def split_inputs(found: Sequence[Input]) -> tuple[list[PictureFile | ShardFile | Skipped], Counter[str]]:
+    """The inputs to read, and how many files are passed over, by kind."""
+    read = [one for one in found if not isinstance(one, Other)]
+    return read, Counter(one.kind for one in found if isinstance(one, Other))
+
+
 def _of(text: str, split: str | None) -> list[Input]:
     path = Path(text)
     if path.is_dir():
@@ -133,30 +142,26 @@ def _file(path: Path, base: Path) -> Input:
 def _folder(folder: Path, split: str | None) -> list[Input]:
     if (folder / MANIFEST).is_file():
         return list(packed_shards(folder, split))
+    refuse_unfinished(folder)
     found: list[Input] = []
-
-    def unreadable(error: OSError) -> None:
-        found.append(Skipped(str(error.filename), "", error.strerror or str(error)))
-
-    for here, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(here, name)
-            known = path.suffix.lower() in SUFFIXES or path.suffix.lower() == ".tar"
-            if not known or name.startswith("."):
-                continue
-            if path.is_file():
-                found.append(_file(path, folder))
-            else:
-                found.append(Skipped(str(path), "", "no regular file: a broken link, a pipe or a device"))
-    if not found:
-        raise UserError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))}) and no tar file in this folder")
+    for one in walk(folder):
+        if isinstance(one, Path):
+            found.append(_file(one, folder))
+        elif one.kind == ".tar":
+            found.append(ShardFile(one.path))
+        elif one.lost:
+            found.append(Skipped(str(one.path), "", one.kind))
+        else:
+            found.append(one)
+    if all(isinstance(one, Other) for one in found):
+        kinds = in_words(Counter(one.kind for one in found if isinstance(one, Other)))
+        raise UserError(f"{folder}: no image and no tar file in this folder; found {kinds or 'nothing'}")
     return found
 
 
 def pictures_in(inputs: Sequence[Input]) -> int | None:
     """The number of images; None if a shard has no manifest, because only a manifest gives its number."""
-    counts = [one.samples if isinstance(one, ShardFile) else 1 for one in inputs]
+    counts = [one.samples if isinstance(one, ShardFile) else 1 for one in inputs if not isinstance(one, Other)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
@@ -170,6 +175,8 @@ def items(inputs: Sequence[Input]) -> Iterator[Item | Skipped]:
                 yield from _samples(one)
             case Skipped():
                 yield Skipped(printable(one.source), "", printable(one.reason))
+            case Other():
+                pass
 
 
 def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
@@ -186,8 +193,10 @@ def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
         yield Skipped(source, "", opened.damage)
     elif shard.samples not in (None, len(opened)):
         yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
-    elif not len(opened):
+    elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
+    if opened.index.unpaired:
+        yield Skipped(source, "", opened.index.unpaired)
 
 
 def printable(text: str) -> str:
@@ -196,12 +205,14 @@ def printable(text: str) -> str:
 
 
 def safe_place(text: str) -> str:
-    """A relative path that stays inside its folder: no ``..``, not absolute, plain characters only.
+    """A relative path that stays inside its folder: no ``..``, not absolute, plain characters only, no long names.
 
-    Keys can come from downloaded shards; without this, a key could make hpe write anywhere.
+    Keys can come from downloaded shards; without this, a key could make hpe write anywhere. A part of more than 120
+    bytes ends in a hash of all of it: file systems limit names in bytes (255, or 143 where names are encrypted), and a
+    letter has up to four.
     """
     parts = []
-    for part in printable(text).split("/"):
+    for part in unicodedata.normalize("NFC", printable(text)).split("/"):
         plain = "".join(letter if letter.isalnum() or letter in "-_+.,= " else "_" for letter in part)
-        parts.append(plain.strip(". ")[:120] or "_")
+        parts.append(short_name(plain.strip(". ") or "_", _LONGEST_NAME))
     return "/".join(parts[-8:])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hpe.data.directions import OURS
-from hpe.data.images import decode_rgb
+from hpe.data.images import MAX_PIXELS, decode_rgb
 from hpe.landmarks.estimator import LandmarkEstimator
 from hpe.landmarks.mesh import MeshFace, Which
 from hpe.predict.face_finders import NO_FACE, FoundFace, LoadedImage, load_image
@@ -28,23 +28,30 @@ class MeshFinder:
         folder: of the model.
         which: which of several faces: largest, centre or all.
         keep_pictures: keep the pixels for drawing.
+        max_pixels: larger images are not read.
     """
 
     heads: tuple[str, ...] = ("pose",)
 
-    def __init__(self, folder: Path, which: Which, *, keep_pictures: bool) -> None:
+    def __init__(self, folder: Path, which: Which, *, keep_pictures: bool, max_pixels: int = MAX_PIXELS) -> None:
         self._estimator, self._keep = LandmarkEstimator(folder, which=which), keep_pictures
+        self._max_pixels = max_pixels
 
     def close(self) -> None:
         """Stop the face mesh."""
         self._estimator.close()
+
+    @property
+    def without_points(self) -> int:
+        """How many faces the detector found in which the mesh found no points, so that they have no row."""
+        return self._estimator.without_points
 
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read, decode and find faces, in a thread."""
 
         def decode(data: bytes) -> LoadedImage:
             assert isinstance(item, Item)
-            picture = decode_rgb(data)
+            picture = decode_rgb(data, max_pixels=self._max_pixels)
             height, width = picture.shape[:2]
             return _MeshedImage(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
 

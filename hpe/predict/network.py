@@ -13,14 +13,14 @@ from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
 from hpe.data.decode import decode_into
 from hpe.data.directions import OURS
-from hpe.data.images import Picture, crop_resize, decode_rgb, to_grey
+from hpe.data.images import MAX_PIXELS, Picture, crop_resize, decode_rgb, to_grey
 from hpe.data.normalise import normalised
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, recipes
+from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, recipes
 from hpe.models.views import PLAIN, Views
 from hpe.pack.shard import encoded
 
@@ -78,7 +78,7 @@ class Predictor(Answerer, Protocol):
     crops: frozenset[CropRule]
     note: str | None
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """An encoded image of a shard, decoded as in evaluation.
 
         Raises:
@@ -86,7 +86,7 @@ class Predictor(Answerer, Protocol):
         """
         ...
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """An image file that is one face, with the same pixels as if it had been packed and read from its shard.
 
         Raises:
@@ -113,7 +113,7 @@ def open_predictor(
     precision: str | None = None,
     batch: int = GPU_PIECE,
     fall_back: bool = False,
-) -> "RunPredictor | PosePredictor":
+) -> "RunPredictor | EstimatorPredictor":
     """The network at a path: a run folder, or anything that :func:`hpe.estimators.load.load_estimator` opens.
 
     ``views``, ``precision`` and ``batch`` are as :func:`hpe.models.inference.judge` takes them, ``fall_back`` is that
@@ -134,7 +134,8 @@ def open_predictor(
         )
     if precision is not None:
         raise UserError(f"{path}: --precision {precision} works only with a run folder of hpe train; leave it out")
-    return PosePredictor(load_estimator(path, Compute(device, fall_back=fall_back), weights=weights))
+    found = load_estimator(path, Compute(device, fall_back=fall_back), weights=weights, any_head=True)
+    return EstimatorPredictor(found)
 
 
 class RunPredictor:
@@ -153,7 +154,7 @@ class RunPredictor:
             raise UserError(f"{run}: this run's input is angles (backbone angles), not images; use it with hpe pose")
         self.name, self.size = run.resolve().name, config.data.size
         self.heads = config.model.heads.on
-        self.crops = crop_rules(run)
+        self.crops, self.faces = crop_rules(run), TrainedOn.load(run).faces
         self.trained = config.train.precision
         self.precision = judging_precision(precision, self.trained, device)
         known = recipes(run)
@@ -168,19 +169,19 @@ class RunPredictor:
         self._grey, self._device, self._views, self._batch = config.data.grey, device, views, batch
         self._network: MultiTask = network.to(device)
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
         row = np.empty((self.size, self.size, 3), np.uint8)
-        decode_into(data, row, "grey" if self._grey else "rgb")
+        decode_into(data, row, "grey" if self._grey else "rgb", max_pixels=max_pixels)
         return row
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
         if (
             self._recipe is None or self._recipe.crop is None
         ):  # the recipe is unknown, or packing kept the image as it is
-            return self.stored(data)
-        picture = decode_rgb(data)
+            return self.stored(data, max_pixels)
+        picture = decode_rgb(data, max_pixels=max_pixels)
         return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
 
     def cut(self, picture: Picture, box: Box) -> FacePixels:
@@ -209,23 +210,23 @@ class RunPredictor:
         return Answers(direction=direction, **values)
 
 
-class PosePredictor:
-    """A head-pose estimator; our thresholds on its angles give the direction."""
+class EstimatorPredictor:
+    """An estimator; without a direction of its own, our thresholds on its angles give one."""
 
-    heads: tuple[str, ...] = ("pose",)
     note: str | None = None
 
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
+        self.heads = (*estimator.heads, *(() if estimator.output is None else ("pose",)))
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
 
-    def stored(self, data: bytes) -> FacePixels:
+    def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
-        return self.whole(data)
+        return self.whole(data, max_pixels)
 
-    def whole(self, data: bytes) -> FacePixels:
+    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
-        picture = decode_rgb(data)
+        picture = decode_rgb(data, max_pixels=max_pixels)
         height, width = picture.shape[:2]
         return picture if height == width == self.size else crop_resize(picture, (0, 0, width, height), self.size)
 
@@ -235,9 +236,16 @@ class PosePredictor:
 
     def answer(self, faces: UInt8[np.ndarray, "faces size size 3"]) -> Answers:
         """See :class:`Predictor`."""
-        poses = self._estimator.predict(torch.from_numpy(faces).permute(0, 3, 1, 2))
-        angles, deviations = _numpy(poses.angles), _numpy(poses.deviations)
-        return Answers(direction=OURS(angles, deviations), angles=angles, deviations=deviations)
+        poses, others = self._estimator.answer(torch.from_numpy(faces).permute(0, 3, 1, 2))
+        found = {f"{head}_p": _numpy(others[head]) for head in ("emotion", "direction") if head in others}
+        direction = None
+        if poses is not None:
+            found |= {"angles": _numpy(poses.angles), "deviations": _numpy(poses.deviations)}
+            direction = OURS(found["angles"], found["deviations"])
+        if "direction" in others:
+            direction = _chosen(found["direction_p"])
+        affect = _numpy(others["affect"]) if "affect" in others else None
+        return Answers(direction=direction, affect=affect, **found)
 
 
 def _chosen(shares: Float32[np.ndarray, "faces classes"]) -> Int8[np.ndarray, " faces"]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpe.data.images import MAX_PIXELS
 from hpe.models.views import PLAIN, Views
 
 
@@ -24,6 +25,7 @@ class PredictOptions:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training; runs only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch: faces that go through the network together.
+        max_megapixels: larger pictures are named and left out.
     """
 
     out: Path | None = None
@@ -38,3 +40,4 @@ class PredictOptions:
     precision: str | None = None
     device: str = "auto"
     batch: int = 64
+    max_megapixels: float = MAX_PIXELS / 1e6

@@ -21,10 +21,11 @@ import itertools
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -37,21 +38,26 @@ from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
-from hpe.data.detect import DETECTORS, WAYS_TO_INSTALL
+from hpe.data.detect import DETECTORS
+from hpe.data.framing import face_shares, sizes_differ
+from hpe.data.images import pixels_of
+from hpe.data.picture_files import in_words
 from hpe.data.prefetch import ahead, one_thread
 from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
+from hpe.evaluate.warnings import one_answer
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
 from hpe.models.views import PLAIN
 from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
 from hpe.predict.face_finders import NO_FACE, DetectedFaces, FaceFinder, FoundFace, GivenFaces, LoadedImage, groups
-from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in
+from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
 from hpe.predict.options import PredictOptions
 from hpe.predict.output import BOX, Format, Row, format_of, open_table, readings
+from hpe.predict.whole_photos import whole_photos
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
 
@@ -75,7 +81,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         inputs: images, folders, tar files, folders of shards, globs.
 
     Returns:
-        The exit code: 1 if an input could not be read (a message gives its name).
+        The exit code: 1 if an input could not be read, or its drawing not be written (a message gives its name).
 
     Raises:
         UserError: there is no such network or input, or two options exclude each other.
@@ -85,7 +91,10 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     _check_options(network, landmarks, options)
     if options.out is not None:
         _refuse_out_in_inputs(options.out, inputs)
-    found = _find_inputs(inputs, options.split)
+    found, passed = split_inputs(_find_inputs(inputs, options.split))
+    if passed:
+        _print_notes([f"{passed.total():,} other files are passed over: {in_words(passed)}"])
+    max_pixels = pixels_of(options.max_megapixels)
     device = named_device(options.device)
     threads = _threads()
     with ExitStack() as stack:
@@ -94,7 +103,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         pool = stack.enter_context(ThreadPoolExecutor(threads, "predict", initializer=one_thread))
         if landmarks is not None:
             which = "largest" if options.faces == GIVEN else options.faces
-            mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None)  # pyright: ignore[reportArgumentType]
+            mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None, max_pixels=max_pixels)  # pyright: ignore[reportArgumentType]
             opened = _Opened(stack.enter_context(closing(mesh)), mesh, whole_images=False)
         else:
             predictor = open_predictor(
@@ -104,13 +113,14 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             )  # fmt: skip
             _print_notes(notes_of(found, predictor))
             if options.faces == GIVEN:
-                opened = _open_given(predictor, inputs, found, keep_pictures=marker is not None)
+                opened = _open_given(predictor, inputs, found, max_pixels, keep_pictures=marker is not None)
             else:
                 rule = _rule(options.crop, predictor)
-                finder = DetectedFaces(predictor, options.faces, device, rule, pool)
+                finder = DetectedFaces(predictor, options.faces, device, rule, pool, max_pixels)
                 opened = _Opened(finder, predictor, whole_images=False)
         # After the network is open, so that a wrong option leaves no folder behind.
         results = _open_results(stack, options.out, table_format, opened, marker, pool)
+        results.tally.passed = passed.total()
         bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
         depth = options.batch if options.faces == GIVEN and marker is None else 2 * threads  # whole photos are large
         loaded = stack.enter_context(ahead(opened.finder.load, items(found), threads=threads, depth=depth))
@@ -119,7 +129,9 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             bar.advance(len(group))
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
     results.tally.summarise(options.out)
-    return EXIT_INCOMPLETE if results.tally.unread else EXIT_OK
+    if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
+        _print_notes([f"{_counted(faces, 'face')} that the detector finds and the mesh does not: no row"])
+    return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +187,20 @@ def _find_inputs(inputs: Sequence[str], split: str | None) -> list[Input]:
     return found
 
 
-def _open_given(predictor: Predictor, inputs: Sequence[str], found: Sequence[Input], *, keep_pictures: bool) -> _Opened:
+def _open_given(
+    predictor: Predictor, inputs: Sequence[str], found: Sequence[Input], max_pixels: int, *, keep_pictures: bool
+) -> _Opened:
     """The network for given faces, with warnings where the images do not look like its training images."""
     labelled, notes = labelled_faces(inputs, predictor)
-    _print_notes([*notes, *whole_photos(found, predictor, labelled), *other_crops(found, predictor)])
-    finder = GivenFaces(predictor, keep_pictures=keep_pictures, labelled=labelled)
+    _print_notes(
+        [
+            *notes,
+            *whole_photos(found, predictor, labelled),
+            *other_crops(found, predictor),
+            *other_sizes(found, predictor),
+        ]
+    )
+    finder = GivenFaces(predictor, keep_pictures=keep_pictures, labelled=labelled, max_pixels=max_pixels)
     return _Opened(finder, predictor, whole_images=not labelled)
 
 
@@ -194,7 +215,7 @@ def _open_results(
         part = stack.enter_context(aside(out / SKIPPED))
         tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
-            drawing = Drawing(out / DRAWN, marker, whole=opened.whole_images, pool=pool)
+            drawing = Drawing(out / DRAWN, marker, tally, whole=opened.whole_images, pool=pool)
     write = stack.enter_context(open_table(table, form, opened.answerer.heads))
     return _Results(write, drawing, tally)
 
@@ -267,23 +288,6 @@ def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelle
     return found, notes
 
 
-def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterable[Path] = ()) -> list[str]:
-    """A warning if a network that was trained on crops gets image files whole, else nothing.
-
-    It is not an error, because the files may be crops already; this function cannot see that.
-    """
-    known = sorted(str(rule) for rule in predictor.crops)
-    cropped = frozenset(labelled)
-    whole = (one for one in inputs if isinstance(one, PictureFile) and one.path.resolve() not in cropped)
-    if not known or str(CropRule()) in known or not any(whole):
-        return []
-    return [
-        f"WARNING: images are used whole (--faces {GIVEN}), but {predictor.name} was trained on crops, "
-        f"{' or '.join(known)}: on whole photos its angles are wrong by 20° and more. Detect the faces with --faces "
-        f"{' or '.join(DETECTORS)} ({'; '.join(WAYS_TO_INSTALL.values())}), or use a landmark model as the network"
-    ]
-
-
 def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     """One message for each folder of shards that has another crop rule than the network's training.
 
@@ -299,6 +303,15 @@ def other_crops(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
                 "larger errors; `hpe pose --recrop` crops again if the shards have a box or landmarks"
             )
     return notes
+
+
+def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
+    """A message if the faces of shards have another size in their pictures than those of the training; else nothing."""
+    if not isinstance(predictor, RunPredictor) or not predictor.faces:
+        return []
+    tars = [one.path for one in inputs if isinstance(one, ShardFile)]
+    differ = sizes_differ(predictor.faces, face_shares(tars))
+    return [f"WARNING: the framing differs from that of {predictor.name}'s training: {differ}"] if differ else []
 
 
 def _threads() -> int:
@@ -318,6 +331,7 @@ def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _
     results.tally.nan += sum(
         None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows
     )
+    results.tally.answers.update(str(row["emotion"]) for row in rows if row.get("emotion"))
     results.write(rows)
     if results.drawing is not None:
         # All faces of one image follow each other. By identity: == would compare arrays of pixels and fail.
@@ -367,7 +381,7 @@ def _reading(one: FoundFace, answers: Answers, place: int) -> Reading:
 
 @dataclass
 class Tally:
-    """Counts of images and faces."""
+    """Counts of images and faces, of drawings that could not be written, and of files that are no pictures."""
 
     images: int = 0
     faces: int = 0
@@ -375,6 +389,9 @@ class Tally:
     unread: int = 0
     nan: int = 0
     skipped: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    undrawn: int = 0
+    passed: int = 0
     file: IO[str] | None = None
 
     def skip(self, one: Skipped) -> None:
@@ -384,6 +401,14 @@ class Tally:
         """
         self.unread += one.unread
         self.no_face += one.reason == NO_FACE
+        self._name(one)
+
+    def not_drawn(self, one: Skipped) -> None:
+        """Count an image whose row is written but whose drawing is not, and write its name."""
+        self.undrawn += 1
+        self._name(one)
+
+    def _name(self, one: Skipped) -> None:
         if self.file is not None:
             entry = {"source": one.source, "key": one.key, "reason": one.reason}
             print(json.dumps(entry, ensure_ascii=False), file=self.file)
@@ -395,9 +420,15 @@ class Tally:
         """Print the last line."""
         text = f"predict: {_counted(self.faces, 'face')} in {_counted(self.images, 'image')}"
         text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
+        if self.undrawn:
+            text += f", {self.undrawn:,} could not be drawn"
+        if self.passed:
+            text += f"; {_counted(self.passed, 'other file')} passed over"
         if out is not None and self.skipped:
             text += f"; {out / SKIPPED} lists each"
         print(text, file=sys.stderr, flush=True)
+        if warning := one_answer(self.answers, self.faces):
+            _print_notes([f"WARNING: {warning}"])
         if self.nan:
             _print_notes(
                 [
@@ -410,15 +441,25 @@ class Tally:
 class Drawing:
     """Writes annotated images, each under a name of its own."""
 
-    def __init__(self, folder: Path, marker: Marker, *, whole: bool, pool: ThreadPoolExecutor) -> None:
-        self._folder, self._marker, self._whole, self._pool = folder, marker, whole, pool
+    def __init__(self, folder: Path, marker: Marker, tally: Tally, *, whole: bool, pool: ThreadPoolExecutor) -> None:
+        self._folder, self._marker, self._tally, self._whole, self._pool = folder, marker, tally, whole, pool
         self._taken: set[str] = set()
 
     def draw(self, pictures: Sequence[tuple[LoadedImage, list[Reading]]]) -> None:
-        """Write images with their predictions drawn on them."""
+        """Write images with their predictions drawn on them; one that fails is counted, and the others are drawn."""
         paths = [self._path(one.item.place) for one, _ in pictures]
-        for _ in self._pool.map(self._draw, pictures, paths):
-            pass
+        for problem in self._pool.map(self._try, pictures, paths):
+            if problem is not None:
+                self._tally.not_drawn(problem)
+
+    def _try(self, given: tuple[LoadedImage, list[Reading]], path: Path) -> Skipped | None:
+        try:
+            self._draw(given, path)
+        except (OSError, ValueError, MemoryError) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            item = given[0].item
+            return Skipped(item.source, item.key, f"{DRAWN}/{path.name} cannot be written: {why}", unread=False)
+        return None
 
     def _draw(self, given: tuple[LoadedImage, list[Reading]], path: Path) -> None:
         one, marks = given

@@ -1,15 +1,21 @@
-"""The association of a table on disk: JSON, Markdown and a heat map (``hpe association``)."""
+"""The association of a table on disk, or of shards: JSON, Markdown and a heat map (``hpe association``)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, write_json, write_text
 from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import LEAST_EXPECTED, cross_table, expected_counts
-from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross, read_table
+from hpe.core.table_files import read_table
+from hpe.data.pose_labels import chosen_rule
+from hpe.data.shard_files import find_shards
+from hpe.data.tables import arrow, dataset_of, pose_files
+from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
 from hpe.metrics.markdown import cell, percent, table
 
@@ -17,15 +23,45 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_association(path: Path, out: Path, *, rows: str, columns: str, replicates: int, seed: int) -> dict[str, Any]:
-    """Read a table and write ``association.json``, ``.md`` and ``.png`` into ``out``.
+@dataclass(frozen=True, slots=True)
+class ShardLabels:
+    """Which labels of shards to read.
+
+    Attributes:
+        split: None: every split.
+        pose: the estimator whose directions to use, or the folder of its tables. None: the dataset's own directions.
+        rule: of the directions. None: the only one in the tables, or else ``ours``.
+    """
+
+    split: str | None = None
+    pose: str | None = None
+    rule: str | None = None
+
+
+def write_association(
+    path: Path,
+    out: Path,
+    *,
+    rows: str,
+    columns: str,
+    replicates: int,
+    seed: int,
+    labels: ShardLabels = ShardLabels(),
+) -> dict[str, Any]:
+    """Read a table, or shards, and write ``association.json``, ``.md`` and ``.png`` into ``out``.
 
     Raises:
-        UserError: the table cannot be read, or a column is missing or holds other values.
+        UserError: the table or shards cannot be read, or a column is missing or holds other values.
     """
-    read = read_table(path)
+    if path.is_dir() or path.suffix == ".tar":
+        name, read = _of_shards(path, labels)
+        _refuse_unlabelled(path, read, (rows, columns), labels)
+    elif labels != ShardLabels():
+        raise UserError(f"{path}: --split, --pose and --rule are for shards; expected a folder that `hpe pack` wrote")
+    else:
+        name, read = path.name, read_table(path)
     crossed = cross(read, rows, columns)
-    made: dict[str, Any] = {"table": path.name, "row": rows, "column": columns}
+    made: dict[str, Any] = {"table": name, "row": rows, "column": columns}
     made |= associate(crossed, replicates=replicates, seed=seed)
     if (rows.lower(), columns.lower()) == ("direction", "emotion"):
         correct = _correct(read)
@@ -39,6 +75,36 @@ def write_association(path: Path, out: Path, *, rows: str, columns: str, replica
     with aside(out / "association.png") as part:
         _heat_map(made, part)
     return made
+
+
+def _of_shards(path: Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
+    """What is read, in words, and the rows; classes are named."""
+    import pyarrow as pa
+    from datasets import ClassLabel
+
+    shards = find_shards([path], labels.split)
+    words = [labels.split] if labels.split else []
+    if labels.pose is None:
+        if labels.rule is not None:
+            raise UserError(f"--rule {labels.rule}: a rule of pose tables; name them with --pose")
+        faces = dataset_of(shards)
+    else:
+        tables = pose_files(shards, labels.pose)
+        rule = chosen_rule(tables[0], labels.rule)
+        faces = dataset_of(shards, {"": tables}, rule)
+        words.append(f"directions by {rule} of {Path(labels.pose).name}")
+    read = arrow(faces)
+    for at, (name, feature) in enumerate(faces.features.items()):
+        if isinstance(feature, ClassLabel):
+            read = read.set_column(at, name, pa.chunked_array([pa.array(feature.names)]).take(read[name]))
+    return f"{path.resolve().name}" + f" ({'; '.join(words)})" * bool(words), read
+
+
+def _refuse_unlabelled(path: Path, read: "pa.Table", wanted: Sequence[str], labels: ShardLabels) -> None:
+    for name in read.column_names:
+        if name in map(str.lower, wanted) and read[name].null_count == len(read):
+            hint = "; name pose tables with --pose ESTIMATOR" if name == "direction" and labels.pose is None else ""
+            raise UserError(f"{path}: no sample has a label in the column {name}{hint}")
 
 
 def _correct(read: "pa.Table") -> tuple[np.ndarray, np.ndarray] | None:

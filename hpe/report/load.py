@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hpe.core.errors import UserError
+from hpe.core.labels import EMOTIONS
 from hpe.evaluate.gallery import read_faces
 from hpe.metrics import SCHEMA, figures
+from hpe.models.run_folder import TrainedOn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +33,27 @@ class Evaluation:
     table: "pa.Table | None"
     faces: Mapping[tuple[str | None, str], bytes]
 
+    @property
+    def title(self) -> str:
+        """What it judges, such as ``RAF-DB test``; results of older versions state only their name."""
+        return str(self.about.get("title") or self.name)
+
+    @property
+    def subject(self) -> str:
+        """A text that two results share if they judge the same samples, with the same labels and in the same way."""
+        identity = self.about.get("identity")
+        if isinstance(identity, dict):
+            data = "paths" if identity.get("data") is not None else ""
+            return json.dumps({key: text for key, text in identity.items() if key != data}, sort_keys=True)
+        return json.dumps([self.name, self.about.get("shards")])
+
+    @property
+    def trained_emotions(self) -> frozenset[int] | None:
+        """The emotions that the run was trained on; None: unknown."""
+        trained = self.about.get("trained_on")
+        names = trained.get("emotion") if isinstance(trained, dict) else None
+        return None if names is None else frozenset(i for i, name in enumerate(EMOTIONS) if name in names)
+
     def public(self) -> Self:
         """Without its faces, unless the terms of all its datasets are known and allow sharing them."""
         allowed = self.about.get("publishable") == ["True"]
@@ -48,6 +71,7 @@ class Run:
     curves: Curves
     unread: int
     evaluations: tuple[Evaluation, ...]
+    trained: TrainedOn
 
 
 def read_run(folder: Path) -> Run:
@@ -69,7 +93,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
         )
     evaluations = tuple(_evaluation(folder / "evaluate", name) for name in names)
-    return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations)
+    return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations, TrainedOn.load(folder))
 
 
 def read_predictions(path: Path) -> "pa.Table":

@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from hpe.metrics.markdown import cell, headline, percent, table
+from hpe.core.labels import EMOTIONS
+from hpe.metrics.markdown import asides, cell, headline, percent, table
 from hpe.report.load import Evaluation, Run
 
 _RARE: Final = 30
 _WEAK_SHARE: Final = 0.5
 _DONE_SHARE: Final = 0.999
 """Fraction of the epochs at which a training counts as finished: its last step may end a little earlier."""
+_NOT_SHOWN: Final = ("name", "title", "split", "identity", "trained_on", "warnings")
 _READS: Final = {
-    "emotion": "emotion (AffectNet's eight)",
+    "emotion": "emotion",
     "direction": "direction of the head (forward, left, right, up, down)",
     "pose": "head pose (yaw, pitch, roll)",
     "affect": "valence and arousal",
@@ -30,7 +32,11 @@ def model_card(run: Run) -> str:
         parts += ["## Metrics", "None: the run was not evaluated (`hpe evaluate RUN SHARDS`)."]
     for one in run.evaluations:
         rows = [(name, value, f"{n:,}") for name, value, n in headline(one.figures)]
-        parts += [f"## Metrics on {cell(one.name)}", table(["metric", "value (95 % interval)", "samples"], rows)]
+        parts += [
+            f"## Metrics on {cell(one.title)}",
+            *map(cell, asides(one.about)),
+            table(["metric", "value (95 % interval)", "samples"], rows),
+        ]
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in _limits(run))]
     parts += ["## Config", _fenced(run.config_text or "unknown: no config.yaml in the run folder", "yaml")]
     return "\n\n".join(parts) + "\n"
@@ -43,8 +49,19 @@ def _reads(run: Run) -> str:
     if not on:
         keys = {"emotion": "per_class", "direction": "per_class", "pose": "all"}
         on = [name for name, key in keys.items() if any(key in one.figures[name] for one in run.evaluations)]
-    names = [_READS[name] for name in on] or ["something unknown"]
+    names = [_READS[name] + (_emotions(run) if name == "emotion" else "") for name in on] or ["something unknown"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _emotions(run: Run) -> str:
+    """The emotions that the run was trained on; it gives the others too, with arbitrary probabilities."""
+    of_results = (one.trained_emotions for one in run.evaluations)
+    learned = run.trained.classes.get("emotion") or next((one for one in of_results if one), None)
+    if learned is None:
+        return " (on which emotions it was trained is not recorded)"
+    names = ", ".join(name for index, name in enumerate(EMOTIONS) if index in learned)
+    lacking = [name for index, name in enumerate(EMOTIONS) if index not in learned]
+    return f" ({names}; never trained on {', '.join(lacking)})" if lacking else f" ({names})"
 
 
 def _source(run: Run) -> str:
@@ -64,7 +81,8 @@ def _origin(run: Run) -> Iterator[tuple[str, str]]:
         yield title, "unknown" if value is None else _sentence(value)
     facts: dict[str, str] = {}
     for one in run.evaluations:
-        facts |= {f"{one.name}: {name}": _short(value) for name, value in one.about.items() if name != "name"}
+        shown = {name: value for name, value in one.about.items() if name not in _NOT_SHOWN}
+        facts |= {f"{one.title}: {name}": _short(value) for name, value in shown.items()}
     yield from facts.items()
     if not any("commit" in name for name in facts):
         yield "commit", "unknown"
@@ -114,14 +132,14 @@ def _limits(run: Run) -> Iterator[str]:
 
 
 def _limits_of(one: Evaluation) -> Iterator[str]:
-    made, name = one.figures, cell(one.name)
+    made, name = one.figures, cell(one.title)
     for head in ("emotion", "direction"):
         section = made[head]
         if "per_class" not in section:
             yield f"{name}: {head} was not evaluated ({section['reason']})."
             continue
         classes = section["per_class"].items()
-        rare = [f"{label} ({c['support']})" for label, c in classes if c["support"] < _RARE]
+        rare = [f"{label} ({c['support']})" for label, c in classes if 0 < c["support"] < _RARE]
         if rare:
             yield f"{name}: few samples of {', '.join(rare)}; their metrics are uncertain."
         weak = [

@@ -15,12 +15,13 @@ from markupsafe import Markup, escape
 
 from hpe.core.errors import UserError
 from hpe.core.files import make_folder, write_text
+from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import holm
 from hpe.evaluate.gallery import KINDS, gallery
 from hpe.metrics.columns import numbers
-from hpe.metrics.markdown import asides
+from hpe.metrics.markdown import asides, of_classifier, shared_text
 from hpe.metrics.paired import paired
-from hpe.metrics.pose import ANGLES
+from hpe.metrics.pose import ANGLES, on_branch_of
 from hpe.report import tables
 from hpe.report.cells import CHARTED, StudyTable, is_study, read_study
 from hpe.report.charts import Series, intervals, lines, percents, reliability, scatter
@@ -36,6 +37,8 @@ _SCATTERED: Final = 1500
 _FEWEST_IN_STEP: Final = 5
 """Steps of a curve with fewer samples are not drawn: bootstrap intervals of so few are too narrow."""
 _FIRST_CURVES: Final = ("loss", "emotion/macro_f1", "emotion/accuracy", "direction/accuracy", "pose/mae")
+_OF_EMOTION: Final = ("Emotion", "Calibration")
+"""How the headline metrics of emotion begin."""
 _KIND_TITLES: Final = {
     "mistake": "Most confident mistakes", "hit": "Most confident hits", "pose": "Largest pose errors",
 }  # fmt: skip
@@ -153,22 +156,25 @@ def run_page(run: Run) -> str:
 
 def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
     """The page that compares runs on every evaluation that at least one of them has."""
-    names = list(dict.fromkeys(one.name for run in runs for one in run.evaluations))
+    subjects = dict.fromkeys(one.subject for run in runs for one in run.evaluations)
     views = []
-    for name in names:
-        found = [(run, one) for run in runs for one in run.evaluations if one.name == name]
+    for subject in subjects:
+        found = [(run, one) for run in runs for one in run.evaluations if one.subject == subject]
+        name = found[0][1].name
         rows = [(run.name, one.figures) for run, one in found]
         pairs = _pairs(found)
+        differ = _label_sets(found)
         views.append(
             {
-                "name": name,
-                "headline": tables.comparison(rows, f"{name}-comparison"),
+                "name": _heading(found[0][1], runs),
+                "headline": tables.comparison(rows, f"{name}-comparison", unmarked=_OF_EMOTION if differ else ()),
                 "charts": [
                     (title, intervals(points, title=title, text=text))
                     for title, text, points in tables.interval_rows(rows)
                 ],
                 "paired": tables.paired_table(pairs, f"{name}-paired"),
                 "untested": tables.untested(pairs),
+                "label_sets": differ,
                 "missing": [run.name for run in runs if run not in [r for r, _ in found]],
             }
         )
@@ -182,6 +188,26 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
     )
 
 
+def _heading(one: Evaluation, runs: Sequence[Run]) -> str:
+    """The title of an evaluation, with its shards' folder where others of this title judge something else."""
+    alike = {other.subject for run in runs for other in run.evaluations if other.title == one.title}
+    shards = one.about.get("shards")
+    if len(alike) > 1 and isinstance(shards, list) and shards:
+        return f"{one.title}, {Path(str(shards[0])).parent.name}"
+    return one.title
+
+
+def _label_sets(found: Sequence[tuple[Run, Evaluation]]) -> list[str]:
+    """The emotions that each run was trained on, where these differ or are not known of all: else nothing."""
+    trained = [(run, one.trained_emotions) for run, one in found if "accuracy" in one.figures["emotion"]]
+    if len({known for _, known in trained}) < 2:
+        return []
+    return [
+        f"{run.name}: " + ("unknown" if known is None else ", ".join(EMOTIONS[index] for index in sorted(known)))
+        for run, known in trained
+    ]
+
+
 def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict[str, Any]]]:
     """Paired tests of emotion between every two runs, with p-values corrected for their number."""
     made: list[tuple[str, str, dict[str, Any]]] = []
@@ -189,7 +215,9 @@ def _pairs(found: Sequence[tuple[Run, Evaluation]]) -> list[tuple[str, str, dict
         if one.table is None or other.table is None:
             continue
         try:
-            made.append((run.name, other_run.name, paired(one.table, other.table)))
+            here, there = one.trained_emotions, other.trained_emotions
+            known = None if here is None or there is None else here & there
+            made.append((run.name, other_run.name, paired(one.table, other.table, known=known)))
         except UserError as error:
             made.append((run.name, other_run.name, {"value": None, "reason": str(error)}))
     tested = [result for _, _, result in made if "mcnemar_p" in result]
@@ -233,7 +261,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
     calibration = made["emotion"].get("calibration", {})
     association = None if one.table is None else tables.association(one.table, made["cells"])
     return {
-        "name": one.name,
+        "name": one.title,
         "about": tables.about(one.about),
         "asides": asides(one.about),
         "rows": made["rows"],
@@ -242,6 +270,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
         "headline": tables.headline(made),
         "sections": {name: made[name] for name in ("emotion", "direction", "pose", "valence", "arousal", "cells")},
         "classes": {name: tables.per_class(made[name], f"{one.name}-{name}") for name in ("emotion", "direction")},
+        "shared": {name: _shared_view(made, name, one.name) for name in ("emotion", "direction")},
         "confusion": {name: tables.confusion(made[name]) for name in ("emotion", "direction")},
         "reliability": reliability(calibration["bins"], title="Accuracy over confidence")
         if "bins" in calibration
@@ -257,6 +286,19 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
         "gallery": [(kind, _KIND_TITLES[kind], [f for f in faces if f.kind == kind]) for kind in KINDS],
         "faces": len(faces),
         "damaged": damaged,
+    }
+
+
+def _shared_view(made: Mapping[str, Any], what: str, name: str) -> dict[str, Any] | None:
+    """The metrics on the classes that the run and the dataset share; None where there are none of their own."""
+    section = made.get("shared", {}).get(what, {})
+    if "accuracy" not in section:
+        return None
+    rows = [[tables.word(title), tables.shown(one, text)] for title, text, one in of_classifier(section)]
+    return {
+        "text": shared_text(section),
+        "metrics": tables.Table(f"{name}-{what}-shared", ["metric", "value"], rows),
+        "classes": tables.per_class(section, f"{name}-{what}-shared-classes"),
     }
 
 
@@ -295,14 +337,14 @@ def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:
 def _scatters(one: Evaluation) -> list[tuple[str, Any]]:
     if one.table is None:
         return []
+    truth, guess = numbers(one.table, ANGLES), numbers(one.table, [f"{name}_hat" for name in ANGLES])
+    if truth is None or guess is None or not (rows := truth.mask & guess.mask).any():
+        return []
+    true, predicted = truth.value[rows], on_branch_of(guess.value[rows], truth.value[rows])
+    step = -(-len(true) // _SCATTERED)
     charts = []
-    for name in ANGLES:
-        both = numbers(one.table, [name, f"{name}_hat"])
-        if both is None or not both.mask.any():
-            continue
-        values = both.value[both.mask]
-        step = -(-len(values) // _SCATTERED)
-        points = [(float(x), float(y)) for x, y in values[::step]]
+    for index, name in enumerate(ANGLES):
+        points = list(zip(true[::step, index].tolist(), predicted[::step, index].tolist(), strict=True))
         charts.append((name, scatter(points, title=f"Predicted over true {name}", x_label=f"true {name}")))
     return charts
 

@@ -110,7 +110,9 @@ def read_line(run: Path) -> RunLine:
     }
     settings[_HEADS.rstrip(".")] = ", ".join(config.model.heads.on)
     made = {p.stem: _json(p) for p in sorted((run / "evaluate").glob("[!.]*.json"))}
-    evaluations = {name: _headline(figures) for name, figures in made.items() if figures.get("schema") == SCHEMA}
+    evaluations = {
+        _title(name, figures): _headline(figures) for name, figures in made.items() if figures.get("schema") == SCHEMA
+    }
     return RunLine(str(run), epoch, config.train.epochs, config.selection, best, at, figures, evaluations, settings)
 
 
@@ -119,6 +121,12 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
         return {title: text for title, text, _ in headline(figures)}
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return {}  # not written by hpe evaluate: its row shows dashes
+
+
+def _title(name: str, figures: Mapping[str, Any]) -> str:
+    """What a result is on; those of older versions state only their name."""
+    about = figures.get("about")
+    return str(about.get("title", name)) if isinstance(about, dict) else name
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DASH: Final = "–"
 _SHORT_SHARDS: Final = 3
+_SHOWN_ELSEWHERE: Final = ("title", "identity", "warnings")
 _PERMUTATIONS: Final = 500
 
 
@@ -214,6 +215,10 @@ def about(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Provenance as names and texts; long lists are cut, with the number of missing items."""
     texts = []
     for name, value in facts.items():
+        if name in _SHOWN_ELSEWHERE:
+            continue
+        if isinstance(value, dict):
+            value = "; ".join(f"{key}: {', '.join(map(str, inner))}" for key, inner in value.items()) or "unknown"
         if isinstance(value, list):
             cut = [str(item) for item in value[:_SHORT_SHARDS]]
             more = len(value) - len(cut)
@@ -222,8 +227,11 @@ def about(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return texts
 
 
-def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> Table:
-    """A row per run, a column per headline metric; the best value of each column is marked."""
+def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unmarked: tuple[str, ...] = ()) -> Table:
+    """A row per run, a column per headline metric; the best value of each column is marked.
+
+    ``unmarked``: how columns begin whose values cannot be compared.
+    """
     found = [(run, {title: (text, one) for title, text, one in headline_figures(made)}) for run, made in runs]
     titles = list(dict.fromkeys(title for _, figures in found for title in figures))
     rows = []
@@ -237,7 +245,7 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> Tabl
             values = [other[title][1]["value"] for _, other in found if title in other]
             best = min(values) if _lower_is_better(title) else max(values)
             cell = shown(one, text)
-            marked = len(values) > 1 and one["value"] == best
+            marked = not title.startswith(unmarked) and len(values) > 1 and one["value"] == best
             row.append(Cell(cell.text, cell.value, cell.low, cell.high, cell.tip, marked))
         rows.append(row)
     return Table(name, ["run", *titles], rows)
@@ -280,6 +288,7 @@ def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str)
             [
                 word(first),
                 word(second),
+                word("all, as predicted" if one["labels"] is None else ", ".join(one["labels"])),
                 count(one["n"]),
                 count(one["only_first_right"]),
                 count(one["only_second_right"]),
@@ -288,7 +297,7 @@ def paired_table(pairs: Sequence[tuple[str, str, Mapping[str, Any]]], name: str)
                 Cell(DASH) if p is None else Cell(f"{p:.2g}", p),
             ]
         )
-    head = ["first", "second", "n", "only first right", "only second right", "McNemar p (Holm)"]
+    head = ["first", "second", "labels", "n", "only first right", "only second right", "McNemar p (Holm)"]
     return Table(name, [*head, "macro F1, second − first", "p (bootstrap)"], rows) if rows else None
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.core.files import open_regular
 from hpe.sources.base import ImageData, Raw, Reader, Reject, Source, shown, subfolders
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]
@@ -51,7 +52,14 @@ _BY_NAMES: Final = ("aflw2000", "300w-lp", "pointing04")
 """Readers that recognise a dataset by the names of pictures anywhere below a folder."""
 _GENERAL: Final = ("folders", "table", "huggingface")
 """Readers for any dataset: a part of a particular dataset may look like one of these, too."""
+_WITHOUT_FOLDER: Final = ("huggingface", "synthetic")
+"""Readers that need none: of datasets by their name on the hub, and of rendered heads."""
 _MOST_SUBFOLDERS: Final = 40
+_MOST_SAID: Final = 3
+_WORKBOOKS: Final = (".xlsx", ".xls", ".ods")
+_ARCHIVES: Final = (b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
+"""How files of zip, gzip, 7z, rar, bzip2 and xz begin."""
+_TAR_MARK: Final = slice(257, 262)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ def recognise(path: Path) -> Recognised:
     """
     if not path.exists():
         raise UserError(f"{path}: not found; expected the folder of a raw dataset")
+    _refuse_other_files(path)
     found = _first(path)
     several = _several(path, found)
     if len(set(several.values())) > 1:
@@ -87,9 +96,45 @@ def recognise(path: Path) -> Recognised:
         return found
     known = "\n".join(f"  {reader.name}: {reader.looks_for}" for reader in readers().values())
     raise UserError(
-        f"{path}: not recognised; it holds {contents(path)}. The readers look for:\n{known}\n"
+        f"{path}: not recognised; it holds {contents(path)}. {_likely(path)}The readers look for:\n{known}\n"
         "Give one of these names, or use `table` with a column mapping"
     )
+
+
+def _likely(path: Path) -> str:
+    """What was probably meant: a dataset one folder further down, or folders of classes with an unknown one."""
+    from hpe.sources.folders import unknown_classes
+    from hpe.sources.table import why_no_table
+
+    said = [f"As a table: {why}." for why in (why_no_table(path),) if why]
+    for folder in (path, *subfolders(path)[:_MOST_SUBFOLDERS]):
+        if folder != path and (found := _first(folder)):
+            said.append(f"Did you mean {shown(folder)} ({found.name}: {found.why})?")
+        elif unknown := unknown_classes(folder):
+            said.append(
+                f"{shown(folder)} has class folders, but {', '.join(unknown[:4])} name no emotion or direction: use "
+                f"`hpe pack folders {shown(folder)}` with --option classes={unknown[0]}=… or {unknown[0]}=skip."
+            )
+    if not said and any(next(folder.glob("*.json"), None) for folder in (path, path / "annotations")):
+        said.append("Annotations in JSON are not read: write a CSV with columns for picture, box and label (`table`).")
+    return "".join(f"{text} " for text in said[:_MOST_SAID])
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Say what to do with a file that holds a dataset in another form."""
+    if not path.is_file():
+        return
+    ways = {
+        _WORKBOOKS: "a workbook; save its sheet as CSV, and give that",
+        (".json", ".jsonl"): "JSON is not read; write a CSV with columns for picture and labels (reader `table`)",
+    }
+    for suffixes, way in ways.items():
+        if path.name.lower().endswith(suffixes):
+            raise UserError(f"{path}: {way}")
+    with open_regular(path) as stream:
+        start = stream.read(_TAR_MARK.stop)
+    if start.startswith(_ARCHIVES) or start[_TAR_MARK] == b"ustar":
+        raise UserError(f"{path}: an archive, or a workbook; unpack it and give the folder, or save the sheet as CSV")
 
 
 def _first(path: Path) -> Recognised | None:
@@ -113,6 +158,7 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
     """
     if name == "auto":
         name = recognise(path).name
+    _refuse_other_files(path)
     known = readers()
     if name not in known:
         raise UserError(f"unknown reader {name!r}; use auto, or one of {', '.join(known)}")
@@ -120,6 +166,8 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
     for option in options:
         if option not in allowed:
             raise UserError(f"source {name}: no option {option!r}; it takes {', '.join(allowed) or 'no options'}")
+    if name not in _WITHOUT_FOLDER and not path.exists():
+        raise UserError(f"{path}: not found; expected the folder of a raw dataset")
     return known[name].open(path, **options)
 
 

@@ -20,7 +20,9 @@ Licence: research by those who signed the agreement; pictures must not be passed
 Where: from the authors, on request by a member of a university or institute.
 """
 
+import contextlib
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +33,11 @@ import numpy as np
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.core.labels import AFFECTNET_NOT_EMOTIONS, AFFECTNET_UNLABELLED_VALENCE, EMOTIONS
+from hpe.core.table_files import TextTable, misfit
 from hpe.data.crops import Box
 from hpe.data.records import Record
 from hpe.sources.base import (
+    Faces,
     Keys,
     Raw,
     Reader,
@@ -41,16 +45,17 @@ from hpe.sources.base import (
     Source,
     Unread,
     box_of,
+    choice,
     entries,
-    inside,
     keyed,
     number,
     pictures,
-    sample,
     shown,
-    table_rows,
+    to_pixels,
     whole,
 )  # fmt: skip
+from hpe.sources.paths import Pictures
+from hpe.sources.units import ASK, BOXES, Units
 
 LICENCE: Final = (
     "AffectNet: for research by those who signed its agreement; no redistribution of pictures "
@@ -69,6 +74,7 @@ _TABLES: Final = {
     "automatically_annotated.csv": "train",
 }
 _PICTURE_FOLDERS: Final = ("Manually_Annotated_Images", "Automatically_Annotated_Images")
+_BOX: Final = ("face_x", "face_y", "face_width", "face_height")
 _LANDMARK_NUMBERS: Final = 136
 _LARGEST_NPY_BYTES: Final = 1 << 16
 _LONGEST_TOLD: Final = 200
@@ -118,29 +124,40 @@ def _recognise_2017(folder: Path) -> str | None:
     return None
 
 
-def open_2017(folder: Path) -> Source:
+def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
     """AffectNet's release of 2017: ``training.csv``, ``validation.csv``, ``Manually_Annotated_Images/``.
 
-    A NULL box is a missing label, as are valence and arousal of -2. Of several rows for one picture only the first
-    is used.
+    A NULL box is a missing label, as are valence and arousal of -2. Of several rows for one face of a picture only
+    the first is used.
+
+    Args:
+        folder: holds the tables and the pictures.
+        boxes: ``pixels``, as released, or ``fractions`` of the picture, as some copies have them.
 
     Raises:
-        UserError: no such table, or a table without the column of paths or expressions.
+        UserError: no such table, a table without the column of paths or expressions, or boxes of an unclear unit.
     """
+    choice("affectnet-2017", "boxes", boxes, BOXES)
     tables = _tables(folder)
     if not tables:
         raise UserError(
             f"{folder}: no {' or '.join(_TABLES)} here or in *file_lists*/; expected AffectNet's release of 2017"
         )
     opened = [_Table.open(folder, path) for path in tables]
+    units = Units(shown(folder))
+    for table in opened:
+        for _, cells in table.rows():
+            with contextlib.suppress(ValueError, IndexError):
+                units.add((), _box({name: cells[at] for name, at in table.places.items() if name in _BOX}))
+    units.check(angles=ASK, boxes=boxes)
 
-    def rows() -> Iterator[Raw | Reject]:
-        keys, first_lines = Keys(), {}
+    def rows() -> Iterator[Raw | Reject | Unread]:
+        faces = Faces()
         for table in opened:
-            for line, cells in table_rows(table.path):
-                if table.header and line == 1:
-                    continue
-                yield _row_2017(keys, first_lines, folder, table, line, cells)
+            paths = Pictures(table.home, table.root, table.text.encoding)
+            for line, cells in table.rows():
+                row = _row_2017(faces, paths, table, line, cells)
+                yield to_pixels(row) if boxes == "fractions" else row
 
     header = "" if all(table.header for table in opened) else " (no header row)"
     return Source(
@@ -151,6 +168,7 @@ def open_2017(folder: Path) -> Source:
         default_crop="square-1.2@box",
         splits=tuple(dict.fromkeys(_TABLES[t.name] for t in tables)),
         rows=rows,
+        home=opened[0].home,
         splits_notes=(OFFICIAL_VALIDATION,),
     )
 
@@ -165,7 +183,7 @@ def _picture_root(folder: Path, name: str) -> Path:
 class _Table:
     """A table of the 2017 release: its file, the folder of its pictures, its columns, and whether it has a header."""
 
-    path: Path
+    text: TextTable
     root: Path
     places: dict[str, int]
     header: bool
@@ -174,12 +192,28 @@ class _Table:
     def open(cls, folder: Path, path: Path) -> "_Table":
         """Raises: UserError: the table is empty, or lacks the column of paths or expressions."""
         automatic = path.name.startswith("automatically")
-        return cls(path, _picture_root(folder, _PICTURE_FOLDERS[automatic]), *_columns(path))
+        text = TextTable.open(path, cells=len(COLUMNS))
+        return cls(text, _picture_root(folder, _PICTURE_FOLDERS[automatic]), *_columns(text))
+
+    @property
+    def home(self) -> Path:
+        """Where sources start: some archives nest the pictures' folder in one of its own name, which has no part."""
+        return self.root.parent if self.root.name in _PICTURE_FOLDERS else self.root
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.text.path.name
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each row below the header."""
+        return itertools.islice(self.text.rows(), int(self.header), None)
 
 
-def _columns(table: Path) -> tuple[dict[str, int], bool]:
+def _columns(text: TextTable) -> tuple[dict[str, int], bool]:
     """Where each column is, and whether the table has a header."""
-    first = next(table_rows(table), None)
+    table = text.path
+    first = next(text.rows(), None)
     if first is None:
         raise UserError(f"{table}: empty; expected rows of {', '.join(COLUMNS)}")
     cells = [cell.strip() for cell in first[1]]
@@ -189,28 +223,22 @@ def _columns(table: Path) -> tuple[dict[str, int], bool]:
     for name in ("subDirectory_filePath", "expression"):
         if name not in places:
             raise UserError(
-                f"{table}: no column {name!r}; found {', '.join(cells)[:200]}; "
+                f"{table} (read as {text.found}): no column {name!r}; found {', '.join(cells)[:200]}; "
                 f"expected {', '.join(COLUMNS)}, with or without a header row"
             )
     return places, True
 
 
-def _row_2017(
-    keys: Keys, first_lines: dict[str, str], folder: Path, table: _Table, line: int, cells: list[str]
-) -> Raw | Reject:
-    here = f"{table.path.name}:{line}"
+def _row_2017(faces: Faces, paths: Pictures, table: _Table, line: int, cells: list[str]) -> Raw | Reject:
+    here = f"{table.name}:{line}"
     columns = max(table.places.values()) + 1
     if len(cells) < columns:
-        return Reject(here, f"{len(cells)} columns, expected {columns}: {shown(cells[0])[:80]}")
+        return Reject(here, f"{misfit(cells, columns)}: {shown(cells[0])[:80]}")
     cell = {name: cells[at].strip() for name, at in table.places.items()}
     name = cell["subDirectory_filePath"]
     source = shown(name)[:_LONGEST_TOLD] or here
     try:
-        path = inside(table.root, name)
-        source = shown(path.relative_to(folder))
-        if source in first_lines:
-            return Reject(source, f"duplicate row {here}; the first is {first_lines[source]}", "copy")
-        first_lines[source] = here
+        path, source = paths.find(name)
         record = Record(
             emotion=emotion_of(whole("expression", cell["expression"])),
             valence=affect_of(number("valence", cell.get("valence"))),
@@ -218,15 +246,15 @@ def _row_2017(
             box=_box(cell),
             landmarks=_landmarks_2017(cell.get("facial_landmarks", "")),
             source=source,
-            split=_TABLES[table.path.name],
+            split=_TABLES[table.name],
         )
     except ValueError as error:
         return Reject(source, f"{error} ({here})")
-    return sample(keys, path, record)
+    return faces.sample(path, record, here)
 
 
 def _box(cell: dict[str, str]) -> Box | None:
-    x, y, width, height = (number(name, cell.get(name)) for name in ("face_x", "face_y", "face_width", "face_height"))
+    x, y, width, height = (number(name, cell.get(name)) for name in _BOX)
     if x is None or y is None or width is None or height is None:
         return box_of(x, y, width, height)  # None where all four are missing, an error for half a box
     return box_of(x, y, x + width, y + height)
@@ -369,5 +397,6 @@ READERS: Final = (
         "training.csv or validation.csv beside Manually_Annotated_Images/",
         _recognise_2017,
         open_2017,
+        {"boxes": BOXES},
     ),
 )

@@ -17,6 +17,8 @@ Licence and paper: see :mod:`hpe.sources.affectnet`.
 Where: YOLO's format among the datasets of Kaggle; the thesis' copy from its author, its tables with the thesis.
 """
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,11 +27,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
-from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
-from hpe.core.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word
+from hpe.core.labels import ALPHABETICAL, Emotion, direction_from_word, emotion_from_word, split_from_word
+from hpe.core.table_files import TEXT_SUFFIXES, TextTable, misfit, with_point
 from hpe.data.crops import Box
 from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE
@@ -41,17 +43,20 @@ from hpe.sources.base import (
     Source,
     Unread,
     box_of,
+    choice,
     entries,
+    face_key,
+    in_pixels,
     keyed,
     number,
     pictures,
     sample,
     shown,
     subfolders,
-    table_rows,
     whole,
 )  # fmt: skip
-from hpe.sources.folders import SPLIT_WORDS, affectnet_emotion, class_folders
+from hpe.sources.folders import affectnet_emotion, class_folders, home_of
+from hpe.sources.units import ANGLES, ASK, Units
 
 # YOLO's format
 
@@ -63,7 +68,7 @@ def _yolo_parts(folder: Path) -> list[Path]:
     return [
         part
         for part in subfolders(home)
-        if part.name.lower() in SPLIT_WORDS and (part / "images").is_dir() and (part / "labels").is_dir()
+        if split_from_word(part.name) and (part / "images").is_dir() and (part / "labels").is_dir()
     ]
 
 
@@ -74,9 +79,9 @@ def _recognise_yolo(folder: Path) -> str | None:
 
 
 def open_yolo(folder: Path) -> Source:
-    """The copy in YOLO's format: ``train|valid|test/images/x.jpg`` and ``labels/x.txt`` (class and box).
+    """The copy in YOLO's format: ``train|valid|test/images/x.jpg`` and ``labels/x.txt`` (class and box of each face).
 
-    Classes are those of ``data.yaml``, or the eight emotions in alphabetical order.
+    Every face is a sample. Classes are those of ``data.yaml``, or the eight emotions in alphabetical order.
 
     Raises:
         UserError: no such folders, or classes in ``data.yaml`` that are no emotions.
@@ -86,11 +91,13 @@ def open_yolo(folder: Path) -> Source:
         raise UserError(f"{folder}: no train/ (valid/, test/) with images/ and labels/ in it; expected YOLO's format")
     emotions, order = _classes(parts[0].parent / "data.yaml")
 
+    home = parts[0].parent
+
     def rows() -> Iterator[Unread]:
         keys = Keys()
         for part in parts:
             for path in pictures(part / "images"):
-                yield Unread(_yolo_row, (keys(shown(path.relative_to(folder))), folder, part, path, emotions))
+                yield Unread(_yolo_rows, (keys(shown(path.relative_to(home))), home, part, path, emotions))
 
     return Source(
         name="affectnet-yolo",
@@ -98,9 +105,10 @@ def open_yolo(folder: Path) -> Source:
         licence=LICENCE,
         publishable=False,
         default_crop="none",
-        splits=tuple(dict.fromkeys(SPLIT_WORDS[p.name.lower()] for p in parts)),
+        splits=tuple(dict.fromkeys(split for p in parts if (split := split_from_word(p.name)))),
         rows=rows,
         splits_notes=("the copy's own splits, not AffectNet's",),
+        home=home,
     )
 
 
@@ -125,44 +133,51 @@ def _start(path: Path) -> bytes:
         return stream.read(_LARGEST_TEXT_BYTES)
 
 
-def _yolo_row(key: str, folder: Path, part: Path, path: Path, emotions: tuple[Emotion, ...]) -> Raw | Reject:
-    source = shown(path.relative_to(folder))
+def _yolo_rows(
+    key: str, home: Path, part: Path, path: Path, emotions: tuple[Emotion, ...]
+) -> Reject | tuple[Raw | Reject, ...]:
+    """A picture's faces, one for each line of its label file."""
+    source = shown(path.relative_to(home))
     label = part / "labels" / path.relative_to(part / "images").with_suffix(".txt")
+    told = f"labels/{shown(label.name)}"
     try:
         lines = _start(label).decode("ascii", "replace").split("\n")
-        lines = [line.split() for line in lines if line.strip()]
     except FileNotFoundError:
-        return Reject(source, f"missing labels/{shown(label.name)}")
+        return Reject(source, f"missing {told}")
     except OSError as error:
-        return Reject(source, f"labels/{shown(label.name)}: {error.strerror or error}")
-    if len(lines) != 1:
-        return Reject(source, f"{len(lines)} faces in {shown(label.name)}, expected one")
-    try:
-        kind, *sides = [number("label", word) for word in lines[0]]
-        if kind is None or kind not in range(len(emotions)) or len(sides) != 4 or None in sides:
-            raise ValueError(f"{' '.join(lines[0])[:80]!r} is no class of 0..{len(emotions) - 1} and four numbers")
-        x, y, width, height = (side for side in sides if side is not None)
-        box_of(0, 0, width, height)
-    except ValueError as error:
-        return Reject(source, f"labels/{shown(label.name)}: {error}")
-    record = Record(
-        emotion=int(emotions[int(kind)]), box=_pixels(path, x, y, width, height),
-        source=source, split=SPLIT_WORDS[part.name.lower()],
-    )  # fmt: skip
-    return keyed(key, path, record)
+        return Reject(source, f"{told}: {error.strerror or error}")
+    lines = [words for line in lines if (words := line.split())]
+    if not lines:
+        return Reject(source, f"no face in {told}")
+    rows: list[Raw | Reject] = []
+    boxes: set[Box] = set()
+    for face, words in enumerate(lines, 1):
+        try:
+            emotion, box = _yolo_face(words, emotions)
+        except ValueError as error:
+            rows.append(Reject(source, f"{told}: {error}" + f" (face {face})" * (len(lines) > 1)))
+            continue
+        if box in boxes:
+            rows.append(Reject(source, f"{told}: face {face} has the box of an earlier one", "copy"))
+            continue
+        boxes.add(box)
+        record = Record(emotion, box=in_pixels(box, path), source=source, split=split_from_word(part.name))
+        rows.append(keyed(face_key(key, face), path, record))
+    return tuple(rows)
 
 
-def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box | None:
-    """A box of fractions in pixels; None where the picture's size cannot be read (decoding will report why)."""
-    try:
-        with open_regular(path) as stream, Image.open(stream) as opened:
-            across, down = opened.size
-    except Exception:  # a damaged picture is named when it is decoded
-        return None
-    return (
-        (x - width / 2) * across, (y - height / 2) * down,
-        (x + width / 2) * across, (y + height / 2) * down,
-    )  # fmt: skip
+def _yolo_face(words: list[str], emotions: tuple[Emotion, ...]) -> tuple[int, Box]:
+    """Emotion, and box in fractions of the picture.
+
+    Raises:
+        ValueError: not a class and four numbers.
+    """
+    kind, *sides = [number("label", word) for word in words]
+    if kind is None or kind not in range(len(emotions)) or len(sides) != 4 or None in sides:
+        raise ValueError(f"{' '.join(words)[:80]!r} is no class of 0..{len(emotions) - 1} and four numbers")
+    x, y, width, height = (side for side in sides if side is not None)
+    box_of(0, 0, width, height)
+    return int(emotions[int(kind)]), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
 # The thesis
@@ -171,15 +186,16 @@ def _pixels(path: Path, x: float, y: float, width: float, height: float) -> Box 
 _THESIS_COLUMNS: Final = ("Pitch", "Yaw", "Roll", "Direction", "Emotion")
 
 
-def _thesis_tables(folder: Path) -> list[tuple[Path, dict[str, int]]]:
-    """CSV files of a folder with a column Filename and at least one of the thesis' labels."""
+def _thesis_tables(folder: Path) -> list[tuple[TextTable, dict[str, int]]]:
+    """Text tables of a folder with a column Filename and at least one of the thesis' labels."""
     found = []
     for path in entries(folder):
-        if path.suffix.lower() == ".csv" and path.is_file():
-            _, header = next(table_rows(path), (0, []))
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
+            table = TextTable.open(path)
+            _, header = next(table.rows(), (0, []))
             places = {name.strip(): at for at, name in enumerate(header)}
             if "Filename" in places and places.keys() & set(_THESIS_COLUMNS):
-                found.append((path, places))
+                found.append((table, places))
     return found
 
 
@@ -189,12 +205,12 @@ def _emotion_folders(folder: Path) -> bool:
 
 def _recognise_thesis(folder: Path) -> str | None:
     if folder.is_dir() and (tables := _thesis_tables(folder)) and _emotion_folders(folder):
-        names = ", ".join(path.name for path, _ in tables)
+        names = ", ".join(table.path.name for table, _ in tables)
         return f"the thesis' class folders beside its tables {names}"
     return None
 
 
-def open_thesis(folder: Path, *, tables: str = "") -> Source:
+def open_thesis(folder: Path, *, tables: str = "", angles: str = ASK) -> Source:
     """The thesis' copy of AffectNet: class folders ``Anger`` … ``Surprise``, and CSV tables with Filename and
     any of Pitch, Yaw, Roll, Direction, Emotion.
 
@@ -205,44 +221,57 @@ def open_thesis(folder: Path, *, tables: str = "") -> Source:
     Args:
         folder: the class folders.
         tables: folder of the tables, where they do not lie beside the class folders.
+        angles: ``degrees``, as in the thesis, or ``radians``; ``ask``: degrees, unless nearly all could be radians.
 
     Raises:
-        UserError: no class folders or no such tables.
+        UserError: no class folders or no such tables, or angles of an unclear unit.
     """
+    choice("thesis", "angles", angles, ANGLES)
     at = Path(tables) if tables else folder
     found = _thesis_tables(at)
     if not found or not _emotion_folders(folder):
         missing = "no class folders of emotions" if found else f"no CSV with Filename and labels in {at}"
         raise UserError(f"{folder}: {missing}; expected the thesis' class folders and its tables (tables=FOLDER)")
-    has_test = any("test" in path.name.lower() and "Emotion" in places for path, places in found)
+    has_test = any("test" in table.path.name.lower() and "Emotion" in places for table, places in found)
+    units = Units(shown(folder))
+    for table, places in found:
+        for _, cells in itertools.islice(table.rows(), 1, None):
+            for name in places.keys() & {"Pitch", "Yaw", "Roll"}:
+                with contextlib.suppress(ValueError, IndexError):
+                    units.add([number(name, with_point(cells[places[name]]))])
+    units.check(angles=angles, boxes=ASK)
     return Source(
         name="thesis",
-        variant=f"the thesis' class folders with {', '.join(path.name for path, _ in found)}",
+        variant=f"the thesis' class folders with {', '.join(table.path.name for table, _ in found)}",
         licence=LICENCE,
         publishable=False,
         default_crop="none",
         splits=("train", "test") if has_test else (),
-        rows=partial(_thesis_rows, folder, found, has_test),
+        rows=partial(_thesis_rows, folder, found, has_test, angles == "radians"),
         notes=("angles are Hopenet's predictions of the thesis; yaw negated to our sign",),
+        home=home_of(class_folders(folder)),
     )
 
 
-def _thesis_rows(folder: Path, tables: list[tuple[Path, dict[str, int]]], has_test: bool) -> Iterator[Raw | Reject]:
+def _thesis_rows(
+    folder: Path, tables: list[tuple[TextTable, dict[str, int]]], has_test: bool, radians: bool
+) -> Iterator[Raw | Reject]:
     """Rejected rows of the tables, then every picture with its labels, then rows without a picture."""
     labels: dict[str, Record] = {}
     rejects: list[Reject] = []
     for table, places in tables:
-        for line, cells in table_rows(table):
-            if line > 1:
-                rejects += _join(labels, f"{table.name}:{line}", table, places, cells)
+        for line, cells in itertools.islice(table.rows(), 1, None):
+            rejects += _join(labels, f"{table.path.name}:{line}", places, cells, radians)
     yield from rejects
     keys, without_picture = Keys(), dict.fromkeys(labels)
-    for part in class_folders(folder):
+    classes = class_folders(folder)
+    home = home_of(classes)
+    for part in classes:
         if (emotion := affectnet_emotion(part.name)) is None:
             continue
         for path in pictures(part.path):
             without_picture.pop(shown(path.name), None)
-            source = shown(path.relative_to(folder))
+            source = shown(path.relative_to(home))
             record = labels.get(shown(path.name), Record())
             if record.emotion not in (None, int(emotion)):
                 in_table = Emotion(record.emotion).name.lower()
@@ -255,11 +284,11 @@ def _thesis_rows(folder: Path, tables: list[tuple[Path, dict[str, int]]], has_te
 
 
 def _join(
-    labels: dict[str, Record], here: str, table: Path, places: dict[str, int], cells: list[str]
+    labels: dict[str, Record], here: str, places: dict[str, int], cells: list[str], radians: bool
 ) -> Iterator[Reject]:
     """Add a table's row to the labels of its picture; of several tables with the same label the first one counts."""
     if len(cells) <= max(places.values()):
-        yield Reject(here, f"{len(cells)} columns, expected {max(places.values()) + 1}")
+        yield Reject(here, misfit(cells, max(places.values()) + 1))
         return
     cell = {name: cells[at].strip() for name, at in places.items()}
     name = shown(PurePosixPath(cell["Filename"]).name)
@@ -267,7 +296,7 @@ def _join(
         yield Reject(here, "no Filename")
         return
     try:
-        new = _thesis_record(cell, here, "test" in table.name.lower())
+        new = _thesis_record(cell, here, radians)
     except ValueError as error:
         yield Reject(name, f"{error} ({here})")
         return
@@ -281,7 +310,7 @@ def _join(
     labels[name] = Record(**merged, split=split)
 
 
-def _thesis_record(cell: dict[str, str], here: str, test: bool) -> Record:
+def _thesis_record(cell: dict[str, str], here: str, radians: bool) -> Record:
     word, emotion_word = cell.get("Direction", ""), cell.get("Emotion", "")
     direction = direction_from_word(word)
     if direction is None and word:
@@ -292,7 +321,9 @@ def _thesis_record(cell: dict[str, str], here: str, test: bool) -> Record:
     emotion = emotion_from_word(emotion_word)
     if emotion is None and emotion_word:
         raise ValueError(f"emotion {emotion_word[:40]!r} is not a word for an emotion")
-    yaw, pitch, roll = (number(name, cell.get(name)) for name in ("Yaw", "Pitch", "Roll"))
+    yaw, pitch, roll = (number(name, with_point(cell.get(name, ""))) for name in ("Yaw", "Pitch", "Roll"))
+    if radians:
+        yaw, pitch, roll = (None if angle is None else math.degrees(angle) for angle in (yaw, pitch, roll))
     if any(angle is not None and not math.fabs(angle) <= 360 for angle in (yaw, pitch, roll)):
         raise ValueError("an angle beyond ±360")
     return Record(
@@ -302,11 +333,17 @@ def _thesis_record(cell: dict[str, str], here: str, test: bool) -> Record:
         roll=roll,
         direction=None if direction is None else int(direction),
         source=here,
-        split="test" if test and emotion is not None else None,
+        split="test" if "test" in here.lower() and emotion is not None else None,
     )
 
 
 READERS: Final = (
     Reader("affectnet-yolo", "train/images/ with train/labels/ (YOLO's format)", _recognise_yolo, open_yolo),
-    Reader("thesis", "class folders of emotions beside CSV tables with Filename", _recognise_thesis, open_thesis),
+    Reader(
+        "thesis",
+        "class folders of emotions beside CSV tables with Filename",
+        _recognise_thesis,
+        open_thesis,
+        {"angles": ANGLES},
+    ),
 )

@@ -1,24 +1,27 @@
 """What a reader of a raw dataset yields: pictures with their labels, and rows that it rejects with a reason."""
 
-import csv
 import hashlib
-import io
 import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
+from hpe.core.labels import EMOTIONS
 from hpe.data.crops import Box
+from hpe.data.picture_files import UNREADABLE, walk
 from hpe.data.records import Record
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
 _LONGEST_KEY: Final = 80
+_LONGEST_FACE_KEY: Final = 94
+"""What a shard's headers hold (:mod:`hpe.data.shards`)."""
 LARGEST_FILE_BYTES: Final = 256 << 20
 """No picture of a face is larger; a larger file would only fill the memory of a worker."""
 
@@ -99,22 +102,32 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A row whose labels lie in a file of their own: another process can read that.
+    """A picture whose labels lie in a file of their own: another process can read that.
 
     Attributes:
-        function: of a module's top level, so that it can be pickled.
-        arguments: small ones; among them the row's key.
+        function: of a module's top level, so that it can be pickled; gives the picture's one row, or one per face.
+        arguments: small ones; the first is the row's key.
     """
 
-    function: "Callable[..., Raw | Reject]"
+    function: "Callable[..., Raw | Reject | tuple[Raw | Reject, ...]]"
     arguments: tuple[object, ...]
 
-    def read(self) -> "Raw | Reject":
-        """The row, or a :class:`Reject` with whatever its reading raises: one row must not end the job."""
+    def read(self) -> "tuple[Raw | Reject, ...]":
+        """The rows, or a :class:`Reject` with whatever their reading raises: one row must not end the job."""
         try:
-            return self.function(*self.arguments)
+            found = self.function(*self.arguments)
         except Exception as error:
-            return Reject(shown(str(self.arguments[0])), f"cannot be read: {type(error).__name__}: {error}")
+            return (Reject(shown(str(self.arguments[0])), f"cannot be read: {type(error).__name__}: {error}"),)
+        return found if isinstance(found, tuple) else (found,)
+
+
+def read_labels(rows: "Iterable[Raw | Reject | Unread]") -> "Iterator[Raw | Reject]":
+    """Rows with their labels read."""
+    for row in rows:
+        if isinstance(row, Unread):
+            yield from row.read()
+        else:
+            yield row
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,8 @@ class Source:
             the variant claims to be the whole dataset; empty otherwise. A difference becomes a note, not an error.
         notes: decisions that a reader of the manifest must know.
         splits_notes: those that only hold where the dataset's own splits are used.
+        late_notes: gives those that are known once all rows have been read.
+        home: the folder that the ``source`` of its records starts from; None: the one that was opened.
     """
 
     name: str
@@ -149,10 +164,12 @@ class Source:
     expected: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     splits_notes: tuple[str, ...] = ()
+    late_notes: Callable[[], Sequence[str]] = field(default=tuple, repr=False)
+    home: Path | None = None
 
     def read(self) -> Iterator[Raw | Reject]:
         """Every row, lazily, in a fixed order, labels read; keys are unique."""
-        return (row.read() if isinstance(row, Unread) else row for row in self.rows())
+        return read_labels(self.rows())
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,8 @@ class Keys:
 
     def __call__(self, source: str) -> str:
         """The key of a source path (as :func:`shown` gives it), unique over all calls so far."""
+        if not source.isascii():  # some systems store names decomposed: a copy there must keep its keys
+            source = unicodedata.normalize("NFC", source)
         stem = os.path.splitext(source)[0]  # noqa: PTH122 (a hundredth of the time of a Path)
         plain = stem.strip("/").replace("/", "_")
         key = _UNSAFE.sub("-", plain)[-_LONGEST_KEY:]
@@ -205,6 +224,71 @@ class Keys:
             key += "-again"
         self._taken.add(key)
         return key
+
+
+def face_key(key: str, face: int) -> str:
+    """The key of the n-th face of a picture, counted from 1: the first has the key of a picture of one face."""
+    tail = "" if face == 1 else f"=face{face}"
+    return key[-(_LONGEST_FACE_KEY - len(tail)) :] + tail
+
+
+class Faces:
+    """Makes the samples of one reading of a table. A face is a picture *and* its box: a group photo has several."""
+
+    def __init__(self) -> None:
+        self._keys = Keys()
+        self._first: dict[tuple[str, Box | None], tuple[str, int | None, int]] = {}
+        self._faces: dict[str, tuple[str, int]] = {}
+
+    def sample(self, image: Path | bytes | ImageData, record: Record, here: str) -> Raw | Reject:
+        """A sample with the next free key, or why it is none: an impossible value, or a row for a face that has one.
+
+        Args:
+            here: the row, for messages.
+        """
+        source = record.source or here
+        labels = hash((record.emotion, record.direction, record.yaw, record.pitch, record.roll,
+                       record.valence, record.arousal, record.emotion_votes))  # fmt: skip
+        identity = (source, record.box)
+        if identity in self._first:
+            first, emotion, others = self._first[identity]
+            if labels == others:
+                return Reject(source, f"duplicate row {here}; the first is {first}", "copy")
+            words = [f"{EMOTIONS[e]} in " if e is not None else "" for e in (emotion, record.emotion)]
+            told = f"{words[0]}{first}, {words[1]}{here}; the first counts"
+            return Reject(source, f"a second label for the same face: {told}", "copy")
+        if problems := record.problems():
+            return Reject(source, "; ".join(problems))
+        self._first[identity] = here, record.emotion, labels
+        key, face = self._faces.get(source, ("", 0))
+        if not face:
+            key = self._keys(source)
+        self._faces[source] = key, face + 1
+        return Raw(face_key(key, face + 1), image, record)
+
+
+def in_pixels(box: Box, picture: Path | bytes) -> Box | None:
+    """A box of fractions of the picture in pixels; None where the picture cannot be read (decoding will report why)."""
+    from hpe.data.images import DecodeError, picture_size  # late: it imports torch, which worker processes have
+
+    try:
+        width, height = picture_size(picture)
+    except (DecodeError, OSError):
+        return None
+    x0, y0, x1, y1 = box
+    return x0 * width, y0 * height, x1 * width, y1 * height
+
+
+def to_pixels(row: Raw | Reject) -> Raw | Reject | Unread:
+    """A row whose box is in fractions of its picture; it becomes one in pixels where the picture is read."""
+    return Unread(_to_pixels, (row.key, row)) if isinstance(row, Raw) and row.record.box is not None else row
+
+
+def _to_pixels(key: str, raw: Raw) -> Raw:
+    assert raw.key == key
+    assert isinstance(raw.image, Path | bytes)
+    assert raw.record.box is not None
+    return replace(raw, record=replace(raw.record, box=in_pixels(raw.record.box, raw.image)))
 
 
 def sample(keys: Keys, image: Path | bytes | ImageData, record: Record) -> Raw | Reject:
@@ -217,9 +301,6 @@ def keyed(key: str, image: Path | bytes | ImageData, record: Record) -> Raw | Re
     if problems := record.problems():
         return Reject(record.source or "", "; ".join(problems))
     return Raw(key, image, record)
-
-
-PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
 
 
 def entries(folder: Path) -> list[Path]:
@@ -247,24 +328,40 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def pictures(folder: Path) -> Iterator[Path]:
-    """Files of a folder and below that are named as pictures, sorted within each folder; links to folders
-    are not followed.
+    """The pictures of a folder and below, in the order of names: :func:`hpe.data.picture_files.walk`.
+
+    What else is there, ``hpe pack`` counts by itself.
 
     Raises:
         UserError: a folder cannot be read; without the error its pictures would be missing silently.
     """
-    try:
-        with os.scandir(folder) as found:  # a type for each entry at once: no stat of a million files
-            below = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for entry in below:
-        if entry.is_dir(follow_symlinks=False):
-            yield from pictures(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in PICTURES:  # noqa: PTH122 (a hundredth of a Path's time)
-            yield Path(entry.path)
+    for found in walk(folder):
+        if isinstance(found, Path):
+            yield found
+        elif found.kind.startswith(UNREADABLE):
+            reason = found.kind.removeprefix(f"{UNREADABLE} ").strip("()")
+            raise UserError(f"{found.path}: cannot be read ({reason}); make it readable, or move it elsewhere")
+
+
+def home_of_pictures(folder: Path, own: Callable[[str], object], part: Callable[[str], object]) -> Path:
+    """The folder that a dataset's own paths start from, wherever above or below it somebody points.
+
+    Keys, and the splits drawn by them, must not depend on the names of the folders above it.
+
+    Args:
+        own: whether a picture's name without its suffix is one of the dataset.
+        part: whether a folder's name is one of the dataset's own, so that its paths start above it.
+    """
+    parents = {path.parent for path in pictures(folder) if own(path.stem)}
+    home = Path(os.path.commonpath(parents)) if parents else folder
+    while part(home.name):
+        home = home.parent
+    return home
+
+
+def below(home: Path, folder: Path, path: Path) -> str:
+    """A picture's path in its dataset; of a foreign one, beside the dataset's folder, in the folder that was given."""
+    return shown(path.relative_to(home if path.is_relative_to(home) else folder))
 
 
 def first_pictures(folder: Path, most: int = 200) -> Iterator[Path]:
@@ -272,19 +369,11 @@ def first_pictures(folder: Path, most: int = 200) -> Iterator[Path]:
     return itertools.islice(pictures(folder), most)
 
 
-def inside(root: Path, relative: str) -> Path:
-    """A path that a table names, which must stay inside the dataset.
-
-    Raises:
-        ValueError: it is empty, absolute, or leads out of ``root``.
-    """
-    path = PurePosixPath(relative.strip().replace("\\", "/"))
-    if path == PurePosixPath() or path.is_absolute() or ".." in path.parts or "\0" in relative:
-        raise ValueError(f"path {relative[:80]!r} is empty or leads out of the dataset's folder")
-    return root / path
-
-
 _EMPTY_CELLS: Final = frozenset(("", "null", "none", "na", "n/a"))
+
+
+class NotANumberError(ValueError):
+    """A cell holds some other text where a number is expected."""
 
 
 def number(name: str, text: str | float | None) -> float | None:
@@ -304,7 +393,7 @@ def number(name: str, text: str | float | None) -> float | None:
     try:
         value = float(text)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} {str(text)[:40]!r} is not a number") from None
+        raise NotANumberError(f"{name} {str(text)[:40]!r} is not a number") from None
     if math.isnan(value):
         raise ValueError(f"{name} is NaN; leave the cell empty where there is no label")
     if math.isinf(value):
@@ -337,29 +426,6 @@ def box_of(x0: float | None, y0: float | None, x1: float | None, y1: float | Non
     if not (x1 > x0 and y1 > y0):
         raise ValueError(f"box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no positive width and height")
     return x0, y0, x1, y1
-
-
-def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row of a CSV that has any; bytes that are not UTF-8 are kept as they are.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        stream = io.TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape", newline="")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    with stream:
-        rows = csv.reader(stream)
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                row = [f"not a row of a CSV: {error}"]
-            if row is None:
-                return
-            if row:
-                yield rows.line_num, row
 
 
 def choice(reader: str, option: str, value: str, allowed: tuple[str, ...]) -> str:

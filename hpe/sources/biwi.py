@@ -135,11 +135,11 @@ def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
         raise UserError(f"{folder}: no readable rgb.cal in {', '.join(bare)}; frame=rgb needs it, frame=depth does not")
 
     def rows() -> Iterator[Raw | Reject]:
-        keys = Keys()
+        keys, home = Keys(), _home(folder)
         for sequence, camera in cameras.items():
             for path in entries(sequence):
                 if _FRAME.fullmatch(path.name):
-                    yield _row(keys, folder, path, camera, frame)
+                    yield _row(keys, home, path, camera, frame)
 
     return Source(
         name="biwi",
@@ -150,6 +150,7 @@ def open_biwi(folder: Path, *, frame: str = "depth") -> Source:
         splits=(),
         rows=rows,
         expected=EXPECTED if len(cameras) == _SEQUENCES else {},
+        home=_home(folder),
         notes=("split by person; four people have two sequences",),
     )
 
@@ -161,8 +162,8 @@ def _camera(sequence: Path) -> Camera | None:
         return None
 
 
-def _row(keys: Keys, folder: Path, path: Path, camera: Camera | None, frame: str) -> Raw | Reject:
-    source = shown(path.relative_to(folder))
+def _row(keys: Keys, home: Path, path: Path, camera: Camera | None, frame: str) -> Raw | Reject:
+    source = shown(path.relative_to(home))
     pose = path.with_name(path.name.split("_rgb")[0] + "_pose.txt")
     try:
         values = _numbers(pose, at_least=12)

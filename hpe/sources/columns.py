@@ -1,7 +1,8 @@
 """The meaning of a table's columns, and a row of it as a record."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,16 +10,19 @@ from hpe.core.errors import UserError
 from hpe.core.labels import (  # fmt: skip
     AFFECTNET_NOT_EMOTIONS,
     ALPHABETICAL,
+    DIRECTIONS,
+    EMOTIONS,
     FER2013,
     RAF_DB,
     Emotion,
     direction_from_word,
     emotion_from_word,
+    split_from_word,
 )
+from hpe.core.table_files import with_point
 from hpe.data.crops import Box
 from hpe.data.records import Record
-from hpe.sources.base import box_of, number, pairs, whole
-from hpe.sources.folders import SPLIT_WORDS
+from hpe.sources.base import NotANumberError, box_of, number, pairs, whole
 
 FIELDS: Final = (
     "image", "emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll", "subject", "split",
@@ -38,7 +42,8 @@ EMOTION_ORDERS: Final[Mapping[str, Mapping[int, Emotion]]] = {
     "fer2013": dict(enumerate(FER2013)),
     "raf-db": RAF_DB,
 }
-UNITS: Final = ("degrees", "radians")
+_NUMBERS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll", "x0", "y0", "x1", "y1",
+                   "width", "height")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Columns:
         negated: angles whose sign is opposite to ours.
         groups: column of each group to report by.
         radians: the angles' unit.
+        commas: columns whose numbers have decimal commas.
         emotions: emotion of each number; words are understood whatever this is.
     """
 
@@ -58,23 +64,23 @@ class Columns:
     negated: frozenset[str] = frozenset()
     groups: Mapping[str, str] = field(default_factory=dict)
     radians: bool = False
+    commas: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, where: str, found: list[str], columns: str, angles: str, emotions: str) -> "Columns":
+    def of(cls, where: str, found: list[str], columns: str = "", emotions: str = "affectnet") -> "Columns":
         """The meaning of the columns ``found``: from the option ``columns``, then from usual names.
 
         Args:
             where: the table, for messages.
             found: its columns.
             columns: ``image=path,emotion=label,yaw=-pan,group.age=age_group``; a minus negates an angle.
-            angles: one of ``UNITS``.
             emotions: one of ``EMOTION_ORDERS`` for integers.
 
         Raises:
-            UserError: a column that is missing, a field that is unknown, or no column of pictures.
+            UserError: a column that is missing or there twice, a field that is unknown, or no column of pictures.
         """
-        if angles not in UNITS:
-            raise UserError(f"{where}: option angles is {angles!r}; expected {' or '.join(UNITS)}")
+        if twice := [name for name, count in Counter(found).items() if count > 1]:
+            raise UserError(f"{where}: column {twice[0]!r} appears {found.count(twice[0])} times; rename all but one")
         if emotions not in EMOTION_ORDERS:
             raise UserError(f"{where}: option emotions is {emotions!r}; expected {', '.join(EMOTION_ORDERS)}")
         names, groups, negated = {}, {}, set()
@@ -101,7 +107,7 @@ class Columns:
         if "image" not in names:
             listed = ", ".join(found)[:300]
             raise UserError(f"{where}: no column of pictures among {listed}; name it with columns=image=NAME,…")
-        return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups, angles == "radians")
+        return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups)
 
     def record(self, row: Mapping[str, Any], source: str, words: Mapping[str, list[str]] | None = None) -> Record:
         """A row as a record.
@@ -114,7 +120,7 @@ class Columns:
         Raises:
             ValueError: a value that its column cannot have.
         """
-        got = {target: row.get(column) for target, column in self.names.items()}
+        got = self._values(row)
         for target in ("emotion", "direction"):
             names = (words or {}).get(self.names.get(target, ""))
             value = got.get(target)
@@ -128,15 +134,46 @@ class Columns:
             roll=self._angle("roll", got.get("roll")),
             valence=_affect("valence", got.get("valence")),
             arousal=_affect("arousal", got.get("arousal")),
-            box=_box(got) if self._has_box else None,
+            box=_box(got) if self.has_box else None,
             subject=_text(got.get("subject")),
             split=_split(got.get("split")),
             source=source,
             groups={name: text for name, column in self.groups.items() if (text := _text(row.get(column))) is not None},
         )
 
+    def _values(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's value of each field; a decimal comma becomes a point."""
+        got = {target: row.get(column) for target, column in self.names.items()}
+        for target, column in self.names.items() if self.commas else ():
+            if column in self.commas and isinstance(value := got[target], str):
+                got[target] = with_point(value)
+        return got
+
     @property
-    def _has_box(self) -> bool:
+    def numbers(self) -> tuple[str, ...]:
+        """The columns that hold numbers."""
+        return tuple(column for target, column in self.names.items() if target in _NUMBERS)
+
+    @property
+    def has_angles(self) -> bool:
+        """Whether a column holds angles."""
+        return not {"yaw", "pitch", "roll"}.isdisjoint(self.names)
+
+    def sizes(self, row: Mapping[str, Any]) -> tuple[list[float | None], Box | None]:
+        """The row's angles and box in the units of the table, to tell these; None what is missing or no number."""
+        got = self._values(row)
+        angles = [_perhaps(got.get(name)) for name in ("yaw", "pitch", "roll")]
+        try:
+            return angles, _box(got) if self.has_box else None
+        except ValueError:
+            return angles, None
+
+    def is_numbered(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row's emotion is a number."""
+        return _perhaps(self._values(row).get("emotion")) is not None
+
+    @property
+    def has_box(self) -> bool:
         """Whether the columns make a box: a single column named ``left`` may be something else."""
         across, down = {"x1", "width"} & self.names.keys(), {"y1", "height"} & self.names.keys()
         return {"x0", "y0"} <= self.names.keys() and bool(across and down)
@@ -151,7 +188,7 @@ class Columns:
     def _emotion(self, value: Any) -> int | None:
         if isinstance(value, str) and (emotion := emotion_from_word(value)) is not None:
             return int(emotion)
-        integer = whole("emotion", value)
+        integer = _whole_or_word("emotion", value, (*EMOTIONS, f"{min(self.emotions)}..{max(self.emotions)}"))
         if integer is None:
             return None
         if integer in self.emotions:
@@ -163,7 +200,23 @@ class Columns:
 def _direction(value: Any) -> int | None:
     if isinstance(value, str) and (direction := direction_from_word(value)) is not None:
         return int(direction)
-    return whole("direction", value)
+    return _whole_or_word("direction", value, (*DIRECTIONS, "0..4"))
+
+
+def _whole_or_word(name: str, value: Any, accepted: Sequence[str]) -> int | None:
+    """The number of a cell whose text is no known word."""
+    try:
+        return whole(name, value)
+    except NotANumberError:
+        raise ValueError(f"{name} {str(value)[:40]!r} is none of {', '.join(accepted)}") from None
+
+
+def _perhaps(value: Any) -> float | None:
+    """The number of a cell; None for anything else."""
+    try:
+        return number("", value)
+    except ValueError:
+        return None
 
 
 def _affect(name: str, value: Any) -> float | None:
@@ -189,7 +242,7 @@ def _split(value: Any) -> str | None:
     text = _text(value)
     if text is None:
         return None
-    split = SPLIT_WORDS.get(text.lower())
+    split = split_from_word(text)
     if split is None:
         raise ValueError(f"split {text[:40]!r} is not train, val or test")
     return split

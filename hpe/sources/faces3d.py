@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hpe.core.errors import UserError
+from hpe.core.table_files import read_text
 from hpe.data.records import Record
 from hpe.sources.base import (
     NOT_ITS_OWN,
@@ -35,8 +36,10 @@ from hpe.sources.base import (
     Reject,
     Source,
     Unread,
+    below,
     choice,
     first_pictures,
+    home_of_pictures,
     keyed,
     pictures,
     shown,
@@ -122,12 +125,14 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
     choice("aflw2000", "splits", splits, ("test", "lists"))
     if not _recognise_aflw2000(folder):
         raise UserError(f"{folder}: no image00002.jpg with an image00002.mat; expected AFLW2000-3D")
-    lists = _lists(folder) if splits == "lists" else {}
+    home = home_of_pictures(folder, _AFLW2000.fullmatch, lambda name: False)
+    lists = _lists(home if (home / "splits").is_dir() else folder) if splits == "lists" else {}
+    unused = _unused(folder, lists)
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
-            source = shown(path.relative_to(folder))
+            source = below(home, folder, path)
             if not _AFLW2000.fullmatch(path.stem):
                 yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)", "foreign")
                 continue
@@ -145,8 +150,9 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
         default_crop="hopenet-0.2@landmarks",
         splits=tuple(dict.fromkeys(lists.values())) or ("test",),
         rows=rows,
+        home=home,
         expected={} if lists else EXPECTED,
-        notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out",),
+        notes=("angles beyond ±99° are kept and marked range=beyond99; papers leave these out", *unused),
     )
 
 
@@ -157,11 +163,29 @@ def _lists(folder: Path) -> dict[str, str]:
         path = folder / "splits" / f"{split}.txt"
         if not path.is_file():
             raise UserError(f"{path}: not found; with splits=lists each of train, val and test.txt is needed")
-        for stem in path.read_text(encoding="utf-8", errors="replace").split():
+        for stem in read_text(path).split():
             stem = stem.removesuffix(".jpg")
             if found.setdefault(stem, split) != split:
                 raise UserError(f"{path}: {stem} appears in {found[stem]}.txt, too; a picture belongs to one split")
     return found
+
+
+def _unused(folder: Path, lists: dict[str, str]) -> tuple[str, ...]:
+    """A note on the lines of the lists that name no picture.
+
+    Raises:
+        UserError: none of a list does.
+    """
+    names = {path.stem for path in pictures(folder)} if lists else set()
+    unused = {stem: None for stem in lists if stem not in names}
+    for split in dict.fromkeys(lists.values()):
+        if all(stem in unused for stem, its in lists.items() if its == split):
+            first = next(stem for stem, its in lists.items() if its == split)
+            raise UserError(
+                f"{folder}: option splits=lists: no line of {split}.txt names a picture; its first is {first!r}, a "
+                f"picture is {min(names)!r}"
+            )
+    return (f"splits: {len(unused):,} lines name no picture, such as {next(iter(unused))}",) if unused else ()
 
 
 # 300W-LP
@@ -189,10 +213,12 @@ def open_300w_lp(folder: Path) -> Source:
     if not _recognise_300w_lp(folder):
         raise UserError(f"{folder}: no AFW_134212_1_0.jpg or the like with a .mat; expected 300W-LP")
 
+    home = home_of_pictures(folder, _300W_LP.fullmatch, lambda name: name.upper().removesuffix("_FLIP") in _SETS)
+
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
-            source = shown(path.relative_to(folder))
+            source = below(home, folder, path)
             if subject := photo_of(path.stem):
                 yield Unread(_row, (keys(source), path, source, None, subject))
             else:
@@ -206,6 +232,7 @@ def open_300w_lp(folder: Path) -> Source:
         default_crop="hopenet-0.2@landmarks",
         splits=(),
         rows=rows,
+        home=home,
         notes=(
             "split by photo: views and flips of one photo stay together",
             "angles beyond ±99° are kept and marked range=beyond99",

@@ -20,12 +20,13 @@ from typing import Final
 import numpy as np
 
 from hpe.core.errors import UserError
-from hpe.core.labels import FER2013
+from hpe.core.labels import FER2013, split_from_word
+from hpe.core.table_files import TextTable, misfit
 from hpe.data.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, table_rows, whole
+from hpe.sources.base import Keys, Raw, Reader, Reject, Source, whole
 
 LICENCE: Final = "pictures of FER2013: research"
-_USAGES: Final = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
+_USAGES: Final = ("Training", "PublicTest", "PrivateTest")
 _SIDE: Final = 48
 
 
@@ -58,9 +59,8 @@ def _csv(folder: Path) -> Path | None:
     places = [folder] if folder.is_file() else [folder / "fer2013.csv", folder / "fer2013" / "fer2013.csv"]
     for path in places:
         if path.suffix.lower() == ".csv" and path.is_file():
-            with path.open("rb") as stream:
-                columns = stream.readline(1000).decode("latin-1").strip().lower()
-            if {"emotion", "pixels", "usage"} <= {c.strip(' "') for c in columns.split(",")}:
+            _, header = next(TextTable.open(path).rows(), (0, []))
+            if {"emotion", "pixels", "usage"} <= {name.strip().lower() for name in header}:
                 return path
     return None
 
@@ -80,26 +80,26 @@ def open_fer2013_csv(folder: Path) -> Source:
         raise UserError(f"{folder}: no fer2013.csv with the columns emotion, pixels and Usage")
 
     def rows() -> Iterator[Raw | Reject]:
-        keys, places = Keys(), {}
-        for line, cells in table_rows(path):
-            if line == 1:
-                places = {cell.strip().lower(): at for at, cell in enumerate(cells)}
-                continue
+        keys, lines = Keys(), TextTable.open(path).rows()
+        _, header = next(lines)
+        places = {name.strip().lower(): at for at, name in enumerate(header)}
+        for line, cells in lines:
             source = f"{path.name}:{line}"
             if len(cells) <= max(places.values()):
-                yield Reject(source, f"{len(cells)} columns, expected {len(places)}")
+                yield Reject(source, misfit(cells, len(places)))
                 continue
             usage = cells[places["usage"]].strip()
+            split = split_from_word(usage)
             try:
                 emotion = whole("emotion", cells[places["emotion"]])
                 if emotion is None or not 0 <= emotion < len(FER2013):
                     raise ValueError(f"emotion {emotion} is not 0..{len(FER2013) - 1}")
-                if usage not in _USAGES:
+                if split is None:
                     raise ValueError(f"usage {usage[:40]!r} is none of {', '.join(_USAGES)}")
             except ValueError as error:
                 yield Reject(source, str(error))
                 continue
-            record = Record(emotion=int(FER2013[emotion]), source=source, split=_USAGES[usage])
+            record = Record(emotion=int(FER2013[emotion]), source=source, split=split)
             yield Raw(keys(f"{usage}/{line:06d}"), PixelText(cells[places["pixels"]]), record)
 
     return Source(

@@ -21,13 +21,16 @@ from typing import Final, Self
 
 from hpe.core.errors import UserError
 from hpe.core.labels import FERPLUS, FERPLUS_COLUMNS
+from hpe.core.table_files import TextTable
 from hpe.data.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, choice, inside, number, sample, shown, table_rows
+from hpe.sources.base import Faces, Raw, Reader, Reject, Source, choice, number
+from hpe.sources.paths import Pictures
 
 LICENCE: Final = "pictures of FER2013: research; labels of FER+: MIT (Microsoft)"
 EXPECTED: Final = {"train": 28_558, "val": 3_579, "test": 3_573}
 """Rows of the three ``label.csv``."""
 _SETS: Final = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
+_CELLS: Final = 2 + len(FERPLUS_COLUMNS)
 _TIES: Final = ("first", "none")
 
 
@@ -42,23 +45,24 @@ def _sets(folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class FerPlusRow:
-    """A row of ``label.csv``: the picture, and its votes in the order of ``FERPLUS_COLUMNS``."""
+    """A row of ``label.csv``: the picture, its path in the dataset, and votes in the order of ``FERPLUS_COLUMNS``."""
 
     path: Path
+    source: str
     votes: tuple[float, ...]
 
     @classmethod
-    def parse(cls, folder: Path, cells: list[str]) -> Self:
-        """The row of these cells; ``folder`` holds the table and its pictures.
+    def parse(cls, pictures: Pictures, cells: list[str]) -> Self:
+        """The row of these cells.
 
         Raises:
-            ValueError: another number of cells, a path that leads out of the folder, or votes that are no numbers.
+            ValueError: another number of cells, a path that leads to no picture, or votes that are no numbers.
         """
-        if len(cells) != 2 + len(FERPLUS_COLUMNS):
+        if len(cells) != _CELLS:
             raise ValueError(f"{len(cells)} columns, expected file, box and {len(FERPLUS_COLUMNS)} votes")
-        return cls(inside(folder, cells[0]), tuple(number("vote", cell) or 0.0 for cell in cells[2:]))
+        return cls(*pictures.find(cells[0]), tuple(number("vote", cell) or 0.0 for cell in cells[2:]))
 
-    def record(self, source: str, split: str, ties: str) -> Record:
+    def record(self, split: str, ties: str) -> Record:
         """The row's labels; see :func:`open_ferplus`.
 
         Raises:
@@ -77,7 +81,7 @@ class FerPlusRow:
         return Record(
             emotion=None if tied and ties == "none" else int(FERPLUS[winners[0]]),
             emotion_votes=tuple(count for _, count in in_our_order),
-            source=source,
+            source=self.source,
             split=split,
             groups={"votes": "tied" if tied else "majority" if majority else "plurality"},
         )
@@ -105,18 +109,16 @@ def open_ferplus(folder: Path, *, ties: str = "first") -> Source:
         raise UserError(f"{folder}: no FER2013Train/label.csv (Valid, Test); expected FER+ with its pictures")
 
     def rows() -> Iterator[Raw | Reject]:
-        keys, seen = Keys(), set()
+        faces = Faces()
         for name in found:
-            for line, cells in table_rows(folder / name / "label.csv"):
+            table = TextTable.open(folder / name / "label.csv", cells=_CELLS)
+            pictures = Pictures(folder, folder / name, table.encoding)
+            for line, cells in table.rows():
                 source = here = f"{name}/label.csv:{line}"
                 try:
-                    row = FerPlusRow.parse(folder / name, cells)
-                    source = shown(row.path.relative_to(folder))
-                    if source in seen:
-                        yield Reject(source, f"duplicate row {here}", "copy")
-                        continue
-                    seen.add(source)
-                    yield sample(keys, row.path, row.record(source, _SETS[name], ties))
+                    row = FerPlusRow.parse(pictures, cells)
+                    source = row.source
+                    yield faces.sample(row.path, row.record(_SETS[name], ties), here)
                 except ValueError as error:
                     yield Reject(source, str(error))
 

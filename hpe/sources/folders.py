@@ -28,17 +28,34 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.core.labels import RAF_DB, Emotion, direction_from_word, emotion_from_word
+from hpe.core.labels import (
+    DIRECTIONS,
+    EMOTIONS,
+    RAF_DB,
+    Emotion,
+    direction_from_word,
+    emotion_from_word,
+    split_from_word,
+)
+from hpe.core.table_files import read_text
 from hpe.data.records import Record
 from hpe.sources.affectnet import LICENCE as AFFECTNET_LICENCE
 from hpe.sources.affectnet import OFFICIAL_VALIDATION
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, pairs, pictures, sample, shown, subfolders
+from hpe.sources.base import (
+    Faces,
+    Keys,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    entries,
+    pairs,
+    pictures,
+    sample,
+    shown,
+    subfolders,
+)
 
-SPLIT_WORDS: Final[Mapping[str, str]] = {
-    "train": "train", "training": "train", "train_set": "train", "train_class": "train",
-    "val": "val", "valid": "val", "validation": "val", "val_set": "val", "val_class": "val",
-    "test": "test", "testing": "test", "test_set": "test",
-}  # fmt: skip
 _CLASS_NUMBERS: Final = tuple(str(int(e)) for e in Emotion)
 _NUMBERED: Final = re.compile(r"(\d{1,2})(?:[_ .-]*([A-Za-z]+))?")
 
@@ -55,13 +72,19 @@ class ClassFolder:
 def class_folders(folder: Path) -> list[ClassFolder]:
     """The folders of classes, below folders of splits if there are any."""
     below = subfolders(folder)
-    parts = [s for s in below if s.name.lower() in SPLIT_WORDS]
+    parts = [s for s in below if split_from_word(s.name)]
     if parts:
-        return [ClassFolder(c, c.name, SPLIT_WORDS[part.name.lower()]) for part in parts for c in subfolders(part)]
+        return [ClassFolder(c, c.name, split_from_word(part.name)) for part in parts for c in subfolders(part)]
     for only in below:  # an archive often unpacks to one folder that holds all the others
-        if len(below) == 1 and any(s.name.lower() in SPLIT_WORDS for s in subfolders(only)):
+        if len(below) == 1 and any(split_from_word(s.name) for s in subfolders(only)):
             return class_folders(only)
     return [ClassFolder(c, c.name, None) for c in below]
+
+
+def home_of(classes: list[ClassFolder]) -> Path:
+    """The dataset's own folder: what lies above it has no part in keys and splits."""
+    first = classes[0]
+    return first.path.parent if first.split is None else first.path.parent.parent
 
 
 def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
@@ -70,19 +93,24 @@ def splits_of(classes: list[ClassFolder]) -> tuple[str, ...]:
     return tuple(split for split in ("train", "val", "test") if split in found)
 
 
-def rows_of(
-    folder: Path,
-    classes: list[ClassFolder],
-    labelled: Callable[[ClassFolder, Path], Record],
-) -> Iterator[Raw | Reject]:
-    """Every picture of every class, with the record that ``labelled`` makes (source and split are added)."""
-    keys = Keys()
+def rows_of(classes: list[ClassFolder], labelled: Callable[[ClassFolder, str], Record]) -> Iterator[Raw | Reject]:
+    """Every picture of every class.
+
+    Args:
+        labelled: makes a picture's record from its class and its path below :func:`home_of`; source and split are
+            added.
+    """
+    keys, home = Keys(), home_of(classes)
     for part in classes:
-        above, skip = shown(part.path.relative_to(folder)), len(str(part.path))
-        for path in pictures(part.path):
-            source = above + shown(str(path)[skip:])
-            record = labelled(part, path)
+        for path, source in sources_of(part, home):
+            record = labelled(part, source)
             yield sample(keys, path, replace(record, source=source, split=record.split or part.split))
+
+
+def sources_of(part: ClassFolder, home: Path) -> Iterator[tuple[Path, str]]:
+    """Every picture of a class, and its path below ``home``."""
+    above, skip = shown(part.path.relative_to(home)), len(str(part.path))
+    return ((path, above + shown(str(path)[skip:])) for path in pictures(part.path))
 
 
 # AffectNet by class
@@ -133,12 +161,12 @@ def open_affectnet_folders(folder: Path) -> Source:
     by_number = all(c.name[0].isdigit() for c in classes)
 
     def rows() -> Iterator[Raw | Reject]:
-        def labelled(part: ClassFolder, path: Path) -> Record:
+        def labelled(part: ClassFolder, source: str) -> Record:
             emotion = affectnet_emotion(part.name)
             assert emotion is not None
             return Record(emotion=int(emotion))
 
-        return rows_of(folder, classes, labelled)
+        return rows_of(classes, labelled)
 
     return Source(
         name="affectnet-folders",
@@ -149,6 +177,7 @@ def open_affectnet_folders(folder: Path) -> Source:
         splits=splits_of(classes),
         rows=rows,
         splits_notes=notes,
+        home=home_of(classes),
     )
 
 
@@ -195,9 +224,18 @@ def open_raf_db(folder: Path) -> Source:
     if classes := _raf_classes(folder):
 
         def rows() -> Iterator[Raw | Reject]:
-            return rows_of(folder, classes, lambda part, _: Record(emotion=int(RAF_DB[int(part.name)])))
+            return rows_of(classes, lambda part, _: Record(emotion=int(RAF_DB[int(part.name)])))
 
-        return Source("raf-db", "class folders 1 … 7", _RAF_LICENCE, False, "none", splits_of(classes), rows)
+        return Source(
+            "raf-db",
+            "class folders 1 … 7",
+            _RAF_LICENCE,
+            False,
+            "none",
+            splits_of(classes),
+            rows,
+            home=home_of(classes),
+        )
     table = _raf_list(folder)
     if table is None:
         raise UserError(f"{folder}: neither EmoLabel/list_patition_label.txt nor class folders 1 … 7 of RAF-DB")
@@ -207,15 +245,17 @@ def open_raf_db(folder: Path) -> Source:
         raise UserError(f"{home}: no Image/aligned/ beside {table.name}; expected RAF-DB's aligned pictures")
 
     def listed() -> Iterator[Raw | Reject]:
-        keys, seen = Keys(), set()
-        for line, text in enumerate(table.read_text("utf-8", "replace").splitlines(), 1):
+        faces = Faces()
+        for line, text in enumerate(read_text(table).splitlines(), 1):
             if text.strip():
-                yield _raf_row(keys, seen, folder, aligned, f"{table.name}:{line}", text.split())
+                yield _raf_row(faces, home, aligned, f"{table.name}:{line}", text.split())
 
-    return Source("raf-db", "list and aligned pictures", _RAF_LICENCE, False, "none", ("train", "test"), listed)
+    return Source(
+        "raf-db", "list and aligned pictures", _RAF_LICENCE, False, "none", ("train", "test"), listed, home=home
+    )
 
 
-def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str, words: list[str]) -> Raw | Reject:
+def _raf_row(faces: Faces, home: Path, aligned: Path, here: str, words: list[str]) -> Raw | Reject:
     name = words[0]
     split = next((s for s in ("train", "test") if name.startswith(f"{s}_")), None)
     if len(words) != 2 or split is None or "/" in name or "\0" in name:
@@ -225,11 +265,8 @@ def _raf_row(keys: Keys, seen: set[str], folder: Path, aligned: Path, here: str,
     plain = aligned / name
     path = plain.with_name(f"{plain.stem}_aligned{plain.suffix}")
     path = path if path.exists() or not plain.exists() else plain
-    source = shown(path.relative_to(folder))
-    if source in seen:
-        return Reject(source, f"duplicate row {here}", "copy")
-    seen.add(source)
-    return sample(keys, path, Record(emotion=int(RAF_DB[int(words[1])]), source=source, split=split))
+    record = Record(emotion=int(RAF_DB[int(words[1])]), source=shown(path.relative_to(home)), split=split)
+    return faces.sample(path, record, here)
 
 
 # Anybody's class folders, and FER2013's
@@ -252,6 +289,13 @@ def _recognise_folders(folder: Path) -> str | None:
     return None
 
 
+def unknown_classes(folder: Path) -> list[str]:
+    """The class folders that name no emotion or direction, where at least as many others do."""
+    classes = {c.name: _labels_of(c.name, {}) for c in class_folders(folder)}
+    unknown = [name for name, record in classes.items() if record is None]
+    return unknown if 2 <= len(classes) - len(unknown) >= len(unknown) else []
+
+
 def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Source:
     """One folder per class, at the top or below ``train``, ``val``, ``test``.
 
@@ -259,36 +303,48 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         folder: the folder.
         classes: meaning of folders whose names are not words for an emotion or direction: ``0=neutral,AN=anger``;
             ``skip`` leaves a folder out.
-        subject: regular expression to search in the path; its first group is the person: ``/(\\w\\w)\\.``
-            for names such as JAFFE's ``KA.AN1.39.tiff``.
+        subject: regular expression to search in the path below ``folder``, such as ``happy/KA.HA1.29.tiff``; its
+            first group is the person: ``/(\\w\\w)\\.``.
 
     Raises:
         UserError: a folder's name is not such a word and not in ``classes``; a bad expression.
     """
     mapping = pairs("folders", "classes", classes)
-    person = _expression(subject)
-    found = [c for c in class_folders(folder) if mapping.get(c.name) != "skip"]
-    if not found:
+    everything = class_folders(folder)
+    if not everything:
         loose = sum(1 for e in entries(folder) if e.is_file())
         raise UserError(f"{folder}: no class folders, {loose:,} files; expected a folder per class, or use table")
+    if absent := [name for name in mapping if name not in {c.name for c in everything}]:
+        raise UserError(
+            f"{folder}: option classes: no folder is named {absent[0]!r}; the class folders are "
+            f"{_names(everything)[:300]}"
+        )
+    found = [c for c in everything if mapping.get(c.name) != "skip"]
+    if not found:
+        raise UserError(f"{folder}: option classes skips every folder")
     labels = {c.name: _labels_of(c.name, mapping) for c in found}
+    if bad := [name for name in mapping if labels.get(name, Record()) is None]:
+        raise UserError(
+            f"{folder}: option classes: {mapping[bad[0]]!r} is no emotion or direction; expected one of "
+            f"{', '.join((*EMOTIONS, *DIRECTIONS))}, or skip"
+        )
     unknown = [name for name, record in labels.items() if record is None]
     if unknown:
         raise UserError(
             f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
-            f"give their meaning with classes={unknown[0]}=neutral,… or {unknown[0]}=skip"
+            f"give their meaning with --option classes={unknown[0]}=neutral,… or leave them out with {unknown[0]}=skip"
         )
+    person, notes = _people(subject, found)
     emotions = sorted({r.emotion for r in labels.values() if r and r.emotion is not None})
     is_fer = len(emotions) == 7 and Emotion.CONTEMPT not in emotions and {"angry", "surprise"} <= labels.keys()
 
     def rows() -> Iterator[Raw | Reject]:
-        def labelled(part: ClassFolder, path: Path) -> Record:
+        def labelled(part: ClassFolder, source: str) -> Record:
             record = labels[part.name]
             assert record is not None
-            match = person.search(shown(path)) if person else None
-            return replace(record, subject=match[1]) if match else record
+            return replace(record, subject=_person_of(person, source))
 
-        return rows_of(folder, found, labelled)
+        return rows_of(found, labelled)
 
     return Source(
         name="folders",
@@ -298,7 +354,39 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         default_crop="none",
         splits=splits_of(found),
         rows=rows,
+        notes=notes,
+        home=home_of(found),
     )
+
+
+def _people(subject: str, classes: list[ClassFolder]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
+    """The expression that finds a person, and a note on the pictures where it finds none.
+
+    Raises:
+        UserError: it finds none anywhere: splits would be drawn as if every picture were of another person.
+    """
+    person = _expression(subject)
+    if person is None:
+        return None, ()
+    home = home_of(classes)
+    names = [source for part in classes for _, source in sources_of(part, home)]
+    without = [source for source in names if _person_of(person, source) is None]
+    if names and len(without) == len(names):
+        raise UserError(
+            f"source folders: option subject: {subject!r} finds no person in any of {len(names):,} paths such as "
+            f"{names[0]!r} and {names[-1]!r}; a file's name begins after a /"
+        )
+    if without:
+        return person, (
+            f"subject: {len(without):,} of {len(names):,} pictures name no person, such as {without[0]}; each counts "
+            "as a person of its own",
+        )
+    return person, ()
+
+
+def _person_of(person: re.Pattern[str] | None, source: str) -> str | None:
+    match = person.search(source) if person else None
+    return (match[1] or None) if match else None
 
 
 def _expression(text: str) -> re.Pattern[str] | None:

@@ -34,9 +34,11 @@ from hpe.sources.base import (
     Reject,
     Source,
     Unread,
+    below,
     box_of,
     choice,
     first_pictures,
+    home_of_pictures,
     keyed,
     pictures,
     shown,
@@ -73,15 +75,16 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
     upright = choice("pointing04", "roll", roll, ROLLS) == "upright"
     if not _recognise(folder):
         raise UserError(f"{folder}: no picture named as person08123-30+45.jpg; expected Pointing'04")
-    has_boxes = any(folder.glob("Person*/person*.txt"))
+    home = home_of_pictures(folder, NAME.fullmatch, _is_part)
+    has_boxes = any(home.glob("Person*/person*.txt"))
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
         for path in pictures(folder):
-            source = shown(path.relative_to(folder))
-            original = _original(folder, path)
+            source = below(home, folder, path)
+            original = _original(home, path)
             if original:
-                yield Reject(source, f"another file of {shown(original.relative_to(folder))}", "copy")
+                yield Reject(source, f"another file of {below(home, folder, original)}", "copy")
             else:
                 yield Unread(_row, (keys(source), path, source, has_boxes, upright))
 
@@ -93,6 +96,7 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
         default_crop="square-1.6@box" if has_boxes else "square-1.4@detector",
         splits=(),
         rows=rows,
+        home=home,
         expected=EXPECTED if has_boxes else {},  # only then does the variant claim to be whole
         notes=(
             "split by person",
@@ -100,6 +104,11 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
             "direction by the thesis' labels, a table of tilt and pan",
         ),
     )
+
+
+def _is_part(name: str) -> bool:
+    """Whether a folder is one of the dataset's, or of the copy with a folder for each direction."""
+    return bool(re.fullmatch(r"Person\d\d|Front", name)) or direction_from_word(name) is not None
 
 
 def _original(folder: Path, path: Path) -> Path | None:

@@ -12,129 +12,196 @@ Splits: those of a column split, or of the Hugging Face dataset; otherwise none.
 Licence: not stated, unless the Hugging Face dataset has one.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
-from hpe.core.labels import emotion_from_word
-from hpe.data.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, entries, inside, sample, shown, table_rows
-from hpe.sources.columns import EMOTION_ORDERS, UNITS, Columns
-from hpe.sources.folders import SPLIT_WORDS
+from hpe.core.files import resolved
+from hpe.core.labels import SPLITS, emotion_from_word, split_from_word
+from hpe.core.table_files import SUFFIXES, TEXT_SUFFIXES, TextTable, decimal_commas, misfit
+from hpe.sources.base import (
+    Faces,
+    Raw,
+    Reader,
+    Reject,
+    Source,
+    Unread,
+    choice,
+    entries,
+    shown,
+    to_pixels,
+)
+from hpe.sources.columns import EMOTION_ORDERS, Columns
+from hpe.sources.paths import Pictures
+from hpe.sources.units import ANGLES, ASK, BOXES, Units
 
-_CHOICES: Final = {"angles": UNITS, "emotions": tuple(EMOTION_ORDERS)}
+_CHOICES: Final = {"angles": ANGLES, "boxes": BOXES, "emotions": tuple(EMOTION_ORDERS)}
 _UNKNOWN_LICENCE: Final = "not stated; ask who gave you the pictures"
+_MOST_NAMED: Final = 6
+_LARGE_BYTES: Final = 16 << 20
+"""About 300,000 rows, which take 4 seconds."""
+_Row = Mapping[str, Any] | Reject
+
+# What both readers do
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """The options of a user about what the columns mean."""
+
+    columns: str
+    angles: str
+    boxes: str
+    emotions: str
+
+    def meaning(self, reader: str, where: str, found: list[str]) -> Columns:
+        """Raises: UserError: a bad option, or a column that is missing."""
+        choice(reader, "angles", self.angles, ANGLES)
+        choice(reader, "boxes", self.boxes, BOXES)
+        meaning = Columns.of(where, found, self.columns, self.emotions)
+        for option, value, has in (
+            ("angles", self.angles, meaning.has_angles), ("boxes", self.boxes, meaning.has_box),
+        ):  # fmt: skip
+            if value != ASK and not has:
+                expected = "yaw, pitch or roll" if option == "angles" else "x0, y0 with x1, y1 or width, height"
+                raise UserError(
+                    f"{where}: option {option}={value} has nothing to apply to: no column {expected} among "
+                    f"{', '.join(found)[:300]}; name it with columns=…, or leave the option out"
+                )
+        return meaning
+
+
+def _survey(
+    where: str, meaning: Columns, stated: _Stated, rows: Iterable[Mapping[str, Any]]
+) -> tuple[Columns, tuple[str, ...]]:
+    """The columns with the units that all rows together show, and the splits that the rows name.
+
+    Raises:
+        UserError: a unit must be stated, or ``emotions`` is and no emotion is a number.
+    """
+    units, numbered, words = Units(where), False, set[str | None]()
+    split = meaning.names.get("split", "")
+    for row in rows:
+        units.add(*meaning.sizes(row))
+        numbered = numbered or meaning.is_numbered(row)
+        words.add(split_from_word(str(row.get(split, ""))))
+    units.check(angles=stated.angles, boxes=stated.boxes)
+    if stated.emotions != "affectnet" and not numbered:
+        raise UserError(
+            f"{where}: option emotions={stated.emotions} has nothing to apply to: no emotion is a number; leave it out"
+        )
+    return replace(meaning, radians=stated.angles == "radians"), tuple(s for s in SPLITS if s in words)
+
+
+def _sample(
+    faces: Faces, pictures: Pictures, meaning: Columns, here: str, row: Mapping[str, Any],
+    words: Mapping[str, list[str]] | None = None,
+) -> Raw | Reject:  # fmt: skip
+    value = row.get(meaning.names["image"])
+    data, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    text = name if isinstance(value, dict) else data
+    source = here
+    try:
+        if isinstance(data, bytes):
+            image: Path | bytes = data
+        elif isinstance(text, str):
+            source = shown(text.strip()) or here
+            image, source = pictures.find(text)
+        else:
+            return Reject(here, "no picture")
+        record = meaning.record(row, source, words)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        return Reject(source, f"{error} ({here})")
+    return faces.sample(image, record, here)
+
 
 # CSV and Parquet
 
 
-def _table(path: Path) -> Path | None:
+def _tables(path: Path) -> list[Path]:
+    """The table that is meant, or those that lie in a folder."""
     if path.is_file():
-        return path if path.suffix.lower() in (".csv", ".parquet") else None
-    found = [e for e in entries(path) if e.suffix.lower() in (".csv", ".parquet") and e.is_file()]
-    return found[0] if len(found) == 1 else None
+        return [path] if path.suffix.lower() in SUFFIXES else []
+    return [e for e in entries(path) if e.suffix.lower() in SUFFIXES and e.is_file()]
 
 
-def _header(path: Path) -> list[str]:
-    """Raises: UserError: the file is no table."""
-    if path.suffix.lower() == ".csv":
-        _, header = next(table_rows(path), (0, []))
-        if not header:
-            raise UserError(f"{path}: empty; expected a header row and rows")
-        return [name.strip() for name in header]
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table on disk.
 
-    try:
-        return parquet.read_schema(path).names
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from error
-
-
-def _recognise_table(path: Path) -> str | None:
-    table = _table(path)
-    if table is None:
-        return None
-    try:
-        columns = Columns.of(table.name, _header(table), "", "degrees", "affectnet")
-    except UserError:
-        return None
-    if len(columns.names) < 2:
-        return None
-    return f"table {table.name} with " + ", ".join(f"{field} in {name}" for field, name in columns.names.items())
-
-
-def open_table(
-    path: Path, *, columns: str = "", angles: str = "degrees", emotions: str = "affectnet", images: str = ""
-) -> Source:
-    """A CSV or Parquet table with a row per picture.
-
-    Args:
-        path: the table, or a folder with one table.
-        columns: ``image=path,emotion=label,yaw=-pan,group.age=age``; usual names need no entry. A minus negates
-            an angle. ``image`` is a path, or in Parquet the encoded picture itself.
-        angles: ``degrees`` or ``radians``.
-        emotions: meaning of integers: ``affectnet``, ``alphabetical``, ``fer2013`` or ``raf-db``; words need none.
-        images: folder where the paths start; default: that of the table.
-
-    Raises:
-        UserError: no table, a column that is missing, or a bad option.
+    Attributes:
+        columns: its names.
+        text: None for Parquet.
+        embedded: whether a column can hold pictures themselves.
     """
-    table = _table(path)
-    if table is None:
-        raise UserError(f"{path}: expected one .csv or .parquet file, or a folder with one in it")
-    meaning = Columns.of(str(table), _header(table), columns, angles, emotions)
-    root = Path(images) if images else table.parent
 
-    def rows() -> Iterator[Raw | Reject]:
-        keys, seen = Keys(), set()
-        for line, row in _rows(table):
-            here = f"{table.name}:{line}"
-            yield row if isinstance(row, Reject) else _sample(keys, seen, meaning, root, here, row)
+    path: Path
+    columns: list[str]
+    text: TextTable | None = None
+    embedded: frozenset[str] = frozenset()
 
-    return Source(
-        name="table",
-        variant=f"table {table.name}: " + ", ".join(f"{f}={n}" for f, n in meaning.names.items()),
-        licence=_UNKNOWN_LICENCE,
-        publishable=False,
-        default_crop="none",
-        splits=_splits_named(row.get(meaning.names["split"]) for _, row in _rows(table) if isinstance(row, dict))
-        if "split" in meaning.names
-        else (),
-        rows=rows,
-        notes=tuple(f"{name} negated" for name in sorted(meaning.negated)),
-    )
+    @classmethod
+    def open(cls, path: Path) -> "_Table":
+        """Raises: UserError: the file is no table."""
+        if path.suffix.lower() in TEXT_SUFFIXES:
+            text = TextTable.open(path)
+            _, header = next(text.rows(), (0, []))
+            if not header:
+                raise UserError(f"{path}: empty; expected a header row and rows")
+            return cls(path, [name.strip() for name in header], text)
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
 
+        try:
+            schema = parquet.read_schema(path)
+        except (arrow.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a Parquet file: {error}") from error
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        embedded = [n for n, k in kinds.items() if arrow.types.is_struct(k) or arrow.types.is_binary(k)]
+        return cls(path, schema.names, None, frozenset(embedded))
 
-def _splits_named(values: Any) -> tuple[str, ...]:
-    found = {SPLIT_WORDS.get(str(value).strip().lower()) for value in values}
-    return tuple(split for split in ("train", "val", "test") if split in found)
+    @property
+    def where(self) -> str:
+        """The table, and how it was read where that is not the usual, for messages."""
+        return f"{self.path}" + ("" if self.text is None or self.text.usual else f" (read as {self.text.found})")
 
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    if table.suffix.lower() == ".csv":
-        lines = table_rows(table)
-        _, header = next(lines)
-        names = [name.strip() for name in header]
+    def rows(self, only: Iterable[str] | None = None) -> Iterator[tuple[int, _Row]]:
+        """Line number and values of each row; of Parquet's columns those of ``only``."""
+        if self.text is None:
+            yield from _parquet_rows(self.path, only)
+            return
+        lines = self.text.rows()
+        next(lines)
         for line, cells in lines:
-            if len(cells) != len(names):
-                yield line, Reject(f"{table.name}:{line}", f"{len(cells)} columns, expected {len(names)}")
+            if len(cells) != len(self.columns):
+                yield line, Reject(f"{self.path.name}:{line}", misfit(cells, len(self.columns)))
             else:
-                yield line, dict(zip(names, cells, strict=True))
-        return
+                yield line, dict(zip(self.columns, cells, strict=True))
+
+    def commas(self, names: Iterable[str]) -> frozenset[str]:
+        """Which of these columns have decimal commas."""
+        if self.text is None:
+            return frozenset()
+        names = tuple(names)
+        rows = ([row[name] for name in names] for _, row in self.rows() if not isinstance(row, Reject))
+        return frozenset(names[place] for place in decimal_commas(rows))
+
+
+def _parquet_rows(path: Path, only: Iterable[str] | None) -> Iterator[tuple[int, _Row]]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     line = 0
-    with parquet.ParquetFile(table) as file:
-        batches = file.iter_batches(batch_size=256)
+    with parquet.ParquetFile(path) as file:
+        batches = file.iter_batches(batch_size=256, columns=None if only is None else [*only])
         while True:
             try:
                 batch = next(batches, None)
             except (arrow.ArrowException, OSError) as error:
-                yield line + 1, Reject(f"{table.name}:{line + 1}", f"damaged from here on: {error}")
+                yield line + 1, Reject(f"{path.name}:{line + 1}", f"damaged from here on: {error}")
                 return
             if batch is None:
                 return
@@ -143,29 +210,113 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
                 yield line, row
 
 
-def _sample(
-    keys: Keys, seen: set[str], meaning: Columns, root: Path, here: str, row: Mapping[str, Any],
-    words: Mapping[str, list[str]] | None = None,
-) -> Raw | Reject:  # fmt: skip
-    value = row.get(meaning.names["image"])
-    data, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+def _recognise_table(path: Path) -> str | None:
+    tables = _tables(path)
+    if len(tables) != 1:
+        return None
     try:
-        if isinstance(data, bytes):
-            image: Path | bytes = data
-            source = here
-        else:
-            text = name if isinstance(value, dict) else data
-            if not isinstance(text, str):
-                return Reject(here, "no picture")
-            image = inside(root, text)
-            source = shown(text.strip())
-            if source in seen:
-                return Reject(source, f"duplicate row {here}", "copy")
-            seen.add(source)
-        record = meaning.record(row, source, words)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        return Reject(here, str(error))
-    return sample(keys, image, record)
+        columns = Columns.of(tables[0].name, _Table.open(tables[0]).columns)
+    except UserError:
+        return None
+    if len(columns.names) < 2:
+        return None
+    return f"table {tables[0].name} with " + ", ".join(f"{field} in {name}" for field, name in columns.names.items())
+
+
+def why_no_table(path: Path) -> str | None:
+    """Why a folder or file with tables is not recognised as one."""
+    tables = _tables(path)
+    if len(tables) > 1:
+        return f"several tables here ({', '.join(shown(t.name) for t in tables[:_MOST_NAMED])}); give one of them"
+    try:
+        for table in tables:
+            opened = _Table.open(table)
+            Columns.of(opened.where, opened.columns)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def open_table(
+    path: Path, *, columns: str = "", angles: str = ASK, boxes: str = ASK, emotions: str = "affectnet",
+    images: str = "", root: str = "",
+) -> Source:  # fmt: skip
+    """A CSV or Parquet table with a row per face.
+
+    Delimiter, encoding and decimal mark of a CSV are found from the whole file.
+
+    Args:
+        path: the table, or a folder with one table.
+        columns: ``image=path,emotion=label,yaw=-pan,group.age=age``; usual names need no entry. A minus negates
+            an angle. ``image`` is a path, or in Parquet the encoded picture itself.
+        angles: ``degrees`` or ``radians``; ``ask``: degrees, unless nearly all of them could be radians.
+        boxes: ``pixels`` or ``fractions`` of the picture; ``ask``: pixels, unless nearly all could be fractions.
+        emotions: meaning of integers: ``affectnet``, ``alphabetical``, ``fer2013`` or ``raf-db``; words need none.
+        images: folder where the paths start; default: that of the table.
+        root: the dataset's folder, which no path may leave, where that is not the folder where the paths start.
+
+    Raises:
+        UserError: no table, a column that is missing, a unit that must be stated, or a bad option.
+    """
+    tables = _tables(path)
+    if len(tables) != 1:
+        expected = f"expected one file that ends in {', '.join(SUFFIXES)}, or a folder with one in it"
+        raise UserError(f"{path}: {why_no_table(path) or expected}")
+    table = _Table.open(tables[0])
+    stated = _Stated(columns, angles, boxes, emotions)
+    meaning = stated.meaning("table", table.where, table.columns)
+    start, home = _folders(tables[0], images, root)
+    if images and meaning.names["image"] in table.embedded:
+        raise UserError(f"{path}: option images is not used: column {meaning.names['image']!r} holds the pictures")
+    if tables[0].stat().st_size > _LARGE_BYTES:
+        say(f"{tables[0]}: reading all of it once, to tell units and decimal marks")
+    meaning = replace(meaning, commas=table.commas(meaning.numbers))
+    needed = [*meaning.numbers, *(meaning.names[n] for n in ("split",) if n in meaning.names)]
+    surveyed = (row for _, row in table.rows(needed) if not isinstance(row, Reject))
+    meaning, splits = _survey(table.where, meaning, stated, surveyed)
+    encoding = table.text.encoding if table.text else "utf-8"
+    ways = (
+        "; if the paths start in another folder, name it with --option images=FOLDER",
+        "; if it is part of the dataset, name the folder that holds all of it with --option root=FOLDER",
+    )
+    pictures = [Pictures(home, start, encoding, *ways)]
+
+    def rows() -> Iterator[Raw | Reject | Unread]:
+        faces, pictures[0] = Faces(), Pictures(home, start, encoding, *ways)
+        for line, row in table.rows():
+            here = f"{table.path.name}:{line}"
+            got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
+            yield to_pixels(got) if boxes == "fractions" else got
+
+    read_as = () if table.text is None or table.text.usual else (f"{table.path.name} was read as {table.text.found}",)
+    commas = (f"decimal commas in {', '.join(sorted(meaning.commas))}",) if meaning.commas else ()
+    return Source(
+        name="table",
+        variant=f"table {table.path.name}: " + ", ".join(f"{f}={n}" for f, n in meaning.names.items()),
+        licence=_UNKNOWN_LICENCE,
+        publishable=False,
+        default_crop="none",
+        splits=splits,
+        rows=rows,
+        home=home,
+        notes=(*read_as, *commas, *(f"{name} negated" for name in sorted(meaning.negated))),
+        late_notes=lambda: pictures[0].notes(),
+    )
+
+
+def _folders(table: Path, images: str, root: str) -> tuple[Path, Path]:
+    """Where paths start, and the dataset's folder."""
+    start = Path(images) if images else table.parent
+    home = Path(root) if root else start
+    for option, text in (("images", images), ("root", root)):
+        if text and not Path(text).is_dir():
+            raise UserError(f"source table: option {option}={text}: no such folder")
+    if not resolved(start).is_relative_to(resolved(home)):
+        raise UserError(
+            f"source table: option root={root}: {start}, where the paths start, is not in it; name the folder that "
+            "holds both, or give images=FOLDER"
+        )
+    return (start, home) if start.is_relative_to(home) else (resolved(start), resolved(home))
 
 
 # Hugging Face
@@ -180,8 +331,9 @@ def _recognise_saved(path: Path) -> str | None:
 
 
 def open_huggingface(
-    path: Path, *, columns: str = "", angles: str = "degrees", emotions: str = "affectnet", config: str = ""
-) -> Source:
+    path: Path, *, columns: str = "", angles: str = ASK, boxes: str = ASK, emotions: str = "affectnet",
+    config: str = "",
+) -> Source:  # fmt: skip
     """A dataset of ``datasets``: saved with ``save_to_disk``, a local folder of data files, or a hub name.
 
     Pictures stay encoded. Class names (``ClassLabel``) are read as words for emotions. No code of the dataset is
@@ -189,32 +341,39 @@ def open_huggingface(
 
     Args:
         path: the folder, or the name on the hub as ``user/name``.
-        columns, angles, emotions: as for ``table``.
+        columns, angles, boxes, emotions: as for ``table``.
         config: the hub dataset's configuration.
 
     Raises:
-        UserError: it cannot be loaded, or has no pictures.
+        UserError: it cannot be loaded, has no pictures, or as ``table``.
     """
+    if config and _is_saved(path):
+        raise UserError(f"{path}: option config={config} is not used: a folder of save_to_disk has no configurations")
     parts = _load(path, config)
     where = str(path)
     first = next(iter(parts.values()))
     image_columns = [n for n, feature in first.features.items() if type(feature).__name__ == "Image"]
     if image_columns and "image=" not in columns:
         columns = ",".join(filter(None, (f"image={image_columns[0]}", columns)))
-    meaning = Columns.of(where, list(first.features), columns, angles, emotions)
+    stated = _Stated(columns, angles, boxes, emotions)
+    meaning = stated.meaning("huggingface", where, list(first.features))
     words = {
         name: list(feature.names) for name, feature in first.features.items() if type(feature).__name__ == "ClassLabel"
     }
     _check_words(where, meaning, words)
-    splits = _splits_named(parts)
+    needed = [*meaning.numbers, *(meaning.names[n] for n in ("split",) if n in meaning.names)]
+    surveyed = (row for part in parts.values() for row in part.select_columns(needed)) if needed else ()
+    meaning, named = _survey(where, meaning, stated, surveyed)
+    home = path if path.is_dir() else _cache()
 
-    def rows() -> Iterator[Raw | Reject]:
-        keys, seen = Keys(), set()
+    def rows() -> Iterator[Raw | Reject | Unread]:
+        faces, pictures = Faces(), Pictures(home, home)
         for part, rows_of_part in parts.items():
+            split = split_from_word(part)
             for at, row in enumerate(rows_of_part):
-                got = _sample(keys, seen, meaning, path, f"{part}/{at:08d}", row, words)
-                split = _splits_named([part])
-                yield _with_split(got, split[0]) if isinstance(got, Raw) and split else got
+                got = _sample(faces, pictures, meaning, f"{part}/{at:08d}", row, words)
+                got = _with_split(got, split) if isinstance(got, Raw) and split else got
+                yield to_pixels(got) if boxes == "fractions" else got
 
     return Source(
         name="huggingface",
@@ -222,10 +381,17 @@ def open_huggingface(
         licence=(first.info.license or _UNKNOWN_LICENCE) if first.info else _UNKNOWN_LICENCE,
         publishable=False,
         default_crop="none",
-        splits=splits,
+        splits=tuple(s for s in SPLITS if s in {*map(split_from_word, parts), *named}),
         rows=rows,
         total=sum(len(part) for part in parts.values()),
     )
+
+
+def _cache() -> Path:
+    """Where ``datasets`` keeps the pictures of the hub's datasets."""
+    import datasets
+
+    return Path(datasets.config.HF_CACHE_HOME)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _load(path: Path, config: str) -> dict[str, Any]:
@@ -262,8 +428,7 @@ def _check_words(where: str, meaning: Columns, words: Mapping[str, list[str]]) -
 
 
 def _with_split(raw: Raw, split: str) -> Raw:
-    record: Record = replace(raw.record, split=raw.record.split or split)
-    return replace(raw, record=record)
+    return replace(raw, record=replace(raw.record, split=raw.record.split or split))
 
 
 READERS: Final = (

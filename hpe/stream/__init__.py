@@ -14,13 +14,13 @@ A batch's way through the files, which is also their reading order::
 
     trainer     shard_sets.py     what a user names → shards: files, URLs, commands
        │        remote_cache.py   shards that are not local, fetched once per node
-       │        index.py          a shard → a table: where each sample lies, and its labels
-       │        open_tables.py    the shards that a process has open
+       │        index.py          a shard → a table: where each sample lies, and its labels; no tar is opened
+       │        open_files.py     the tars that a process has open
+       │        open_tables.py    a tar and its table, which fit each other
        │        stream.py         Stream: sets of shards, checked and counted
        │        order.py          batch number → positions of this rank → samples
-       │        loader.py         Loader: forks the readers, and hands out batch numbers
-       │ number
-    reader      worker.py         locate, advise the kernel, decode, mask damaged samples, wrap as BatchBlock
+       │        loader.py         Loader: the stages as a WebDataset pipeline, loaded by WebLoader
+    reader      worker.py         the stages: positions → places → data → pixels → batch
        │        batch_block.py    the batch as one block of bytes
        │ block  shared_memory.py  where the block lies: a message names only its slot
     trainer     loader.py         (again) views of the block, nothing copied, in the order of the plan
@@ -34,17 +34,19 @@ from hpe.stream.index import LabelSource
 from hpe.stream.loader import Loader
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.stream import Balance, Counts, Stream
-from hpe.stream.worker import Reading
+from hpe.stream.worker import Draft, Reading, Stage
 
 __all__ = [
     "Balance",
     "Counts",
     "Damage",
+    "Draft",
     "LabelSource",
     "Loaded",
     "Loader",
     "Reading",
     "ShardSet",
+    "Stage",
     "Stream",
     "resolve",
 ]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from hpe.core.geometry import angle_errors, euler_from_rotation, mirror_angles, rotation_from_euler
+from hpe.core.geometry import euler_from_rotation, mirror_angles, nearest_euler, rotation_from_euler
 from hpe.core.labels import MIRRORED_DIRECTION
 from hpe.core.randomness import permutation, uniforms
 from hpe.data.batch import Batch
@@ -217,12 +217,8 @@ def turned_angles(angles: Float[Tensor, "batch 3"], degrees: Float[Tensor, " bat
     roll upside down.
     """
     about_z = torch.stack((torch.zeros_like(degrees), torch.zeros_like(degrees), degrees), -1)
-    usual = euler_from_rotation(rotation_from_euler(angles) @ rotation_from_euler(about_z))
-    yaw, pitch, roll = usual.unbind(-1)
-    other = torch.stack((180.0 - yaw, pitch + 180.0, roll + 180.0), -1)
-    other = (other + 180.0).remainder(360.0) - 180.0
-    nearer = angle_errors(other, angles).sum(-1) < angle_errors(usual, angles).sum(-1)
-    return torch.where(nearer[:, None], other, usual)
+    turned = euler_from_rotation(rotation_from_euler(angles) @ rotation_from_euler(about_z))
+    return nearest_euler(turned, angles)
 
 
 def _luma(images: Images) -> Float[Tensor, "batch 1 height width"]:

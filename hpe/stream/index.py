@@ -1,38 +1,53 @@
-"""What is known of a shard before a picture is read: where each sample lies and what its labels are.
+"""The table of a shard: where each sample lies and what its labels are, known before a picture is read.
 
-A shard's headers and records are read by the first reader of a node that needs them, and stored in the
-node's cache as plain arrays; every other reader, and every later epoch, maps those. With a hundred readers
-on a node, parsing in each of them would cost as much as decoding.
+It comes from the index beside the shards (:mod:`hpe.data.index`): no tar is opened, no remote shard fetched. A tar
+without an index is read by the first reader of a node that needs it, and its index kept in the node's cache; every
+other reader, and every later epoch, maps that. With a hundred readers on a node, parsing in each of them would cost as
+much as decoding.
 """
 
 import hashlib
 import json
-import os
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64
+import pyarrow as pa
+from jaxtyping import Float32, Int64
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.core.files import aside, locked
 from hpe.core.labels import EMOTIONS
+from hpe.data.index import (
+    Index,
+    IndexedShard,
+    IndexFile,
+    check_index,
+    index_open_shard,
+    open_index,
+    valid,
+    values,
+    write_index,
+)
 from hpe.data.pose_labels import read_labels
-from hpe.data.records import Record
 from hpe.data.shard_reader import open_tar
-from hpe.stream.batch_block import COLUMNS, LABELS, LabelRows
-from hpe.stream.remote_cache import waiting_lock
+from hpe.stream.batch_block import LABELS, LabelRows
+from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
+from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1
 """The row of damage to the tar itself."""
-_FORMAT: Final = "3"
-"""Of the stored arrays; part of a file's name, so tables of another version are not read, but made again."""
+_FORMAT: Final = "4"
+"""Of the cache; part of a file's name, so what another version wrote is not read, but made again."""
+_TABLES: Final = 192
 _ANGLES: Final = slice(LABELS.index("yaw"), LABELS.index("roll") + 1)
 _DIRECTION: Final = LABELS.index("direction")
-_NUMBERS: Final = ("valence", "arousal", "yaw", "pitch", "roll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,145 +76,234 @@ class LabelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardRows:
+    """A shard in an index: its entry, and its rows by the columns of :data:`hpe.data.index.SCHEMA`.
+
+    ``written``: date of the index in ns, where the tar may be younger; None: the rows were read from the tar itself.
+    """
+
+    entry: IndexedShard
+    batch: pa.RecordBatch
+    written: int | None = None
+
+
+@dataclass(frozen=True)
 class ShardTable:
     """A shard's samples in order.
 
     Attributes:
-        places: byte offset and size of each picture in the tar; a size of 0 marks a damaged record.
+        rows: the shard in its index.
         labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution per sample.
-        key_ends, key_bytes: the keys, one after another in UTF-8.
-        damage: why the tar ends early, or damaged records, as JSON-able texts by row (:data:`WHOLE_SHARD`: the tar).
     """
 
-    places: Int64[np.ndarray, "rows 2"]
+    rows: ShardRows
     labels: LabelRows
-    key_ends: Int64[np.ndarray, " rows"]
-    key_bytes: bytes
-    damage: dict[int, str]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows.batch)
+
+    @cached_property
+    def places(self) -> Int64[np.ndarray, "rows 2"]:
+        """Byte offset and size of each picture in the tar."""
+        columns = (values(self.rows.batch.column(name), np.int64) for name in ("image_offset", "image_bytes"))
+        return np.stack(tuple(columns), 1)
+
+    @cached_property
+    def damage(self) -> dict[int, str]:
+        """Why the tar ends early (:data:`WHOLE_SHARD`), and damaged records by row."""
+        whole = {WHOLE_SHARD: self.rows.entry.damage} if self.rows.entry.damage else {}
+        problems = self.rows.batch.column("problem")
+        if problems.null_count == len(problems):
+            return whole
+        rows = np.flatnonzero(valid(problems)).tolist()
+        return whole | {row: problems[row].as_py() for row in rows}
 
     def key(self, row: int) -> str:
         """The key of a row."""
-        start = int(self.key_ends[row - 1]) if row else 0
-        return self.key_bytes[start : int(self.key_ends[row])].decode("utf-8", "replace")
+        return self._keys[row].as_py()
 
-    @property
-    def keys(self) -> list[str]:
-        """All keys."""
-        return [self.key(row) for row in range(len(self))]
+    @cached_property
+    def _keys(
+        self,
+    ) -> pa.Array:  # looked up for every sample of every batch: found by name, it takes four times as long
+        return self.rows.batch.column("key")
 
 
-def table_of(shard: Shard, file: int, labels: LabelSource, cache: Path) -> ShardTable:
-    """The shard's table, from the node's cache where it is there.
+class ShardTables:
+    """The tables of one process; the least recently used make room for others.
 
     Args:
-        shard: the shard.
-        file: descriptor of the open tar.
+        sets: the shards of each dataset.
         labels: where labels come from; pose tables are joined by key.
+        files: opens the tars that have no index.
+        remote: fetches the indexes of remote shards.
         cache: the node's folder of tables.
-
-    Raises:
-        UserError: the pose table is not the shard's.
-        OSError: the tar cannot be read.
     """
-    state = os.fstat(file)
-    identity: list[Any] = [_FORMAT, shard.url, state.st_size, state.st_mtime_ns, shard.sha256]
-    if labels.needs_pose and shard.pose is not None:
-        try:
-            pose = shard.pose.stat()
-        except OSError as error:
+
+    def __init__(
+        self, sets: Sequence[Sequence[Shard]], labels: LabelSource, files: OpenFiles, remote: RemoteCache, cache: Path
+    ) -> None:
+        self._sets, self._labels, self._files, self._remote, self._cache = sets, labels, files, remote, cache
+        self._indexes: dict[str, tuple[Index, dict[str, ShardRows]]] = {}
+        self._known: OrderedDict[tuple[int, int], ShardTable | Unreadable] = OrderedDict()
+
+    def rows(self, dataset: int, shard: int) -> ShardRows | Unreadable:
+        """The rows of a shard as its tar states them, or why they cannot be read.
+
+        Raises:
+            UserError: the index is damaged, or does not list the shard.
+        """
+        one = self._sets[dataset][shard]
+        if one.index is None:
+            opened = self._files.open(dataset, shard)
+            if one.copied:  # or all shards of a dataset would be in use at once
+                self._files.release(dataset, shard)
+            return opened if isinstance(opened, Unreadable) else self.rows_of_tar(one, opened)
+        if one.index.url not in self._indexes:
+            self._indexes[one.index.url] = self._open_index(one.index)
+        found = self._indexes[one.index.url][1].get(one.name)
+        if found is None:
+            raise UserError(f"{one.index.url}: does not list {one.name}; {one.index.way_out}")
+        if one.samples not in (None, found.entry.samples) or one.bytes not in (None, found.entry.bytes):
             raise UserError(
-                f"{shard.pose}: no pose table of {shard.name} ({error.strerror}); run `hpe pose`"
-            ) from error
-        identity += [str(shard.pose.resolve()), pose.st_size, pose.st_mtime_ns, labels.angles, labels.direction]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]
-    path = cache / f"{name}.table"
-    if (table := _load(path)) is not None:
-        return table
-    with waiting_lock(cache / f"{name[:2]}.lock"):  # two digits: 256 lock files serve all tables
-        # Looked for again: another reader may have stored it while this one waited.
-        if (table := _load(path)) is None:
-            table = _joined(_parse(file), shard, labels)
-            _save(path, table)
-    return table
+                f"{one.index.url}: made from a {one.name} of {found.entry.samples:,} samples in {found.entry.bytes:,} "
+                f"bytes, the manifest lists {one.samples} in {one.bytes}; {one.index.way_out}"
+            )
+        return found
 
-
-def still_holds(file: int, table: ShardTable) -> bool:
-    """Whether an open tar has the samples of its table, at their places: false when it was written over."""
-    try:
-        now = _parse(file)
-    except (OSError, ValueError):
-        return False
-    return now.key_bytes == table.key_bytes and np.array_equal(now.places, table.places)
-
-
-def _parse(file: int) -> ShardTable:
-    shard = open_tar(file)
-    rows = np.full((len(shard), COLUMNS), np.nan, np.float32)
-    damage = {WHOLE_SHARD: shard.damage} if shard.damage else {}
-    for row in range(len(shard)):
+    def rows_of_tar(self, shard: Shard, file: OpenFile) -> ShardRows | Unreadable:
+        """The rows of an open tar, from the node's cache where they are there."""
+        path = self._cached("tar", shard.url, *file.written(), shard.sha256)
         try:
-            rows[row] = label_row(shard.record_bytes(row))
-        except (ValueError, RecursionError) as error:
-            damage[row] = f"damaged record: {error}"
-    return _table(shard.keys, shard.index.images, damage, rows)
+            index = _load(path)
+            if index is None:
+                with locked(self._cache / f"{path.name[:2]}.lock", None):  # two digits: 256 files serve all tables
+                    # Looked for again: another reader may have stored it while this one waited.
+                    if (index := _load(path)) is None:
+                        entry, batch = index_open_shard(shard.name, open_tar(file.file))
+                        write_index(path, [entry], [batch])
+                        index = open_index(path)
+        except OSError as error:
+            return Unreadable(f"{error.strerror or error}", time.monotonic())
+        return ShardRows(index.shards[0], index.batches[0])
 
+    def release(self) -> None:
+        """Take the indexes out of this process' memory (:meth:`hpe.data.index.Index.release`)."""
+        for index, _ in self._indexes.values():
+            index.release()
 
-def _table(keys: Sequence[str], places: np.ndarray, damage: dict[int, str], rows: LabelRows) -> ShardTable:
-    encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
-    ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
-    return ShardTable(places, rows, ends, b"".join(encoded), damage)
+    def table(self, dataset: int, shard: int) -> ShardTable | Unreadable:
+        """The table of a shard, or why it cannot be read.
 
+        Raises:
+            UserError: the index is damaged, or the shard's pose table belongs to other samples.
+        """
+        place = dataset, shard
+        found = self._known.get(place)
+        if found is None or (isinstance(found, Unreadable) and found.due):
+            rows = self.rows(dataset, shard)
+            found = rows if isinstance(rows, Unreadable) else self.joined(self._sets[dataset][shard], rows)
+            self._known[place] = found
+        self._known.move_to_end(place)
+        if len(self._known) > _TABLES:
+            self._known.popitem(last=False)
+        return found
 
-def label_row(record: bytes) -> list[float]:
-    """A record's labels as a row, NaN where it has no label.
-
-    Raises:
-        ValueError: not a record, or an impossible one.
-    """
-    labels = Record.from_json(record)
-    if problems := labels.problems():
-        raise ValueError("; ".join(problems))
-    row = [
-        np.nan if labels.emotion is None else labels.emotion,
-        np.nan if labels.direction is None else labels.direction,
-    ]
-    row += [np.nan if (value := getattr(labels, name)) is None else value for name in _NUMBERS]
-    votes = labels.emotion_votes
-    if votes and (total := sum(votes)) > 0:
-        return row + [vote / total for vote in votes]
-    return row + [float(labels.emotion == emotion) for emotion in range(len(EMOTIONS))]
-
-
-def _joined(table: ShardTable, shard: Shard, labels: LabelSource) -> ShardTable:
-    if not labels.needs_pose or shard.pose is None:
+    def joined(self, shard: Shard, rows: ShardRows) -> ShardTable:
+        """The table of rows, with the labels of the shard's pose table where these are asked for."""
+        table = ShardTable(rows, label_rows(rows.batch))
+        if self._labels.needs_pose and shard.pose is not None:
+            angles, direction = self._pose_labels(shard.pose, shard.name, rows)
+            if self._labels.angles == "pose":
+                table.labels[:, _ANGLES] = angles
+            if self._labels.rule:
+                table.labels[:, _DIRECTION] = direction
         return table
-    angles, direction = read_labels(shard.pose, table.keys, rule=labels.rule)
-    if labels.angles == "pose":
-        table.labels[:, _ANGLES] = angles
-    if labels.rule:
-        table.labels[:, _DIRECTION] = direction
-    return table
+
+    def _pose_labels(self, pose: Path, name: str, rows: ShardRows) -> tuple[np.ndarray, np.ndarray]:
+        """Angles and directions of a pose table in the order of the rows, from the node's cache where they are there.
+
+        Raises:
+            UserError: there is no table, or it belongs to other samples.
+        """
+        try:
+            state = pose.stat()
+        except OSError as error:
+            raise UserError(f"{pose}: no pose table of {name} ({error.strerror}); run `hpe pose`") from error
+        keys = rows.batch.column("key")
+        digest = hashlib.sha256(b"\0".join(memoryview(part) for part in keys.buffers() if part is not None)).hexdigest()
+        path = self._cached("pose", str(pose.resolve()), state.st_size, state.st_mtime_ns, self._labels.rule, digest)
+        try:
+            stored = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            angles, direction = read_labels(pose, keys.to_pylist(), rule=self._labels.rule)
+            stored = np.column_stack((angles, direction))
+            with aside(path) as part, part.open("wb") as out:
+                np.save(out, stored, allow_pickle=False)
+        return stored[:, :3], stored[:, 3]
+
+    def _cached(self, *identity: Any) -> Path:
+        name = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:40]
+        return self._cache / f"{name}.table"
+
+    def _open_index(self, file: IndexFile) -> tuple[Index, dict[str, ShardRows]]:
+        """An index, and its shards by name. All of it is checked once on each node.
+
+        Raises:
+            UserError: it is not there, damaged, or not the one that the manifest names.
+        """
+        try:
+            path = self._remote.local_copy(file.url, file.sha256) if file.remote else Path(file.url)
+            state = path.stat()
+            stamp = self._cached("index", file.url, state.st_size, state.st_mtime_ns, file.sha256)
+            if not stamp.exists():
+                digest = check_index(path)
+                if file.sha256 not in (None, digest):
+                    raise ValueError(f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}… (manifest)")
+                stamp.touch()
+            index = open_index(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"{file.url}: {reason}; {file.way_out}") from error
+        written = None if file.remote else state.st_mtime_ns
+        rows = zip(index.shards, index.batches, strict=True)
+        return index, {entry.name: ShardRows(entry, batch, written) for entry, batch in rows}
 
 
-def _save(path: Path, table: ShardTable) -> None:
-    with aside(path) as part, part.open("wb") as out:
-        notes = json.dumps(table.damage).encode()
-        for array in (table.places, table.labels, table.key_ends, table.key_bytes, notes):
-            if isinstance(array, bytes):
-                array = np.frombuffer(array, np.uint8)
-            np.lib.format.write_array(out, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _load(path: Path) -> ShardTable | None:
-    """A stored table; None where there is none, or it is not whole."""
+def _load(path: Path) -> Index | None:
+    """A stored index of this node; None where there is none, or it is not whole."""
     try:
-        with path.open("rb") as stored:
-            arrays = [np.lib.format.read_array(stored, allow_pickle=False) for _ in range(5)]
-    except (OSError, ValueError, EOFError):
+        return open_index(path)
+    except ValueError:
         return None
-    places, labels, ends, keys, notes = arrays
-    damage = {int(row): reason for row, reason in json.loads(notes.tobytes()).items()}
-    return ShardTable(places, labels, ends, keys.tobytes(), damage)
+
+
+def label_columns(rows: pa.RecordBatch | pa.Table) -> Float32[np.ndarray, "rows labels"]:
+    """The labels of rows of an index by :data:`LABELS`, NaN where there is none; a label's values lie side by side."""
+    found = np.empty((rows.num_rows, len(LABELS)), np.float32, order="F")
+    for at, name in enumerate(LABELS):
+        found[:, at] = _floats(rows.column(name))
+    return found
+
+
+def _floats(column: pa.Array | pa.ChunkedArray) -> Float32[np.ndarray, " rows"]:
+    """A column of numbers, NaN where it is null."""
+    column = column.cast(pa.float32(), safe=False)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    found = values(column, np.float32)
+    return np.where(valid(column), found, np.float32(np.nan)) if column.null_count else found
+
+
+def label_rows(rows: pa.RecordBatch) -> LabelRows:
+    """The labels of a shard, then the emotion's distribution: the votes' shares, or 1 for the emotion."""
+    labels = label_columns(rows)
+    shares = (labels[:, :1] == np.arange(len(EMOTIONS), dtype=np.float32)).astype(np.float32)
+    votes = rows.column("emotion_votes")
+    if votes.null_count == len(votes):
+        return np.hstack((labels, shares))
+    voted = np.flatnonzero(valid(votes))
+    counts = values(votes.drop_null().flatten(), np.float64).reshape(-1, len(EMOTIONS))
+    total = counts.sum(1)
+    shares[voted[total > 0]] = counts[total > 0] / total[total > 0, None]
+    return np.hstack((labels, shares))

@@ -1,23 +1,25 @@
 """The trainer's side of the stream: worker processes, their memory, and batches in the order of the plan."""
 
-import itertools
 import signal
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
-from torch.utils.data import DataLoader
 
 from hpe.core.distributed import cuda, device, from_parent
 from hpe.core.errors import UserError
+from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import BatchBlock, Damage, Loaded, layout
 from hpe.stream.decoding import DeviceDecoder
 from hpe.stream.order import Plan
 from hpe.stream.shared_memory import SharedMemory
-from hpe.stream.worker import Batches, Reading, Refusal
+from hpe.stream.worker import Reader, Reading, Refusal, Stage
+
+if TYPE_CHECKING:
+    from webdataset import DataPipeline
 
 _NAMED_DAMAGE: Final = 1000
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -28,40 +30,59 @@ class Loader:
 
     Attributes:
         samples: samples of all datasets together: an epoch.
+        stages: what the readers do, by name, in this order; see :mod:`hpe.stream.worker` and :meth:`insert`.
         waited_seconds: time that the consumer has waited for batches, to be read and to be decoded.
         named_damage: what could not be read so far: the first thousand samples.
         damaged_samples: how many samples could not be read so far.
     """
 
-    def __init__(self, batches: Batches, plan: Plan, reading: Reading, samples: int) -> None:
-        self._plan, self._reading, self._dataset, self.samples = plan, reading, batches, samples
+    def __init__(self, reader: Reader, plan: Plan, reading: Reading, samples: int, ahead: Ahead) -> None:
+        self._reader, self._plan, self._reading, self.samples, self._ahead = reader, plan, reading, samples, ahead
+        self.stages = reader.stages
         self.waited_seconds = 0.0
         self.named_damage: list[Damage] = []
         self.damaged_samples = 0
         self._reported = 0, 0
-        numbers = range(plan.batches) if plan.batches is not None else _Endless()
-        self._batches = len(numbers) if isinstance(numbers, range) else None
-        self._loader = _Readers(
-            batches,
-            batch_size=None,
-            sampler=numbers,  # pyright: ignore[reportArgumentType] (any iterable of indices)
-            num_workers=reading.workers,
-            prefetch_factor=reading.prefetch if reading.workers else None,
-            pin_memory=cuda(),
-            worker_init_fn=_start_worker,
-            # Forked readers inherit the shared memory (an anonymous map, which no other process could open), the tables
-            # and the open shards, and need not import torch again. They never touch the device, which a forked process
-            # could not use.
-            multiprocessing_context="fork" if reading.workers else None,
-            collate_fn=_unchanged,  # pyright: ignore[reportArgumentType] (one batch, not a list)
-        )
         self._iterator: Iterator[Any] | None = None
         self._decoder: DeviceDecoder | None = None
 
+    def insert(self, stage: Stage, *, after: str) -> Self:
+        """Put a stage behind another one: a function of a whole batch (:class:`hpe.stream.worker.Draft`).
+
+        It runs in the readers, and is named as its function is. It must be a function of the draft alone, or a resumed
+        run will differ; ``draft.start + row`` is the place of a row in the global sequence, to seed what is random.
+
+        Raises:
+            UserError: there is no such stage, it is the last one, or the new one's name is taken.
+        """
+        names = list(self.stages)
+        if after not in names[:-1]:
+            raise UserError(f"insert: after {after!r}: expected one of {', '.join(names[:-1])}")
+        if stage.__name__ in names:
+            raise UserError(f"insert: a stage {stage.__name__!r} is there already; give the function another name")
+        at = names.index(after) + 1
+        both = [*self.stages.items()]
+        self.stages = dict([*both[:at], (stage.__name__, stage), *both[at:]])
+        return self
+
+    def pipeline(self, until: str | None = None) -> "DataPipeline":
+        """The stages as a WebDataset pipeline, all or up to one: its items are drafts; of all stages, batches.
+
+        Raises:
+            UserError: there is no such stage.
+        """
+        import webdataset
+
+        names = list(self.stages)
+        if until is not None and until not in names:
+            raise UserError(f"pipeline: until {until!r}: expected one of {', '.join(names)}")
+        first, *others = list(self.stages.values())[: len(names) if until is None else names.index(until) + 1]
+        return webdataset.DataPipeline(first, *map(webdataset.map, others))
+
     def __len__(self) -> int:
-        if self._batches is None:
+        if self._plan.batches is None:
             raise TypeError("an endless stream has no length")
-        return self._batches
+        return self._plan.batches
 
     def __iter__(self) -> "Loader":
         """Start (again) from the first batch of the plan."""
@@ -70,20 +91,39 @@ class Loader:
         return self
 
     def _start(self) -> Iterator[Any]:
+        import webdataset
+
         workers, size = self._reading.workers, self._reading.size
         if workers:
             rows = -(-self._plan.batch // self._plan.ranks)
             # What waits in the queue, and two that the trainer may hold.
-            self._dataset.memory = SharedMemory(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
-        if self._loader.pin_memory:
+            self._reader.memory = SharedMemory(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
+        if cuda():
             # Memory is page-locked for the device that is current in the thread that asks: DataLoader's takes over
             # what is current here. Before Accelerate starts that is GPU 0 for every rank.
             torch.cuda.set_device(device())
         if self._reading.decoder == "gpu":
             self._decoder = DeviceDecoder(self._read, self._reading, device())
-        with warnings.catch_warnings(), _signals_wait():  # Python 3.12 warns of any fork beside threads
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return iter(self._loader)
+        with warnings.catch_warnings(), _signals_wait():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+            # `data.workers` is the user's own number, and right where readers wait for a network or a disk. The log of
+            # a training shows how long it has waited for its readers.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = webdataset.WebLoader(
+                self.pipeline().compose(_refused),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=self._reading.prefetch if workers else None,
+                pin_memory=cuda(),
+                worker_init_fn=_start_worker,
+                # Forked readers inherit the shared memory (an anonymous map, which no other process could open), the
+                # tables and the open shards, and need not import torch again. They never touch the device, which a
+                # forked process could not use.
+                multiprocessing_context="fork" if workers else None,
+            )
+            self._ahead.start()
+            # Not `iter`, which forks the readers at the first batch, when signals no longer wait.
+            return loader.iterator1()
 
     def __next__(self) -> Loaded:
         if self._iterator is None:
@@ -91,9 +131,10 @@ class Loader:
         start = time.perf_counter()
         try:
             loaded = self._decoder.next() if self._decoder else self._read().unpack()
-        except UserError:
+        except (UserError, StopIteration):
             self.close()
             raise
+        self._ahead.reached(loaded.samples_seen)
         self.waited_seconds += time.perf_counter() - start
         self.damaged_samples += len(loaded.damage)
         self.named_damage += loaded.damage[: _NAMED_DAMAGE - len(self.named_damage)]
@@ -121,6 +162,7 @@ class Loader:
         """End the workers."""
         if self._decoder is not None:
             self._decoder.close()
+        self._ahead.close()
         iterator: Any = self._iterator
         self._iterator = self._decoder = None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
@@ -143,25 +185,11 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Readers(DataLoader):
-    def check_worker_number_rationality(self) -> None:
-        """Do without torch's warning of more readers than cores.
-
-        ``data.workers`` is the user's own number, and right where readers wait for a network or a disk. The log
-        of a training shows how long it has waited for its readers.
-        """
-
-
-class _Endless:
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count()
-
-    def __len__(self) -> int:
-        return 1 << 62
-
-
-def _unchanged(block: BatchBlock) -> BatchBlock:
-    return block
+def _refused(batches: Iterator[BatchBlock]) -> Iterator[BatchBlock | Refusal]:
+    try:
+        yield from batches
+    except UserError as error:  # torch would hand on an exception as a traceback of the reader
+        yield Refusal(str(error))
 
 
 def _start_worker(_: int) -> None:

@@ -1,116 +1,107 @@
-"""The shards that a process has open: the descriptor of each tar, and its table."""
+"""Shards that are read: the descriptor of each tar and its table, which fit each other."""
 
-import os
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
-from hpe.core.files import open_regular
-from hpe.stream.index import LabelSource, ShardTable, still_holds, table_of
-from hpe.stream.remote_cache import RemoteCache
+from hpe.data.index import equal_rows
+from hpe.stream.index import ShardRows, ShardTable, ShardTables
+from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
+from hpe.stream.order import Places
 from hpe.stream.shard_sets import Shard
-
-# Three default windows of 64 shards. With fewer than one window, nearly every sample would open its shard again; with
-# far more, a reader would come near the usual limit of 1,024 descriptors per process.
-_OPEN_SHARDS: Final = 192
-_RETRY_SECONDS: Final = 600.0
-"""After this time a shard that could not be opened is tried again: servers come back."""
-_FETCHES: Final = 3
-
-
-class OpenTable:
-    """An open shard: the descriptor of its tar, and its table. The descriptor is closed with this object.
-
-    State: a file offset belongs to all processes that were forked with a descriptor, so readers use ``pread`` only.
-    Owner: whoever holds this object. Were the descriptor closed where the table is dropped from
-    :class:`OpenTables`, a batch of more shards than that keeps would read through closed descriptors, or through
-    their numbers in other shards.
-    """
-
-    def __init__(self, file: int, table: ShardTable) -> None:
-        self.file, self.table = file, table
-        self.written = _written(file)
-
-    def __del__(self) -> None:
-        os.close(self.file)
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A shard that could not be opened."""
+class OpenTable:
+    """An open shard: its file, and the table that was found to fit it."""
 
-    reason: str
-    since: float
+    opened: OpenFile
+    table: ShardTable
+
+    @property
+    def file(self) -> int:
+        """The descriptor, open as long as this object lives."""
+        return self.opened.file
 
 
 class OpenTables:
-    """Open shards of one process; the least recently used make room for others."""
+    """Open shards of one process. What was found to fit an open file is kept with that file, not here."""
 
-    def __init__(self, sets: Sequence[Sequence[Shard]], labels: LabelSource, remote: RemoteCache, tables: Path) -> None:
-        self._sets, self._labels, self._remote, self._tables = sets, labels, remote, tables
-        self._known: OrderedDict[tuple[int, int], OpenTable | Unreadable] = OrderedDict()
+    def __init__(self, sets: Sequence[Sequence[Shard]], files: OpenFiles, tables: ShardTables) -> None:
+        self._sets, self._files, self._tables = sets, files, tables
+        self._windows: tuple[Places, Places] = [], []
 
-    def open(self, dataset: int, shard: int) -> OpenTable | Unreadable:
-        """Descriptor and table of a shard, or why it cannot be read.
+    def table(self, dataset: int, shard: int) -> ShardTable | Unreadable:
+        """The table of a shard; its tar is neither opened nor fetched where there is an index.
 
         Raises:
-            UserError: the shard's pose table belongs to other samples.
+            UserError: the index is damaged, or the shard's pose table belongs to other samples.
         """
-        place = dataset, shard
-        found = self._known.get(place)
-        if found is None or (isinstance(found, Unreadable) and time.monotonic() >= found.since + _RETRY_SECONDS):
-            found = self._known[place] = self._opened(self._sets[dataset][shard])
-        self._known.move_to_end(place)
-        if len(self._known) > _OPEN_SHARDS:
-            self._known.popitem(last=False)
-        return found
+        return self._tables.table(dataset, shard)
+
+    def open(self, dataset: int, shard: int) -> OpenTable | Unreadable:
+        """File and table of a shard, or why it cannot be read.
+
+        Raises:
+            UserError: the index is damaged, the shard's pose table belongs to other samples; as of
+                :meth:`OpenFiles.open`.
+        """
+        opened = self._files.open(dataset, shard)
+        if isinstance(opened, Unreadable):
+            return opened
+        if opened.table is None or (isinstance(opened.table, Unreadable) and opened.table.due):
+            opened.table = self._fitted(dataset, shard, opened)
+        return opened.table if isinstance(opened.table, Unreadable) else OpenTable(opened, opened.table)
 
     def overwritten(self, dataset: int, shard: int) -> bool:
         """Whether somebody has written into an open shard so that it contains other samples now."""
-        found = self._known.get((dataset, shard))
-        if not isinstance(found, OpenTable) or self._sets[dataset][shard].remote:
+        one, opened = self._sets[dataset][shard], self._files.open(dataset, shard)
+        if one.copied or not isinstance(opened, OpenFile) or not isinstance(opened.table, ShardTable):
             return False
-        if (now := _written(found.file)) == found.written:
+        if (now := opened.written()) == opened.since:
             return False
-        if not still_holds(found.file, found.table):
+        own = self._tables.rows_of_tar(one, opened)
+        if isinstance(own, Unreadable) or not _begins(opened.table.rows, own) or len(own.batch) < len(opened.table):
             return True
-        found.written = now  # the same bytes with a new date
+        opened.since = now  # the same bytes with a new date
         return False
 
-    def _opened(self, shard: Shard) -> OpenTable | Unreadable:
-        try:
-            file = _open_local(shard, self._remote)
-            try:
-                table = table_of(shard, file, self._labels, self._tables)
-            except BaseException:
-                os.close(file)
-                raise
-        except OSError as error:
-            return Unreadable(f"{error.strerror or error}", time.monotonic())
-        return OpenTable(file, table)
+    def leave_windows(self, windows: tuple[Places, Places]) -> None:
+        """Close what no window needs any more, so that it may make room in the cache."""
+        if windows != self._windows:
+            self._windows = windows
+            self._files.close_others({*windows[0], *windows[1]})
+
+    def _fitted(self, dataset: int, shard: int, opened: OpenFile) -> ShardTable | Unreadable:
+        one, table = self._sets[dataset][shard], self._tables.table(dataset, shard)
+        if isinstance(table, Unreadable) or one.index is not None:
+            return table if isinstance(table, Unreadable) else self._fitting(one, opened, table)
+        # The table was read from a tar that lay here before: from this one, or from what it has replaced since.
+        own = self._tables.rows_of_tar(one, opened)
+        if isinstance(own, Unreadable) or _begins(table.rows, own):
+            return own if isinstance(own, Unreadable) else table
+        return Unreadable("the shard was written over while in use", time.monotonic())
+
+    def _fitting(self, shard: Shard, opened: OpenFile, table: ShardTable) -> ShardTable | Unreadable:
+        """The table as it fits the file: of a truncated tar its beginning; of a tar with other samples, none.
+
+        A tar that is younger than its index, or of another size, is read itself (once on a node), as a tar that was
+        packed again is often of the same size. What a server or a command gives was compared with its sha256.
+        """
+        size, date = opened.since
+        index = table.rows.written
+        if index is None or (size == table.rows.entry.bytes and date <= index):
+            return table
+        own = self._tables.rows_of_tar(shard, opened)
+        if isinstance(own, Unreadable):
+            return own
+        if not _begins(table.rows, own):
+            way_out = shard.index.way_out if shard.index else ""
+            return Unreadable(f"the tar was changed after its index was made; {way_out}", time.monotonic())
+        return ShardTable(own, table.labels[: len(own.batch)])
 
 
-def _open_local(shard: Shard, remote: RemoteCache) -> int:
-    """A descriptor of the shard, fetched first where it is remote.
-
-    Raises:
-        OSError: it cannot be opened or fetched.
-    """
-    for _ in range(_FETCHES):
-        path = remote.local_copy(shard.url, shard.sha256) if shard.remote else Path(shard.url)
-        try:
-            with open_regular(path) as file:
-                return os.dup(file.fileno())
-        except FileNotFoundError:
-            if not shard.remote:  # another process may have removed this very file to make room for its own
-                raise
-    raise OSError("removed from the cache again and again: its limit is too small for one window of shards")
-
-
-def _written(file: int) -> tuple[int, int]:
-    """What changes when a file is written to."""
-    state = os.fstat(file)
-    return state.st_size, state.st_mtime_ns
+def _begins(whole: ShardRows, part: ShardRows) -> bool:
+    """Whether a shard's rows begin with those of another reading of it."""
+    rows = len(part.batch)
+    return rows <= len(whole.batch) and equal_rows(part.batch, whole.batch.slice(0, rows))

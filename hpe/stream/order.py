@@ -28,6 +28,11 @@ _SHARDS_OF_WINDOWS, _ROWS_OF_WINDOW, _PARTS_OF_BLOCK, _SEED_OF_CLASS = 1, 2, 3, 
 Picks = Int64[np.ndarray, "positions 3"]
 """Per position: dataset, shard in the dataset, row in the shard."""
 
+Places = list[tuple[int, int]]
+"""Shards: dataset, shard in the dataset."""
+
+_IN_ORDER_WINDOW: Final = 4
+
 
 class Order(Protocol):
     """A sequence of samples."""
@@ -37,6 +42,10 @@ class Order(Protocol):
 
     def at(self, start: int, stop: int) -> Picks:
         """The samples at positions start .. stop - 1."""
+        ...
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """The shards that are read around a position, and those that are read next."""
         ...
 
 
@@ -53,6 +62,12 @@ class InOrder:
         """See :class:`Order`."""
         return _locate(self._places, self._ends, np.arange(start, stop))
 
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`: a few shards."""
+        here = int(np.searchsorted(self._ends, position, side="right"))
+        middle, end = here + _IN_ORDER_WINDOW, here + 2 * _IN_ORDER_WINDOW
+        return _pairs(self._places[here:middle]), _pairs(self._places[middle:end])
+
 
 class Shuffled:
     """One dataset, endless, each sample exactly once an epoch."""
@@ -62,7 +77,7 @@ class Shuffled:
     def __init__(self, counts: Sequence[int], *, seed: int, window: int, dataset: int = 0) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.samples = int(self.counts.sum())
-        self._seed, self._window, self._dataset = seed, window, dataset
+        self._seed, self._window, self.dataset = seed, window, dataset
         # A batch may reach over the end of a window or an epoch. What is forgotten here is computed again, the same.
         self._epoch = lru_cache(4)(self._epoch_at)
         self._shuffled = lru_cache(4)(self._window_at)
@@ -80,6 +95,14 @@ class Shuffled:
             start += take
         return np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
 
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        epoch, inside = divmod(position, self.samples)
+        shards, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, inside, side="right"))
+        after = shards[window + 1] if window + 1 < len(shards) else self._epoch(epoch + 1)[0][0]
+        return [(self.dataset, s) for s in shards[window].tolist()], [(self.dataset, s) for s in after.tolist()]
+
     def _epoch_at(self, epoch: int) -> tuple[tuple[Int64[np.ndarray, " shards"], ...], Int64[np.ndarray, " windows"]]:
         """The shards of each window, and the position in the epoch at which each window ends."""
         shards = len(self.counts)
@@ -94,8 +117,34 @@ class Shuffled:
     def _window_at(self, epoch: int, window: int) -> Picks:
         shards = self._epoch(epoch)[0][window]
         ends = np.cumsum(self.counts[shards])
-        places = np.stack((np.full_like(shards, self._dataset), shards), 1)
+        places = np.stack((np.full_like(shards, self.dataset), shards), 1)
         return _locate(places, ends, permutation(self._seed, _ROWS_OF_WINDOW, epoch, window, count=int(ends[-1])))
+
+
+class Together:
+    """Several datasets as if they were one: an epoch has each sample of all of them exactly once."""
+
+    length: int | None = None
+
+    def __init__(self, counts: Sequence[Sequence[int]], *, seed: int, window: int) -> None:
+        self._places = np.asarray([(d, s) for d, shards in enumerate(counts) for s in range(len(shards))], np.int64)
+        self._order = Shuffled([n for shards in counts for n in shards], seed=seed, window=window)
+
+    def at(self, start: int, stop: int) -> Picks:
+        """See :class:`Order`."""
+        picks = self._order.at(start, stop)
+        return np.column_stack((self._places[picks[:, 1]], picks[:, 2]))
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        now, after = self._order.windows(position)
+        return _pairs(self._places[[s for _, s in now]]), _pairs(self._places[[s for _, s in after]])
+
+
+class OfDataset(Order, Protocol):
+    """An order of samples of one dataset."""
+
+    dataset: int
 
 
 class Mixed:
@@ -106,10 +155,15 @@ class Mixed:
 
     length: int | None = None
 
-    def __init__(self, parts: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
+    def __init__(self, parts: Sequence[OfDataset], weights: Sequence[float], *, seed: int) -> None:
         self._parts, self._seed = parts, seed
         self.shares = shares_of(weights, BLOCK)
         self._block = lru_cache(8)(self._block_at)
+
+    def share_of(self, dataset: int) -> float:
+        """The fraction of the positions that a dataset has."""
+        shares = zip(self._parts, self.shares, strict=True)
+        return sum(share for part, share in shares if part.dataset == dataset) / BLOCK
 
     def at(self, start: int, stop: int) -> Picks:
         """See :class:`Order`."""
@@ -127,6 +181,17 @@ class Mixed:
                 out[mine] = self._parts[part].at(first, first + int(np.count_nonzero(mine)))
             at += take
         return picks
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`: the windows of all parts, each where it is now."""
+        block, inside = divmod(position, BLOCK)
+        seen = np.bincount(self._block(block)[:inside], minlength=len(self._parts)).tolist()
+        both = [
+            part.windows(block * share + of_part)
+            for part, share, of_part in zip(self._parts, self.shares, seen, strict=True)
+        ]
+        now, after = (list(dict.fromkeys(place for part in side for place in part)) for side in zip(*both, strict=True))
+        return now, after
 
     def _block_at(self, block: int) -> Int64[np.ndarray, " positions"]:
         of_part = np.repeat(np.arange(len(self.shares)), self.shares)
@@ -164,7 +229,7 @@ class OfClass:
         # Every reader holds these for every sample: int32 is half as much memory.
         self._rows = [of_shard.astype(np.int32) for of_shard in rows if len(of_shard)]
         counts = [len(of_shard) for of_shard in self._rows]
-        self.samples = sum(counts)
+        self.samples, self.dataset = sum(counts), dataset
         self._order = Shuffled(counts, seed=seed, window=window, dataset=dataset)
 
     def at(self, start: int, stop: int) -> Picks:
@@ -173,6 +238,11 @@ class OfClass:
         picks[:, 2] = [self._rows[shard][row] for _, shard, row in picks.tolist()]
         picks[:, 1] = self._shards[picks[:, 1]]
         return picks
+
+    def windows(self, position: int) -> tuple[Places, Places]:
+        """See :class:`Order`."""
+        now, after = ([(d, int(self._shards[s])) for d, s in side] for side in self._order.windows(position))
+        return now, after
 
 
 def balanced(
@@ -231,6 +301,10 @@ class Plan:
         left = max(0, self.length - self.first)
         full, last = divmod(left, self.batch)
         return full + (last * (self.rank + 1) // self.ranks > last * self.rank // self.ranks)
+
+
+def _pairs(places: Int64[np.ndarray, "n 2"]) -> Places:
+    return [(dataset, shard) for dataset, shard in places.tolist()]
 
 
 def _locate(places: Int64[np.ndarray, "n 2"], ends: Int64[np.ndarray, " n"], at: np.ndarray) -> Picks:

@@ -1,43 +1,45 @@
-"""Shards that are not local files, fetched once per node into a bounded folder.
+"""Shards that are not read in place: fetched from a store, or copied from a network file system, once per node.
 
-All readers of a node share the folder: the first that needs a shard fetches it (under a file lock, aside and then
-renamed) while the others wait. The least recently used shards make room when the folder reaches its bound. File
-names are digests, so no text of a server or a tar becomes a path.
+All readers of a node share a bounded folder. Who needs a file first fetches it (under a file lock, aside, then renamed)
+while the others wait for that lock. Who has a file open holds a shared lock on it, and only what nobody has open makes
+room for others. File names are digests, so no text of a server or a tar becomes a path.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import http.client
+import json
 import os
 import shutil
+import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Final, TypeVar
 
-from hpe.core.errors import UserError
-from hpe.core.files import NO_LOCKS, aside
+from hpe.core.errors import UserError, redacted
+from hpe.core.files import NO_LOCKS, aside, locked, open_regular
+from hpe.stream.store import FetchError, StoreError, Waiting, fetch, is_remote
 
-_CHUNK: Final = 1 << 20
-_TIMEOUT_SECONDS: Final = 60.0
-_TRIES: Final = 5
 _TEXT_LIMIT: Final = 1 << 28
-_PERMANENT_STATUSES: Final = (400, 401, 403, 404, 410)
 _TAR_END: Final = bytes(512)
 _FOLDER: Final = "spool"
 """Below :func:`node_folder`; an older version's fetched shards are found there."""
+_FIRST_WORD_SECONDS: Final = 3.0
+_NEXT_WORD_SECONDS: Final = 30.0
+_ROOM_SECONDS: Final = 20.0
+"""For so long a reader waits until others close what they have open."""
+_STALE_SECONDS: Final = 300.0
+_OPENINGS: Final = 5
 
 T = TypeVar("T")
 
 
-class FetchError(OSError):
-    """A shard could not be fetched, after every try."""
+class NoRoomError(UserError):
+    """Everything in the cache is in use, and one more file does not fit."""
 
 
 def node_folder() -> Path:
@@ -56,26 +58,45 @@ def node_folder() -> Path:
     return folder
 
 
-def _session() -> str:
+def tables_folder() -> Path:
+    """The node's folder of tables: those of shards without an index, and pose tables of a store.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = node_folder() / "tables"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def session() -> str:
+    """What the ranks of a job on this node share, and no other job."""
     if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
         return str(os.getppid())
     return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
 
 
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file of this node; released also when the process dies.
+@dataclass(slots=True)
+class Notices:
+    """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""
 
-    Without locks on ``$HPE_CACHE``'s file system readers may do the same work twice: each file is renamed to its
-    place whole, so nothing is damaged.
-    """
-    with path.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+    folder: Path
+    session: str
+    next: float = 0.0
+
+    def tell(self, text: str, waited: float) -> None:
+        """Print a line, if it is time for one."""
+        now = time.monotonic()
+        if waited < _FIRST_WORD_SECONDS or now < self.next:
+            return
+        self.next = now + _NEXT_WORD_SECONDS
+        mark = self.folder / "notice"  # whose the last word was, and by its date when
+        with locked(self.folder / "notice.lock", None):
+            with contextlib.suppress(OSError):
+                if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
+                    return
+            mark.write_text(self.session)
+        print(f"hpe: {redacted(text)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,151 +106,254 @@ class RemoteCache:
     Attributes:
         folder: node-local.
         limit_bytes: what it may hold.
-        session: distinguishes jobs: a shard without a known digest is fetched again by each job.
+        session: distinguishes jobs: a file without a known digest is fetched again by each job.
+        notices: what the user reads while he waits; None: nothing, as nobody waits.
     """
 
     folder: Path
     limit_bytes: int
     session: str
+    notices: Notices | None = field(default=None, compare=False)
 
     @classmethod
-    def of_node(cls, limit_bytes: int | None = None) -> "RemoteCache":
-        """The cache below :func:`node_folder`, by default half of the free disk."""
-        folder = node_folder() / _FOLDER
-        folder.mkdir(exist_ok=True)
-        return cls(folder, limit_bytes or shutil.disk_usage(folder).free // 2, _session())
-
-    def local_copy(self, url: str, sha256: str | None) -> Path:
-        """A local copy of the shard, fetched when there is none; it may be removed once it is open.
+    def of_node(cls) -> "RemoteCache":
+        """The cache below :func:`node_folder`, of ``$HPE_CACHE_LIMIT_GB``; by default half of what the disk has for it.
 
         Raises:
-            FetchError: it could not be fetched, or its digest is not the manifest's.
+            UserError: it cannot be made, or the limit is no number.
         """
-        digest = hashlib.sha256(f"{url}\0{sha256 or self.session}".encode()).hexdigest()[:40]
-        path = self.folder / f"{digest}.tar"
-        with waiting_lock(self.folder / f"{digest}.lock"):
-            if path.is_file():
-                os.utime(path)
-                return path
-            self._fetch(url, sha256, path)
-        self._make_room(keep=path)
+        folder = node_folder() / _FOLDER
+        folder.mkdir(exist_ok=True)
+        text = os.environ.get("HPE_CACHE_LIMIT_GB")
+        try:
+            limit = (shutil.disk_usage(folder).free + _held_bytes(folder)) // 2 if not text else int(float(text) * 1e9)
+        except (ValueError, OverflowError):
+            limit = 0
+        if limit <= 0:
+            raise UserError(f"HPE_CACHE_LIMIT_GB is {text!r}; expected gigabytes, such as 200")
+        return cls(folder, limit, session(), Notices(folder, session()))
+
+    def path_of(self, url: str, sha256: str | None) -> Path:
+        """Where the copy of a file lies, or will lie."""
+        version = sha256
+        if version is None and not is_remote(url):
+            state = os.stat(url)  # noqa: PTH116 (a path as the user named it)
+            version = f"{state.st_size}-{state.st_mtime_ns}"
+        digest = hashlib.sha256(f"{url}\0{version or self.session}".encode()).hexdigest()[:40]
+        return self.folder / f"{digest}.tar"
+
+    def local_copy(
+        self, url: str, sha256: str | None = None, size: int | None = None, *, keep: Collection[Path] = ()
+    ) -> Path:
+        """A local copy of a file, fetched when there is none.
+
+        Args:
+            url: or the path of a local file.
+            sha256, size: what its manifest lists, if there is one.
+            keep: other copies that must not make room for this one.
+
+        Raises:
+            FetchError: it is missing, or not what its manifest lists.
+            StoreError: the store refuses, or does not answer.
+            NoRoomError: the rest of the cache is in use.
+        """
+        path = self.path_of(url, sha256)
+        if not _used(path):
+            start, lock = time.time(), path.with_suffix(".lock")
+
+            def waiting(seconds: float) -> None:
+                if self.notices:
+                    self.notices.tell(_status_of(lock).get("waiting") or f"waiting for {url}", seconds)
+
+            with locked(lock, None, waiting):
+                if _used(path):
+                    return path
+                _raise_failure_since(start, lock)
+                self._fetch(url, sha256, size, path, keep)
         return path
 
-    def _fetch(self, url: str, sha256: str | None, path: Path) -> None:
-        def attempt(last: bool) -> None:
-            with aside(path) as part:
-                found = _copy(url, part)
-                if sha256 and found != sha256:
-                    raise FetchError(f"sha256 is {found[:12]}…, expected {sha256[:12]}… (manifest)")
-                # Without a digest or a length, an early end shows in the tar only. The last try's is kept:
-                # a tar may lack its end at the source, and its readers name what they miss.
-                if not sha256 and not last and not _ended(part):
-                    raise FetchError("the tar has no end")
+    @contextmanager
+    def opened(self, url: str, sha256: str | None = None, size: int | None = None) -> Iterator[int]:
+        """A descriptor of the local copy, which stays where it is while any process has this descriptor open.
 
-        _with_retries(attempt)
+        Raises:
+            FetchError, StoreError, NoRoomError: as for :meth:`local_copy`.
+            OSError: it cannot be opened.
+        """
+        for _ in range(_OPENINGS):
+            try:
+                with open_regular(self.local_copy(url, sha256, size)) as file:
+                    with contextlib.suppress(OSError):  # no locks here: then it may go, and is read on nevertheless
+                        fcntl.flock(file, fcntl.LOCK_SH)
+                    if os.fstat(file.fileno()).st_nlink:
+                        yield file.fileno()
+                        return
+            except FileNotFoundError:  # another process has removed this very file, before it was open here
+                continue
+        raise NoRoomError(self.too_small("the shards in use need more"))
 
-    def _make_room(self, keep: Path) -> None:
-        with waiting_lock(self.folder / "room.lock"):
-            held = []
-            for entry in os.scandir(self.folder):
-                if entry.name.endswith(".tar"):
-                    with contextlib.suppress(FileNotFoundError):
-                        held.append((entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)))
-            over = sum(size for _, size, _ in held) - self.limit_bytes
-            for _, size, path in sorted(held):
-                if over <= 0:
-                    break
-                if path != keep:
-                    path.unlink(missing_ok=True)
-                    over -= size
+    def text(self, url: str, parse: Callable[[str], T]) -> T:
+        """A small text, parsed; a text that does not parse may have ended early and is fetched again.
 
+        Raises:
+            UserError: it cannot be fetched, or ``parse`` raises ValueError on it.
+        """
+        parsed: list[T] = []
 
-def _with_retries(attempt: Callable[[bool], T]) -> T:
-    """The result of ``attempt(last)``, tried again after a while; ``last`` is true for the last try.
+        def check(part: Path, _: bool) -> None:
+            try:
+                parsed[:] = [parse(part.read_text("utf-8"))]
+            except ValueError as error:
+                raise FetchError(str(error)) from error
 
-    Raises:
-        FetchError: no try worked, or the server's status rules every other try out.
-    """
-    for number in range(1, _TRIES + 1):
+        part = self.folder / f".{hashlib.sha256(url.encode()).hexdigest()[:40]}.{os.getpid()}.part"
         try:
-            return attempt(number == _TRIES)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if number == _TRIES or getattr(error, "code", None) in _PERMANENT_STATUSES:
-                tries = "1 try" if number == 1 else f"{number} tries"
-                raise FetchError(f"cannot be fetched ({tries}): {error or type(error).__name__}") from error
-        time.sleep(min(0.25 * 4**number, 30))
-    raise AssertionError("unreachable")
+            fetch(url, part, check=check, tell=self.tell, most=_TEXT_LIMIT)
+        except FetchError as error:
+            raise UserError(f"{url}: {error}; expected the manifest of `hpe pack` there") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return parsed[0]
+
+    def tell(self, waiting: Waiting) -> None:
+        """Let the user know what is waited for, if it is time."""
+        if self.notices:
+            self.notices.tell(str(waiting), time.monotonic() - waiting.begun)
+
+    def _fetch(self, url: str, sha256: str | None, size: int | None, path: Path, keep: Collection[Path]) -> None:
+        """Fetch into place; whoever waits for the lock reads in it how far this is, or why it failed."""
+        lock, wanted = path.with_suffix(".lock"), path.with_suffix(".want")
+        told = time.monotonic()
+
+        def note(waiting: Waiting) -> None:
+            nonlocal told
+            self.tell(waiting)
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                lock.write_text(json.dumps({"waiting": str(waiting)}))
+                os.utime(wanted)  # or it would be taken for one that a killed process has left
+
+        def check(part: Path, last: bool) -> None:
+            if sha256:
+                with part.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256:
+                    raise FetchError(f"sha256 is {found[:12]}…, expected {sha256[:12]}… (manifest)")
+            # Without a digest or a length, an early end shows in the tar only. The last try's is kept: a tar may lack
+            # its end at the source, and its readers name what they miss.
+            elif not last and ".tar" in url and not _ended(part):
+                raise FetchError("the tar has no end")
+
+        try:
+            self._make_room(size or 0, wanted, keep)
+            with aside(path) as part:
+                fetch(url, part, check=check, tell=note, most=size)
+                if not is_remote(url):  # an index is compared with its tar by their dates
+                    os.utime(part, ns=(time.time_ns(), os.stat(url).st_mtime_ns))  # noqa: PTH116
+        except (FetchError, StoreError) as error:
+            kind = "store" if isinstance(error, StoreError) else "file"
+            lock.write_text(json.dumps({"failed": time.time(), "kind": kind, "message": str(error)}))
+            raise
+        finally:
+            wanted.unlink(missing_ok=True)
+        lock.write_text("")
+
+    def _make_room(self, size: int, wanted: Path, keep: Collection[Path]) -> None:
+        """Set bytes aside for a file: the least recently used ones that nobody has open make room.
+
+        Raises:
+            NoRoomError: there are too few of those.
+        """
+        end = time.monotonic() + (_ROOM_SECONDS if self.notices else 0)
+        while True:
+            with locked(self.folder / "room.lock", None):
+                over = _held_bytes(self.folder) + size - self.limit_bytes
+                for _, path in sorted(_candidates(self.folder, keep)) if over > 0 else ():
+                    over -= _evicted(path)
+                    if over <= 0:
+                        break
+                if over <= 0:
+                    with wanted.open("wb") as file:
+                        file.truncate(size)  # the size counts; it takes no disk space
+                    return
+            if time.monotonic() > end:
+                raise NoRoomError(self.too_small("the shards in use need more"))
+            time.sleep(0.2)
+
+    def too_small(self, needed: str) -> str:
+        """The message that this cache cannot hold what is needed."""
+        return (
+            f"{self.folder}: {needed} at the same time, but this cache may hold {self.limit_bytes / 1e9:,.3g} GB; "
+            "raise HPE_CACHE_LIMIT_GB (or free some space), set HPE_CACHE to a folder on a larger disk, or lower "
+            "data.window in a new run"
+        )
 
 
-def _copy(url: str, part: Path) -> str:
-    digest = hashlib.sha256()
-    with part.open("wb") as out:
-        for chunk in _chunks(url):
-            out.write(chunk)
-            digest.update(chunk)
-    return digest.hexdigest()
+def _used(path: Path) -> bool:
+    """Whether the copy is there; it is marked as used now, by its date of access, whatever the disk's own policy."""
+    try:
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _status_of(lock: Path) -> dict[str, str]:
+    """What the process that holds a lock has written there."""
+    try:
+        found = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _raise_failure_since(start: float, lock: Path) -> None:
+    """Raise what another process has met while this one waited for it: to wait again would double the limit."""
+    status = _status_of(lock)
+    if float(status.get("failed", 0)) >= start:
+        raise (StoreError if status["kind"] == "store" else FetchError)(status["message"])
+
+
+def _held_bytes(folder: Path) -> int:
+    """Bytes of what is here, and of what is on its way; what killed processes have left is removed."""
+    total = 0
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            state, kind = entry.stat(), entry.name.rpartition(".")[2]
+            if kind in ("want", "part") and time.time() - state.st_mtime > _STALE_SECONDS:
+                Path(entry.path).unlink()
+            elif kind in ("tar", "want"):
+                total += state.st_size
+    return total
+
+
+def _candidates(folder: Path, keep: Collection[Path]) -> Iterator[tuple[float, Path]]:
+    """When each copy was last used, without those to keep."""
+    for entry in os.scandir(folder):
+        path = Path(entry.path)
+        if path.suffix == ".tar" and path not in keep:
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.stat().st_atime, path
+
+
+def _evicted(path: Path) -> int:
+    """Remove a copy that no process has open; how many bytes that freed."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = os.fstat(file.fileno()).st_size
+            path.unlink()
+            path.with_suffix(".lock").unlink(missing_ok=True)
+            return size
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # in use, or already gone
+            return 0
+        size = path.stat().st_size
+        path.unlink()
+        return size
 
 
 def _ended(tar: Path) -> bool:
     with tar.open("rb") as file:
         file.seek(max(0, tar.stat().st_size - len(_TAR_END)))
         return file.read() == _TAR_END
-
-
-def _chunks(url: str) -> Iterator[bytes]:
-    """The bytes behind a URL.
-
-    Raises:
-        FetchError: there are fewer than the server announced, or the command of a pipe fails.
-    """
-    size = 0
-    with _open(url) as source:
-        expected = getattr(source, "headers", {}).get("Content-Length")
-        while chunk := source.read(_CHUNK):
-            size += len(chunk)
-            yield chunk
-    if expected is not None and size != int(expected):
-        raise FetchError(f"the connection ended after {size:,} of {int(expected):,} bytes")
-
-
-@contextmanager
-def _open(url: str) -> Iterator[BinaryIO | Any]:
-    if url.startswith(("http://", "https://")):
-        # Not WebDataset's opener: it hands the URL to a shell.
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
-            yield response
-        return
-    from webdataset.gopen import Pipe, gopen
-
-    stream: Any = gopen(url, "rb")
-    if isinstance(stream, Pipe):
-        # WebDataset passes over a broken pipe (141), as it may stop reading early; here every byte is read.
-        # The exit status is looked at once, after the last byte.
-        stream.ignore_errors = True
-    try:
-        yield stream
-    finally:
-        stream.close()
-    if getattr(stream, "status", 0):
-        raise FetchError(f"the command ended with exit status {stream.status}")
-
-
-def fetch_parsed(url: str, parse: Callable[[str], T]) -> T:
-    """A small text from the web, parsed; a text that does not parse may have ended early and is fetched again.
-
-    Raises:
-        UserError: it cannot be fetched, or ``parse`` raises ValueError on it.
-    """
-
-    def attempt(_: bool) -> T:
-        data = bytearray()
-        for chunk in _chunks(url):
-            data += chunk
-            if len(data) > _TEXT_LIMIT:
-                raise FetchError(f"more than {_TEXT_LIMIT:,} bytes")
-        return parse(data.decode("utf-8"))
-
-    try:
-        return _with_retries(attempt)
-    except FetchError as error:
-        raise UserError(f"{url}: {error}; expected the manifest of `hpe pack` there") from error

@@ -1,20 +1,27 @@
 """What a user names as shards, resolved into files and URLs with their sample counts."""
 
 import glob
+import hashlib
 import re
-import urllib.parse
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.data.shard_files import matching, of_split, with_manifests
-from hpe.data.shards import MANIFEST, Manifest, ShardInfo
-from hpe.stream.remote_cache import fetch_parsed
+from hpe.core.files import aside
+from hpe.data.index import IndexFile
+from hpe.data.pose_tables import table_of_shard
+from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
+from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
+from hpe.stream import store
+from hpe.stream.remote_cache import RemoteCache, tables_folder
+from hpe.stream.store import FetchError, below, is_remote
 
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_FETCHES: Final = 16
+"""Pose tables fetched at the same time: they are small, so it is the answers that are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +30,19 @@ class ShardSet:
 
     Attributes:
         shards: a folder that ``hpe pack`` wrote (with ``split``), a tar, a glob, a brace pattern such as
-            ``train-{000000..000099}.tar``, an http(s) folder with a ``manifest.json`` or http(s) tars, a
-            ``pipe:`` command or anything else that WebDataset opens; or a list of these.
-        split: the split, where ``shards`` is a folder.
-        pose: folder of the pose tables, one Parquet file per shard.
-        weight: share among several datasets.
+            ``train-{000000..000099}.tar``, the URL of such a folder, of tars, a pattern or a glob (http has no
+            globs) in any store that fsspec reads (``s3://``, ``gs://``, ``hf://`` …), or a ``pipe:`` command; or a
+            list of these.
+        split: the split, or ``all``, where ``shards`` is a folder.
+        pose: folder or URL of the pose tables, one Parquet file per shard.
+        weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
+            datasets have one, or none has: then each sample of all of them comes equally often.
     """
 
     shards: str | Sequence[str]
     split: str | None = None
     pose: str | None = None
-    weight: float = 1.0
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +54,19 @@ class Shard:
     samples: int | None = None
     sha256: str | None = None
     pose: Path | None = None
+    bytes: int | None = None
+    index: IndexFile | None = None
+    staged: bool = False
 
     @property
     def remote(self) -> bool:
-        """True for what has to be fetched before it can be read at random."""
+        """True for a URL or a command."""
         return is_remote(self.url)
 
-
-def is_remote(url: str) -> bool:
-    """True for a URL or ``pipe:``, False for a path."""
-    return bool(_SCHEME.match(url)) and not Path(url).exists()
+    @property
+    def copied(self) -> bool:
+        """True for what is read from a copy on this node: fetched, or ``staged`` from a network file system."""
+        return self.staged or self.remote
 
 
 def resolve(sets: Sequence[ShardSet]) -> tuple[tuple[Shard, ...], ...]:
@@ -81,34 +93,65 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     shards = [shard for text in named for shard in _of(text, one.split)]
     if not shards:
         raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
-    if not one.weight > 0:
+    if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
-    return tuple(shards if one.pose is None else _with_pose_tables(shards, Path(one.pose)))
+    return tuple(shards if one.pose is None else _with_pose_tables(shards, one.pose))
 
 
-def _with_pose_tables(shards: Sequence[Shard], folder: Path) -> list[Shard]:
+def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards, each with the path of its pose table."""
-    if not folder.is_dir():
+    if not is_remote(folder) and not Path(folder).is_dir():
         raise UserError(f"{folder}: no folder of pose tables; run `hpe pose` on these shards first")
     names = [shard.name for shard in shards]
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
-    tables = [folder / f"{name.removesuffix('.tar')}.parquet" for name in names]
+    if is_remote(folder):
+        tables = _fetched(folder, [table_of_shard(Path(), name).name for name in names])
+    else:
+        tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
-    if not any(table.is_file() for table in tables):
+    if absent := [table.name for table in tables if not table.is_file()]:
         raise UserError(
-            f"{folder}: holds no pose table of these shards, expected {tables[0].name}; run `hpe pose` on them first"
+            f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
+            "run `hpe pose` on these shards again"
         )
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
 
+def _fetched(folder: str, files: Sequence[str]) -> list[Path]:
+    """Copies of a store's pose tables on this node; a path where nothing is for one that is missing."""
+    store.require_driver(folder)
+    cache, place = RemoteCache.of_node(), tables_folder()
+
+    def fetched(file: str) -> Path:
+        url = below(folder, file)
+        try:
+            with cache.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
+                data = source.read()
+        except FetchError:
+            return Path(url)
+        # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
+        path = place / hashlib.sha256(data).hexdigest()[:40] / file
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with aside(path) as part:
+                part.write_bytes(data)
+        return path
+
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        return list(pool.map(fetched, files))
+
+
 def _of(text: str, split: str | None) -> list[Shard]:
-    if text.startswith("pipe:"):
-        return [Shard(url, _name(url)) for url in _braces(text)]
     if is_remote(text):
-        if text.startswith(("http://", "https://")) and not text.split("?")[0].endswith(".tar"):
-            return _web_folder(text.rstrip("/"), split)
-        return [Shard(url, _name(url)) for url in _braces(text)]
+        store.require_driver(text)
+        if text.startswith("pipe:"):
+            return [Shard(url, _name(url)) for url in _braces(text)]
+        if not re.search(r"\.tar($|\?)", text):
+            return _remote_folder(text, split)
+        tell = RemoteCache.of_node().tell
+        urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
+        return [Shard(url, _name(url)) for url in urls]
     if Path(text).is_dir():
         return _folder(Path(text), split)
     if Path(text).is_file():
@@ -125,20 +168,34 @@ def _of(text: str, split: str | None) -> list[Shard]:
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:
     if (folder / MANIFEST).is_file():
-        shards = _of_one_split(Manifest.load(folder), split, str(folder))
-        return [Shard(str(folder / shard.name), shard.name, shard.samples, shard.sha256) for shard in shards]
-    pattern = "*.tar" if split is None else f"{glob.escape(split)}-*.tar"
+        shards = _of_one_split(manifest := Manifest.load(folder), split, str(folder))
+        indexes = indexes_of(manifest, folder)
+        return [
+            Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
+            for s in shards
+        ]
+    refuse_unfinished(folder)
+    pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
 def _tars(paths: Sequence[Path]) -> list[Shard]:
-    """Local tars, with what a manifest beside them contains."""
-    return [Shard(str(file.path), file.path.name, file.samples, file.sha256) for file in with_manifests(paths)]
+    """Local tars, with what a manifest or an index beside them contains."""
+    return [
+        Shard(str(file.path), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
+        for file in with_manifests(paths)
+    ]
 
 
-def _web_folder(url: str, split: str | None) -> list[Shard]:
-    shards = _of_one_split(fetch_parsed(f"{url}/{MANIFEST}", Manifest.parse), split, url)
-    return [Shard(f"{url}/{urllib.parse.quote(s.name)}", s.name, s.samples, s.sha256) for s in shards]
+def _remote_folder(url: str, split: str | None) -> list[Shard]:
+    manifest = RemoteCache.of_node().text(below(url, MANIFEST), Manifest.parse)
+    indexes = {
+        index.split: IndexFile(below(url, index.name), url, index.sha256, remote=True) for index in manifest.indexes
+    }
+    return [
+        Shard(below(url, s.name), s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
+        for s in _of_one_split(manifest, split, url)
+    ]
 
 
 def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[ShardInfo]:
@@ -146,7 +203,8 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
-        raise UserError(f"{where}: a split is needed; expected one of {', '.join(manifest.splits)}")
+        known = ", ".join(manifest.splits)
+        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 

@@ -1,24 +1,44 @@
-"""What runs in a reader process: a batch's number in, its pictures and labels in one block of memory out."""
+"""The stages of the stream, which run in reader processes: each fills in one thing of a whole batch.
 
+::
+
+    positions   which samples come next: from (seed, position); readers take turns
+    places      where they lie, and their labels: from the index
+    data        their bytes; all are asked for before the first is read
+    pixels      decoded, straight into the batch's block of memory
+    batch       what could not be read is masked; labels go into the block
+
+A stage is a function of a whole batch, so that a sample costs no more Python than one step of a loop.
+"""
+
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
 
 from hpe.core.errors import UserError
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
-from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, LabelRows, Slot, layout, write_labels
-from hpe.stream.index import WHOLE_SHARD, LabelSource
-from hpe.stream.open_tables import OpenTable, OpenTables, Unreadable
+from hpe.data.shard_reader import is_picture_of
+from hpe.data.shards import BLOCK
+from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
+from hpe.stream.index import WHOLE_SHARD, LabelSource, ShardTable
+from hpe.stream.open_files import Unreadable
+from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shared_memory import SharedMemory
+
+_ELSEWHERE: Final = (
+    "not at its place in the tar: the tar or its index was changed; see `hpe verify`, or run `hpe index`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +53,7 @@ class Reading:
         damaged: ``skip`` (a black row with false masks, named in ``Loaded.damage``) or ``fail``.
         workers: reader processes of this rank; 0 reads in this process.
         prefetch: batches that each worker keeps ready.
-        remote_cache_bytes: disk space of this node for fetched shards; None: half of what is free.
+        stage: ``node``: local shards are copied to this node first, as those of a network file system should be.
     """
 
     size: int
@@ -43,7 +63,7 @@ class Reading:
     damaged: Literal["skip", "fail"] = "skip"
     workers: int = 0
     prefetch: int = 2
-    remote_cache_bytes: int | None = None
+    stage: Literal["none", "node"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +73,55 @@ class Refusal:
     message: str
 
 
-class Batches(Dataset[BatchBlock | Refusal]):
-    """Batch number → batch: what runs inside a worker."""
+@dataclass(slots=True, repr=False)
+class Draft:
+    """A batch in the making: this rank's part of a global batch, and what each stage fills in.
+
+    A stage between two others may change all of it, except how many samples there are. Sample ``at`` has position
+    ``start + at`` in the global sequence: with a seed, the one source of chance that a resumed run repeats.
+
+    Attributes:
+        number: *positions*: of the global batch.
+        start, stop: this rank's positions.
+        shards, rows: *places*: dataset and shard of each sample, and its row in the shard.
+        keys: of each sample.
+        places: offset and size of the encoded picture in its tar.
+        labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution; NaN: no label.
+        data: *data*: the encoded pictures; empty for what is damaged.
+        images: *pixels*: decoded; with decoder ``gpu`` the bytes of a JPEG where ``encoded`` is not 0.
+        encoded: by sample: how many bytes of a JPEG lie in the place of its pixels.
+        block, memory: where the batch lies, as the trainer finds it and as bytes here.
+        damage: by sample: what could not be read, whichever stage has found it. Later stages pass over it.
+    """
+
+    number: int
+    start: int
+    stop: int
+    shards: list[tuple[int, int]] = field(init=False)
+    rows: list[int] = field(init=False)
+    keys: list[str] = field(init=False)
+    places: Int64[np.ndarray, "rows 2"] = field(init=False)
+    labels: Float32[np.ndarray, "rows columns"] = field(init=False)
+    data: list[bytes] = field(init=False)
+    images: UInt8[np.ndarray, "rows size size 3"] = field(init=False)
+    encoded: list[int] = field(init=False)
+    block: UInt8[Tensor, " bytes"] | Slot = field(init=False)
+    memory: UInt8[np.ndarray, " bytes"] = field(init=False)
+    damage: dict[int, Damage] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __repr__(self) -> str:
+        return f"Draft of batch {self.number}: positions {self.start:,} to {self.stop - 1:,}"
+
+
+Stage = Callable[[Draft], Draft]
+"""What may be put between two stages."""
+
+
+class Reader:
+    """The stages, for one rank of one plan."""
 
     def __init__(
         self, sets: Sequence[Sequence[Shard]], order: Order, plan: Plan, reading: Reading, tables: OpenTables
@@ -62,135 +129,162 @@ class Batches(Dataset[BatchBlock | Refusal]):
         self._sets, self._order, self._plan, self._reading, self._tables = sets, order, plan, reading, tables
         self.memory: SharedMemory | None = None
 
-    def __getitem__(self, number: int) -> BatchBlock | Refusal:
-        try:
-            return self._read(number)
-        except UserError as error:  # torch would hand on an exception as a traceback of the worker
-            return Refusal(str(error))
+    @property
+    def stages(self) -> dict[str, Callable[..., Any]]:
+        """All stages by name, in their order."""
+        return {stage.__name__: stage for stage in (self.positions, self.places, self.data, self.pixels, self.batch)}
 
-    def _read(self, number: int) -> BatchBlock:
-        """A batch: where its samples lie, their bytes on their way, decoded, damaged ones masked, sealed."""
-        places = self._locate(*self._plan.part(number))
-        self._advise(places)
-        block, memory, images = self._allocate(len(places))
-        lengths = [self._decode(place, image) for place, image in zip(places, images, strict=True)]
-        labels, damage = self._mask_damaged(places, lengths, images)
+    def read(self, number: int) -> BatchBlock:
+        """One batch: all stages after the first.
+
+        Raises:
+            UserError: as of :meth:`batch`.
+        """
+        return self.batch(self.pixels(self.data(self.places(Draft(number, *self._plan.part(number))))))
+
+    def positions(self) -> Iterator[Draft]:
+        """This reader's batches. The trainer asks its readers in turn, so together they keep the global order."""
+        worker = torch.utils.data.get_worker_info()
+        first, readers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in itertools.count(first, readers):
+            draft = Draft(number, *self._plan.part(number))
+            if not len(draft):
+                return
+            yield draft
+
+    def places(self, draft: Draft) -> Draft:
+        """Where the samples lie, and their labels; what has no place is damaged. No tar is opened for it."""
+        self._tables.leave_windows(self._order.windows(draft.start))
+        picks = self._order.at(draft.start, draft.stop).tolist()
+        draft.shards = [(dataset, shard) for dataset, shard, _ in picks]
+        draft.rows = [row for _, _, row in picks]
+        draft.keys, draft.places = [], np.zeros((len(draft), 2), np.int64)
+        draft.labels = np.full((len(draft), COLUMNS), np.nan, np.float32)
+        tables = {shard: self._tables.table(*shard) for shard in set(draft.shards)}
+        for at, (shard, row) in enumerate(zip(draft.shards, draft.rows, strict=True)):
+            table = tables[shard]
+            if isinstance(table, Unreadable) or row >= len(table):
+                draft.keys.append(f"row-{row}")
+                self._lose(draft, at, table.reason if isinstance(table, Unreadable) else _end(table))
+                continue
+            draft.keys.append(table.key(row))
+            draft.places[at], draft.labels[at] = table.places[row], table.labels[row]
+            if row in table.damage:
+                self._lose(draft, at, table.damage[row])
+        return draft
+
+    def data(self, draft: Draft) -> Draft:
+        """The encoded pictures.
+
+        Samples of a batch lie at random places of many files. The kernel is asked for all of them first: without that,
+        each read would wait for the disk before the next one is asked for.
+        """
+        draft.data, places = [b""] * len(draft), draft.places.tolist()
+        for file, members in self._files(draft):
+            for at in members:
+                os.posix_fadvise(file, *places[at], os.POSIX_FADV_WILLNEED)
+        for file, members in self._files(draft):
+            for at in members:
+                start, size = places[at]
+                try:
+                    member = os.pread(file, BLOCK + size, start - BLOCK)
+                except OSError as error:
+                    self._lose(draft, at, str(error))
+                    continue
+                # Decoding finds no fault with the picture of another sample.
+                if is_picture_of(member[:BLOCK], draft.keys[at], size):
+                    draft.data[at] = member[BLOCK:]
+                else:
+                    self._lose(draft, at, _ELSEWHERE)
+        return draft
+
+    def _files(self, draft: Draft) -> Iterator[tuple[int, list[int]]]:
+        """Descriptors, each with what is read from it: shard by shard, so that few files need be open at once."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for at, shard in enumerate(draft.shards):
+            if at not in draft.damage:
+                members.setdefault(shard, []).append(at)
+        for shard, here in members.items():
+            opened = self._tables.open(*shard)
+            if isinstance(opened, Unreadable):
+                lost = dict.fromkeys(here, opened.reason)
+            # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
+            # would go with the labels of the old one.
+            elif self._tables.overwritten(*shard):
+                lost = dict.fromkeys(here, "the shard was written over while in use")
+            else:  # some where it was truncated since its index was made
+                lost = {at: _end(opened.table) for at in here if draft.rows[at] >= len(opened.table)}
+                yield opened.file, [at for at in here if at not in lost]
+            for at, why in lost.items():
+                self._lose(draft, at, why)
+
+    def pixels(self, draft: Draft) -> Draft:
+        """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
+        self._allocate(draft)
+        colour, on_device = self._reading.colour, self._reading.decoder == "gpu"
+        draft.encoded = [0] * len(draft)
+        for at, (data, out) in enumerate(zip(draft.data, draft.images, strict=True)):
+            if at in draft.damage:
+                continue
+            try:
+                if on_device:
+                    draft.encoded[at] = hand_on(data, out)
+                if not draft.encoded[at]:
+                    decode_into(data, out, colour)
+            except DecodeError as error:
+                self._lose(draft, at, str(error))
+        draft.data = []
+        return draft
+
+    def batch(self, draft: Draft) -> BatchBlock:
+        """The batch as it travels to the trainer. A damaged row is black without labels: no other moves its place.
+
+        Raises:
+            UserError: a sample is damaged, and ``Reading.damaged`` is ``fail``.
+        """
+        plan, size = self._plan, self._reading.size
+        damage = tuple(draft.damage[at] for at in sorted(draft.damage))
         if damage and self._reading.damaged == "fail":
             raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
-        write_labels(memory, labels, self._reading.size, self._reading.size)
-        return self._seal(block, number, places, lengths, damage)
+        for at in draft.damage:
+            draft.images[at], draft.labels[at], draft.encoded[at] = 0, np.nan, 0
+        if draft.images.ctypes.data != draft.memory.ctypes.data:  # a stage has put other pixels in their place
+            draft.memory[: draft.images.size] = draft.images.reshape(-1)
+        write_labels(draft.memory, draft.labels, size, size)
+        names = (self._sets[dataset][shard].name for dataset, shard in draft.shards)
+        seen = plan.first + (draft.number + 1) * plan.batch
+        return BatchBlock(
+            draft.block,
+            tuple(draft.keys),
+            height=size,
+            width=size,
+            first=draft.start,
+            samples_seen=seen if plan.length is None else min(seen, plan.length),
+            damage=damage,
+            encoded=tuple(zip(names, draft.encoded, strict=True)) if any(draft.encoded) else (),
+        )
 
-    def _locate(self, start: int, stop: int) -> list["_Place | Damage"]:
-        """The samples at positions start … stop - 1, or why one has no place."""
-        picks = self._order.at(start, stop).tolist()
-        shards = {(dataset, shard) for dataset, shard, _ in picks}
-        # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
-        # would go with the labels of the old one.
-        overwritten = {shard for shard in shards if self._tables.overwritten(*shard)}
-        return [self._place(dataset, shard, row, (dataset, shard) in overwritten) for dataset, shard, row in picks]
+    def _allocate(self, draft: Draft) -> None:
+        """A slot of the shared memory, or fresh memory where the trainer holds all slots.
 
-    def _place(self, dataset: int, shard: int, row: int, overwritten: bool) -> "_Place | Damage":
-        name = self._sets[dataset][shard].name
-        opened = self._tables.open(dataset, shard)
-        if isinstance(opened, Unreadable):
-            return Damage(name, f"row-{row}", opened.reason)
-        table = opened.table
-        if row >= len(table):
-            why = table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"
-            return Damage(name, f"row-{row}", why)
-        if overwritten or row in table.damage:
-            return Damage(name, table.key(row), table.damage.get(row) or "the shard was written over while in use")
-        at, size = table.places[row].tolist()
-        return _Place(name, table.key(row), opened, at, size, table.labels[row])
-
-    def _advise(self, places: Sequence["_Place | Damage"]) -> None:
-        """Ask the kernel for the bytes of the whole batch at once.
-
-        Samples of a batch lie at random places of many files. Without this, each ``pread`` waits for the disk before
-        the next one is asked for; with it, the disk answers while the first samples are decoded.
+        A reader that waited for a slot would stop a consumer that collects batches, such as ``list(loader)``, for ever.
         """
-        for place in places:
-            if isinstance(place, _Place):
-                os.posix_fadvise(place.opened.file, place.at, place.size, os.POSIX_FADV_WILLNEED)
-
-    def _allocate(self, rows: int) -> tuple[torch.Tensor | Slot, np.ndarray, np.ndarray]:
-        """A block for a batch, its bytes, and the part that holds the images.
-
-        A slot of the shared memory, or fresh memory where the trainer holds all slots: a reader that waited for a
-        slot would stop a consumer that collects batches, such as ``list(loader)``, for ever.
-        """
-        size = self._reading.size
+        rows, size = len(draft), self._reading.size
         fields, total = layout(rows, size, size)
         worker = torch.utils.data.get_worker_info()
         if worker and self.memory and (slot := self.memory.take(worker.id)) is not None:
-            block = Slot(self.memory.number, slot, total)
-            memory = self.memory.bytes_of(slot, total)
+            draft.block = Slot(self.memory.number, slot, total)
+            draft.memory = self.memory.bytes_of(slot, total)
         else:
-            block = torch.empty(total, dtype=torch.uint8)
-            memory = block.numpy()
-        return block, memory, memory[: fields["images"][1]].reshape(rows, size, size, 3)
+            draft.block = torch.empty(total, dtype=torch.uint8)
+            draft.memory = draft.block.numpy()
+        draft.images = draft.memory[: fields["images"].stop].reshape(rows, size, size, 3)
 
-    def _decode(self, place: "_Place | Damage", out: np.ndarray) -> int | Damage:
-        """Pixels into a row (0), or a JPEG for the device to decode (how many bytes)."""
-        if isinstance(place, Damage):
-            return place
-        try:
-            data = os.pread(place.opened.file, place.size, place.at)
-            if self._reading.decoder == "gpu" and (length := hand_on(data, out)):
-                return length
-            decode_into(data, out, self._reading.colour)
-        except (DecodeError, OSError) as error:
-            return Damage(place.shard, place.key, str(error))
-        return 0
-
-    def _mask_damaged(
-        self, places: Sequence["_Place | Damage"], lengths: Sequence[int | Damage], images: np.ndarray
-    ) -> tuple[LabelRows, tuple[Damage, ...]]:
-        """The labels, and what is damaged: such a row is black without labels, so no other sample moves its place."""
-        labels = np.empty((len(places), COLUMNS), np.float32)
-        damage: list[Damage] = []
-        for row, (place, length) in enumerate(zip(places, lengths, strict=True)):
-            if isinstance(place, _Place) and not isinstance(length, Damage):
-                labels[row] = place.labels
-                continue
-            assert isinstance(length, Damage)
-            images[row], labels[row] = 0, np.nan
-            damage.append(length)
-        return labels, tuple(damage)
-
-    def _seal(
-        self,
-        block: torch.Tensor | Slot,
-        number: int,
-        places: Sequence["_Place | Damage"],
-        lengths: Sequence[int | Damage],
-        damage: tuple[Damage, ...],
-    ) -> BatchBlock:
-        """The batch as it travels to the trainer."""
-        encoded = tuple(
-            (place.shard, 0 if isinstance(length, Damage) else length)
-            for place, length in zip(places, lengths, strict=True)
-        )
-        seen = self._plan.first + (number + 1) * self._plan.batch
-        return BatchBlock(
-            block,
-            tuple(place.key for place in places),
-            height=self._reading.size,
-            width=self._reading.size,
-            first=self._plan.part(number)[0],
-            samples_seen=seen if self._plan.length is None else min(seen, self._plan.length),
-            damage=damage,
-            encoded=encoded if any(length for _, length in encoded) else (),
-        )
+    def _lose(self, draft: Draft, at: int, why: str) -> None:
+        dataset, shard = draft.shards[at]
+        draft.damage[at] = Damage(self._sets[dataset][shard].name, draft.keys[at], why)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a sample lies, and its labels. Holding ``opened`` keeps the descriptor open until it is read."""
-
-    shard: str
-    key: str
-    opened: OpenTable
-    at: int
-    size: int
-    labels: np.ndarray
+def _end(table: ShardTable) -> str:
+    """Why a shard has no more rows."""
+    return table.damage.get(WHOLE_SHARD) or f"the shard has {len(table)} samples, its manifest lists more"

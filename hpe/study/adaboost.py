@@ -160,7 +160,12 @@ def boost(
         chosen = model.predict(values).astype(np.int8)
         assert chosen.max(initial=0) < len(EMOTIONS)
         rows = rows.append_column("emotion_hat", pa.array(chosen, pa.int8()))
-        print(keep(run / FOLDER, name, rows, stream, damaged=lost, about={"weights": about}, replicates=replicates))
+        print(
+            keep(
+                run / FOLDER, name, rows, stream, damaged=lost, about={"weights": about},
+                trained={"emotion": np.asarray(model.classes_).tolist()}, replicates=replicates,
+            )
+        )  # fmt: skip
         damaged += lost
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hpe.core.errors import UserError
+from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import holm
 from hpe.metrics import across_seeds, markdown
 from hpe.report.cells import StudyTable, accuracy_and_f1, p_value, percent, points
@@ -48,8 +49,11 @@ def _differences(results: Results) -> Iterator[_Difference]:
         pairs += [((name, theirs), (name, ours)) for name in SETS]
         pairs.append((("baseline", theirs), ("proposed", ours)))
     for first, second in pairs:
+        shared = set(results.emotions[first[0]]) & set(results.emotions[second[0]])
+        if len(shared) < 2:
+            continue
         for test in evaluation_names(results.config):
-            one, other = results.judged(*first, test), results.judged(*second, test)
+            one, other = (results.judged(*trained, test, among=shared) for trained in (first, second))
             if one is None or other is None:
                 continue
             try:
@@ -84,10 +88,27 @@ def _pairs(results: Results, differences: list[_Difference]) -> StudyTable:
         "seeds, with faces and seeds resampled; p is corrected for the number of rows.",
         "McNemar's exact test compares single runs with the same seed: it ignores how much runs vary.",
     ]
+    notes += _label_sets(results)
     if len(results.config.seeds) == 1:
         notes.append("With one seed per model, a difference may be due to chance in training, whatever its p.")
     table = Table("comparison", head, rows)
     return StudyTable("comparison", "Baseline, proposed and ours on the same faces", table, notes)
+
+
+def _label_sets(results: Results) -> list[str]:
+    """A note if the sets have other emotions: what is compared then, and what cannot be."""
+    one, other = (set(results.emotions[name]) for name in SETS)
+    if one == other:
+        return []
+    shared = [EMOTIONS[index] for index in sorted(one & other)]
+    sizes = " and ".join(f"{len(results.emotions[name])} ({name})" for name in SETS)
+    if len(shared) < 2:
+        return [f"The sets have {sizes} emotions and share {len(shared)}: models of the two sets are not compared."]
+    return [
+        f"The sets have {sizes} emotions. Models of the two sets are compared on the {len(shared)} that both have "
+        f"({', '.join(shared)}), and answers are limited to these: with fewer emotions to choose from, any model is "
+        "right more often. Networks that were trained on more emotions may still differ for that reason alone."
+    ]
 
 
 def _every_test(results: Results) -> StudyTable:
@@ -109,4 +130,11 @@ def _every_test(results: Results) -> StudyTable:
     head = ["set and model", *(f"{test}: {metric}" for test in tests for metric in ("accuracy", "macro F1"))]
     natural = f" and, as `{NATURAL}`, all test faces as they occur" if NATURAL in tests else ""
     table = Table("all-tests", head, rows)
-    return StudyTable("all tests", "Every model on every test set", table, [f"Test faces of both sets{natural}."])
+    notes = [f"Test faces of both sets{natural}."]
+    if len({results.emotions[name] for name in SETS}) > 1:
+        notes.append(
+            "Models of each set are evaluated on the emotions of their own set, which differ: do not compare a row of "
+            "one set with a row of the other."
+        )
+        notes += _label_sets(results)
+    return StudyTable("all tests", "Every model on every test set", table, notes)

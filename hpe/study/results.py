@@ -1,5 +1,6 @@
 """The predictions of a study's runs, as its tables read them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,13 @@ class Results:
     dataset: str
     emotions: dict[str, tuple[int, ...]]
 
-    def judged(self, set_name: str, model: str, test: str) -> Judged | None:
-        """The predictions of a model's seeds on a test set; None: no run has finished."""
+    def judged(self, set_name: str, model: str, test: str, *, among: Collection[int] | None = None) -> Judged | None:
+        """The predictions of a model's seeds on a test set; None: no run has finished.
+
+        ``among``: the emotions to keep; None: those that the model was trained on. No other can be chosen.
+        """
         tables = self._tables(set_name, model, test)
-        return judge(tables, among=self.emotions[set_name]) if tables else None
+        return judge(tables, among=self.emotions[set_name] if among is None else among) if tables else None
 
     def judged_directions(self, model: str) -> Judged | None:
         """The predictions of a direction network's seeds; None: no run has finished."""

@@ -3,8 +3,9 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ import numpy as np
 from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
-from hpe.data.directions import ABSTAIN, OURS, direction_rules, pointing04_direction_of_name
+from hpe.data.directions import ABSTAIN, OURS, direction_rules
 from hpe.data.pose_labels import mismatch
 from hpe.data.pose_tables import (
     DIRECTION_PREFIX,
@@ -25,8 +26,8 @@ from hpe.data.pose_tables import (
     table_of_shard,
     write_table,
 )
-from hpe.data.records import Record
-from hpe.data.shards import Manifest, ShardInfo
+from hpe.data.shard_files import ShardFile, packed_shards
+from hpe.data.tables import arrow, dataset_of, numbers, refuse_damaged, true_directions
 from hpe.pack.balance import OtherSubsetError, Subset, balance
 from hpe.pack.cells import OptionNames
 from hpe.study.config import AUTO, FROM_RECORDS, NETWORK_RULE, OUR_RULE, SETS, SetConfig, StudyConfig, set_folder
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 TRUE_RULE: Final = "labelled"
 """Name of the column with the raw dataset's own directions."""
-_Directions = Callable[[Path, "pa.Table"], np.ndarray]
-"""From a pose table (its path, its rows) to the direction of each row."""
+_Directions = Callable[[ShardFile, "pa.Table"], np.ndarray]
+"""From a shard and its pose table to the direction of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +76,19 @@ def pose_tables_from_records(shards: Path, out: Path) -> Path:
     Raises:
         UserError: no shards, or no record with all three angles.
     """
-    manifest, rules, known = Manifest.load(shards), direction_rules(OURS), 0
+    packed, rules = packed_shards(shards), direction_rules(OURS)
     out.mkdir(parents=True, exist_ok=True)
-    for shard in manifest.shards:
-        identity = Identity(
-            estimator=FROM_RECORDS, weights_sha256="none", crop=manifest.crop, estimator_crop=manifest.crop,
-            precision="none", flips="none", rules=rules.definitions, shard=shard.name, shard_sha256=shard.sha256,
-        )  # fmt: skip
-        path = table_of_shard(out, shard.name)
-        if differences(path, identity) == []:
-            known += 1
-            continue
-        keys, records = _records(shards / shard.name)
-        true = [(record.yaw, record.pitch, record.roll) for record in records]
-        angles = np.array([[np.nan if v is None else v for v in row] for row in true], float).reshape(-1, 3)
+    wanted = {shard: _identity_from_records(shard, rules.definitions) for shard in packed}
+    paths = {shard: table_of_shard(out, shard.path.name) for shard in packed}
+    missing = [shard for shard, identity in wanted.items() if differences(paths[shard], identity) != []]
+    known = len(packed) - len(missing)
+    for shard, faces in _by_shard(missing):
+        angles = numbers(faces, ANGLES)
         angles[~np.isfinite(angles).all(1)] = np.nan
         known += bool(np.isfinite(angles).any())
         unknown = np.full_like(angles, np.nan)
-        write_table(path, ShardPoses(keys, angles, unknown, rules.apply(angles, unknown), {}), identity)
+        poses = ShardPoses(tuple(faces["key"].to_pylist()), angles, unknown, rules.apply(angles, unknown), {})
+        write_table(paths[shard], poses, wanted[shard])
     if not known:
         raise UserError(
             f"{shards}: no record has yaw, pitch and roll; run `hpe pose` and give the folder of its tables as pose:"
@@ -100,14 +96,28 @@ def pose_tables_from_records(shards: Path, out: Path) -> Path:
     return out
 
 
-def _records(path: Path) -> tuple[tuple[str, ...], list[Record]]:
-    from hpe.data.shard_reader import open_shard
+def _identity_from_records(shard: ShardFile, rules: Mapping[str, str]) -> Identity:
+    crop = shard.crop or "unknown"
+    return Identity(
+        estimator=FROM_RECORDS, weights_sha256="none", crop=crop, estimator_crop=crop, precision="none", flips="none",
+        rules=rules, shard=shard.path.name, shard_sha256=shard.sha256 or "unknown",
+    )  # fmt: skip
 
-    try:
-        shard = open_shard(path)
-        return tuple(shard.index.keys), [shard.record(row) for row in range(len(shard))]
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; see `hpe verify {path.parent}`") from error
+
+def _by_shard(shards: Sequence[ShardFile]) -> "Iterator[tuple[ShardFile, pa.Table]]":
+    """The samples of each packed shard, all opened at once.
+
+    Raises:
+        UserError: a shard or one of its records is damaged.
+    """
+    if not shards:
+        return
+    faces = dataset_of(shards)
+    refuse_damaged(faces)
+    table, start = arrow(faces), 0
+    for shard in shards:
+        yield shard, table.slice(start, shard.samples)
+        start += shard.samples or 0
 
 
 def study_data(study: StudyConfig, network: Path | None) -> StudyData:
@@ -120,8 +130,7 @@ def study_data(study: StudyConfig, network: Path | None) -> StudyData:
         UserError: no shards, no pose tables, or tables without a rule that a set needs.
     """
     shards, pose = Path(study.shards), _pose_folder(study)
-    manifest = Manifest.load(shards)
-    available = _rules(manifest, pose)
+    available = _rules(shards, pose)
     add_network = network is not None and NETWORK_RULE not in available
     usable = (*available, NETWORK_RULE) if add_network else available
     rules, problems = {}, []
@@ -135,7 +144,7 @@ def study_data(study: StudyConfig, network: Path | None) -> StudyData:
     if problems:
         raise UserError("\n".join(problems))
     if network is not None and add_network and NETWORK_RULE in rules.values():
-        pose = _add_network_directions(manifest, pose, study.folder / "pose" / pose.name, network)
+        pose = _add_network_directions(shards, pose, study.folder / "pose" / pose.name, network)
     return StudyData(shards, pose, rules)
 
 
@@ -145,26 +154,23 @@ def available_rules(study: StudyConfig) -> tuple[str, ...]:
     Raises:
         UserError: no shards, or tables that do not belong to them.
     """
-    return _rules(Manifest.load(Path(study.shards)), _pose_folder(study))
+    return _rules(Path(study.shards), _pose_folder(study))
 
 
-def _rules(manifest: Manifest, pose: Path) -> tuple[str, ...]:
-    problems = [
-        why
-        for shard in manifest.shards
-        if (
-            why := mismatch(
-                table_of_shard(pose, shard.name), shard=shard.name, sha256=shard.sha256, samples=shard.samples
-            )
-        )
-    ]
+def _rules(shards: Path, pose: Path) -> tuple[str, ...]:
+    """Direction rules of the pose tables of shards, which must have one each."""
+    tables = [(shard, table_of_shard(pose, shard.path.name)) for shard in packed_shards(shards)]
+    found = (
+        mismatch(table, shard=shard.path.name, sha256=shard.sha256, samples=shard.samples) for shard, table in tables
+    )
+    problems = [why for why in found if why]
     if problems:
         more = f"\n… {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
-    return read_metadata(table_of_shard(pose, manifest.shards[0].name)).rules
+    return read_metadata(tables[0][1]).rules
 
 
-def _add_network_directions(manifest: Manifest, pose: Path, out: Path, run: Path) -> Path:
+def _add_network_directions(shards: Path, pose: Path, out: Path, run: Path) -> Path:
     """Write pose tables with a further column: the directions by a direction network. Existing tables are kept.
 
     Raises:
@@ -174,11 +180,11 @@ def _add_network_directions(manifest: Manifest, pose: Path, out: Path, run: Path
 
     decide, sha256 = load_direction_network(run)
 
-    def of_table(_: Path, table: "pa.Table") -> np.ndarray:
-        angles = np.stack([np.asarray(table[name].to_numpy(zero_copy_only=False), float) for name in ANGLES], 1)
+    def of_table(_: ShardFile, table: "pa.Table") -> np.ndarray:
+        angles = numbers(table, ANGLES)
         return decide(angles, np.full_like(angles, np.nan))
 
-    return _add_column(manifest, pose, out, NETWORK_RULE, f"sha256:{sha256}", of_table)
+    return _add_column(shards, pose, out, NETWORK_RULE, f"sha256:{sha256}", of_table)
 
 
 def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
@@ -187,22 +193,16 @@ def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
     Raises:
         UserError: no sample has a direction, or the tables do not belong to the shards.
     """
-    manifest = Manifest.load(shards)
-    _rules(manifest, pose)
-    known = 0
+    _rules(shards, pose)
 
-    def of_table(table_path: Path, table: "pa.Table") -> np.ndarray:
-        nonlocal known
-        _, records = _records(shards / f"{table_path.stem}.tar")
-        found = [
-            pointing04_direction_of_name(record.source or "") if record.direction is None else record.direction
-            for record in records
-        ]
-        known += sum(label is not None for label in found)
-        return np.array([ABSTAIN if label is None else label for label in found], np.int8)
+    @cache
+    def found() -> dict[ShardFile, np.ndarray]:
+        return {shard: true_directions(faces) for shard, faces in _by_shard(packed_shards(shards))}
 
-    made = _add_column(manifest, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", of_table)
-    if not known and not any(_has_directions(table_of_shard(made, shard.name)) for shard in manifest.shards):
+    made = _add_column(
+        shards, pose, out, TRUE_RULE, "hpe.directions.pointing04/1", lambda shard, _: found()[shard].astype(np.int8)
+    )
+    if not any(map(_has_directions, made.glob("*.parquet"))):
         raise UserError(
             f"{shards}: no sample has a true direction; expected Pointing'04, or shards whose records hold directions"
         )
@@ -210,19 +210,19 @@ def add_true_directions(shards: Path, pose: Path, out: Path) -> Path:
 
 
 def _has_directions(path: Path) -> bool:
-    labels = read_pose_table(path, [DIRECTION_PREFIX + TRUE_RULE])[0].to_numpy(zero_copy_only=False)
+    labels = read_pose_table(path, [DIRECTION_PREFIX + TRUE_RULE])[0].fill_null(ABSTAIN).to_numpy()
     return bool((labels >= 0).any())
 
 
-def _add_column(manifest: Manifest, pose: Path, out: Path, rule: str, definition: str, directions: _Directions) -> Path:
+def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str, directions: _Directions) -> Path:
     """Copy pose tables to ``out`` with the directions of a rule; tables that have them by this definition are kept."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     column = DIRECTION_PREFIX + rule
-    for shard in manifest.shards:
-        given, made = table_of_shard(pose, shard.name), table_of_shard(out, shard.name)
+    for shard in packed_shards(shards):
+        given, made = table_of_shard(pose, shard.path.name), table_of_shard(out, shard.path.name)
         if _has_column(made, shard, rule, definition):
             continue
         table = read_pose_table(given)
@@ -231,15 +231,16 @@ def _add_column(manifest: Manifest, pose: Path, out: Path, rule: str, definition
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rules = json.loads(metadata.get("hpe.rules", "{}")) | {rule: definition}
         metadata["hpe.rules"] = json.dumps(rules, sort_keys=True, separators=(",", ":"))
-        table = table.append_column(column, pa.array(directions(given, table), pa.int8()))
+        labels = directions(shard, table)
+        table = table.append_column(column, pa.array(labels, pa.int8(), mask=labels == ABSTAIN))
         with aside(made) as part:
             pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
     return out
 
 
-def _has_column(table: Path, shard: ShardInfo, rule: str, definition: str) -> bool:
+def _has_column(table: Path, shard: ShardFile, rule: str, definition: str) -> bool:
     """Whether a table of this shard exists that has the directions of a rule, by the same definition."""
-    if not table.is_file() or mismatch(table, shard=shard.name, sha256=shard.sha256, samples=None, rule=rule):
+    if not table.is_file() or mismatch(table, shard=shard.path.name, sha256=shard.sha256, samples=None, rule=rule):
         return False
     return json.loads(read_metadata(table).entries.get("hpe.rules", "{}")).get(rule) == definition
 

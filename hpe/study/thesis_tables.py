@@ -29,8 +29,9 @@ from hpe.core.errors import UserError
 from hpe.core.files import write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest
+from hpe.data.tables import arrow, tables
 from hpe.metrics import across_seeds, markdown
-from hpe.metrics.association import Crossed, accuracy_by_row, associate
+from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross
 from hpe.report.cells import JSON_NAME, StudyTable, accuracy_and_f1, percent, share_cell, to_markdown, wilson
 from hpe.report.tables import DASH, Cell, Table, count, shown, word
 from hpe.study import published
@@ -57,12 +58,7 @@ def write_tables(config: StudyConfig, data: StudyData) -> str:
 def make_tables(config: StudyConfig, data: StudyData) -> tuple[list[StudyTable], dict[str, Any]]:
     """All tables, and what they were made from."""
     manifest = Manifest.load(data.shards)
-    emotions = {
-        name: tuple(range(len(EMOTIONS)))
-        if (chosen := getattr(config.sets, name).emotions) is None
-        else tuple(EMOTIONS.index(one) for one in chosen)
-        for name in SETS
-    }
+    emotions = {name: _emotions_of_set(config, name) for name in SETS}
     results = Results(config, data, manifest.dataset, emotions)
     counts = {name: image_counts(data.shards, data.pose, data.rules[name]) for name in SETS}
     tables = [*_image_counts(results, counts), *_association(results, counts["proposed"]), _set_sizes(results)]
@@ -80,6 +76,15 @@ def make_tables(config: StudyConfig, data: StudyData) -> tuple[list[StudyTable],
         "limits": _limits(results),
     }
     return tables, about
+
+
+def _emotions_of_set(config: StudyConfig, name: str) -> tuple[int, ...]:
+    """The emotions of a set: those that its config names, else those that its shards have."""
+    chosen = getattr(config.sets, name).emotions
+    if chosen is None:
+        counted = Manifest.load(set_folder(config, name)).counts.get("emotion", {}).get("train", {})
+        chosen = [one for one in EMOTIONS if counted.get(one)] or EMOTIONS
+    return tuple(EMOTIONS.index(one) for one in chosen)
 
 
 def _limits(results: Results) -> list[str]:
@@ -178,12 +183,7 @@ def _association(results: Results, ours: np.ndarray) -> Iterator[StudyTable]:
 
 def image_counts(shards: Path, pose: Path, rule: str) -> np.ndarray:
     """Images per direction and emotion [5][8], all splits."""
-    from hpe.stream import LabelSource, Reading, ShardSet, Stream
-
-    splits = Manifest.load(shards).splits
-    sets = [ShardSet(str(shards), split, str(pose)) for split in splits]
-    counts = Stream(sets, Reading(32, labels=LabelSource("pose", rule))).label_counts()
-    return np.array(counts.both).T
+    return cross(arrow(tables(shards, pose=pose, direction=rule))).counts
 
 
 def _set_sizes(results: Results) -> StudyTable:

@@ -65,7 +65,7 @@ def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> 
                 *("--processes", str(processes), *_sets([*both, *tabled, f"model.weights={pose}"], seed)),
             ),
         ),
-        Stage("evaluate", ("evaluate", str(joint), str(shards), "--split", "test")),
+        Stage("evaluate", ("evaluate", str(joint), str(shards), "--split", "test", "--name", "test")),
         Stage("report", ("report", str(joint))),
     ]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hpe.config.run import DataConfig, ShardsConfig
 from hpe.core.distributed import cuda, unused_gpu
 from hpe.core.errors import UserError
-from hpe.stream import LabelSource, Reading, ShardSet, Stream
+from hpe.stream import Balance, LabelSource, Reading, ShardSet, Stream
 
 
 def open_stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:
@@ -35,6 +35,7 @@ def reading(data: DataConfig, *, workers: int | None = None) -> Reading:
         decoder=decoder_of(data.decoder),
         damaged=data.damaged,
         workers=data.workers if workers is None else workers,
+        stage=data.stage,
     )
 
 
@@ -42,6 +43,11 @@ def all_angles(stream: Stream) -> Float[Tensor, "samples 3"]:
     """The angles of every sample that has them, read by this rank alone."""
     with stream.once(batch=1024) as loader:
         return torch.cat([loaded.batch.angles[loaded.batch.angles_mask] for loaded in loader])
+
+
+def balance_of(data: DataConfig) -> Balance | None:
+    """How classes are balanced, or None."""
+    return Balance() if data.sampling == "balanced" else None
 
 
 def decoder_of(setting: str) -> Literal["cpu", "gpu"]:

@@ -130,13 +130,14 @@ def _class_sums(
 def _class_figures(
     confusion: Float64[np.ndarray, "classes classes"], reliability: Float64[np.ndarray, " bins3"]
 ) -> Iterator[tuple[str, float]]:
-    """Accuracy, F1 as a mean over the classes that occur, and the expected calibration error (Guo et al., 2017)."""
+    """Accuracy, F1 as a mean over the true classes, and the expected calibration error (Guo et al., 2017)."""
+    true = confusion.sum(1) > 0
     right, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
     confidence, correct, count = reliability.reshape(3, _BINS)
     error = float(np.abs(confidence - correct).sum() / count.sum())
     broken = not math.isfinite(error)  # a class can be chosen among NaNs too
     yield "accuracy", math.nan if broken else float(right.sum() / confusion.sum())
-    yield "macro_f1", math.nan if broken else float((2 * right[either > 0] / either[either > 0]).mean())
+    yield "macro_f1", math.nan if broken else float((2 * right[true] / either[true]).mean())
     yield "ece", math.nan if broken else error
 
 

@@ -118,21 +118,19 @@ def _units(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, boo
         first = False
 
 
-def build_optimizer(
-    name: str, groups: list[dict], learning_rate: float, *, fused: bool | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(name: str, groups: list[dict], learning_rate: float) -> torch.optim.Optimizer:
     """``adamw``, ``adam`` (the thesis and Hopenet) or ``sgd`` with Nesterov momentum 0.9.
 
-    ``fused`` updates all parameters in a few kernels, which a gradient scaler can skip without asking the host; None is
-    torch's own choice.
+    Fused: all parameters are updated in a few kernels, which a gradient scaler can skip without asking the host. On a
+    CPU it takes a third of the time of torch's own choice there, a loop over parameters.
     """
     match name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+            return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
+            return torch.optim.Adam(groups, lr=learning_rate, fused=True)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=_MOMENTUM, nesterov=True, fused=fused)
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=_MOMENTUM, nesterov=True, fused=True)
     raise ValueError(f"no optimizer {name!r}")
 
 

@@ -15,6 +15,7 @@ from hpe.core.distributed import Ranks, cuda
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
+from hpe.train.datasets import balance_of
 from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
 
@@ -61,6 +62,13 @@ def remarks(config: RunConfig, train: Stream, counts: Counts) -> Iterator[str]:
                         f"data.{split}.{number}: no pose tables are named (pose:); its angles and directions come from "
                         "its records"
                     )
+    named = config.data.train
+    if len(named) > 1:
+        draws = train.draws_per_epoch(balance := balance_of(config.data))
+        rare = " on average" if balance else ""
+        for number, (one, parts, draw) in enumerate(zip(named, train.counts, draws, strict=True)):
+            shards = one.shards if isinstance(one.shards, str) else f"{one.shards[0]} …"
+            yield f"data.train.{number} ({shards}): {sum(parts):,} samples, each {draw:.3g} × per epoch{rare}"
     pose = config.model.heads.pose
     if pose is not None and pose.kind == "bins66" and counts.wide:
         yield (

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.config.run import RunConfig, differences
+from hpe.config.run import RunConfig, differences, mixes_anew
 from hpe.core.console import log_to, say
 from hpe.core.distributed import Ranks, agree, some_problem
 from hpe.core.errors import UserError
@@ -58,6 +58,12 @@ def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunCon
         way = "give another run:, or --new to start over"
         if any(line.startswith("train.precision:") for line in changed):
             way += ", or --change-precision to continue in another precision"
+        if mixes_anew(before, config):
+            shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
+            way += (
+                ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
+                f"continue it as it began, give the datasets of data.train the weights {shares}"
+            )
         lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(f"{run}: this run was started with another config; {way}\n{lines}")
     return config, None if change_precision else used

@@ -12,13 +12,14 @@ from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, common_accelerator, share_cores
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision, training_precision
+from hpe.data.framing import face_shares
 from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import State
-from hpe.stream import Balance, Loader, Stream
+from hpe.stream import Loader, Stream
 from hpe.train.auto_batch import find_batch
-from hpe.train.datasets import all_angles, open_stream
+from hpe.train.datasets import all_angles, balance_of, open_stream
 from hpe.train.log import Damages, Log
 from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
@@ -100,7 +101,7 @@ class Job:
             rank=self.ranks.rank,
             ranks=self.ranks.world,
             window=data.window,
-            balance=Balance() if data.sampling == "balanced" else None,
+            balance=balance_of(data),
         )
 
     def validation(self) -> Loader:
@@ -201,7 +202,17 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
     """
     job = prepare_job(config, ranks, change_precision=change_precision)
     with claim(job.config, ranks) as resume:
+        if ranks.main and not (job.run / run_folder.TRAINED_ON).exists():
+            _remember_training(job)
         yield replace(job, resume=resume)
+
+
+def _remember_training(job: Job) -> None:
+    heads, counts = job.config.model.heads, job.train.label_counts()
+    labels = {"emotion": counts.emotion} if heads.emotion else {}
+    labels |= {"direction": counts.direction} if heads.direction else {}
+    local = [Path(shard.url) for shards in job.train.sets for shard in shards if not shard.remote]
+    run_folder.remember_training(job.run, labels, face_shares(local))
 
 
 @contextmanager

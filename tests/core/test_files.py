@@ -13,8 +13,7 @@ import pytest
 
 from hpe.core import files
 from hpe.core.errors import UserError
-from hpe.core.files import locked
-from hpe.stream import remote_cache
+from hpe.core.files import aside, leftovers, locked, short_name
 
 NO_LOCKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
 HOLD = (
@@ -100,11 +99,49 @@ def test_a_fault_of_the_disk_is_not_called_another_process(no_locks: Callable[[i
         pass
 
 
-def test_the_cache_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
-    with remote_cache.waiting_lock(no_locks(errno.ENOSYS) / "room.lock"):
+def test_who_waits_for_a_lock_gets_it_when_its_holder_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        waited: list[float] = []
+
+        def waiting(seconds: float) -> None:
+            waited.append(seconds)
+            other.kill()
+
+        with locked(path, None, waiting):
+            assert waited
+
+
+def test_waiting_works_without_locks_and_names_other_faults(no_locks: Callable[[int], Path]) -> None:
+    with locked(no_locks(errno.ENOSYS) / "room.lock", None):
         pass
-    with pytest.raises(OSError, match="Input/output"), remote_cache.waiting_lock(no_locks(errno.EIO) / "room.lock"):
+    with pytest.raises(UserError, match="Input/output"), locked(no_locks(errno.EIO) / "room.lock", None):
         pass
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "顔", "\U0001f600"])
+@pytest.mark.parametrize("most", [40, 255])
+def test_a_name_is_cut_in_bytes_and_no_two_become_one(letter: str, most: int) -> None:
+    names = [f"{letter * count}{end}" for count in (1, 9, 60, 100, 255, 4000) for end in ("", ".jpg", "-2")]
+    short = [short_name(name, most) for name in names]
+    assert len(set(short)) == len(names)
+    assert max(len(one.encode()) for one in short) <= most
+    assert all(one == name for one, name in zip(short, names, strict=True) if len(name.encode()) <= most)
+    assert short == [short_name(name, most) for name in names]
+
+
+def test_the_longest_name_that_a_disk_takes_is_written_aside_and_its_leftovers_are_found(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".txt")
+    files.refuse_unwritable(path, "--out")
+    with aside(path) as part:
+        part.write_text("whole")
+        assert list(leftovers(path)) == [part]
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_work_goes_on(

@@ -12,6 +12,8 @@ from scipy.spatial.transform import Rotation
 from hpe.core import geometry
 
 degrees = st.tuples(st.floats(-89, 89), st.floats(-179, 179), st.floats(-179, 179))
+turned = st.floats(-179, 179).filter(lambda yaw: abs(abs(yaw) - 90) > 0.01)
+anywhere = st.tuples(turned, st.floats(-179, 179), st.floats(-179, 179))
 
 
 def scipy_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -24,11 +26,44 @@ def test_rotation_agrees_with_scipy(angles: tuple[float, float, float]) -> None:
     np.testing.assert_allclose(ours.numpy(), scipy_rotation(*angles), atol=1e-12)
 
 
-@given(degrees)
-def test_euler_angles_come_back(angles: tuple[float, float, float]) -> None:
-    pitch, yaw, roll = Rotation.from_matrix(scipy_rotation(*angles)).as_euler("xyz", degrees=True)
+@given(anywhere)
+def test_every_rotation_becomes_the_upright_one_of_its_two_triples(angles: tuple[float, float, float]) -> None:
+    rotation = scipy_rotation(*angles)
+    found = geometry.euler_from_rotation(torch.from_numpy(rotation)).numpy()
+    np.testing.assert_allclose(scipy_rotation(*found), rotation, atol=1e-9)
+    pitch, yaw, roll = Rotation.from_matrix(rotation).as_euler("xyz", degrees=True)
+    other = (180 - yaw, pitch - np.copysign(180, pitch), roll - np.copysign(180, roll))
+    np.testing.assert_allclose(scipy_rotation(*other), rotation, atol=1e-9)
+    least = min(abs(pitch) + abs(roll), abs(other[1]) + abs(other[2]))
+    assert abs(found[1]) + abs(found[2]) == pytest.approx(least, abs=1e-5)
+
+
+@given(st.tuples(turned, st.floats(-89, 89), st.floats(-89, 89)))
+def test_an_upright_head_gets_its_angles_back_however_far_it_is_turned(angles: tuple[float, float, float]) -> None:
     back = geometry.euler_from_rotation(torch.from_numpy(scipy_rotation(*angles)))
-    np.testing.assert_allclose(back.numpy(), [yaw, pitch, roll], atol=1e-6)
+    np.testing.assert_allclose(back.numpy(), angles, atol=1e-5)
+
+
+@given(anywhere)
+def test_a_right_rotation_has_no_error_whichever_angles_state_it(angles: tuple[float, float, float]) -> None:
+    pitch, yaw, roll = Rotation.from_matrix(scipy_rotation(*angles)).as_euler("xyz", degrees=True)
+    found = geometry.angle_errors(
+        torch.tensor([yaw, pitch, roll], dtype=torch.float64), torch.tensor(angles, dtype=torch.float64)
+    )
+    np.testing.assert_allclose(found.numpy(), 0, atol=1e-5)
+
+
+@given(anywhere, anywhere)
+def test_errors_are_those_of_the_triple_nearer_to_the_truth(
+    predicted: tuple[float, float, float], truth: tuple[float, float, float]
+) -> None:
+    yaw, pitch, roll = predicted
+    triples = [np.array(one) - truth for one in (predicted, (180 - yaw, pitch + 180, roll + 180))]
+    errors = [np.abs(np.rad2deg(np.angle(np.exp(1j * np.deg2rad(one))))) for one in triples]
+    found = geometry.angle_errors(
+        torch.tensor(predicted, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
+    )
+    assert float(found.sum()) == pytest.approx(min(one.sum() for one in errors), abs=1e-6)
 
 
 @pytest.mark.parametrize("yaw", [90.0, -90.0])
@@ -70,9 +105,11 @@ def test_maev_of_a_turn_about_z_is_two_thirds_of_it() -> None:
 
 
 @pytest.mark.parametrize(("a", "b", "error"), [(359.0, 1.0, 2.0), (0.0, 180.0, 180.0), (-170.0, 170.0, 20.0)])
-def test_errors_wrap_at_a_full_turn_and_never_at_half(a: float, b: float, error: float) -> None:
-    found = geometry.angle_errors(torch.full((3,), a), torch.full((3,), b))
-    assert found.tolist() == pytest.approx([error] * 3)
+@pytest.mark.parametrize("angle", range(3))
+def test_errors_wrap_at_a_full_turn_and_never_at_half(a: float, b: float, error: float, angle: int) -> None:
+    predicted, truth, expected = torch.zeros(3), torch.zeros(3), [0.0] * 3
+    predicted[angle], truth[angle], expected[angle] = a, b, error
+    assert geometry.angle_errors(predicted, truth).tolist() == pytest.approx(expected)
 
 
 @given(degrees)

@@ -32,6 +32,18 @@ HAND_WORKED = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_who_is_turned_beyond_the_profile_looks_anywhere_but_to_that_side(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    yaw = rng.uniform(90.01, 180, 500) * rng.choice((-1, 1), 500)
+    angles = np.stack((yaw, rng.uniform(-90, 90, 500), rng.uniform(-90, 90, 500)), 1)
+    sideways = np.where(yaw > 0, L, R)
+    found = direction_rules(OURS.never_abstaining()).apply(angles, np.full_like(angles, np.nan))
+    assert set(found) == {"thesis_tree", "ours"}
+    for name, directions in found.items():
+        assert directions.tolist() == sideways.tolist(), name
+
+
 @pytest.mark.parametrize(("pose", "expected"), HAND_WORKED)
 def test_the_thesis_tree_follows_its_text(pose: tuple[float, float, float], expected: Direction) -> None:
     pitch, negated_yaw, roll = pose

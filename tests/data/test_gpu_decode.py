@@ -293,9 +293,11 @@ def test_a_run_on_the_cpu_of_a_gpu_machine_page_locks_nothing(tmp_path: Path, mo
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked: list[bool] = []
-    real = loader._Readers
-    monkeypatch.setattr(loader, "_Readers", lambda *a, **k: asked.append(k["pin_memory"]) or real(*a, **k))
-    Stream([ShardSet(str(made.shards(tmp_path / "shards")), "train")], Reading(made.SIDE)).once(batch=8).close()
+    import webdataset
+
+    real = webdataset.WebLoader
+    monkeypatch.setattr(webdataset, "WebLoader", lambda *a, **k: asked.append(k["pin_memory"]) or real(*a, **k))
+    next(Stream([ShardSet(str(made.shards(tmp_path / "shards")), "train")], Reading(made.SIDE)).once(batch=8))
     assert asked == [False]
 
 

@@ -2,16 +2,30 @@
 
 import io
 import struct
+import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
-from hpe.data.images import DecodeError, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
+from hpe.data import images
+from hpe.data.decode import decode_into
+from hpe.data.images import (
+    DecodeError,
+    crop_resize,
+    decode_rgb,
+    encode_jpeg,
+    map_box,
+    map_points,
+    picture_size,
+    to_grey,
+)
+from hpe.data.picture_files import picture_format
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +74,82 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     got = decode_rgb(encoded(Image.fromarray(picture), kind, exif=exif, **options))
     assert got.shape == upright.shape
     assert difference(got, upright) < 6
+
+
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", *(["AVIF"] if features.check("avif") else [])]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_way_to_a_pictures_size_gives_that_of_the_upright_picture(
+    kind: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(smooth(24, 40)), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    (tmp_path / "picture").write_bytes(data)
+    assert picture_size(data) == picture_size(tmp_path / "picture") == upright.size
+    assert decode_rgb(data).shape[1::-1] == upright.size
+    assert difference(decode_rgb(data), np.asarray(upright)) < 3
+    square = np.zeros((16, 16, 3), np.uint8)
+    decode_into(data, square)
+    left, top = (upright.width - 24) // 2, (upright.height - 24) // 2
+    middle = upright.crop((left, top, left + 24, top + 24))
+    assert difference(square, np.asarray(middle.resize((16, 16), Image.Resampling.BILINEAR))) < 5
+
+
+def test_an_orientation_in_xmp_or_behind_a_comment_is_applied_too() -> None:
+    plain = encoded(Image.fromarray(smooth(24, 40)), "JPEG", quality=95)
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    comment = b"\xff\xfe" + struct.pack(">H", 9) + b"comment" + b"\xff"
+    for segment in (
+        b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp,
+        comment + b"\xff\xe1" + struct.pack(">H", len(exif.tobytes()) + 2) + exif.tobytes(),
+    ):
+        data = plain[:2] + segment + plain[2:]
+        with Image.open(io.BytesIO(data)) as opened:
+            upright = ImageOps.exif_transpose(opened)
+        assert upright.size == (24, 40)
+        assert picture_size(data) == upright.size
+        assert difference(decode_rgb(data), np.asarray(upright)) < 3
+        row = np.zeros((24, 24, 3), np.uint8)
+        decode_into(data, row)
+        assert difference(row, np.asarray(upright)[8:32]) < 3
+
+
+def test_a_format_is_known_by_its_first_bytes() -> None:
+    for kind in (*FORMATS, "BMP", "GIF", "PPM"):
+        assert picture_format(encoded(Image.fromarray(smooth(8, 8)), kind)[:64]) == kind
+    for start, kind in (
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isomavc1", None), (b"BMW is no picture", None), (b"%PDF-1.7", None),
+        (b"P4 is short", "PPM"), (b"", None), (b"RIFF\0\0\0\0WAVE", None),
+    ):  # fmt: skip
+        assert picture_format(start) == kind
+
+
+def test_heic_names_the_way_to_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._heif.cache_clear()
+    heic = b"\0\0\0\x18ftypheic" + bytes(200)
+    for read in (decode_rgb, picture_size):
+        with pytest.raises(DecodeError, match="pip install pillow-heif"):
+            read(heic)
+
+
+def test_heic_is_read_upright_where_its_decoder_is_installed() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    heif.from_pillow(Image.fromarray(smooth(64, 96))).save(out, exif=exif.tobytes())
+    upright = np.rot90(smooth(64, 96), -1)
+    assert picture_size(out.getvalue()) == (64, 96)
+    assert difference(decode_rgb(out.getvalue()), upright) < 6
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:

@@ -70,7 +70,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_packed_folder_gives_its_shards_by_split_with_what_its_manifest_contains(packed: Path) -> None:
     shards = Manifest.load(packed).shards
-    every = [ShardFile(packed / s.name, s.samples, s.sha256, "square-1.4@box") for s in shards]
+    every = [ShardFile(packed / s.name, s.samples, s.sha256, "square-1.4@box", s.bytes) for s in shards]
     assert packed_shards(packed) == every
     assert packed_shards(packed, "val") == every[2:]
     assert with_manifests([packed / "val-000000.tar", packed / "other.tar"]) == [

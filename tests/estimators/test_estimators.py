@@ -1,7 +1,7 @@
 """Estimators: released state dicts, hostile files, descriptions that lie, and Hopenet's own numbers."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +137,16 @@ def test_outputs_are_read_by_kind_order_sign_and_unit() -> None:
     np.testing.assert_allclose(read_output((matrix,), OutputSpec(kind="matrix"))[0], truth, atol=1e-3)
     six = torch.cat((matrix[:, :, 0], matrix[:, :, 1]), 1)
     np.testing.assert_allclose(read_output((six,), OutputSpec(kind="sixd"))[0], truth, atol=1e-3)
+
+
+def test_rotations_of_heads_that_are_turned_far_become_the_angles_of_upright_heads() -> None:
+    yaw = np.arange(-150.0, 151.0, 1.3)  # none is ±90, where pitch and roll are one angle
+    truth = np.stack((yaw, 20 * np.sin(yaw), 30 * np.cos(yaw)), 1)
+    matrix = Rotation.from_euler("xyz", truth[:, [1, 0, 2]], degrees=True).as_matrix()
+    given = torch.from_numpy(matrix).float()
+    for outputs, kind in ((given.reshape(-1, 9), "matrix"), (torch.cat((given[:, :, 0], given[:, :, 1]), 1), "sixd")):
+        found, _ = read_output((outputs,), OutputSpec.model_validate({"kind": kind}))
+        np.testing.assert_allclose(found.numpy(), truth, atol=0.01)
 
 
 def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
@@ -375,3 +385,79 @@ def test_an_onnx_network_that_cannot_use_the_gpu_runs_on_the_cpu_or_is_refused(
     assert estimator.predict(random_faces(2, 64)).angles.device == torch.device("cpu")
     with pytest.raises(UserError, match=rf"{why}; .*pip install .*onnxruntime-gpu.*--device cpu"):
         load_estimator(tmp_path / "net.onnx", Compute(gpu))
+
+
+def _graph(path: Path, shape: list[Any], kind: int, more: Sequence[str] = ()) -> None:
+    """A network whose yaw, pitch and roll are the means of the picture's three channels."""
+    from onnx import TensorProto, helper, save
+
+    axes = [1, 2] if shape[-1] == 3 else [2, 3]
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Cast", ["mean"], ["pose"], to=TensorProto.FLOAT),
+    ]
+    image = helper.make_tensor_value_info("image", kind, shape)
+    others = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in more]
+    pose = helper.make_tensor_value_info("pose", TensorProto.FLOAT, [shape[0], 3])
+    model = helper.make_model(
+        helper.make_graph(nodes, "means", [image, *others], [pose]), opset_imports=[helper.make_opsetid("", 13)]
+    )
+    model.ir_version = 8
+    save(model, path / "net.onnx")
+
+
+def _described(path: Path, about: str) -> Path:
+    (path / "net.yaml").write_text(
+        f"weights: net.onnx\ncrop: none\ninput: {{{about}, mean: [0, 0, 0], std: [1, 1, 1]}}\noutput: {{kind: euler}}\n"
+    )
+    return path / "net.onnx"
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "DOUBLE"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("batch", ["N", 1, 4])
+def test_onnx_inputs_of_every_layout_type_and_batch_give_the_same_angles(
+    kind: str, layout: str, batch: str | int, tmp_path: Path
+) -> None:
+    from onnx import TensorProto
+
+    shape = [batch, 3, 32, 32] if layout == "nchw" else [batch, 32, 32, 3]
+    _graph(tmp_path, shape, getattr(TensorProto, kind))
+    estimator = load_estimator(_described(tmp_path, f"size: 32, layout: {layout}"), CPU)
+    faces = random_faces(10, 32)
+    for count in (1, 4, 10):
+        found = estimator.predict(faces[:count]).angles.numpy()
+        assert found.shape == (count, 3)
+        np.testing.assert_allclose(found, faces[:count].float().mean((2, 3)).numpy() / 255, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "more", "about", "told"),
+    [
+        (["N", 64, 64, 3], "FLOAT16", (), "size: 32",
+         r"input 'image' is float16 \['N', 64, 64, 3\] \(NHWC\); .*set input.layout: nhwc and input.size: 64"),
+        (["N", 3, 48, 48], "FLOAT", (), "size: 32", r"\(NCHW\); .*set input.layout: nchw and input.size: 48"),
+        (["N", "h", "w", 3], "FLOAT", (), "size: 32", r"set input.layout: nhwc and input.size: 32"),
+        (["N", 1, 32, 32], "FLOAT", (), "size: 32", r"export it with an input of three channels"),
+        (["N", 3, 32, 48], "FLOAT", (), "size: 32", r"export it with pictures of three channels and one side"),
+        (["N", 3, 32, 32], "UINT8", (), "size: 32", r"is uint8 .*export it with an input of float, float16, double"),
+        (["N", 3, 32, 32], "FLOAT", ("scale",), "size: 32",
+         r"has 2 inputs: 'image' \(float \['N', 3, 32, 32\] \(NCHW\)\), 'scale' \(float \[1\]\); .*as constants"),
+    ],
+)  # fmt: skip
+def test_an_onnx_input_that_does_not_fit_is_told_with_what_was_found_and_what_would(
+    shape: list[Any], kind: str, more: tuple[str, ...], about: str, told: str, tmp_path: Path
+) -> None:
+    from onnx import TensorProto, helper, load, save
+
+    _graph(tmp_path, shape, TensorProto.FLOAT, more)
+    if kind == "UINT8":  # whose mean no operator takes
+        model = load(tmp_path / "net.onnx")
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.FLOAT))
+        model.graph.node[1].input[0] = "numbers"
+        save(model, tmp_path / "net.onnx")
+    elif kind != "FLOAT":
+        _graph(tmp_path, shape, getattr(TensorProto, kind), more)
+    with pytest.raises(UserError, match=told):
+        load_estimator(_described(tmp_path, about), CPU)

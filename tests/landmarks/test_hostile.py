@@ -4,7 +4,9 @@ import errno
 import json
 import tempfile
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +21,14 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
+from hpe.landmarks import extract as extraction
 from hpe.landmarks.compare import CompareOptions, compare
 from hpe.landmarks.estimator import LandmarkEstimator
 from hpe.landmarks.extract import extract
-from hpe.landmarks.mesh import MeshPool
+from hpe.landmarks.mesh import MeshPool, group_detector
 from hpe.landmarks.model import ABOUT, MODEL, LandmarkModel
 from hpe.landmarks.regress import SoftScaler, regressor
-from hpe.landmarks.table import Faces, read_faces, read_mat_faces
+from hpe.landmarks.table import Faces, read_faces, read_mat_faces, unfinished
 
 WORKER = """
 import struct, sys
@@ -212,3 +215,129 @@ def test_model_folders_that_were_tampered_with_are_refused_when_opened(tmp_path)
         skops.io.dump(fitted, tmp_path / MODEL)
         with pytest.raises(UserError, match="not a model"):
             LandmarkModel.load(tmp_path)
+
+
+def test_an_extraction_that_was_stopped_is_refused_with_counts_or_accepted_by_name(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("hpe.landmarks.extract._PART", 3)
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    for name in "abcdefgh":
+        _save(pictures, f"{name}.png", 0 if name == "b" else 9)
+
+    def stopped(path, part, *_):
+        if part.name == "000001":
+            raise KeyboardInterrupt
+        return real(path, part, *_)
+
+    real = extraction._write_part
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("hpe.landmarks.extract._write_part", stopped)
+        _extract(pictures, out, fake)
+    assert unfinished(out) == "3 of 8 images"
+    compare = ["landmarks", "compare", str(out), str(tmp_path / "compared")]
+    refused = CliRunner().invoke(app, compare)
+    assert isinstance(refused.exception, UserError)
+    assert "unfinished, 3 of 8 images; run the same `hpe landmarks extract` again" in str(refused.exception)
+    accepted = CliRunner().invoke(app, [*compare, "--unfinished"])
+    assert "WARNING" in accepted.stderr
+    assert "3 of 8 images" in accepted.stderr
+    assert "unfinished" not in str(accepted.exception)  # there are too few faces to compare
+    _extract(pictures, out, fake)
+    assert unfinished(out) is None
+    (pictures / "i.png").write_bytes((pictures / "a.png").read_bytes())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("hpe.landmarks.extract._write_part", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        _extract(pictures, out, fake)
+    assert unfinished(out) == "8 of 9 images"  # also a finished one to which pictures were added
+
+
+def test_every_file_of_a_folder_is_a_row_or_is_counted_by_kind(fake, tmp_path):
+    raw = tmp_path / "raw"
+    _save(raw, "a.png")
+    _save(raw, "b.png", 0)
+    (raw / "c").write_bytes((raw / "a.png").read_bytes())
+    (tmp_path / "pool").mkdir()
+    _save(tmp_path / "pool", "d.png")
+    (raw / "linked").symlink_to(tmp_path / "pool")
+    (raw / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (raw / "e.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    for name in ("a.mat", "b.mat", "notes.txt"):
+        (raw / name).write_text("")
+    done = _extract(raw, tmp_path / "out", fake)
+    assert _rows(tmp_path / "out") == Counter(("a", "b", "c", "linked/d", "gone", "e"))
+    assert (done["images"], done["images_unreadable"]) == (6, 2)
+    assert done["passed_over"] == {".mat": 2, ".txt": 1}
+    assert done["failed"]["gone"] == "not a picture: broken link (No such file or directory)"
+    assert "HEIC" in done["failed"]["e"]
+
+
+def test_a_picture_beyond_the_limit_is_named_with_the_option(fake, tmp_path):
+    _save(tmp_path / "raw", "a.png")
+    arguments = ["landmarks", "extract", str(tmp_path / "raw"), "--python", str(fake), "--views", "plain"]
+    small = CliRunner().invoke(app, [*arguments, str(tmp_path / "small"), "--max-megapixels", "0.0001"])
+    assert small.exit_code == 1
+    assert "16 × 16 pixels, more than the 0.0001 megapixels allowed" in small.stderr
+    assert "--max-megapixels" in small.stderr
+    assert CliRunner().invoke(app, [*arguments, str(tmp_path / "large"), "--max-megapixels", "1"]).exit_code == 0
+
+
+GROUP = """
+import struct, sys
+import numpy as np
+while len(header := sys.stdin.buffer.read(6)) == 6:
+    width, height, faces, views = struct.unpack("<HHBB", header)
+    picture = np.frombuffer(sys.stdin.buffer.read(width * height * 3), np.uint8).reshape(height, width, 3)
+    down, across = np.nonzero(picture[..., 0] > 150)
+    found = len(across) and np.ptp(across) > width / 6 and width < 100
+    sys.stdout.buffer.write(struct.pack("<B", int(found)))
+    if found:
+        corners = np.random.default_rng(3).uniform(0, 1, (468, 3))
+        corners[:2] = ((0, 0, 0), (1, 1, 0))
+        points = corners * (np.ptp(across), np.ptp(down), 9) + (across.min(), down.min(), 0)
+        sys.stdout.buffer.write(struct.pack("<B", 1) + points.astype("float32").tobytes())
+    sys.stdout.buffer.flush()
+"""
+"""A mesh that finds a face only where it is a good part of the picture, as the real one in photos of groups."""
+
+
+class _Told:
+    """A detector that finds these faces, one of which is none."""
+
+    faces: ClassVar = [((x, y, x + 20.0, y + 24.0), 0.9) for x in (30, 130, 230, 330) for y in (40, 140)]
+    nothing: ClassVar = ((400.0, 0.0, 420.0, 24.0), 0.5)
+
+    def detect(self, images):
+        return [[*self.faces, self.nothing] for _ in images]
+
+
+def test_all_faces_of_a_group_are_found_by_the_detector_first(stand_in, tmp_path, monkeypatch, capsys):
+    group = np.full((200, 440, 3), 90, np.uint8)
+    for (x0, y0, x1, y1), _ in _Told.faces:
+        group[int(y0) : int(y1), int(x0) : int(x1)] = 200
+    python = stand_in(GROUP)
+    monkeypatch.setattr("hpe.landmarks.mesh.installed", tuple)
+    assert group_detector() is None
+    warned = capsys.readouterr().err
+    assert "no face detector is installed" in warned
+    assert "pip install" in warned
+    with closing(MeshPool(python, "plain", "all")) as alone:
+        assert alone.find(group) == []
+    monkeypatch.setattr("hpe.landmarks.mesh.installed", lambda: ("mtcnn", "hog"))
+    monkeypatch.setattr("hpe.landmarks.mesh.open_detector", lambda name: _Told())
+    assert group_detector() == "mtcnn"
+    with closing(MeshPool(python, "plain", "all", detector="mtcnn")) as mesh:
+        found = mesh.find(group)
+        assert mesh.without_points == 1
+    boxes = sorted(tuple(map(round, face.box)) for face in found)
+    assert boxes == sorted((x, y, x + 19, y + 23) for (x, y, _, _), _ in _Told.faces)
+
+
+def test_an_extraction_records_its_detector(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr("hpe.landmarks.mesh.open_detector", lambda name: _Told())
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: "mtcnn")
+    _save(tmp_path / "raw", "a.png")
+    python = stand_in(GROUP)
+    done = extract(tmp_path / "raw", tmp_path / "out", python=python, views="plain", which="all", workers=1)
+    assert done["detector"] == "mtcnn"
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: "hog")
+    with pytest.raises(UserError, match="detector was 'mtcnn', is 'hog'"):
+        extract(tmp_path / "raw", tmp_path / "out", python=python, views="plain", which="all")

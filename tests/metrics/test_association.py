@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,9 +21,12 @@ from scipy import stats as _stats
 from hpe.core import statistics
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross, read_table
+from hpe.core.table_files import read_table
+from hpe.metrics import association
+from hpe.metrics.association import Crossed, accuracy_by_row, associate, cross
 from hpe.metrics.paired import paired
-from hpe.report.association import write_association
+from hpe.report.association import ShardLabels, write_association
+from tests import stated
 from tests.fake_run import predictions
 
 stats: Any = _stats  # its results are named tuples that type checkers cannot see
@@ -250,7 +255,7 @@ def test_a_single_class_gives_a_reason_instead_of_a_strength(tmp_path: Path) -> 
         ("t.csv", b"Direction,Feeling\n1,sad\n", "column emotion: not found; the table has 'Direction'"),
         ("t.csv", b"Direction,Emotion\n,sad\n", "no row of the table has both"),
         ("t.parquet", b"PAR1nonsense", "cannot be read"),
-        ("t.xlsx", b"", "expected a .csv or .parquet file"),
+        ("t.xlsx", b"", "ends in .csv, .tsv, .parquet"),
     ],
 )
 def test_bad_tables_are_refused_in_words(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -356,3 +361,64 @@ def test_two_rows_tell_no_strength(tmp_path: Path) -> None:
     )
     assert made["sentences"] == ["2 rows are too few to measure an association."]
     assert made["counts"][0][0] == made["counts"][1][1] == 1
+
+
+@pytest.mark.parametrize("chi", [10.0, 1400.0, 1500.0, 1e5])
+def test_the_logarithm_of_p_is_finite_where_p_is_too_small_for_a_number(chi: float) -> None:
+    """With two degrees of freedom p is exp(-χ²/2); with one it is twice the normal distribution's tail."""
+    assert association._log10_p(chi, 2) == pytest.approx(-chi / 2 / math.log(10))
+    two_tails = (math.log(2) + stats.norm.logsf(math.sqrt(chi))) / math.log(10)
+    assert association._log10_p(chi, 1) == pytest.approx(two_tails, rel=1e-6)
+
+
+def test_shards_and_their_pose_tables_give_what_a_table_of_their_labels_gives(tmp_path: Path) -> None:
+    shards = stated.dataset(tmp_path / "faces", {"train": 300, "val": 100}, per_shard=100)
+    made = write_association(
+        shards, tmp_path / "out", rows="direction", columns="emotion", replicates=20, seed=0,
+        labels=ShardLabels(pose=stated.ESTIMATOR),
+    )  # fmt: skip
+    indexes: Any = [datasets.Dataset.from_file(str(path)).to_pandas() for path in sorted(shards.glob("*.arrow"))]
+    emotions = pd.concat(indexes)[["key", "emotion"]]
+    poses = pd.read_parquet(shards / "pose" / stated.ESTIMATOR)
+    joined = emotions.merge(poses, on="key").rename(columns={"direction_ours": "direction"})
+    joined[["direction", "emotion"]].to_parquet(tmp_path / "joined.parquet")
+    same = write_association(
+        tmp_path / "joined.parquet", tmp_path / "same", rows="direction", columns="emotion", replicates=20, seed=0
+    )
+    assert made["table"] == f"faces (directions by ours of {stated.ESTIMATOR})"
+    assert {**made, "table": ""} == {**same, "table": ""}
+    by_age = write_association(
+        shards, tmp_path / "age", rows="group_age", columns="direction_ours", replicates=20, seed=0,
+        labels=ShardLabels("val", stated.ESTIMATOR, "thesis_tree"),
+    )  # fmt: skip
+    assert by_age["rows"] == ["adult", "child"]
+    assert set(by_age["columns"]) <= set(DIRECTIONS)
+    assert by_age["n"] + by_age["left_out"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("faces", ShardLabels(), "no sample has a label in the column direction; name pose tables with --pose"),
+        ("faces", ShardLabels(rule="ours"), "--rule ours: a rule of pose tables; name them with --pose"),
+        ("faces", ShardLabels(pose="other"), "pose/other: no such folder; expected pose tables"),
+        (
+            "faces",
+            ShardLabels(pose=stated.ESTIMATOR, rule="mine"),
+            "--rule mine: the tables in .* have thesis_tree",
+        ),
+        ("faces", ShardLabels("test", stated.ESTIMATOR), "there is no split 'test'; expected one of train"),
+        ("t.csv", ShardLabels("val"), "t.csv: --split, --pose and --rule are for shards"),
+        (".", ShardLabels(), "no manifest.json; expected a folder where `hpe pack` has finished"),
+    ],
+)
+def test_what_of_shards_cannot_be_associated_is_one_message(
+    tmp_path: Path, name: str, labels: ShardLabels, message: str
+) -> None:
+    stated.dataset(tmp_path / "faces", {"train": 50})
+    (tmp_path / "t.csv").write_text("direction,emotion\n0,1\n")
+    with pytest.raises(UserError, match=message):
+        write_association(
+            tmp_path / name, tmp_path / "out", rows="direction", columns="emotion", replicates=20, seed=0, labels=labels
+        )
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.core.labels import ANGLES
 from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
@@ -52,7 +53,7 @@ def made(tmp_path) -> tuple[Path, Path]:
             infos.append(write_shard(folder / f"{split}-{part:06d}.tar", split, samples))
             table = pa.table({
                 "key": [sample.key for sample in samples],
-                "yaw": pa.array(rng.normal(size=len(samples)), pa.float32()),
+                **{angle: pa.array(rng.normal(size=len(samples)), pa.float32()) for angle in ANGLES},
                 "direction_thesis": pa.array([d for d, _ in chosen], pa.int8()),
             })  # fmt: skip
             table = table.replace_schema_metadata({"hpe.estimator": "hopenet", "hpe.shard": infos[-1].name})
@@ -151,7 +152,7 @@ def test_tables_that_do_not_fit_are_one_message(made, tmp_path):
     with pytest.raises(UserError, match="5 rows"):
         balance(folder, poses, out, Subset(per_cell="1"))
     pq.write_table(table.take(list(range(table.num_rows))[::-1]), path)
-    with pytest.raises(UserError, match="not the samples"):
+    with pytest.raises(UserError, match="its keys are not the shard's: row 0 is"):
         balance(folder, poses, out, Subset(per_cell="1"))
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="not a pose table"):
@@ -185,8 +186,9 @@ def test_tables_of_other_shards_of_other_columns_or_of_no_directions_are_one_mes
         "made for a shard with sha256 0123": table.replace_schema_metadata({"hpe.shard_sha256": "0123"}),
         r"before it: yaw \(double\), yaw \(float\)": altered(table, "yaw", pa.array([0.0] * rows)),
         r"before it: extra \(int64\)": table.append_column("extra", pa.array([1] * rows)),
-        "direction_thesis is a column of string": altered(table, "direction_thesis", pa.array(["left"] * rows)),
-        "direction_thesis is a column of double": altered(table, "direction_thesis", pa.array([1.5] * rows)),
+        "column yaw holds string, expected numbers": altered(table, "yaw", pa.array(["left"] * rows)),
+        "direction_thesis holds string, expected whole": altered(table, "direction_thesis", pa.array(["left"] * rows)),
+        "direction_thesis holds 1.5, expected whole": altered(table, "direction_thesis", pa.array([1.5] * rows)),
     }
     for message, damaged in wrong.items():
         pq.write_table(damaged, path)

@@ -98,3 +98,11 @@ def test_frames_of_one_person_are_no_copies():
     exact = _bytes("a", "b", "c")
     assert not copies(exact, near, [2, 2, 0], ["Ada"] * 3)
     assert [copy.copy for copy in copies(exact, near, [2, 2, 0], ["Ada", "Bob", "Cyd"])] == [0, 1]
+
+
+def test_faces_of_one_picture_are_no_copies():
+    near = np.repeat(np.random.default_rng(4).integers(0, 256, (1, 32), np.uint8), 4, 0)
+    exact = _bytes("a", "b", "b", "c")
+    photos = ["1.png", "2.png", "2.png", "1.png"]
+    assert [copy.copy for copy in copies(exact, near, [2] * 4, [None] * 4, photos)] == [1]
+    assert [copy.copy for copy in copies(exact, near, [2] * 4, [None] * 4)] == [1, 2, 3]

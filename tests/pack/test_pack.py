@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.data.images import decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import QUARANTINE, Manifest, Sample
@@ -599,6 +600,65 @@ def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_pa
     assert packed(out, rows).counts["samples"] == 12
 
 
+def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    lines = ["image,x0,y0,x1,y1,emotion"]
+    for i in range(12):
+        pair = Image.new("RGB", (96, 48))
+        pair.paste(picture(2 * i), (0, 0))
+        pair.paste(picture(2 * i + 1), (48, 0))
+        pair.save(raw / f"{i:02d}.png")
+        lines += [f"{i:02d}.png,0,0,48,48,happy", f"{i:02d}.png,48,0,96,48,sad"]
+    (raw / "faces.csv").write_text("\n".join(lines))
+    options = replace(SMALL, crop=None, val_share=0.2, test_share=0.2)
+    with pytest.raises(UserError, match=r"12 pictures have several faces.*--crop square-1.2@box, or give --crop none"):
+        pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, options)
+    assert not (tmp_path / "out").exists()
+    manifest = pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, replace(options, crop="margin-0@box"))
+    assert manifest.counts["samples"] == 24
+    assert not quarantine(tmp_path / "out")
+    of_photo: dict[str, set[str]] = {}
+    for key, sample in samples(tmp_path / "out").items():
+        number = 2 * int(key[:2]) + key.endswith("=face2")
+        assert np.abs(decode_rgb(sample.image).astype(int) - np.asarray(picture(number).resize((32, 32)))).mean() < 20
+        assert sample.record.emotion == (2 if number % 2 else 1)
+        of_photo.setdefault(key[:2], set()).add(sample.record.split or "")
+    assert {len(found) for found in of_photo.values()} == {1}
+    assert set().union(*of_photo.values()) == {"train", "val", "test"}
+    whole = pack_source("table", [str(raw), str(tmp_path / "whole")], [], 1, replace(options, crop="none"))
+    assert "faces: 12 pictures have several faces, and the whole picture is stored for each of them" in whole.notes
+
+
+def test_rows_without_the_tables_split_and_pictures_in_two_are_noted(tmp_path):
+    rows = [row(i, split="train" if i % 2 else "test") for i in range(12)] + [row(20)]
+    rows.append(replace(row(0), key="again", image=encoded(picture(40)), record=replace(rows[0].record, split="train")))
+    notes = packed(tmp_path / "out", rows, replace(SMALL, val_share=0), splits=("train", "test")).notes
+    assert "splits: the dataset's own (train, test); 1 rows name no split and are in train" in notes
+    assert any(
+        note.startswith("LEAK: 1 pictures appear in more than one split, such as raw/0.jpg in") for note in notes
+    )
+
+
+def test_where_nothing_can_be_packed_a_whole_reason_of_each_kind_is_told(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "t.csv").write_text("image,emotion\n" + "".join(f"img/{i}.png,happy\n" for i in range(13)))
+    told = (
+        rf"13 × like img/0.png: no 'img' in {raw}; if the paths start in another folder, name it with --option images="
+    )
+    with pytest.raises(UserError, match=told):
+        pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(["a=1", "a=2"], "given twice"), (["a="], "has no value"), (["a"], "KEY=")]
+)
+def test_an_option_of_the_reader_is_given_once_with_a_value(tmp_path, given, told):
+    with pytest.raises(UserError, match=told):
+        pack_source("auto", [str(tmp_path), str(tmp_path / "out")], given, 1, SMALL)
+
+
 def test_a_row_that_no_shard_can_hold_is_quarantined_and_the_others_are_packed(tmp_path):
     good = encoded(picture(1))
     rows = [
@@ -651,7 +711,7 @@ def test_a_raw_folder_of_another_encoding_is_packed(tmp_path):
 def test_options_of_few_values_are_listed_with_them():
     listed = CliRunner().invoke(app, ["pack", "list"]).output
     assert "ties=first|none" in listed
-    assert "angles=degrees|radians" in listed
+    assert "angles=ask|degrees|radians" in listed
 
 
 def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) -> None:
@@ -681,3 +741,65 @@ def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path
     step = done.output.replace("\n", " ").rpartition("Next:")[2]
     assert told in step
     assert "data.val" not in step
+
+
+def test_every_file_of_the_raw_folder_is_a_sample_in_quarantine_or_counted_by_kind(tmp_path):
+    raw, pool, out = tmp_path / "raw", tmp_path / "pool", tmp_path / "out"
+    number = iter(range(100))
+    for folder in (raw / "happy", raw / "sad", pool):
+        folder.mkdir(parents=True)
+        for name in ("a.jpg", "b.jfif", "no suffix", "Zoë.png"):
+            picture(next(number)).save(folder / name, "PNG")
+    (raw / "sad/more").symlink_to(pool)
+    (raw / "sad/up").symlink_to(raw)
+    (raw / "happy/twin.jpg").symlink_to(raw / "happy/a.jpg")
+    (raw / "happy/gone.jpg").symlink_to(tmp_path / "nowhere")
+    (raw / "sad/x.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (raw / "sad/empty.png").touch()
+    picture(90).save(raw / "cover.png")  # in no class folder
+    for name in ("happy/poses.mat", "readme.txt", "sad/.DS_Store", "sad/notes"):
+        (raw / name).write_text("no picture")
+    manifest = pack_source("folders", [str(raw), str(out)], [], 1, SMALL)
+    counts = manifest.counts
+    assert (counts["read"], counts["samples"], counts["quarantined"]) == (14, 12, 2)
+    assert sorted(map(str, quarantine(out))) == ["sad/empty.png", "sad/x.HEIC"]
+    assert counts["not_packed"] == {
+        ".mat": 1, ".txt": 1, "hidden (a name that begins with a dot)": 1, "without a suffix, no picture": 1,
+        "link to a file that is read anyway": 1, "link to a folder that is read anyway": 1,
+        "broken link (No such file or directory)": 1, "picture that no row names": 1,
+    }  # fmt: skip
+    entries = sum(len(files) for _, _, files in os.walk(raw, followlinks=False)) + len(list(pool.iterdir()))
+    links = 2  # to folders, one of which was entered
+    assert counts["read"] + sum(counts["not_packed"].values()) == entries + links - 1
+    text = (out / "summary.md").read_text()
+    assert "not packed: 1 × picture that no row names, such as cover.png" in text
+    assert "1 × .mat" in text
+
+
+def test_class_folders_of_links_into_a_pool_lose_nothing_and_name_nothing_twice(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for folder in (raw / "train/happy", raw / "train/sad", raw / "all"):
+        folder.mkdir(parents=True)
+    for number in range(12):
+        picture(number).save(raw / f"all/{number}.png")
+        if number < 10:
+            (raw / f"train/{'happy' if number % 2 else 'sad'}/{number}.png").symlink_to(raw / f"all/{number}.png")
+    counts = pack_source("folders", [str(raw), str(out)], [], 1, SMALL).counts
+    assert counts["samples"] == 10
+    assert counts["not_packed"] == {"picture that no row names": 2}
+
+
+def test_the_limit_of_megapixels_is_an_option_and_recorded_only_where_it_is_another(tmp_path):
+    rows = [row(number) for number in range(12)]
+    assert "max_megapixels" not in packed(tmp_path / "usual", rows).options
+    manifest = packed(tmp_path / "small", [*rows, Raw("large", encoded(picture(50, 64)), Record(source="large.jpg"))],
+                      replace(SMALL, max_megapixels=0.003))  # fmt: skip
+    assert manifest.options["max_megapixels"] == 0.003
+    assert "more than the 0.003 megapixels allowed" in quarantine(tmp_path / "small")["large.jpg"]
+    assert "--max-megapixels" in quarantine(tmp_path / "small")["large.jpg"]
+    for change, message in (
+        ({"max_megapixels": 200}, "at most 178"),
+        ({"max_megapixels": 100, "crop": "keep"}, "training reads at most 64"),
+    ):
+        with pytest.raises(UserError, match=message):
+            packed(tmp_path / "refused", rows, replace(SMALL, **change))

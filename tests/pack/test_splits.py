@@ -1,6 +1,7 @@
 """Splits: nobody in two of them, every emotion in each, and the same whatever the order of the rows."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpe.core.errors import UserError
-from hpe.pack.splits import Lists, Row, draw, shared_subjects
+from hpe.pack.splits import Lists, Row, draw, shared, together
 
 SHARES: dict[str, Any] = {"seed": 3, "val_share": 0.1, "test_share": 0.2, "official": ()}
 
@@ -76,6 +77,46 @@ def test_lists_name_keys_paths_stems_and_unique_names(tmp_path):
     assert Lists(tmp_path).assign(rows) == ["train", "train", "test", "test", None, None]
 
 
+def test_faces_of_a_picture_and_pictures_of_a_person_are_one_group_whatever_the_order():
+    rows = [
+        Row("a", "Ada", 1, None, "1.png", "1.png"), Row("b", "Bob", 2, None, "1.png", "1.png"),  # Ada with Bob
+        Row("c", "Bob", 1, None, "2.png", "2.png"), Row("d", "Cyd", 2, None, "2.png", "2.png"),  # Bob with Cyd
+        Row("e", None, 1, None, "3.png", "3.png"), Row("f", None, 2, None, "3.png", "3.png"),
+        Row("g", None, 1, None, "4.png", "4.png"), Row("h", "Eve", 1, None, "5.png", "5.png"),
+    ]  # fmt: skip
+    names = ["subject Ada"] * 4 + ["key e"] * 2 + ["key g", "subject Eve"]
+    assert together(rows) == names
+    assert together(rows[::-1]) == names[::-1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([None, *"abcdef"])), max_size=60), st.integers(0, 3))
+def test_no_picture_stands_in_two_splits(faces: list[tuple[int, str | None]], seed: int):
+    rows = [Row(f"k{i}", who, i % 8, None, f"{photo}.png", f"{photo}.png") for i, (photo, who) in enumerate(faces)]
+    found = draw(rows, **{**SHARES, "seed": seed})
+    assert not shared([row.photo for row in rows], found)
+    assert not shared([row.subject for row in rows], found)
+
+
+def test_pictures_of_one_face_are_drawn_as_if_nobody_had_asked_for_pictures():
+    rows = singles(300)
+    assert draw([replace(row, photo=f"{row.key}.png") for row in rows], **SHARES) == draw(rows, **SHARES)
+
+
+def test_lists_name_all_faces_of_a_picture_and_lines_without_one_are_kept(tmp_path):
+    rows = [Row(key, None, 1, None, f"x/{key[0]}.png") for key in ("a", "a=face2", "b")]
+    (tmp_path / "train.txt").write_text("a.png\nabsent.png\n")
+    (tmp_path / "test.txt").write_bytes("b.png\r\n".encode("utf-16"))
+    lists = Lists(tmp_path)
+    assert lists.assign(rows) == ["train", "train", "test"]
+    assert lists.unused == ["absent.png"]
+    (tmp_path / "test.txt").write_text("c.png\nd.png\n")
+    with pytest.raises(
+        UserError, match=r"none of the 2 lines of test.txt names a sample; its first line is 'c.png', the"
+    ):
+        Lists(tmp_path).assign(rows)
+
+
 def test_lists_that_contradict_or_name_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected train\.txt"):
         Lists(tmp_path)
@@ -88,9 +129,9 @@ def test_lists_that_contradict_or_name_nothing_are_refused(tmp_path):
 
 
 def test_a_subject_in_two_splits_is_found():
-    rows = [Row("a", "Ada", None, None), Row("b", "Ada", None, None), Row("c", "Bob", None, None)]
-    assert shared_subjects(rows, ["train", "test", "test"]) == {"Ada": ("train", "test")}
-    assert not shared_subjects(rows, ["train", "train", "test"])
+    people = ["Ada", "Ada", "Bob", None, None]
+    assert shared(people, ["train", "test", "test", "train", "test"]) == {"Ada": ("train", "test")}
+    assert not shared(people, ["train", "train", "test", "train", "test"])
 
 
 @pytest.mark.parametrize("seed", range(5))

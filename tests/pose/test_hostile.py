@@ -188,7 +188,7 @@ def test_outputs_of_another_kind_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [("text", "holds string"), ("absent", "no columns pitch"), ("nested", "holds list"), ("boolean", "holds bool"),
+    [("text", "holds string"), ("absent", "no column pitch"), ("nested", "holds list"), ("boolean", "holds bool"),
      ("gone", "run `hpe pose`"), ("garbage", "not a pose table")],
 )  # fmt: skip
 def test_tables_that_are_none_are_named(tmp_path: Path, change: str, told: str) -> None:
@@ -207,7 +207,7 @@ def test_tables_that_are_none_are_named(tmp_path: Path, change: str, told: str) 
     else:
         task.table.write_bytes(b"no table")
     with pytest.raises(UserError, match=told) as caught:
-        join_with_truth([(task.shard.path, task.table)])
+        join_with_truth([(task.shard, task.table)])
     assert str(task.table) in str(caught.value)
 
 
@@ -223,7 +223,7 @@ def test_absurd_rows_and_damaged_records_are_ignored_and_counted(
     table = pq.read_table(task.table)
     yaw = pa.array([2e35, *table["yaw"].to_pylist()[1:]], pa.float32())
     pq.write_table(table.set_column(table.column_names.index("yaw"), "yaw", yaw), task.table)
-    rows = join_with_truth([(task.shard.path, task.table)])
+    rows = join_with_truth([(task.shard, task.table)])
     assert np.isfinite(rows.predicted).all(1).tolist() == [False, True, True, True]
     assert np.isfinite(rows.truth).all(1).tolist() == [True, False, True, True]
     told = capsys.readouterr().err

@@ -26,12 +26,13 @@ from hpe.data.directions import OURS, direction_rules, thesis_tree
 from hpe.data.images import encode_jpeg
 from hpe.data.prefetch import ahead
 from hpe.data.records import Record
+from hpe.data.shard_files import find_shards
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.pose.check import check_tables
 from hpe.pose.passes import Task, pose_pass
-from hpe.pose.plan import find_shards, summary, tasks_of
+from hpe.pose.plan import summary, tasks_of
 from hpe.pose.preflight import refuse_without_truth
 
 SIZE = 32

@@ -27,8 +27,9 @@ from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
 from hpe.evaluate import evaluate
-from hpe.predict import face_finders, predict
+from hpe.predict import face_finders, predict, whole_photos
 from hpe.predict import read_faces as module
+from hpe.predict.face_reader import load
 from hpe.predict.inputs import Item, find_inputs, items, safe_place
 from hpe.predict.network import open_predictor
 from hpe.predict.options import PredictOptions
@@ -143,7 +144,7 @@ def test_pictures_folders_and_globs_each_once_in_order(run: Path, tmp_path: Path
     predict(run, [str(folder), str(folder / "*.jpg"), str(folder / "a/x.png")], PredictOptions(out=tmp_path / "out"))
     said = rows(tmp_path / "out")
     assert [(row["source"], row["key"]) for row in said] == [
-        (str(folder / "b.jpg"), "b"), (str(folder / "a/x.jpg"), "a/x"), (str(folder / "a/x.png"), "a/x")
+        (str(folder / "a/x.jpg"), "a/x"), (str(folder / "a/x.png"), "a/x"), (str(folder / "b.jpg"), "b")
     ]  # fmt: skip
     assert [[row[side] for side in ("x0", "y0", "x1", "y1")] for row in said] == [[0, 0, 80, 80]] * 3
 
@@ -461,3 +462,129 @@ def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path:
         assert len(told) == count
         assert all("--faces mtcnn or hog (pip install" in line and crop in line for line in told)
         assert not module.whole_photos([module.ShardFile(copy / "test-000000.tar", None)], predictor)
+
+
+def test_every_file_of_a_folder_is_a_row_a_reason_or_is_counted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    good = photo(raw / "a.jfif")
+    for name in ("b", "c.JPEG", "d.jpg_large", "sub/Zoë.png"):
+        (raw / name).parent.mkdir(exist_ok=True)
+        shutil.copy(good, raw / name)
+    photo(tmp_path / "pool/e.webp", 1, form="WEBP")
+    (raw / "linked").symlink_to(tmp_path / "pool")
+    (raw / "linked again").symlink_to(tmp_path / "pool")
+    (raw / "gone.png").symlink_to(tmp_path / "nowhere")
+    (raw / "f.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (raw / "empty.jpg").touch()
+    for name in ("a.txt", "b.txt", "poses.mat", ".hidden"):
+        (raw / name).touch()
+    assert predict(run, [str(raw)], PredictOptions(out=tmp_path / "out")) == 1
+    assert {Path(row["source"]).name for row in rows(tmp_path / "out")} == {
+        "a.jfif", "b", "c.JPEG", "d.jpg_large", "Zoë.png", "e.webp"
+    }  # fmt: skip
+    named = {Path(one["source"]).name: one["reason"] for one in skipped(tmp_path / "out")}
+    assert named.keys() == {"gone.png", "f.HEIC", "empty.jpg"}
+    assert "HEIC" in named["f.HEIC"]
+    said = capsys.readouterr().err
+    assert "5 other files are passed over: 2 × .txt, 1 × .mat, 1 × hidden" in said
+    assert "1 × link to a folder that is read anyway" in said
+    assert "6 faces in 9 images; 0 without a face, 3 could not be read; 5 other files passed over" in said
+
+
+def test_long_names_are_drawn_under_names_of_their_own(run: Path, tmp_path: Path) -> None:
+    names = [
+        f"{letters}{number:05d}.png" for number in range(3) for letters in ("x" * 245, "顔" * 80, "\U0001f600" * 60)
+    ]
+    photo(tmp_path / "in" / names[0], form="PNG")
+    for name in names[1:]:
+        shutil.copy(tmp_path / "in" / names[0], tmp_path / "in" / name)
+    assert predict(run, [str(tmp_path / "in")], PredictOptions(out=tmp_path / "out", draw="axes")) == 0
+    drawn = {path.name for path in (tmp_path / "out/drawn").iterdir()}
+    assert len(drawn) == len(rows(tmp_path / "out")) == 9
+    assert max(len(os.fsencode(name)) for name in drawn) <= 143  # where file names are encrypted
+    assert predict(run, [str(tmp_path / "in")], PredictOptions(out=tmp_path / "again", draw="axes", batch=2)) == 0
+    assert {path.name for path in (tmp_path / "again/drawn").iterdir()} == drawn
+
+
+def test_a_drawing_that_fails_is_named_and_the_others_are_drawn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("abc"):
+        photo(tmp_path / "in" / f"{name}.jpg", number)
+    (tmp_path / "out/drawn/b.jpg").mkdir(parents=True)
+    assert predict(run, [str(tmp_path / "in")], PredictOptions(out=tmp_path / "out", draw="axes")) == 1
+    assert len(rows(tmp_path / "out")) == 3
+    assert sorted(path.name for path in (tmp_path / "out/drawn").iterdir() if path.is_file()) == ["a.jpg", "c.jpg"]
+    (one,) = skipped(tmp_path / "out")
+    assert (one["key"], one["reason"]) == ("b", "drawn/b.jpg cannot be written: Is a directory")
+    assert "0 could not be read, 1 could not be drawn" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_whole_images(tmp_path: Path, shards: Path) -> Path:
+    """A run whose training images are known to be used whole."""
+    copy = tmp_path / "whole"
+    shutil.copytree(shards, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": "none"}))
+    return made.untrained(tmp_path / "run of whole images", copy)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "faces", "told"),
+    [
+        (100, 100, None, None), (110, 80, None, None), (160, 100, None, "has 160 × 100 pixels"),
+        (1400, 1300, None, "has 1,400 × 1,300 pixels"), (100, 100, 1, None),
+        (100, 100, 8, "mtcnn finds 8 faces in a.jpg"),
+    ],
+)  # fmt: skip
+def test_images_that_look_like_whole_photos_are_told_before_they_are_used_as_one_face(
+    of_whole_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    width: int, height: int, faces: int | None, told: str | None,
+) -> None:  # fmt: skip
+    class Several:
+        def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+            return [[((5.0, 5.0, 85.0, 95.0), 0.9)] * (faces or 0) for _ in images]
+
+    monkeypatch.setattr(whole_photos, "installed", lambda: () if faces is None else ("mtcnn", "hog"))
+    monkeypatch.setattr(whole_photos, "open_detector", lambda name: Several())
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (width, height), (90, 90, 90)).save(tmp_path / "in/a.jpg")
+    assert predict(of_whole_images, [str(tmp_path / "in")], PredictOptions(out=tmp_path / "out")) == 0
+    said = capsys.readouterr().err
+    assert ("WARNING: each image is used whole, as one face" in said) == (told is not None)
+    if told is not None:
+        assert told in said
+        assert "--faces mtcnn or hog (pip install" in said
+
+
+def test_the_limit_of_megapixels_is_an_option_that_the_message_names(run: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "in/large.png", size=80, side=100, form="PNG")
+    photo(tmp_path / "in/small.jpg", size=40, side=50)
+    small = PredictOptions(out=tmp_path / "out", max_megapixels=0.005)
+    assert predict(run, [str(tmp_path / "in")], small) == 1
+    assert [row["key"] for row in rows(tmp_path / "out")] == ["small"]
+    (one,) = skipped(tmp_path / "out")
+    assert one["reason"].startswith("100 × 100 pixels, more than the 0.005 megapixels allowed")
+    assert "--max-megapixels" in one["reason"]
+    with pytest.raises(UserError, match="--max-megapixels"):
+        load(run, max_megapixels=0.005).read(tmp_path / "in/large.png")
+    assert load(run).read(tmp_path / "in/large.png")["emotion"] in EMOTIONS
+    for wrong in (0, -1, 179, float("nan")):
+        with pytest.raises(UserError, match=f"--max-megapixels {wrong:g}: expected more than 0 and at most 178"):
+            predict(run, [str(tmp_path / "in")], PredictOptions(max_megapixels=wrong))
+
+
+def test_shards_of_a_pack_that_was_stopped_are_refused_with_counts(run: Path, shards: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    (half / ".pack").mkdir(parents=True)
+    shutil.copy(shards / "train-000000.tar", half)
+    (half / ".pack/plan.json").write_text('{"shards": 7, "rows": 300}')
+    with pytest.raises(UserError, match=r"half: unfinished, 1 of 7 shards so far; run the same `hpe pack` again"):
+        predict(run, [str(half)], PredictOptions())
+    with pytest.raises(UserError, match="unfinished, 1 of 7 shards"):
+        evaluate(run, [ShardSet(str(half))], name="half", workers=0)
+    assert predict(run, [str(half / "*.tar")], PredictOptions(out=tmp_path / "out")) == 0
+    assert len(rows(tmp_path / "out")) == 40

@@ -17,8 +17,9 @@ from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.sources import Raw, Reject, open_source, recognise
 from hpe.sources.affectnet import COLUMNS, npy_numbers
-from hpe.sources.base import LARGEST_FILE_BYTES, inside, number, pictures
+from hpe.sources.base import LARGEST_FILE_BYTES, number, pictures
 from hpe.sources.mat import mat_arrays
+from hpe.sources.paths import PathError, Pictures
 
 ANY_FOLDER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -88,8 +89,12 @@ def test_any_votes_of_ferplus_are_samples_or_rejects(tmp_path: Path, rows: list[
 @given(st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=8))
 def test_any_rows_of_a_table_are_samples_or_rejects(tmp_path: Path, rows: list[list[str]]) -> None:
     header = ["path", "emotion", "yaw", "pitch", "valence", "subject"]
+    (tmp_path / "a").mkdir(exist_ok=True)
+    (tmp_path / "a" / "b.jpg").touch()
     (tmp_path / "t.csv").write_bytes(written([header, *rows]))
-    check([*open_source("table", tmp_path).read()])
+    found = [*open_source("table", tmp_path, angles="degrees").read()]
+    check(found)
+    assert len(found) == len(rows)
 
 
 @ANY_FOLDER
@@ -122,16 +127,29 @@ def test_a_damaged_mat_gives_arrays_or_a_value_error(tmp_path: Path, seed: int) 
             assert array.dtype == np.float64
 
 
-@given(st.text(max_size=40))
-def test_no_path_of_a_table_leads_out_of_the_dataset(text: str) -> None:
-    root = Path("/data/set")
-    try:
-        path = inside(root, text)
-    except ValueError:
-        return
-    assert path.is_relative_to(root)
-    assert ".." not in path.parts
-    assert path != root
+PLACES = ("", ".", "..", "a", "A", "a.png", "A.PNG", "secret.png", "~", "C:", "img", "e\u0301.png", "\u00e9.png", "set")
+
+
+@ANY_FOLDER
+@given(
+    st.lists(st.sampled_from(PLACES), max_size=6),
+    st.sampled_from(["", "/", "//", "C:/", "\\", "{root}/"]),
+    st.text(max_size=4),
+)
+def test_no_path_of_a_table_leads_out_of_the_dataset(tmp_path: Path, parts: list[str], start: str, end: str) -> None:
+    root = tmp_path / "set"
+    for name in ("a.png", "img/a.png", "img/A/e\u0301.png", "../secret.png", "../img/secret.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for text in ("/".join((start.replace("{root}", str(root)), *parts)), "\\".join((*parts, end)), end):
+        try:
+            path, source = Pictures(root, root).find(text)
+        except PathError:
+            continue
+        assert path.resolve().is_relative_to(root.resolve())
+        assert path.exists()
+        assert path == root / source
+        assert path != root
 
 
 @pytest.mark.parametrize("text", ["", " ", "NULL", "N/A", "None", None])

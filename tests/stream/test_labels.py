@@ -65,16 +65,17 @@ def test_a_pose_table_that_does_not_match_its_shard_is_refused(made: Made, tmp_p
     with pytest.raises(UserError, match=r"no column direction_thesis; direction rules in it: ours"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "rule")), labels=LabelSource("record", "thesis"))
     (tmp_path / "rule" / "train-000001.parquet").unlink()
-    with pytest.raises(UserError, match=r"train-000001.parquet: no pose table"):
+    with pytest.raises(UserError, match=r"no pose table of 1 of 5 shards, such as train-000001.parquet"):
         opened("rule")
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"yaw": ["x"] * 7}, "not a pose table"),
-        ({"direction_ours": [[1.0]] * 7}, "not a pose table"),
-        ({"key": [1] * 7}, "its keys are not"),
+        ({"yaw": ["x"] * 7}, "column yaw holds string, expected numbers"),
+        ({"direction_ours": [[1.0]] * 7}, "column direction_ours holds list"),
+        ({"direction_ours": [0.5] * 7}, "column direction_ours holds 0.5, expected whole numbers"),
+        ({"key": [1] * 7}, "column key holds int64, expected text"),
         ({"yaw": [float("nan"), float("inf")] + [5.0] * 5, "direction_ours": [-3.0, 9.0, 1e30] + [1.0] * 4}, None),
     ],
 )
@@ -123,5 +124,15 @@ def test_votes_become_shares_and_the_cache_gives_the_same_labels_again(tmp_path:
 
 def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_them(made: Made, tmp_path: Path) -> None:
     (tmp_path / "pose").mkdir()
-    with pytest.raises(UserError, match=r"holds no pose table of these shards, expected train-000000\.parquet"):
+    with pytest.raises(UserError, match=r"no pose table of 5 of 5 shards, such as train-000000\.parquet"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
+
+
+def test_a_shard_with_the_longest_name_of_a_disk_has_a_pose_table(tmp_path: Path) -> None:
+    samples = [Sample(f"k{n}", picture(n), "jpg", Record(yaw=0.0)) for n in range(5)]
+    long = tmp_path / ("x" * 251 + ".tar")
+    info = write_shard(long, "train", samples)
+    pose_table(tmp_path / "pose", info, [sample.key for sample in samples])
+    one = ShardSet(str(long), pose=str(tmp_path / "pose"))
+    batch = next(iter(stream(one, labels=LabelSource("pose")).once(batch=5))).batch
+    assert batch.angles[1:, 0].tolist() == [11.0, 12.0, 13.0, 14.0]

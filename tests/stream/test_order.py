@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpe.core.errors import UserError
-from hpe.stream.order import BLOCK, InOrder, Mixed, Plan, Shuffled, balanced, shares_of
+from hpe.stream.order import BLOCK, InOrder, Mixed, Plan, Shuffled, Together, balanced, shares_of
 
 shard_counts = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(sum)
 
@@ -90,6 +90,16 @@ def test_a_mix_has_its_exact_shares_in_every_block_and_epochs_of_each_part_stay_
         assert sorted(small[epoch * 7 : epoch * 7 + 7, 2].tolist()) == list(range(7))
     middle = Mixed(parts, (3.0, 1.0), seed=9).at(1234, 2345)
     assert np.array_equal(middle, picks[1234:2345])
+
+
+def test_without_weights_each_sample_of_all_datasets_comes_exactly_once_an_epoch() -> None:
+    counts = [(500, 286), (4000, 4000, 3045)]  # CK+ and RAF-DB
+    order = Together(counts, seed=5, window=3)
+    picks = order.at(0, 2 * 11_831)
+    whole = [[d, s, row] for d, shards in enumerate(counts) for s, rows in enumerate(shards) for row in range(rows)]
+    for epoch in np.split(picks, 2):
+        assert sorted(epoch.tolist()) == whole
+    assert np.array_equal(order.at(9_000, 15_000), picks[9_000:15_000])
 
 
 def test_balanced_classes_come_equally_often_and_unlabelled_samples_never() -> None:

@@ -11,6 +11,7 @@ import simplejpeg
 import torch
 
 from hpe.data.batch import Batch
+from hpe.data.pose_tables import table_of_shard
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, ShardInfo, write_shard
 from hpe.stream import Loaded, Loader, Reading, ShardSet, Stream
@@ -79,7 +80,7 @@ def pose_table(folder: Path, info: ShardInfo, keys: list[str], **metadata: str) 
         "direction_ours": pa.array([None if r % 2 else r % 5 for r in range(rows)], pa.int8()),
     }  # fmt: skip
     said = {"hpe.shard": info.name, "hpe.shard_sha256": info.sha256} | metadata
-    pq.write_table(pa.table(columns).replace_schema_metadata(said), folder / f"{info.name[:-4]}.parquet")
+    pq.write_table(pa.table(columns).replace_schema_metadata(said), table_of_shard(folder, info.name))
 
 
 def pose_tables(made: Made, folder: Path) -> None:

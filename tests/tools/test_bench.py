@@ -37,6 +37,15 @@ def test_an_unknown_part_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.slow
+def test_a_start_is_measured_on_one_tar_under_many_names(tmp_path: Path) -> None:
+    report = measure("start", Settings(tmp_path, repeats=1, samples=3000))
+    names = ("opened first", "opened again", "first batch", "first batch at 90 %", "MB", "MB in all")
+    assert [figure.name for figure in report.figures] == [f"3,000: {name}" for name in names]
+    assert all(figure.median > 0 for figure in report.figures if not figure.name.endswith("MB"))
+    assert len(list((tmp_path / "start-3000").glob("train-*.tar"))) == 3
+
+
+@pytest.mark.slow
 def test_every_contestant_of_the_stream_reads_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
     report = measure("stream", Settings(tmp_path, workers=0, repeats=1, samples=640))

@@ -5,6 +5,7 @@ turns, so that a noisy neighbour slows all of them, and medians and their ratios
 
 The parts:
 
+    start.py    the time until shards are opened, counted and planned
     stream.py   reading shards, compared with the bare decoder and with other ways to read
     pack.py     raw files to shards, compared with an upper bound and with a plain loop
     pose.py     ``hpe pose``, compared with its network alone
@@ -23,7 +24,7 @@ from typing import Any, Final
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 
-PARTS: Final = ("stream", "pack", "pose", "step")
+PARTS: Final = ("start", "stream", "pack", "pose", "step")
 
 
 @dataclass(frozen=True, slots=True)

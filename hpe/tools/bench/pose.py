@@ -27,6 +27,7 @@ from hpe.data.faces import read_faces
 from hpe.data.images import encode_jpeg
 from hpe.data.prefetch import one_thread
 from hpe.data.records import Record
+from hpe.data.shard_files import find_shards
 from hpe.data.shard_reader import open_shard
 from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
@@ -34,7 +35,7 @@ from hpe.estimators.load import Compute
 from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.models.build import build_network
 from hpe.pose.passes import Task, pose_pass
-from hpe.pose.plan import CPU_BATCH, GPU_BATCH, find_shards, tasks_of
+from hpe.pose.plan import CPU_BATCH, GPU_BATCH, tasks_of
 from hpe.tools.bench import Figure, Ratio, Report, Settings, ratio, take_turns
 
 _PER_SHARD: Final = 250

@@ -5,9 +5,10 @@ with as many worker processes. A turn is one pass; its clock runs from the first
 starting processes counts for nobody.
 """
 
-import importlib.util
+import importlib
 import json
 import multiprocessing
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -44,18 +45,27 @@ def measure(settings: Settings) -> Report:
         "datasets streaming + simplejpeg": lambda: _pass(_datasets(shards, workers)),
     }
     absent = []
-    if importlib.util.find_spec("litdata"):
-        made = _litdata_folder(settings.folder, shards)
-        contestants["litdata + simplejpeg"] = lambda: _pass(_litdata(made, workers))
-    else:
-        absent.append("litdata is not installed: left out")
+    for module, (name, prepare) in _OPTIONAL.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # what another version of a dependency breaks raises anything
+            absent.append(f"{name} is left out: {error}")
+            continue
+        contestants[name] = _contestant(prepare(settings.folder, shards, workers))
     figures = take_turns(contestants, settings.repeats, "bench stream")
-    targets = {_DECODER: 0.8, "ImageFolder + Pillow": 2.5, "ImageFolder + simplejpeg": 1.6}
+    targets = {
+        _DECODER: 0.92, "ImageFolder + Pillow": 2.5, "ImageFolder + simplejpeg": 1.6, "WebDataset + simplejpeg": 2.0,
+        "datasets streaming + simplejpeg": 2.2, "litdata + simplejpeg": 2.2,
+    }  # fmt: skip
     others = [figure.name for figure in figures if figure.name != _OURS]
     ratios = tuple(ratio(figures, _OURS, name, targets.get(name, 1.0)) for name in others)
     size = sum(path.stat().st_size for path in shards) // sum(1 for path in shards for _ in read_samples(path))
     notes = (f"{workers} workers, batches of {BATCH}, {size:,} bytes a sample, files in the page cache", *absent)
     return Report("stream", "samples/s", figures, ratios, notes)
+
+
+def _contestant(batches: Callable[[], Iterator[int]]) -> Callable[[], float]:
+    return lambda: _pass(batches())
 
 
 def _pass(batches: Iterable[Any]) -> float:
@@ -181,29 +191,125 @@ def _stacked(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
     return torch.stack([row["pixels"] for row in rows]), torch.tensor([row["emotion"] for row in rows])
 
 
-def _litdata(folder: Path, workers: int) -> Iterator[int]:
+def _litdata(folder: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[int]]:
     import litdata  # pyright: ignore[reportMissingImports]
 
-    table = litdata.StreamingDataset(str(folder), shuffle=True, transform=_decoded_litdata)
-    return _rows(litdata.StreamingDataLoader(table, batch_size=BATCH, num_workers=workers))
-
-
-def _decoded_litdata(row: dict[str, Any]) -> tuple[Any, int]:
-    return _tensor(row["jpg"]), row["emotion"]
-
-
-def _litdata_folder(folder: Path, shards: list[Path]) -> Path:
-    made = folder / "litdata"
+    made = folder / f"litdata-{_identity(shards)}"
     if not (made / "index.json").is_file():
-        import litdata  # pyright: ignore[reportMissingImports]
+        litdata.optimize(_same, list(_plain_rows(shards)), str(made), chunk_bytes="16MB", num_workers=1)
 
-        rows = [{"jpg": s.image, "emotion": s.record.emotion} for path in shards for s in read_samples(path)]
-        litdata.optimize(_same, rows, str(made), chunk_bytes="16MB", num_workers=1)
-    return made
+    def batches() -> Iterator[int]:
+        table = litdata.StreamingDataset(str(made), shuffle=True, transform=_decoded_plain)
+        yield from _rows(litdata.StreamingDataLoader(table, batch_size=BATCH, num_workers=workers))
+
+    return batches
+
+
+def _mosaicml(folder: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[int]]:
+    import streaming  # pyright: ignore[reportMissingImports]
+
+    made = folder / f"mosaicml-{_identity(shards)}"
+    if not (made / "index.json").is_file():
+        shutil.rmtree(made, ignore_errors=True)
+        with streaming.MDSWriter(out=str(made), columns={"jpg": "bytes", "emotion": "int"}) as out:
+            for row in _plain_rows(shards):
+                out.write(row)
+
+    class Decoded(streaming.StreamingDataset):
+        def __getitem__(self, at: int) -> tuple[Any, int]:
+            return _decoded_plain(super().__getitem__(at))
+
+    def batches() -> Iterator[int]:
+        streaming.base.util.clean_stale_shared_memory()
+        table = Decoded(local=str(made), shuffle=True, batch_size=BATCH)
+        yield from _loader(table, workers, batch_size=BATCH)
+
+    return batches
+
+
+def _spdl(_: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[int]]:
+    import spdl.io  # pyright: ignore[reportMissingImports]
+    import spdl.pipeline  # pyright: ignore[reportMissingImports]
+    import torch
+
+    def samples() -> Iterator[tuple[bytes, int]]:
+        for path in shards:
+            with path.open("rb") as tar:
+                picture = b""
+                for name, content in spdl.io.iter_tarfile(tar):
+                    if name.endswith(".jpg"):
+                        picture = bytes(content)
+                    else:
+                        yield picture, json.loads(bytes(content))["emotion"]
+
+    def decoded(rows: list[tuple[bytes, int]]) -> tuple[Any, Any]:
+        import simplejpeg
+
+        pixels = np.empty((len(rows), SIZE, SIZE, 3), np.uint8)
+        for (picture, _), out in zip(rows, pixels, strict=True):
+            simplejpeg.decode_jpeg(picture, buffer=out)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor([emotion for _, emotion in rows])
+
+    def batches() -> Iterator[int]:
+        threads = max(1, workers)
+        builder = spdl.pipeline.PipelineBuilder().add_source(samples()).aggregate(BATCH)
+        pipeline = builder.pipe(decoded, concurrency=threads).add_sink(threads * 2).build(num_threads=threads + 1)
+        with pipeline.auto_stop():
+            yield from _rows(pipeline)
+
+    return batches
+
+
+def _dali(_: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[int]]:
+    from nvidia.dali import fn, pipeline_def  # pyright: ignore[reportMissingImports]
+
+    @pipeline_def(batch_size=BATCH, num_threads=max(1, workers), device_id=None)
+    def reader() -> tuple[Any, Any]:
+        paths = [str(path) for path in shards]
+        picture, record = fn.readers.webdataset(
+            paths=paths, ext=["jpg", "json"], random_shuffle=True, name="reader", missing_component_behavior="error"
+        )
+        return fn.decoders.image(picture, device="cpu"), record
+
+    def batches() -> Iterator[int]:
+        pipeline = reader()
+        pipeline.build()
+        for _ in range(pipeline.epoch_size("reader") // BATCH):
+            pictures, records = pipeline.run()
+            for row in range(BATCH):
+                json.loads(bytes(records.at(row)))
+            assert tuple(pictures.as_tensor().shape()) == (BATCH, SIZE, SIZE, 3)
+            yield BATCH
+
+    return batches
+
+
+_OPTIONAL: Final = {
+    "litdata": ("litdata + simplejpeg", _litdata),
+    "streaming": ("MosaicML Streaming + simplejpeg", _mosaicml),
+    "spdl.pipeline": ("SPDL + simplejpeg", _spdl),
+    "nvidia.dali": ("DALI's CPU reader", _dali),
+}
+"""Contestants that hpe does not depend on: by module, a name and what makes its batches."""
+
+
+def _plain_rows(shards: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in shards:
+        for sample in read_samples(path):
+            yield {"jpg": sample.image, "emotion": sample.record.emotion}
+
+
+def _decoded_plain(row: dict[str, Any]) -> tuple[Any, int]:
+    return _tensor(row["jpg"]), row["emotion"]
 
 
 def _same(row: Any) -> Any:
     return row
+
+
+def _identity(shards: list[Path]) -> int:
+    """What tells made copies of one set of shards from those of another."""
+    return sum(path.stat().st_size for path in shards)
 
 
 def made_shards(settings: Settings) -> list[Path]:
@@ -246,7 +352,7 @@ def picture(seed: int) -> bytes:
 
 def _image_folder(folder: Path, shards: list[Path]) -> Path:
     """The same pictures as class folders, the way of torchvision and the thesis."""
-    made = folder / f"folders-{sum(path.stat().st_size for path in shards)}"
+    made = folder / f"folders-{_identity(shards)}"
     if not (made / "done").is_file():
         for path in shards:
             for sample in read_samples(path):

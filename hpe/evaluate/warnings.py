@@ -1,0 +1,116 @@
+"""What makes metrics mean less than they seem: other framing, labels that were never learned, one answer for all."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from hpe.core.errors import UserError
+from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
+from hpe.data.crops import CropRule
+from hpe.data.framing import face_shares, sizes_differ
+from hpe.data.shards import MANIFEST, Manifest
+from hpe.metrics.columns import guesses, labels
+from hpe.models.run_folder import TrainedOn, crop_rules
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NEARLY_ALL: Final = 0.95
+_FEWEST_FACES: Final = 50
+
+
+def framing_differs(run: Path, trained: TrainedOn, tars: Sequence[Path]) -> list[str]:
+    """Warnings if shards are cropped by another rule than a run's training shards, or their faces have another size.
+
+    Raises:
+        UserError: the run's record of its shards is damaged.
+    """
+    rules = {str(rule) for rule in crop_rules(run)}
+    judged = {str(CropRule.parse(crop)) for crop in _crops(tars)}
+    if rules and (others := judged - rules):
+        return [
+            f"The images are cropped by {' and '.join(sorted(others))}, the run was trained on "
+            f"{' and '.join(sorted(rules))}: expect larger errors; pack with the crop rule of the training"
+        ]
+    differ = sizes_differ(trained.faces, face_shares(tars)) if trained.faces else None
+    return [f"The framing differs from that of the training: {differ}; expect larger errors"] if differ else []
+
+
+def _crops(tars: Sequence[Path]) -> Iterator[str]:
+    for folder in dict.fromkeys(tar.parent for tar in tars):
+        if (folder / MANIFEST).is_file():
+            try:
+                yield Manifest.load(folder).crop
+            except UserError:  # what cannot be read says nothing
+                continue
+
+
+def one_answer(counts: Mapping[str, int], faces: int) -> str | None:
+    """A warning if nearly all of some faces get the same answer."""
+    name = max(counts, key=lambda one: counts[one], default="")
+    if faces < _FEWEST_FACES or counts[name] < _NEARLY_ALL * faces:
+        return None
+    return (
+        f"{counts[name]:,} of {faces:,} faces get the answer {name}; if they do not all show it, the images may be "
+        "framed, lit or coloured unlike those of the training: look at the crops of both"
+    )
+
+
+def answers_of(table: "pa.Table") -> Iterator[str]:
+    """A warning for each head that gives nearly all faces one answer, although they have several labels."""
+    for what, names in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
+        truth, guess = labels(table, what, len(names)), guesses(table, what, len(names))
+        if truth is None or guess is None:
+            continue
+        rows = truth.mask & guess.mask
+        if len(np.unique(truth.value[rows])) < 2:
+            continue
+        counted = np.bincount(guess.choice[rows], minlength=len(names))
+        if said := one_answer(dict(zip(names, counted.tolist(), strict=True)), int(rows.sum())):
+            yield said
+
+
+def untrained_labels(figures: Mapping[str, Any], trained: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """A sentence for each head whose labels here are not those of its training."""
+    for what, names in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
+        section = figures[what]
+        if "per_class" not in section:
+            continue
+        support = {name: one["support"] for name, one in section["per_class"].items() if one["support"]}
+        if what not in trained:
+            if len(support) < len(names):
+                yield (
+                    f"The dataset has {len(support)} of {len(names)} {what}s, and it is not recorded on which the run "
+                    "was trained: there are no metrics on shared labels."
+                )
+            continue
+        learned = [names[index] for index in trained[what]]
+        if unknown := {name: count for name, count in support.items() if name not in learned}:
+            faces = sum(unknown.values())
+            yield (
+                f"The run was not trained on {_listed(unknown, 'and')}, the {what} of {faces:,} of {section['n']:,} "
+                "samples: in the plain metrics they count as wrong; the metrics on shared labels leave them out."
+            )
+        lacking = {name: section["per_class"][name]["chosen"] for name in learned if name not in support}
+        if chosen := sum(lacking.values()):
+            yield (
+                f"The dataset has no {_listed(lacking, 'or')}, which the run was trained on: {chosen:,} such answers "
+                "count as wrong in the plain metrics; on shared labels they cannot be given."
+            )
+
+
+def _listed(names: Iterable[str], last: str) -> str:
+    """``a, b and c``."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
+def beyond_bins(wide: int, angles: int) -> str:
+    """What a network of 66 bins cannot predict."""
+    reach = f"{BINS_REACH_DEGREES:g}°"
+    return (
+        f"{wide:,} of {angles:,} faces with angles have one of {reach} or more, which this network of 66 bins cannot "
+        f"give: see the metrics within ±{reach}, or train with model.heads.pose.kind: sixd"
+    )

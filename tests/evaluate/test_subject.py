@@ -1,0 +1,151 @@
+"""Results are named by what they judge; no result replaces another one's."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpe.cli import app
+from hpe.core.errors import UserError
+from hpe.data.shards import Manifest, write_shard
+from hpe.report.load import read_run
+from hpe.report.page import report
+from tests import made
+from tests.evaluate.test_evaluate import said, untrained
+
+
+def packed(folder: Path, dataset: str, *, first: int = 0, splits: tuple[str, ...] = ("test",)) -> Path:
+    """Shards of a dataset, twelve samples per split."""
+    folder.mkdir(parents=True)
+    infos = []
+    for number, split in enumerate(splits):
+        samples = [said()(i, one) for i, one in enumerate(made.samples(12, start=first + 12 * number))]
+        infos.append(write_shard(folder / f"{split}-000000.tar", split, samples))
+    Manifest(dataset, "squares", "none", True, "none", {"size": made.SIDE}, tuple(infos)).save(folder)
+    return folder
+
+
+def evaluated(run: Path, *arguments: str | Path) -> None:
+    command = ["evaluate", str(run), *map(str, arguments), "--workers", "0", "--precision", "fp32"]
+    done = CliRunner().invoke(app, command)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+
+
+def results(run: Path) -> dict[str, str]:
+    """Titles by the names of the files."""
+    files = sorted((run / "evaluate").glob("[!.]*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["about"]["title"] for path in files}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return untrained(tmp_path / "run")
+
+
+def test_another_dataset_gets_another_name_and_its_own_heading(run: Path, tmp_path: Path) -> None:
+    evaluated(run, raf := packed(tmp_path / "raf", "raf-db"))
+    evaluated(run, packed(tmp_path / "shards" / "ck", "folders", first=40))
+    assert results(run) == {"ck-test": "ck test", "raf-db-test": "RAF-DB test"}
+    before = {path.name: path.read_bytes() for path in (run / "evaluate").iterdir()}
+    evaluated(run, raf)  # the same command again rewrites its own files, the same
+    assert {path.name: path.read_bytes() for path in (run / "evaluate").iterdir()} == before
+    (page,) = report([run])
+    for text in (page.read_text(encoding="utf-8"), (page.parent / "model_card.md").read_text(encoding="utf-8")):
+        assert "Metrics on RAF-DB test" in text
+        assert "Metrics on ck test" in text
+
+
+def test_two_folders_of_one_name_are_told_apart_and_each_finds_its_own_file_again(run: Path, tmp_path: Path) -> None:
+    one, other = packed(tmp_path / "a" / "mine", "table"), packed(tmp_path / "b" / "mine", "table", first=40)
+    for shards in (one, other, one, other):
+        evaluated(run, shards)
+    assert results(run) == {"mine-test": "mine test", "mine-test-b_mine": "mine test (b/mine)"}
+    shutil.move(other, tmp_path / "moved")  # recognised by its content
+    evaluated(run, tmp_path / "moved")
+    assert len(results(run)) == 3, "another folder name is another usual name"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--flips",), "raf-db-test-flips"),
+        (("--centre", "0.9"), "raf-db-test-centre0.9"),
+        (("--which", "last"), "raf-db-test-last"),
+        (("--which", "step-00000000"), "raf-db-test-step-00000000"),
+    ],
+)
+def test_what_changes_a_result_changes_its_name(run: Path, tmp_path: Path, options: tuple[str, ...], name: str) -> None:
+    shards = packed(tmp_path / "raf", "raf-db")
+    evaluated(run, shards)
+    evaluated(run, shards, *options)
+    assert set(results(run)) == {"raf-db-test", name}
+
+
+def test_a_chosen_name_that_belongs_to_another_result_is_refused(run: Path, tmp_path: Path) -> None:
+    raf, ck = packed(tmp_path / "raf", "raf-db"), packed(tmp_path / "ck", "folders", first=40)
+    evaluated(run, raf, "--name", "final")
+    kept = (run / "evaluate" / "final.json").read_bytes()
+    with pytest.raises(UserError, match=r"--name final: .* is the result on RAF-DB test \(final\) .*, not on ck test"):
+        evaluated(run, ck, "--name", "final")
+    assert (run / "evaluate" / "final.json").read_bytes() == kept
+    evaluated(run, raf, "--name", "final")
+    assert results(run) == {"final": "RAF-DB test (final)"}
+
+
+def test_all_splits_are_judged_together(run: Path, tmp_path: Path) -> None:
+    evaluated(run, packed(tmp_path / "raf", "raf-db", splits=("train", "val", "test")), "--split", "all")
+    assert results(run) == {"raf-db-all": "RAF-DB all"}
+    assert json.loads((run / "evaluate" / "raf-db-all.json").read_text())["rows"] == 36
+
+
+def test_a_result_of_an_older_version_is_read_and_is_not_replaced_by_that_of_other_shards(
+    run: Path, tmp_path: Path
+) -> None:
+    raf, ck = packed(tmp_path / "raf", "raf-db"), packed(tmp_path / "ck", "folders", first=40)
+    evaluated(run, raf, "--name", "test")
+    path = run / "evaluate" / "test.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("title", "split", "identity", "trained_on", "warnings"):  # what older versions did not write
+        del whole["about"][name]
+    del whole["shared"]
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    assert [one.title for one in read_run(run).evaluations] == ["test"]
+    assert "Metrics on test" in report([run])[0].read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"--name test: .* is the result on other shards, not on ck test"):
+        evaluated(run, ck, "--name", "test")
+    evaluated(run, raf, "--name", "test")
+    assert results(run) == {"test": "RAF-DB test"}
+
+
+def test_runs_are_compared_on_the_same_samples_alone(tmp_path: Path) -> None:
+    raf, same = packed(tmp_path / "raf", "raf-db"), packed(tmp_path / "copy", "raf-db")
+    other = packed(tmp_path / "other", "raf-db", first=40)
+    runs = [untrained(tmp_path / name) for name in ("one", "two", "three")]
+    for run, shards in zip(runs, (raf, same, other), strict=True):
+        evaluated(run, shards)
+    assert [list(results(run)) for run in runs] == [["raf-db-test"]] * 3
+    page = report(runs, tmp_path / "all")[-1].read_text(encoding="utf-8")
+    assert "Not evaluated on RAF-DB test, raf: three." in page
+    assert "Not evaluated on RAF-DB test, other: one, two." in page
+
+
+def test_shards_without_a_manifest_are_named_by_their_file(run: Path, tmp_path: Path) -> None:
+    folder = packed(tmp_path / "raf", "raf-db")
+    (folder / "manifest.json").unlink()
+    evaluated(run, folder / "test-000000.tar")
+    assert results(run) == {"test-000000": "test-000000"}
+
+
+def test_a_part_of_a_split_says_so(run: Path, tmp_path: Path) -> None:
+    folder = packed(tmp_path / "raf", "raf-db", splits=("test",))
+    manifest = Manifest.load(folder)
+    more = write_shard(folder / "test-000001.tar", "test", made.samples(9, start=90))
+    replace(manifest, shards=(*manifest.shards, more)).save(folder)
+    evaluated(run, folder)
+    evaluated(run, folder / "test-000000.tar")
+    assert list(results(run).values()) == ["RAF-DB test", "RAF-DB test, 1 of 2 shards"]
