@@ -101,7 +101,9 @@ class Slurm:
     def switch_on(self, name: str) -> None:
         """Start a node's slurmd."""
         with (self.place / "daemons.log").open("a") as log:
-            self.network.hosts[name].popen(["slurmd", "-D", "-N", name], env=self.environment, stdout=log, stderr=log)
+            self.network.hosts[name].popen(
+                ["slurmd", "-D", "-N", name], self.place, env=self.environment, stdout=log, stderr=log
+            )
 
     def __exit__(self, *_: object) -> None:
         if (self.place / "slurm.conf").exists():
