@@ -13,12 +13,14 @@
 A batch's way through the files, which is also their reading order::
 
     trainer     shard_sets.py     what a user names → shards: files, URLs, commands
-       │        remote_cache.py   shards that are not local, fetched once per node
+       │        store.py          what a URL names, copied to a file: tries, a limit, a word to who waits
+       │        remote_cache.py   those copies, once per node, in a bounded folder
        │        index.py          a shard → a table: where each sample lies, and its labels; no tar is opened
        │        open_files.py     the tars that a process has open
        │        open_tables.py    a tar and its table, which fit each other
        │        stream.py         Stream: sets of shards, checked and counted
        │        order.py          batch number → positions of this rank → samples
+       │        ahead.py          a process that fetches the window to come
        │        loader.py         Loader: the stages as a WebDataset pipeline, loaded by WebLoader
     reader      worker.py         the stages: positions → places → data → pixels → batch
        │        batch_block.py    the batch as one block of bytes

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -34,30 +35,33 @@ class Ahead:
 
     def __init__(self, sets: Sequence[Sequence[Shard]], order: Order, first: int, cache: RemoteCache) -> None:
         self._sets, self._order, self._first, self._cache = sets, order, first, cache
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
         self._needed = any(shard.copied for shards in sets for shard in shards)
         # The position, which the trainer writes, and whether it has begun: first comes the first window, alone.
         self._state = np.frombuffer(mmap.mmap(-1, 16), np.int64)
         self.refuse_too_little_room()
 
     def refuse_too_little_room(self) -> None:
-        """See that the first window fits into the cache, as far as manifests list its size.
+        """See that two windows fit into the cache: one reader is in the next one while another is still in this.
 
         Raises:
-            UserError: it does not.
+            UserError: they do not.
         """
-        now = [self._sets[d][s] for d, s in self._order.windows(self._first)[0]] if self._needed else []
-        needed = sum(shard.bytes or 0 for shard in now if shard.copied)
+        now, after = self._order.windows(self._first) if self._needed else ([], [])
+        shards = [self._sets[d][s] for d, s in dict.fromkeys(now + after) if self._sets[d][s].copied]
+        needed = sum(shard.bytes or 0 for shard in shards)
         if needed > self._cache.limit_bytes:
-            raise UserError(self._cache.too_small(f"one window of {len(now)} shards needs {needed / 1e9:,.3g} GB"))
+            windows = f"a window of {len(now)} shards and the next one need {needed / 1e9:,.3g} GB"
+            raise UserError(self._cache.too_small(windows))
 
     def start(self) -> None:
         """Begin, where there is anything to fetch."""
         if self._needed:
             self._state[:] = self._first, 0
             # Forked like the readers, and beside them, for the same reasons.
-            self._process = multiprocessing.get_context("fork").Process(target=self._run, daemon=True)
-            self._process.start()
+            process = multiprocessing.get_context("fork").Process(target=self._run, daemon=True)
+            process.start()
+            self._process = process
 
     def reached(self, position: int) -> None:
         """The trainer has the batch before a position."""

@@ -9,6 +9,7 @@ import errno
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ _NO_CREDENTIALS: Final = frozenset(
     (
         "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
         "SSOError", "ProfileNotFound", "GoogleAuthError", "LocalTokenNotFoundError", "GatedRepoError",
+        "OfflineModeIsEnabled",
     )
 )  # fmt: skip
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -313,6 +315,10 @@ def _watched(one: _Try, waiting: Waiting, tell: Callable[[Waiting], None], come:
             if now - moved > min(_SOCKET_SECONDS, waiting.limit / 2):
                 raise TimeoutError(f"no byte for {now - moved:.0f} s")
             _tick(waiting, tell)
+        while Path(f"/proc/self/task/{one.native_id}").exists():
+            # Python's part of the thread has ended, but what it frees in C may still hold a lock of OpenSSL, which a
+            # reader that is forked now would find locked for ever.
+            time.sleep(0.001)
         if one.error is not None:
             raise one.error
     finally:
@@ -331,7 +337,12 @@ def _copy(url: str, part: Path, one: _Try) -> None:
         from fsspec.core import url_to_fs
 
         filesystem, path = url_to_fs(url)
-        filesystem.get_file(path, str(part))
+        if "hf" in filesystem.protocol:
+            # Its get_file draws a bar of tqdm, whose lock all forked processes share: who is killed may hold it.
+            with filesystem.open(path, "rb", block_size=0) as source, part.open("wb") as out:
+                shutil.copyfileobj(source, out, _CHUNK)
+        else:
+            filesystem.get_file(path, str(part))
         return
     size = 0
     with part.open("wb") as out, _opened(url, one) as (read, expected):

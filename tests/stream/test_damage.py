@@ -80,8 +80,6 @@ def test_a_shard_that_is_replaced_gives_the_old_samples_and_one_written_over_is_
 
 def test_a_shard_that_becomes_a_pipe_is_named_and_nobody_waits_for_it(made: Made) -> None:
     reading = stream(made.folder)
-    reading._files._known.clear()  # as after many other shards
-    reading._tables._known.clear()
     (made.folder / made.infos[2].name).unlink()
     os.mkfifo(made.folder / made.infos[2].name)
     with reading.once(batch=7) as loader:
@@ -94,7 +92,7 @@ def test_a_batch_of_more_shards_than_are_kept_open_has_the_pictures_of_its_own_s
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A descriptor's number is given to the next shard as soon as it is closed: read too late, it gives another's."""
-    monkeypatch.setattr("hpe.stream.open_files.OPEN_SHARDS", 2)
+    monkeypatch.setattr("hpe.stream.open_files._MOST_OPEN", 2)
     loader = stream(made.folder).endless(seed=0, batch=3 * SAMPLES, window=5)
     batch = next(loader).batch
     numbers = torch.tensor([int(key.rpartition("-")[2]) for key in batch.keys])
