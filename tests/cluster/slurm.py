@@ -139,10 +139,18 @@ class Slurm:
         return self.job(number)
 
     def requeued(self, number: str) -> None:
-        """Wait until a job has been put into the queue again, and let it start."""
+        """Wait until a job has been put into the queue again."""
         self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)
-        self.until(number, "PENDING", "RUNNING")
-        self._release(number)
+
+    def restarted(self, number: str) -> None:
+        """Wait until a job has been put into the queue again and runs."""
+        self.requeued(number)
+
+        def runs() -> bool:
+            self._release(number)
+            return self.job(number)["JobState"] == "RUNNING"
+
+        self._until(f"{number} runs again", runs, 300, number)
 
     def _release(self, number: str) -> None:
         """Slurm holds a requeued job back for two minutes, unless it is told not to."""

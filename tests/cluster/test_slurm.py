@@ -94,6 +94,7 @@ def test_the_time_limit_puts_a_job_back_into_the_queue(
             options="--time 2 --signal USR1@20",
         )  # fmt: skip
         slurm.requeued(number)
+    slurm.restarted(number)
     assert "hpe: saved; requeued as" in slurm.log(number), slurm.log(number)
     until_step(slurm, number, run, step(run) + 20)
     slurm.tell("scancel", number)
@@ -107,8 +108,9 @@ def test_a_warning_before_there_is_anything_to_save_is_tried_once_more_and_then_
     """As with a --time that is shorter than the warning's lead, for which Slurm sends the same signal."""
     with stopwatch() as took:
         number = submit(slurm, "train", "run.yaml", "--run", "runs/short")
+        slurm.until(number, "RUNNING")
         warn_early(slurm, number)
-        slurm.requeued(number)
+        slurm.restarted(number)
         warn_early(slurm, number)
         job = slurm.until(number, "FAILED", "COMPLETED", "CANCELLED", "TIMEOUT", seconds=120)
     log = slurm.log(number)
@@ -120,7 +122,6 @@ def test_a_warning_before_there_is_anything_to_save_is_tried_once_more_and_then_
 
 def warn_early(slurm: Slurm, number: str) -> None:
     """Send the ranks SIGUSR1 while they load their modules."""
-    slurm.until(number, "RUNNING")
     end = time.monotonic() + 60
     while len(slurm.ranks(f"SLURM_JOB_ID={number}")) < 2:
         assert time.monotonic() < end
