@@ -123,7 +123,7 @@ class Slurm:
 
     def submit(self, *arguments: str, **variables: str) -> str:
         """sbatch; the job's number."""
-        return self.tell("sbatch", "--parsable", *arguments, **variables).strip().split(";")[0]
+        return self.tell("sbatch", "--parsable", *arguments, check=True, **variables).strip().split(";")[0]
 
     def job(self, number: str) -> dict[str, str]:
         """What scontrol shows of a job."""

@@ -67,7 +67,7 @@ def until_step(jobs: "list[subprocess.Popen[str]]", place: Path, run: Path, leas
 
 def ends(jobs: "list[subprocess.Popen[str]]", seconds: float) -> list[float | None]:
     """When each ended, in seconds from now; None where it has not."""
-    start, found = time.monotonic(), [None] * len(jobs)
+    start, found = time.monotonic(), list[float | None]([None] * len(jobs))
     while None in found and time.monotonic() - start < seconds:
         for number, job in enumerate(jobs):
             if found[number] is None and job.poll() is not None:

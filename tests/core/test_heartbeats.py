@@ -72,10 +72,10 @@ class Stuck(dist.HashStore):
         self.gone = threading.Event()
         self.over = threading.Event()
 
-    def add(self, key: str, amount: int) -> int:
+    def add(self, key: str, value: int) -> int:
         if self.gone.is_set():
             self.over.wait(30)
-        return super().add(key, amount)
+        return super().add(key, value)
 
 
 def test_a_store_that_does_not_answer_ends_its_client(
