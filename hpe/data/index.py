@@ -204,7 +204,7 @@ def _column(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
         numbers = np.asarray([0 if item is None else item for item in items], kind.to_pandas_dtype())
         return pa.Array.from_buffers(kind, len(items), [bits, pa.py_buffer(numbers)])
     text = pa.types.is_string(kind)
-    parts = [(item or "").encode() if text else item or () for item in items]
+    parts: list[Any] = [(item or "").encode() if text else item or () for item in items]
     ends = pa.py_buffer(np.cumsum([0, *map(len, parts)], dtype=np.int64).astype(np.int32))
     if text:
         return pa.Array.from_buffers(kind, len(items), [bits, ends, pa.py_buffer(b"".join(parts))])

@@ -42,7 +42,8 @@ class Subject:
         stem: the usual name of its files, such as ``raf-db-test``.
         folder: end of the path of the shards' folder, which tells apart two datasets of one name.
         identity: what changes the result, as hexadecimal digests and texts. ``data`` is the shards' content and
-            ``paths`` where they lie; one of the two is enough to recognise them.
+            ``paths`` where they lie, ``tables`` and ``pose`` the same of the pose tables; one of the two is enough to
+            recognise them.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Subject:
             identity={
                 "data": None if None in sha256 else _digest(sha256),
                 "paths": _digest([shard.url if shard.remote else str(Path(shard.url).resolve()) for shard in every]),
+                "tables": _digest_of_files([shard.pose for shard in every]) if tables else None,
                 "pose": _digest([str(Path(pose).resolve()) for pose in tables]) if tables else None,
                 "views": str(views),
                 "checkpoint": which,
@@ -138,10 +140,11 @@ class Subject:
             return "something that cannot be read"
         if not isinstance(known := about.get("identity"), dict):
             return None if self._is_old(about) else "other shards"
-        rest = ("pose", "views", "checkpoint", "precision")
-        same = all(known.get(key) == self.identity[key] for key in rest) and any(
-            known.get(key) == self.identity[key] for key in ("data", "paths") if self.identity[key] is not None
-        )
+        mine = self.identity
+        same = all(known.get(key) == mine[key] for key in ("views", "checkpoint", "precision"))
+        for content, place in (("data", "paths"), ("tables", "pose")):
+            alike = mine[content] is not None and known.get(content) == mine[content]
+            same = same and (alike or known.get(place) == mine[place])
         shards = about.get("shards")
         where = f" ({shards[0]})" if isinstance(shards, list) and shards else ""
         return None if same else f"{about.get('title', 'something else')}{where}"
@@ -199,6 +202,12 @@ def _stem_of(name: str) -> str:
 
 def _digest(texts: Sequence[str | None]) -> str:
     return hashlib.sha256("\n".join(map(str, texts)).encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
+
+
+def _digest_of_files(files: Sequence[Path | None]) -> str | None:
+    """The digest of the first table alone: estimators and rules are the same in all tables of a folder."""
+    first = next((file for file in files if file is not None and file.is_file()), None)
+    return None if first is None else hashlib.sha256(first.read_bytes()).hexdigest()[:_DIGITS]
 
 
 def _plain(text: str) -> str:

@@ -43,8 +43,9 @@ class Evaluation:
         """A text that two results share if they judge the same samples, with the same labels and in the same way."""
         identity = self.about.get("identity")
         if isinstance(identity, dict):
-            data = "paths" if identity.get("data") is not None else ""
-            return json.dumps({key: text for key, text in identity.items() if key != data}, sort_keys=True)
+            # Where the content is known, it does not matter where the files lie.
+            known = {place for content, place in (("data", "paths"), ("tables", "pose")) if identity.get(content)}
+            return json.dumps({key: text for key, text in identity.items() if key not in known}, sort_keys=True)
         return json.dumps([self.name, self.about.get("shards")])
 
     @property

@@ -108,7 +108,10 @@ class Learner:
             layer_decay=settings.layer_decay,
         )
         self.groups = optim.describe_groups(groups)
-        optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate)
+        # On a CPU, too, it takes a third of the time of torch's own choice, a loop over parameters. But there it does
+        # not skip what a gradient scaler tells it to skip (torch 2.15).
+        fused = on_gpu or accelerator.scaler is None or None
+        optimizer = optim.build_optimizer(settings.optimizer, groups, settings.learning_rate, fused=fused)
         self.ema = MovingAverage(network, settings.ema) if settings.ema else None
         self._own_norms = _counting_norms(network, self.frozen_norms) if ranks.world > 1 else []
         # The loader stays out of `prepare`: Accelerate would send rank 0's batches to all ranks, and over shards that
@@ -295,10 +298,10 @@ class Learner:
     def _seed(self, state: State) -> None:
         """Dropout depends on seed, samples seen, rank and number of ranks alone, never on what ran before."""
         seed = (self.config.seed * _MIX + state.samples_seen * self.ranks.world + self.ranks.rank) % 2**63
-        # Not `torch.manual_seed`, which also keeps a seed, and a stack trace, for devices that are not in use: 0.4 ms.
-        torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.manual_seed(seed)
+        else:  # the other keeps a seed, and a stack trace, for GPUs that are not in use: 0.4 ms
+            torch.default_generator.manual_seed(seed)
 
     def rate(self, state: State) -> float:
         """The learning rate at a state."""

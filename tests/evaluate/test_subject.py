@@ -15,6 +15,7 @@ from hpe.report.load import read_run
 from hpe.report.page import report
 from tests import made
 from tests.evaluate.test_evaluate import said, untrained
+from tests.stream.tiny import pose_table
 
 
 def packed(folder: Path, dataset: str, *, first: int = 0, splits: tuple[str, ...] = ("test",)) -> Path:
@@ -84,6 +85,26 @@ def test_what_changes_a_result_changes_its_name(run: Path, tmp_path: Path, optio
     evaluated(run, shards)
     evaluated(run, shards, *options)
     assert set(results(run)) == {"raf-db-test", name}
+
+
+def test_a_project_that_was_moved_finds_its_results_again(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shards = packed(old / "raf", "raf-db")
+    run = untrained(old / "run")
+    (info,) = Manifest.load(shards).shards
+    (shards / "pose").mkdir()
+    for name in ("here", "there"):
+        pose_table(shards / "pose" / name, info, [one.key for one in made.samples(12)])
+    evaluated(run, shards, "--pose", shards / "pose" / "here")
+    evaluated(run, shards, "--pose", shards / "pose" / "there")
+    found = results(run)
+    assert found == {
+        "raf-db-test-here": "RAF-DB test (labels of here)",
+        "raf-db-test-there": "RAF-DB test (labels of there)",
+    }
+    old.rename(new)
+    evaluated(new / "run", new / "raf", "--pose", new / "raf" / "pose" / "here")
+    assert results(new / "run") == found
 
 
 def test_a_chosen_name_that_belongs_to_another_result_is_refused(run: Path, tmp_path: Path) -> None:

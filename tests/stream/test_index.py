@@ -15,8 +15,8 @@ from hpe.data.index import SCHEMA, open_index, write_index
 from hpe.data.records import Record
 from hpe.data.shards import IndexInfo, Manifest, Sample, write_shard
 from hpe.pack.indexing import index
-from hpe.stream import Balance, ShardSet, Stream
-from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, picture, same, stream, taken
+from hpe.stream import Balance, LabelSource, ShardSet, Stream
+from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, picture, pose_tables, same, stream, taken
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_to_open_count_plan_balance_and_read_labels_needs_no_tar(
     shards.endless(seed=0, batch=8, balance=Balance())
     monkeypatch.undo()
     assert keys_of(list(shards.once(batch=8))) == keys_of(list(without.once(batch=8))) == indexed.keys
+
+
+def test_pose_tables_are_joined_without_a_tar_also_from_the_cache(
+    indexed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pose_tables(indexed, tmp_path / "pose")
+    _no_tar(monkeypatch)
+    one = ShardSet(str(indexed.folder), pose=str(tmp_path / "pose"))
+    for _ in range(2):
+        counts = stream(one, labels=LabelSource("pose", "ours")).label_counts()
+        assert counts.angles == SAMPLES - len(COUNTS)  # the first pitch of each table is null
+        assert sum(counts.direction) == sum(-(-count // 2) for count in COUNTS)
+        monkeypatch.setattr("hpe.stream.index.read_labels", None)
 
 
 def _rewritten(made: Made, number: int, records: Callable[[int], Record]) -> Path:

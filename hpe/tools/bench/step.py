@@ -70,7 +70,7 @@ def measure(settings: Settings) -> Report:
         *_bounds(figures, batch, gradient, ranks, seconds),
         _resume(config, alone, settings.repeats),
     )
-    return Report("step", "images/s", figures, (ratio(figures, LOOP, BARE, 0.97),), notes)
+    return Report("step", "images/s", figures, (ratio(figures, LOOP, BARE, 0.98),), notes)
 
 
 def contestants(job: Job, steps: int) -> dict[str, Callable[[], float]]:
