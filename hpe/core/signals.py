@@ -41,7 +41,9 @@ def signals() -> Iterator[Signals]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Who stops on request ends with its own exit code. A launcher may send a second signal meanwhile, because
+            # another rank has ended first.
+            signal.signal(number, signal.SIG_IGN if caught.received and handler is _end else handler)
 
 
 def end_on_signals() -> None:
@@ -65,16 +67,18 @@ _ended = threading.Event()
 
 
 def _end(number: int, _frame: object) -> None:
-    if not _ended.is_set():  # a second signal must not cut short the cleaning up after the first
-        _tell(number)
-        sys.exit(_KILLED + number)
+    for one in _ENDING:  # a second signal must neither cut short the cleaning up nor change the exit code
+        signal.signal(one, signal.SIG_IGN)
+    _tell(number)
+    sys.exit(_KILLED + number)
 
 
 def _end_in_time(reader: int) -> None:
     while numbers := os.read(reader, 1):
-        if signal.getsignal(number := numbers[0]) is _end:
+        number = numbers[0]
+        if _ended.is_set() or signal.getsignal(number) is _end:
             time.sleep(_GRACE_SECONDS)
-            if signal.getsignal(number) is _end:
+            if _ended.is_set() or signal.getsignal(number) is _end:
                 _tell(number)
                 os._exit(_KILLED + number)
 
