@@ -1,5 +1,6 @@
 """Stop signals: before a command catches them they end the process; then they ask it to stop at the next safe point."""
 
+import atexit
 import os
 import signal
 import sys
@@ -43,7 +44,7 @@ def signals() -> Iterator[Signals]:
         for number, handler in before.items():
             # Who stops on request ends with its own exit code. A launcher may send a second signal meanwhile, because
             # another rank has ended first.
-            signal.signal(number, signal.SIG_IGN if caught.received and handler is _end else handler)
+            signal.signal(number, _late if caught.received and handler is _end else handler)
 
 
 def end_on_signals() -> None:
@@ -57,6 +58,7 @@ def end_on_signals() -> None:
     os.set_blocking(writer, False)
     for number in _ENDING:
         signal.signal(number, _end)
+    atexit.register(_ignore_at_last)  # the first to be registered is the last to be called
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_end_in_time, args=(reader,), name="signals", daemon=True).start()
@@ -67,10 +69,21 @@ _ended = threading.Event()
 
 
 def _end(number: int, _frame: object) -> None:
-    for one in _ENDING:  # a second signal must neither cut short the cleaning up nor change the exit code
-        signal.signal(one, signal.SIG_IGN)
+    for one in _ENDING:
+        signal.signal(one, _late)
     _tell(number)
     sys.exit(_KILLED + number)
+
+
+def _late(_number: int, _frame: object) -> None:
+    """A second signal: it must neither cut short the cleaning up nor change the exit code."""
+
+
+def _ignore_at_last() -> None:
+    """Python ends with the kernel's own handlers, which would end it with another exit code."""
+    for number in _ENDING:
+        if signal.getsignal(number) is _late:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end_in_time(reader: int) -> None:

@@ -139,8 +139,9 @@ class Slurm:
         return self.job(number)
 
     def requeued(self, number: str) -> None:
-        """Wait until a job has been put into the queue again."""
+        """Wait until a job has been put into the queue again, and can start: Slurm first revokes its credential."""
         self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)
+        time.sleep(10)
 
     def restarted(self, number: str) -> None:
         """Wait until a job has been put into the queue again and runs."""
