@@ -1,5 +1,6 @@
 """Stop signals: before a command catches them they end the process; then they ask it to stop at the next safe point."""
 
+import atexit
 import os
 import signal
 import sys
@@ -43,7 +44,9 @@ def signals() -> Iterator[Signals]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Who stops on request ends with its own exit code. A launcher may send a second signal meanwhile, because
+            # another rank has ended first.
+            signal.signal(number, _late if caught.received and handler is _end else handler)
 
 
 def end_on_signals() -> None:
@@ -57,6 +60,7 @@ def end_on_signals() -> None:
     os.set_blocking(writer, False)
     for number in _ENDING:
         signal.signal(number, _end)
+    atexit.register(_ignore_at_last)  # the first to be registered is the last to be called
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_end_in_time, args=(reader,), name="signals", daemon=True).start()
@@ -70,20 +74,33 @@ _answered: Counter[int] = Counter()
 
 def _end(number: int, _frame: object) -> None:
     _answered[number] += 1
-    if not _ended.is_set():  # a second signal must not cut short the cleaning up after the first
-        _tell(number)
-        sys.exit(_KILLED + number)
+    for one in _ENDING:
+        signal.signal(one, _late)
+    _tell(number)
+    sys.exit(_KILLED + number)
+
+
+def _late(_number: int, _frame: object) -> None:
+    """A second signal: it must neither cut short the cleaning up nor change the exit code."""
+
+
+def _ignore_at_last() -> None:
+    """Python ends with the kernel's own handlers, which would end it with another exit code."""
+    for number in _ENDING:
+        if signal.getsignal(number) is _late:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end_in_time(reader: int) -> None:
     before = _answered.copy()
     while numbers := os.read(reader, 1):
-        if signal.getsignal(number := numbers[0]) is _end:
+        number = numbers[0]
+        if _ended.is_set() or signal.getsignal(number) is _end:
             time.sleep(_GRACE_SECONDS)
             # A signal that :func:`signals` has answered ends nothing, also where its block is over since: this thread
             # may come to read the pipe only then.
-            stuck = _answered[number] == before[number]
-            if (stuck or _ended.is_set()) and signal.getsignal(number) is _end:
+            stuck = _answered[number] == before[number] and signal.getsignal(number) is _end
+            if _ended.is_set() or stuck:
                 _tell(number)
                 os._exit(_KILLED + number)
         before = _answered.copy()

@@ -70,10 +70,10 @@ class Host:
         assert self.init is not None
         return int(Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()[0])
 
-    def popen(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
-        """Start a command on this host."""
-        inside = ["nsenter", "--target", str(self._first), "--net", "--uts", "--pid", "--mount", *command]
-        process = subprocess.Popen(inside, text=True, **options)
+    def popen(self, command: Sequence[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
+        """Start a command on this host, in a folder."""
+        inside = ["nsenter", "--target", str(self._first), "--net", "--uts", "--pid", "--mount"]
+        process = subprocess.Popen([*inside, "env", "-C", str(folder), *command], text=True, **options)
         self.started.append(process)
         return process
 

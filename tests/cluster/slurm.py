@@ -101,7 +101,9 @@ class Slurm:
     def switch_on(self, name: str) -> None:
         """Start a node's slurmd."""
         with (self.place / "daemons.log").open("a") as log:
-            self.network.hosts[name].popen(["slurmd", "-D", "-N", name], env=self.environment, stdout=log, stderr=log)
+            self.network.hosts[name].popen(
+                ["slurmd", "-D", "-N", name], self.place, env=self.environment, stdout=log, stderr=log
+            )
 
     def __exit__(self, *_: object) -> None:
         if (self.place / "slurm.conf").exists():
@@ -137,10 +139,19 @@ class Slurm:
         return self.job(number)
 
     def requeued(self, number: str) -> None:
-        """Wait until a job has been put into the queue again, and let it start."""
+        """Wait until a job has been put into the queue again, and can start: Slurm first revokes its credential."""
         self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)
-        self.until(number, "PENDING", "RUNNING")
-        self._release(number)
+        time.sleep(10)
+
+    def restarted(self, number: str) -> None:
+        """Wait until a job has been put into the queue again and runs."""
+        self.requeued(number)
+
+        def runs() -> bool:
+            self._release(number)
+            return self.job(number)["JobState"] == "RUNNING"
+
+        self._until(f"{number} runs again", runs, 300, number)
 
     def _release(self, number: str) -> None:
         """Slurm holds a requeued job back for two minutes, unless it is told not to."""

@@ -48,8 +48,8 @@ def start(hosts: list[Host], place: Path, launcher: str, run: Path, **variables:
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         } | (alone | meeting if launcher == "hpe" else {}) | variables  # fmt: skip
         given["PATH"] += f":{programs}"
-        log = (place / f"{run.name}-{host.name}.log").open("w")
-        jobs.append(host.popen(shlex.split(words), env=given, cwd=place, stdout=log, stderr=log))
+        with (place / f"{run.name}-{host.name}.log").open("w") as log:
+            jobs.append(host.popen(shlex.split(words), place, env=given, stdout=log, stderr=log))
     return jobs
 
 
@@ -154,7 +154,7 @@ def test_a_frozen_rank_is_named_and_a_suspended_job_goes_on(
     groups = [pids_of(run, rank) for rank in (0, 1)]
     signal_all("STOP", *groups)
     time.sleep(30)
-    signal_all("CONT", *groups)
+    signal_all("CONT", *groups, [job.pid for job in jobs])  # nsenter stops with its command
     seen = step(run)
     until_step(jobs, place, run, seen + 20)
     signal_all("STOP", groups[1])
@@ -162,6 +162,7 @@ def test_a_frozen_rank_is_named_and_a_suspended_job_goes_on(
         assert jobs[0].wait(60) == EXIT_AGAIN, logs(place, run)
     assert "rank 1 on host2 has been silent for 10 s" in logs(place, run)[0]
     signal_all("KILL", groups[1])
+    signal_all("CONT", [jobs[1].pid])
     jobs[1].wait(30)
     jobs = start(hosts, place, "hpe", run)
     assert [job.wait(300) for job in jobs] == [0, 0], logs(place, run)

@@ -77,6 +77,19 @@ def test_a_command_that_catches_signals_stops_when_it_is_ready() -> None:
     assert (process.returncode, printed) == (0, f"{signal.SIGUSR1:d}\n")
 
 
+def test_a_second_signal_changes_no_exit_code() -> None:
+    """Slurm sends the other ranks SIGTERM as soon as one has ended, although they end by the same SIGUSR1."""
+    again = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); [None for _ in range(1000)]"
+    caught = f"with signals() as stop:\n    ready()\n    while not stop.received: pass\n{again}\nraise SystemExit(75)"
+    ended = f"try:\n    ready()\n    while True: pass\nfinally:\n    {again}"
+    late = f"import atexit; atexit.register(exec, {again!r})\n{BUSY}"
+    for body, code in ((caught, 75), (ended, 128 + signal.SIGUSR1), (late, 128 + signal.SIGUSR1)):
+        with started(body) as process:
+            process.send_signal(signal.SIGUSR1)
+            process.communicate(timeout=30)
+        assert process.returncode == code
+
+
 def test_a_second_interrupt_stops_at_once() -> None:
     with signals() as caught:
         assert isinstance(caught, Signals)
