@@ -133,7 +133,8 @@ def behind_launcher(words: list[str]) -> list[str]:
     if words[0] == "sbatch":
         script = next(place for place, word in enumerate(words) if word.endswith(".sh"))
         assert (ROOT / words[script]).is_file()
-        return ["hpe", "train", *words[script + 1 :]]
+        rest = words[script + 1 :]
+        return ["hpe", *(["train"] if rest[0].endswith((".yaml", ".yml")) else []), *rest]
     if words[0] == "torchrun":
         found = parsed_by(get_args_parser(), words[1:])
         assert found.module
