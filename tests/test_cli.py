@@ -141,6 +141,7 @@ def test_bash_completes_a_command() -> None:
         (("no-such-command",), "no-such-command"),
         (("train",), "config"),
         (("train", "absent.yaml"), "absent.yaml"),
+        (("train", "absent.yaml", "--epochs", "3"), "use --set train.epochs=3"),
         (("evaluate", "absent", "shards", "--batch", "many"), "--batch"),
         (("demo", "--count", "3"), "--count"),
         (("demo", "--count", "1000000000"), "--count"),

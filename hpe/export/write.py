@@ -146,7 +146,7 @@ def _read(source: Path, which: str) -> _Source:
         size=config.data.size,
         grey=config.data.grey,
         trained_on=json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {},
-        val=(shard_sets(config.data.val), reading_of(config.data, workers=0)),
+        val=(shard_sets(config.data, "val"), reading_of(config.data, workers=0)),
     )
 
 

@@ -173,6 +173,11 @@ def _named(shards: str) -> Mapping[Path, list[Path]]:
         tars = [path] if path.is_file() else matching(shards) or []
         compressed = []
     if not tars:
+        if not path.exists() and matching(shards) is None:
+            raise UserError(
+                f"{shards}: there is no such file or folder; expected a folder of shards, a tar or a glob (paths are "
+                "relative to the current folder)"
+            )
         found = f"; {compressed[0].name} is compressed: decompress it first" if compressed else ""
         raise UserError(f"{shards}: names no tars; expected a folder of shards, a tar or a glob{found}")
     folders: dict[Path, list[Path]] = {}
