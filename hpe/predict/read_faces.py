@@ -20,7 +20,6 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from typing import IO, Final
 import numpy as np
 from PIL import Image
 
+from hpe.core.console import say
 from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
@@ -222,7 +222,7 @@ def _open_results(
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"predict: {note}", file=sys.stderr, flush=True)
+        say(f"predict: {note}")
 
 
 def _marker(draw: str, out: Path | None) -> Marker | None:
@@ -413,7 +413,7 @@ class Tally:
             entry = {"source": one.source, "key": one.key, "reason": one.reason}
             print(json.dumps(entry, ensure_ascii=False), file=self.file)
         if self.file is None or self.skipped < _PRINTED_SKIPS:
-            print(f"predict: {one}", file=sys.stderr, flush=True)
+            say(f"predict: {one}")
         self.skipped += 1
 
     def summarise(self, out: Path | None) -> None:
@@ -426,7 +426,7 @@ class Tally:
             text += f"; {_counted(self.passed, 'other file')} passed over"
         if out is not None and self.skipped:
             text += f"; {out / SKIPPED} lists each"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
         if warning := one_answer(self.answers, self.faces):
             _print_notes([f"WARNING: {warning}"])
         if self.nan:
