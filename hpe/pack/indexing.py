@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.files import locked
 from hpe.core.process_pool import Workers
@@ -107,7 +108,8 @@ class Indexed:
 
     def __str__(self) -> str:
         samples = sum(shard.samples for shard in self.shards)
-        lines = [f"{self.path}: {samples:,} samples in {len(self.shards):,} shards, {self.path.stat().st_size:,} bytes"]
+        counts = f"{count_of(samples, 'sample')} in {count_of(len(self.shards), 'shard')}"
+        lines = [f"{self.path}: {counts}, {self.path.stat().st_size:,} bytes"]
         for shard in self.shards:
             lines += [f"{shard.name}: {shard.damage}; {shard.samples:,} samples before it can be read"] * bool(
                 shard.damage
