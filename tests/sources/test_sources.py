@@ -71,7 +71,7 @@ def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Pat
         open_source("affectnet", tmp_path)
     with pytest.raises(UserError, match=r"no option 'tie'; it takes ties"):
         open_source("ferplus", tmp_path, tie="first")
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(UserError, match="no such file or folder"):
         recognise(tmp_path / "absent")
 
 
