@@ -251,7 +251,13 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
         name=None,
         sha256=digest,
         crop="none" if found.crop is None else str(found.crop),
-        input=InputSpec(name=INPUT, size=found.size, colour="grey" if found.grey else "rgb", **VALUES_OF_PIXELS),
+        input=InputSpec(
+            name=INPUT,
+            size=found.size,
+            colour="grey" if found.grey else "rgb",
+            mean=VALUES_OF_PIXELS["mean"],
+            std=VALUES_OF_PIXELS["std"],
+        ),
         output=pose,
         heads=HeadOutputs(**{name: name for name in HEAD_VALUES if name in outputs}),
     )
