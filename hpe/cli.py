@@ -6,10 +6,12 @@ Typer reads one parameter per option, so commands with many options are long; ea
 
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
@@ -71,12 +73,39 @@ MaxMegapixels = Annotated[
     float,
     typer.Option(
         "--max-megapixels",
-        help="Larger pictures are named and left out, before they are decoded.",
+        help="In millions of pixels: larger pictures are named and left out, before they are decoded.",
         rich_help_panel=_HOW,
     ),
 ]
 
 app.add_typer(landmarks, rich_help_panel=_POSE)
+
+
+class _ConfigCommand(TyperCommand):
+    """A command with a config: for an unknown option that is a key of it, the message names the ``--set`` to use."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)  # of NoSuchOption, which lies in a private module of typer
+            if isinstance(option, str) and (ways := _settings(self.name, option, given)):
+                vars(error).update(possibilities=None, message=f"No such option: {option}; use {' or '.join(ways)}")
+            raise
+
+
+def _settings(command: str | None, option: str, given: list[str]) -> list[str]:
+    """``--set`` for each key of a command's config with the name of an option, with the value that was given."""
+    from hpe.config.run import RunConfig
+    from hpe.config.strict_yaml import paths_to
+    from hpe.study.config import StudyConfig
+
+    words = [part for word in given for part in word.split("=", 1)]
+    value = next((value for word, value in pairwise(words) if word == option), "…")
+    schema = StudyConfig if command == "study" else RunConfig
+    name = option.lstrip("-").replace("-", "_")
+    return [f"--set {shlex.quote(f'{path}={value}')}" for path in paths_to(schema, name)]
 
 
 def _version(value: bool) -> None:
@@ -106,11 +135,17 @@ def _main(
 def pack(
     source: Annotated[
         str,
-        typer.Argument(help="Reader of the dataset, such as pointing04; `auto` recognises it, `list` shows all."),
+        typer.Argument(
+            help="Reader of the dataset, such as pointing04. `auto`: find the reader from the files; "
+            "`hpe pack list`: show all."
+        ),
     ],
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RAW] OUT", help="Raw dataset (not for `synthetic`), then the folder for the shards."),
+        typer.Argument(
+            metavar="PATH",
+            help="RAW and OUT: the raw dataset (left out for `synthetic`), then the folder for the shards.",
+        ),
     ] = None,
     splits: Annotated[
         str,
@@ -211,7 +246,8 @@ def index(
 ) -> None:
     """Write the index of shards that were packed by an older version or by other tools.
 
-    With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves.
+    With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves, so
+    you need this command only for tars of an older version or of another tool, when a start takes long.
 
     Example: `hpe index data/ferplus`
     """
@@ -391,7 +427,7 @@ def calibrate(
         float, typer.Option(min=0, max=1, help="Accuracy that the rule must reach on the faces that it decides.")
     ] = 0.9,
 ) -> None:
-    """Fit our direction rule, which may abstain, and evaluate it on people that were not used to fit it.
+    """Fit our direction rule, which may leave a face undecided, and evaluate it on people that were not used to fit it.
 
     Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`; use it with `hpe pose … --rule ours.json`
     """
@@ -423,7 +459,7 @@ def _relaunch(processes: int | None, *done: str) -> None:
         launch.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
 
 
-@app.command(rich_help_panel=_TRAINING)
+@app.command(cls=_ConfigCommand, rich_help_panel=_TRAINING)
 def train(
     config: Config,
     overrides: Set = None,
@@ -442,8 +478,9 @@ def train(
 ) -> None:
     """Train a network. Run the same command again to resume a run that was stopped or killed.
 
-    Exit codes: 0 done; 1 done, but some samples could not be read; 2 a mistake in the config; 75 stopped by
-    a signal, with everything saved.
+    Exit codes: 0 done; 1 done, but some samples could not be read, or the training cannot continue (the loss
+    became NaN or infinite, a process died); 2 a mistake in the config; 75 stopped by a signal, with everything
+    saved; 130 interrupted before anything could be saved.
 
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
@@ -519,8 +556,9 @@ def evaluate(
     from hpe import evaluate as module
     from hpe.models.views import Views
     from hpe.stream import ShardSet
+    from hpe.stream.shard_sets import names_folder
 
-    one = ShardSet(shards, split if Path(shards).is_dir() else None, str(pose) if pose else None)
+    one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
     code = module.evaluate(
         run, [one], name=name, which=which, batch=batch, workers=workers, views=Views(flips, centre),
         precision=precision,
@@ -537,7 +575,7 @@ def predict(
         ),
     ],
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Images, folders, tar files, folders of shards, globs.")
+        list[str], typer.Argument(metavar="INPUT", help="Images, folders, tar files, folders of shards, globs.")
     ],
     out: Annotated[
         Path | None,
@@ -556,7 +594,7 @@ def predict(
         ),
     ] = "given",
     split: Annotated[
-        str | None, typer.Option(help="Only this split of folders of shards.", rich_help_panel=_WHAT)
+        str | None, typer.Option(help="With folders of shards: read only this split.", rich_help_panel=_WHAT)
     ] = None,
     which: Annotated[
         str, typer.Option(help="Checkpoint of the run: best, last, or step-00001234.", rich_help_panel=_HOW)
@@ -668,7 +706,7 @@ def report(
         print(page)
 
 
-@app.command(rich_help_panel=_STUDY)
+@app.command(cls=_ConfigCommand, rich_help_panel=_STUDY)
 def study(
     config: Annotated[
         Path, typer.Argument(help="YAML config of the study, such as configs/study/tiny.yaml.", show_default=False)
@@ -697,7 +735,8 @@ def study(
 @app.command(rich_help_panel=_STUDY)
 def association(
     table: Annotated[
-        Path, typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote.")
+        Path,
+        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote."),
     ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",

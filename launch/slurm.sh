@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# sbatch --nodes 2 launch/slurm.sh train CONFIG           any command of hpe that runs on several processes: train,
-# sbatch --nodes 2 launch/slurm.sh pose SHARDS -e …       pose, evaluate. `launch/slurm.sh CONFIG` is short for train.
-# sbatch --ntasks-per-node 1 launch/slurm.sh pack …       other commands run in one task
-# sbatch --array 1-5 launch/slurm.sh train CONFIG --set seed=%a --run runs/seed-%a     %a: the number within the array
-# sbatch --gpus-per-node 0 --ntasks-per-node 4 …          a cluster without GPUs, or without --gres
+# sbatch --nodes 2 launch/slurm.sh train CONFIG                          # or without `train`
+# sbatch --nodes 2 launch/slurm.sh pose SHARDS --estimator E             # evaluate, too, runs on many processes
+# sbatch --ntasks-per-node 1 launch/slurm.sh pack auto RAW OUT           # other commands run in one task
+# sbatch --array 1-5 launch/slurm.sh train CONFIG --set seed=%a --run runs/seed-%a     # %a: the number in the array
+# sbatch --gpus-per-node 0 --ntasks-per-node 4 launch/slurm.sh train CONFIG            # no GPUs, or no --gres
 # HPE="apptainer exec --nv hpe.sif hpe" sbatch …          another way to call hpe
 #
 # One task per GPU. Ten minutes before the end of --time the ranks get SIGUSR1, save, and leave with exit code 75; the

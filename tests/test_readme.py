@@ -133,7 +133,9 @@ def behind_launcher(words: list[str]) -> list[str]:
     if words[0] == "sbatch":
         script = next(place for place, word in enumerate(words) if word.endswith(".sh"))
         assert (ROOT / words[script]).is_file()
-        return ["hpe", "train", *words[script + 1 :]]
+        rest = words[script + 1 :]
+        short = not rest or rest[0].endswith((".yaml", ".yml"))  # of `train`, as the script reads it
+        return ["hpe", *["train"] * short, *rest]
     if words[0] == "torchrun":
         found = parsed_by(get_args_parser(), words[1:])
         assert found.module

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, mistakes
 
 Places = dict[tuple[Any, ...], str]
 """Where each value was given, by its path in the config: ``FILE:LINE:COLUMN``, or ``--set PATH=VALUE``."""
@@ -41,7 +41,7 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot read this config: {reason}; `hpe configs` lists those that come with hpe"
+            f"{path}: cannot read this config: {reason}; expected a YAML file (`hpe configs` lists those of hpe)"
         ) from error
     return parse(text, str(path), schema, overrides)
 
@@ -56,7 +56,7 @@ def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) 
         # texts here, so that the schema refuses them as it refuses any text.
         return schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as invalid:
-        raise UserError("\n".join(_messages(invalid, schema, name, places))) from invalid
+        raise UserError(mistakes(_messages(invalid, schema, name, places))) from invalid
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -96,6 +96,8 @@ def _yaml_errors(name: str) -> Iterator[Callable[[str], _Loader]]:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark and not name.startswith("--set") else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if "'\\t'" in problem:
+            problem = "a tab; indent with spaces, not tabs"
         raise UserError(f"{name}{place}: not YAML: {problem}") from error
     except UserError:
         raise
@@ -196,8 +198,20 @@ def _messages(invalid: ValidationError, schema: type[Section], name: str, places
             case "missing":
                 message = "is missing"
             case _ if error["type"] != "value_error":
-                message = f"{message[0].lower()}{message[1:]}, found {json.dumps(error['input'])[:80]}"
+                found = error["input"]
+                shown = repr(found) if isinstance(found, str) else json.dumps(found)
+                message = f"{_expected(message)}, found {shown[:80]}"
         yield f"{where}: {dotted}: {message}"
+
+
+def _expected(message: str) -> str:
+    """Pydantic's "Input should be …" in the words of hpe's other messages."""
+    what = message.removeprefix("Input should be ")
+    if what == message:
+        return f"{message[0].lower()}{message[1:]}"
+    if what.startswith(("greater", "less")):
+        what = f"a number {what}"
+    return f"expected {what.replace('a valid ', 'a ').replace('a integer', 'an integer').replace('a string', 'a text')}"
 
 
 def _is_union_tag(part: object) -> bool:
@@ -215,6 +229,16 @@ def _known_keys(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:
         if at is None:
             return []
     return list(at.model_fields)
+
+
+def paths_to(schema: type[BaseModel], name: str, path: str = "") -> Iterator[str]:
+    """The dotted path of every key of a config with this name; of lists, in their first item."""
+    for key, field in schema.model_fields.items():
+        if key == name:
+            yield path + key
+        elif (section := _model_of(field.annotation)) is not None:
+            item = ".0." if "list[" in str(field.annotation) else "."
+            yield from paths_to(section, name, f"{path}{key}{item}")
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""What everything else stands on: labels, angles, numbers, files, processes. It imports nothing of hpe.
+"""What everything else uses: labels, angles, numbers, files, processes. It imports nothing of hpe.
 
 In reading order:
 

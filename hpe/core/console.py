@@ -16,6 +16,11 @@ def say(text: str) -> None:
     _write(text)
 
 
+def count_of(number: int, what: str) -> str:
+    """A number and what it counts: ``1 shard``, ``1,200 shards``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append what :func:`say` prints to a file, and the error that ends the block.

@@ -1,6 +1,7 @@
 """The exception for a mistake of the user, and the exit codes of every command."""
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 EXIT_OK = 0
@@ -32,6 +33,13 @@ class UserError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(redacted(message))
+
+
+def mistakes(problems: Iterable[str]) -> str:
+    """Several mistakes as one message, their number first; an indented line belongs to the one above."""
+    lines = [line for problem in dict.fromkeys(problems) for line in problem.splitlines()]
+    count = sum(not line.startswith(" ") for line in lines)
+    return "\n".join([f"{count} mistakes:"] * (count > 1) + lines)
 
 
 class NotFiniteError(ArithmeticError):

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 
 _POLL_SECONDS: Final = 0.05
@@ -182,12 +182,10 @@ def _flock(descriptor: int, path: Path, taken: str | None, waiting: Callable[[fl
 
 @functools.cache
 def _warn_of_no_locks(folder: Path) -> None:
-    print(
+    say(
         f"hpe: WARNING: {folder}: this file system has no file locks, so a second command that writes here from "
         "another machine goes unnoticed and would damage the results; start only one at a time, or use a folder on "
-        "another disk",
-        file=sys.stderr,
-        flush=True,
+        "another disk"
     )
 
 

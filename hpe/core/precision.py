@@ -27,8 +27,8 @@ class Precision:
 def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked: str = "train.precision") -> Precision:
     """The precision that a setting means on a device (None: this rank's): the one rule of every command.
 
-    ``auto`` is bf16 where the hardware multiplies it, else fp32. It is never fp16, which scales losses and skips steps:
-    that is for the user to choose.
+    ``auto`` is bf16 where the hardware computes it natively, else fp32. It is never fp16, which scales losses and skips
+    steps: that is for the user to choose.
 
     Raises:
         UserError: the device cannot do it, or it is none; ``asked`` names the option.
@@ -36,7 +36,7 @@ def chosen_precision(setting: str, where: "torch.device | None" = None, *, asked
     where = device() if where is None else where
     if setting == "auto":
         why = lacks_precision("bf16", where, emulated=True)
-        return Precision("bf16", f"{_kind(where)} multiplies it") if why is None else Precision("fp32", why)
+        return Precision("bf16", f"{_kind(where)} computes it natively") if why is None else Precision("fp32", why)
     if setting not in PRECISIONS:
         raise UserError(f"{asked}: {setting!r}: expected auto, {', '.join(PRECISIONS)}")
     if (why := lacks_precision(setting, where)) is not None:

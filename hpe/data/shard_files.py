@@ -19,6 +19,10 @@ ALL_SPLITS: Final = "all"
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 
+class SplitError(UserError):
+    """A split that is missing, or that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """A local shard, and what its manifest contains about it (None: there is no manifest, or it lists no such shard).
@@ -127,11 +131,11 @@ def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
         where: the folder or URL, for the message.
 
     Raises:
-        UserError: there is no such split.
+        SplitError: there is no such split.
     """
     if split not in manifest.splits:
         if split == ALL_SPLITS:
             return list(manifest.shards)
         known = ", ".join(manifest.splits)
-        raise UserError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}")
+        raise SplitError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}")
     return [shard for shard in manifest.shards if shard.split == split]

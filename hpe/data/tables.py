@@ -6,7 +6,6 @@ decoded. Commands that count, filter, join or choose samples read this table too
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int64
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import progress
@@ -221,7 +221,7 @@ def _fitting(shard: ShardFile, entry: IndexedShard | None, rows: pa.RecordBatch 
     if problem:
         raise UserError(f"{shard.path}: {problem}; see `hpe verify {shard.path.parent}`")
     for line in entry.missing:
-        print(f"hpe: {line}", file=sys.stderr)
+        say(f"hpe: {line}")
     return rows
 
 

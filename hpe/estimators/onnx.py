@@ -1,6 +1,5 @@
 """ONNX head-pose networks through ONNX Runtime, on CUDA or the CPU."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hpe.core.console import say
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES
@@ -115,7 +115,7 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
         if not fall_back:
             raise UserError(f"{path}: {why}; {_WAY_OUT}, or run with --device cpu")
         if Ranks.from_environment().main:
-            print(f"hpe: {path.name} runs on the CPU: {why}; for the GPU {_WAY_OUT}", file=sys.stderr, flush=True)
+            say(f"hpe: {path.name} runs on the CPU: {why}; for the GPU {_WAY_OUT}")
         device = torch.device("cpu")
     image = _image_input(path, session.get_inputs(), spec)
     nodes = session.get_outputs()

@@ -5,7 +5,6 @@ once, and computes every metric from that one table. So no metric depends on the
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hpe.config.run import DataConfig, RunConfig
+from hpe.core.console import say
 from hpe.core.distributed import Ranks, accelerator, agree
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, write_json, write_text
@@ -255,7 +255,7 @@ def _estimated(data: DataConfig, sets: Sequence[ShardSet]) -> dict[str, str]:
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{name}: {text}", file=sys.stderr, flush=True)
+    say(f"{name}: {text}")
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ __all__ = ["ExportOptions", "export"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without all that its command stands on.
+    # Imported late, so that importing one file of this package does not import everything that the command needs.
     if name in __all__:
         from hpe.export import write
 

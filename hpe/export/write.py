@@ -31,6 +31,7 @@ from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import CONFIG, SHARDS, crop_rules
 from hpe.stream import Reading, ShardSet, Stream
+from hpe.stream.shard_sets import names_folder
 from hpe.train.datasets import reading as reading_of
 from hpe.train.datasets import shard_sets
 
@@ -146,7 +147,7 @@ def _read(source: Path, which: str) -> _Source:
         size=config.data.size,
         grey=config.data.grey,
         trained_on=json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {},
-        val=(shard_sets(config.data.val), reading_of(config.data, workers=0)),
+        val=(shard_sets(config.data, "val"), reading_of(config.data, workers=0)),
     )
 
 
@@ -154,7 +155,7 @@ def _images(found: _Source, source: Path, options: ExportOptions) -> Stream:
     """The images on which the two networks are compared."""
     reading = Reading(size=found.size, colour="grey" if found.grey else "rgb")
     if options.shards is not None:
-        split = options.split if Path(options.shards).is_dir() else None
+        split = options.split if names_folder(options.shards) else None
         return Stream([ShardSet(options.shards, split)], reading)
     if found.val is None:
         raise UserError(f"{source}: give shards with real faces to compare on: --shards FOLDER --split val")

@@ -1,7 +1,6 @@
 """``hpe landmarks …``: install the face mesh, extract points, compare regressors, draw axes."""
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from hpe.core.console import say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
@@ -217,9 +217,9 @@ def _name_passed_over(kinds: Mapping[str, int]) -> None:
 def _name_unread(problems: Sequence[str], where: str = "") -> None:
     """Print what could not be read, the first of many."""
     for problem in problems[:_MOST_NAMED]:
-        print(f"landmarks: {problem}", file=sys.stderr)
+        say(f"landmarks: {problem}")
     if len(problems) > _MOST_NAMED:
-        print(f"landmarks: and {len(problems) - _MOST_NAMED:,} more{where and '; '}{where}", file=sys.stderr)
+        say(f"landmarks: and {len(problems) - _MOST_NAMED:,} more{where and '; '}{where}")
 
 
 def _which(faces: str):
@@ -242,12 +242,11 @@ def _warn_of_parts(points: Path, *, accepted: bool) -> None:
                 f"{points}: unfinished, {so_far}; run the same `hpe landmarks extract` again to finish it, or use "
                 "what is there with --unfinished"
             )
-        print(f"landmarks: WARNING: {points}: unfinished, {so_far}", file=sys.stderr)
+        say(f"landmarks: WARNING: {points}: unfinished, {so_far}")
     if shards := table.skipped_shards(points):
-        print(
+        say(
             f"landmarks: WARNING: {points}: without the faces of {len(shards):,} shards that could not be read: "
-            f"{', '.join(shards[:_MOST_NAMED])}",
-            file=sys.stderr,
+            f"{', '.join(shards[:_MOST_NAMED])}"
         )
 
 

@@ -20,6 +20,7 @@ from typing import IO, Final, Literal
 import numpy as np
 from jaxtyping import Float
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.data.crops import Box
 from hpe.data.detect import WAYS_TO_INSTALL, installed, open_detector
@@ -212,11 +213,9 @@ def group_detector() -> str | None:
     for name in installed():
         return name
     ways = "; or ".join(f"{name}: {way}" for name, way in WAYS_TO_INSTALL.items())
-    print(
+    say(
         "hpe: WARNING: --faces all: no face detector is installed, and the mesh alone misses the small faces of a "
-        f"group; install {ways}",
-        file=sys.stderr,
-        flush=True,
+        f"group; install {ways}"
     )
     return None
 

@@ -402,4 +402,4 @@ def set_aside(run: Path) -> Path | None:
 
 def taken(run: Path) -> str:
     """The message when another process holds the lock of a run."""
-    return f"{run}: another process is training this run; wait for it, or give another run:"
+    return f"{run}: another process is training this run; wait for it, or choose another folder (--run FOLDER)"

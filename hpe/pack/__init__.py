@@ -27,7 +27,7 @@ __all__ = ["list_readers", "pack", "pack_source"]
 
 
 def __getattr__(name: str) -> object:
-    # Late: importing one file of this package must not import everything that the command needs.
+    # Imported late, so that importing one file of this package does not import everything that the command needs.
     if name in __all__:
         from hpe.pack import dataset
 

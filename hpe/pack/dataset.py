@@ -13,12 +13,12 @@ import inspect
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import say
 from hpe.core.errors import EXIT_AGAIN, UserError
 from hpe.core.files import locked, resolved, write_json
 from hpe.core.process_pool import Stopped
@@ -155,9 +155,7 @@ def pack(
             ) from error
         raise UserError(f"{error.filename or out}: cannot be written or read: {error.strerror or error}") from error
     except Stopped:
-        print(
-            f"hpe: stopped; finished shards stay in {out}; run the same command again to make the rest", file=sys.stderr
-        )
+        say(f"hpe: stopped; finished shards stay in {out}; run the same command again to make the rest")
         raise SystemExit(EXIT_AGAIN) from None
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.files import locked
 from hpe.core.process_pool import Workers
@@ -107,7 +108,8 @@ class Indexed:
 
     def __str__(self) -> str:
         samples = sum(shard.samples for shard in self.shards)
-        lines = [f"{self.path}: {samples:,} samples in {len(self.shards):,} shards, {self.path.stat().st_size:,} bytes"]
+        counts = f"{count_of(samples, 'sample')} in {count_of(len(self.shards), 'shard')}"
+        lines = [f"{self.path}: {counts}, {self.path.stat().st_size:,} bytes"]
         for shard in self.shards:
             lines += [f"{shard.name}: {shard.damage}; {shard.samples:,} samples before it can be read"] * bool(
                 shard.damage
@@ -173,6 +175,11 @@ def _named(shards: str) -> Mapping[Path, list[Path]]:
         tars = [path] if path.is_file() else matching(shards) or []
         compressed = []
     if not tars:
+        if not path.exists() and matching(shards) is None:
+            raise UserError(
+                f"{shards}: there is no such file or folder; expected a folder of shards, a tar or a glob (paths are "
+                "relative to the current folder)"
+            )
         found = f"; {compressed[0].name} is compressed: decompress it first" if compressed else ""
         raise UserError(f"{shards}: names no tars; expected a folder of shards, a tar or a glob{found}")
     folders: dict[Path, list[Path]] = {}

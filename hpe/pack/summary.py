@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hpe.core.console import count_of
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import Box
 from hpe.data.records import Record
@@ -102,7 +103,8 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
     counted = manifest.counts
     lines = [f"# {manifest.dataset}", "", f"{manifest.variant}. Licence: {manifest.licence}", ""]
     lines.append(
-        f"{counted['read']:,} rows read = {counted['samples']:,} samples in {len(manifest.shards):,} shards "
+        f"{count_of(counted['read'], 'row')} read = {count_of(counted['samples'], 'sample')} in "
+        f"{count_of(len(manifest.shards), 'shard')} "
         f"+ {counted['quarantined']:,} quarantined."
     )
     picture = ", ".join(f"{name} {value}" for name, value in manifest.image.items())

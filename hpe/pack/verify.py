@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
@@ -98,7 +99,7 @@ def _of_foreign(name: str, opened: OpenShard, indexed: pa.RecordBatch | None) ->
     entry, batch = index_open_shard(name, opened)
     yield from (Fault(name, line.removeprefix(f"{name}: ")) for line in entry.missing)
     if damaged := tuple(sorted(_damaged(opened))):
-        yield Fault(name, f"{len(damaged):,} samples cannot be read", damaged)
+        yield Fault(name, f"{count_of(len(damaged), 'sample')} cannot be read", damaged)
     yield from _against_index(name, batch, indexed)
 
 
@@ -157,7 +158,7 @@ def _check(
             return [Fault(shard.name, f"is empty; expected {shard.bytes:,} bytes")], ()
         return _compare(opened, shard, image, indexed)
     except FileNotFoundError:
-        return [Fault(shard.name, f"is missing, with its {shard.samples:,} samples")], ()
+        return [Fault(shard.name, f"is missing, with its {count_of(shard.samples, 'sample')}")], ()
     except OSError as error:
         return [Fault(shard.name, f"cannot be read: {error.strerror or error}")], ()
 
@@ -171,10 +172,12 @@ def _compare(
     if differs := _differs(opened.data, shard):
         found.append(Fault(shard.name, differs))
         if opened.damage:
-            found.append(Fault(shard.name, f"{opened.damage}; {len(opened):,} samples before it can be read"))
+            found.append(Fault(shard.name, f"{opened.damage}; {count_of(len(opened), 'sample')} before it can be read"))
         damaged = frozenset(_damaged(opened))
         if damaged:
-            found.append(Fault(shard.name, f"{len(damaged):,} samples cannot be read", tuple(sorted(damaged))))
+            found.append(
+                Fault(shard.name, f"{count_of(len(damaged), 'sample')} cannot be read", tuple(sorted(damaged)))
+            )
     elif other := tuple(_otherwise(opened, image)):
         found.append(Fault(shard.name, f"pictures are not {_in_words(image)} as in the manifest", other))
     else:
@@ -184,7 +187,7 @@ def _compare(
     if entry.unpaired:
         found.append(Fault(shard.name, entry.unpaired))
     if len(opened) != shard.samples:
-        found.append(Fault(shard.name, f"holds {len(opened):,} samples; expected {shard.samples:,}"))
+        found.append(Fault(shard.name, f"holds {count_of(len(opened), 'sample')}; expected {shard.samples:,}"))
     if twice := tuple(key for key, count in Counter(opened.keys).items() if count > 1):
         found.append(Fault(shard.name, "keys that appear in it twice", twice))
     if differs and len(found) == 1:

@@ -1,6 +1,5 @@
 """``hpe pose --check``: compare pose tables with the true angles of their shards, and name likely mistakes."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Int64
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import aside, write_json, write_text
 from hpe.core.geometry import angle_errors
@@ -93,7 +93,7 @@ def join_with_truth(pairs: Sequence[tuple[ShardFile, Path]]) -> JoinedRows:
         (damaged, "records are damaged"),
     ):
         if count:
-            print(f"hpe: {count:,} {what}: they count as unknown", file=sys.stderr)
+            say(f"hpe: {count:,} {what}: they count as unknown")
     rules = [name for name in faces.column_names if name.startswith(DIRECTION_PREFIX)]
     places = zip(*(faces[name].to_pylist() for name in ("subject", "shard", "row")), strict=True)
     return JoinedRows(

@@ -10,7 +10,6 @@ A table therefore has the same bytes whatever the number of ranks, threads and r
 """
 
 import hashlib
-import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,10 +150,10 @@ def pose_pass(
         damaged = queue.problems() if ranks.main else {}
     if stop_signal.received:
         if ranks.main:
-            print("hpe: stopped; every finished table is kept; run the same command again to resume", file=sys.stderr)
+            say("hpe: stopped; every finished table is kept; run the same command again to resume")
         return EXIT_AGAIN
     for number, problem in damaged.items():
-        print(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table", file=sys.stderr)
+        say(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table")
     unread = _report_unread(tasks) if ranks.main else 0
     return EXIT_INCOMPLETE if damaged or unread else EXIT_OK
 
@@ -178,10 +177,7 @@ def _report_unread(tasks: Sequence[Task]) -> int:
             reasons.update(reason for reason in column.to_pylist() if reason is not None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        print(
-            f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (see the `problem` column)",
-            file=sys.stderr,
-        )
+        say(f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (see the `problem` column)")
     return reasons.total() - reasons[NO_FACE]
 
 
@@ -359,7 +355,7 @@ class _RankPass:
         for number in self.queue.abandoned():
             if number is not None:
                 path = self.tasks[number].shard.path
-                print(f"hpe: the rank that processed {path} died; processing it again here", file=sys.stderr)
+                say(f"hpe: the rank that processed {path} died; processing it again here")
                 self.run([number])
             self._show_progress()
             if self.stop_signal.received:
@@ -401,7 +397,7 @@ class _RankPass:
             return
         self._name_rows_without_angles(origin)
         if not len(origin.shard):
-            print(f"hpe: {task.shard.path}: holds no samples; its table is empty", file=sys.stderr)
+            say(f"hpe: {task.shard.path}: holds no samples; its table is empty")
         angles, deviations = origin.angles.astype(np.float64), origin.deviations.astype(np.float64)
         poses = ShardPoses(
             origin.shard.index.keys, origin.angles, origin.deviations,

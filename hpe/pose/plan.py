@@ -1,6 +1,5 @@
 """``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table per shard."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int8
 
+from hpe.core.console import say
 from hpe.core.distributed import Ranks, cores, from_parent, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
@@ -188,7 +188,7 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
     if options.on_mismatch != "force":
         warning = try_estimator(options.estimator, estimator, tasks)
         if warning and ranks.main:
-            print(f"hpe: {warning}", file=sys.stderr)
+            say(f"hpe: {warning}")
     if estimator.device.type == "cuda":
         # All batches but the last of a shard have one size, so that cuDNN's search for its fastest kernels pays off.
         torch.backends.cudnn.benchmark = True

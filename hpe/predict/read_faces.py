@@ -20,7 +20,6 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from typing import IO, Final
 import numpy as np
 from PIL import Image
 
+from hpe.core.console import count_of, say
 from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
@@ -93,7 +93,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         _refuse_out_in_inputs(options.out, inputs)
     found, passed = split_inputs(_find_inputs(inputs, options.split))
     if passed:
-        _print_notes([f"{passed.total():,} other files are passed over: {in_words(passed)}"])
+        _print_notes([f"{count_of(passed.total(), 'other file')} passed over: {in_words(passed)}"])
     max_pixels = pixels_of(options.max_megapixels)
     device = named_device(options.device)
     threads = _threads()
@@ -130,7 +130,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
     results.tally.summarise(options.out)
     if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
-        _print_notes([f"{_counted(faces, 'face')} that the detector finds and the mesh does not: no row"])
+        _print_notes([f"{count_of(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
 
 
@@ -222,7 +222,7 @@ def _open_results(
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"predict: {note}", file=sys.stderr, flush=True)
+        say(f"predict: {note}")
 
 
 def _marker(draw: str, out: Path | None) -> Marker | None:
@@ -413,20 +413,20 @@ class Tally:
             entry = {"source": one.source, "key": one.key, "reason": one.reason}
             print(json.dumps(entry, ensure_ascii=False), file=self.file)
         if self.file is None or self.skipped < _PRINTED_SKIPS:
-            print(f"predict: {one}", file=sys.stderr, flush=True)
+            say(f"predict: {one}")
         self.skipped += 1
 
     def summarise(self, out: Path | None) -> None:
         """Print the last line."""
-        text = f"predict: {_counted(self.faces, 'face')} in {_counted(self.images, 'image')}"
+        text = f"predict: {count_of(self.faces, 'face')} in {count_of(self.images, 'image')}"
         text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
         if self.undrawn:
             text += f", {self.undrawn:,} could not be drawn"
         if self.passed:
-            text += f"; {_counted(self.passed, 'other file')} passed over"
+            text += f"; {count_of(self.passed, 'other file')} passed over"
         if out is not None and self.skipped:
             text += f"; {out / SKIPPED} lists each"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
         if warning := one_answer(self.answers, self.faces):
             _print_notes([f"WARNING: {warning}"])
         if self.nan:
@@ -483,7 +483,3 @@ class Drawing:
 
 def _numbered(place: str, count: int) -> str:
     return place if count == 1 else f"{place}-{count}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -30,7 +30,7 @@ __all__ = ["report"]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that a file of this room can be imported without everything that its command needs.
+    # Imported late, so that importing one file of this package does not import everything that the command needs.
     if name in __all__:
         from hpe.report import page
 

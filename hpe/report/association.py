@@ -14,6 +14,7 @@ from hpe.core.statistics import LEAST_EXPECTED, cross_table, expected_counts
 from hpe.core.table_files import read_table
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.shard_files import find_shards
+from hpe.data.shards import MANIFEST, refuse_unfinished
 from hpe.data.tables import arrow, dataset_of, pose_files
 from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
@@ -82,6 +83,11 @@ def _of_shards(path: Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
     import pyarrow as pa
     from datasets import ClassLabel
 
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        refuse_unfinished(path)
+        raise UserError(
+            f"{path}: no {MANIFEST}; expected a CSV or Parquet file, or a folder where `hpe pack` has finished"
+        )
     shards = find_shards([path], labels.split)
     words = [labels.split] if labels.split else []
     if labels.pose is None:

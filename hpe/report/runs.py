@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from hpe.config.run import FREE, RunConfig
 from hpe.config.strict_yaml import load
+from hpe.core.console import say
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import open_regular
 from hpe.metrics import SCHEMA
@@ -304,7 +305,7 @@ def runs(folders: Sequence[Path] | None, json_file: Path | None = None) -> int:
         raise UserError("\n".join(problems))
     print(to_text(lines, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     for problem in problems:
-        print(f"runs: skipped: {problem}", file=sys.stderr, flush=True)
+        say(f"runs: skipped: {problem}")
     if json_file is not None:
         from dataclasses import asdict
 

@@ -22,6 +22,7 @@ below, before ``folders`` and ``table``; test it in tests/sources/ on a small tr
 "A dataset" of docs/architecture.md describes each step.
 """
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ _MOST_SAID: Final = 3
 _WORKBOOKS: Final = (".xlsx", ".xls", ".ods")
 _ARCHIVES: Final = (b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 """How files of zip, gzip, 7z, rar, bzip2 and xz begin."""
+_RAW: Final = "expected the folder of a raw dataset (paths are relative to the current folder)"
 _TAR_MARK: Final = slice(257, 262)
 
 
@@ -83,7 +85,7 @@ def recognise(path: Path) -> Recognised:
         UserError: none does (the message lists what each looks for), or several datasets lie there.
     """
     if not path.exists():
-        raise UserError(f"{path}: not found; expected the folder of a raw dataset")
+        raise UserError(f"{path}: there is no such file or folder; {_RAW}")
     _refuse_other_files(path)
     found = _first(path)
     several = _several(path, found)
@@ -161,13 +163,15 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
     _refuse_other_files(path)
     known = readers()
     if name not in known:
-        raise UserError(f"unknown reader {name!r}; use auto, or one of {', '.join(known)}")
+        near = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known)
+        meant = f"did you mean {', '.join(near)}? " * bool(near)
+        raise UserError(f"unknown reader {name!r}; {meant}`hpe pack list` shows all, auto finds it from the files")
     allowed = [p.name for p in inspect.signature(known[name].open).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
             raise UserError(f"source {name}: no option {option!r}; it takes {', '.join(allowed) or 'no options'}")
     if name not in _WITHOUT_FOLDER and not path.exists():
-        raise UserError(f"{path}: not found; expected the folder of a raw dataset")
+        raise UserError(f"{path}: there is no such file or folder; {_RAW}")
     return known[name].open(path, **options)
 
 

@@ -106,7 +106,7 @@ class Columns:
                     names[target] = lower[word]
         if "image" not in names:
             listed = ", ".join(found)[:300]
-            raise UserError(f"{where}: no column of pictures among {listed}; name it with columns=image=NAME,…")
+            raise UserError(f"{where}: no column of pictures among {listed}; name it with --option columns=image=NAME")
         return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups)
 
     def record(self, row: Mapping[str, Any], source: str, words: Mapping[str, list[str]] | None = None) -> Record:

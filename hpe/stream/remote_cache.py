@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from hpe.core.console import say
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import NO_LOCKS, aside, locked, open_regular
 from hpe.stream.store import FetchError, StoreError, Waiting, fetch, is_remote
@@ -96,7 +96,7 @@ class Notices:
                 if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
                     return
             mark.write_text(self.session)
-        print(f"hpe: {redacted(text)}", file=sys.stderr, flush=True)
+        say(f"hpe: {redacted(text)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.data.index import IndexFile
 from hpe.data.pose_tables import table_of_shard
-from hpe.data.shard_files import ALL_SPLITS, indexes_of, matching, of_split, with_manifests
+from hpe.data.shard_files import ALL_SPLITS, SplitError, indexes_of, matching, of_split, with_manifests
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
 from hpe.stream import store
 from hpe.stream.remote_cache import RemoteCache, tables_folder
@@ -22,6 +23,7 @@ from hpe.stream.store import FetchError, below, is_remote
 
 _FETCHES: Final = 16
 """Pose tables fetched at the same time: they are small, so it is the answers that are waited for."""
+_TAR: Final = re.compile(r"\.tar($|\?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,14 @@ class ShardSet:
         pose: folder or URL of the pose tables, one Parquet file per shard.
         weight: how often the dataset is drawn, relative to the other datasets and whatever their sizes; all of several
             datasets have one, or none has: then each sample of all of them comes equally often.
+        key: of a config that names this dataset, such as ``data.train.0``; messages name the setting to mend.
     """
 
     shards: str | Sequence[str]
     split: str | None = None
     pose: str | None = None
     weight: float | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def resolve(sets: Sequence[ShardSet]) -> tuple[tuple[Shard, ...], ...]:
         try:
             found.append(_resolve(one))
         except UserError as error:
-            problems.append(f"dataset {number}: {error}" if len(sets) > 1 else str(error))
+            problems.append(f"dataset {number}: {error}" if len(sets) > 1 and one.key is None else str(error))
     if not sets:
         problems.append("no shards are named")
     if problems:
@@ -90,12 +94,34 @@ def resolve(sets: Sequence[ShardSet]) -> tuple[tuple[Shard, ...], ...]:
 
 def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     named = [one.shards] if isinstance(one.shards, str) else list(one.shards)
-    shards = [shard for text in named for shard in _of(text, one.split)]
-    if not shards:
-        raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
+    with _setting(one.key, "shards"):
+        shards = [shard for text in named for shard in _of(text, one.split)]
+        if not shards:
+            raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
     if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
-    return tuple(shards if one.pose is None else _with_pose_tables(shards, one.pose))
+    if one.pose is None:
+        return tuple(shards)
+    with _setting(one.key, "pose"):
+        return tuple(_with_pose_tables(shards, one.pose))
+
+
+@contextmanager
+def _setting(key: str | None, name: str) -> Iterator[None]:
+    """Mistakes in the block name the setting of the config: its ``split`` where that is wrong, else ``name``."""
+    try:
+        yield
+    except UserError as error:
+        if key is None:
+            raise
+        raise UserError(f"{key}.{'split' if isinstance(error, SplitError) else name}: {error}") from error
+
+
+def names_folder(shards: str) -> bool:
+    """True where shards are named by a folder or the URL of one, which has splits; false for tars and commands."""
+    if is_remote(shards):
+        return not shards.startswith("pipe:") and not _TAR.search(shards)
+    return Path(shards).is_dir()
 
 
 def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
@@ -147,7 +173,7 @@ def _of(text: str, split: str | None) -> list[Shard]:
         store.require_driver(text)
         if text.startswith("pipe:"):
             return [Shard(url, _name(url)) for url in _braces(text)]
-        if not re.search(r"\.tar($|\?)", text):
+        if names_folder(text):
             return _remote_folder(text, split)
         tell = RemoteCache.of_node().tell
         urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
@@ -204,7 +230,7 @@ def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[Sha
         split = manifest.splits[0]
     if not split:
         known = ", ".join(manifest.splits)
-        raise UserError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
+        raise SplitError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
     return of_split(manifest, split, where)
 
 

@@ -14,12 +14,12 @@
 
 import itertools
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import locked, rename_aside, write_text
 from hpe.core.progress import Bar, progress
@@ -105,14 +105,14 @@ def study(config: StudyConfig, *, jobs: int, new: bool) -> int:
             print(page)
     failed = [one for one in ended if one.problem]
     for one in failed:
-        print(f"hpe: {one.run}: {one.problem}", file=sys.stderr, flush=True)
+        say(f"hpe: {one.run}: {one.problem}")
     if failed:
         _say(f"{len(failed)} runs failed and are absent from the tables; fix the cause and run the same command again")
     return EXIT_INCOMPLETE if any(one.code != EXIT_OK for one in ended) else EXIT_OK
 
 
 def _say(text: str) -> None:
-    print(f"study: {text}", file=sys.stderr, flush=True)
+    say(f"study: {text}")
 
 
 def _stopped(config: StudyConfig) -> int:

@@ -6,24 +6,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hpe.config.run import DataConfig, ShardsConfig
+from hpe.config.run import DataConfig
 from hpe.core.distributed import cuda, unused_gpu
 from hpe.core.errors import UserError
 from hpe.stream import Balance, LabelSource, Reading, ShardSet, Stream
 
 
-def open_stream(data: DataConfig, named: list[ShardsConfig]) -> Stream:
-    """The samples of some datasets of a config (``data.train`` or ``data.val``).
+def open_stream(data: DataConfig, part: Literal["train", "val"]) -> Stream:
+    """The samples of the datasets under ``data.train`` or ``data.val`` of a config.
 
     Raises:
         UserError: shards or pose tables that are missing or do not fit together; no GPU to decode on.
     """
-    return Stream(shard_sets(named), reading(data))
+    return Stream(shard_sets(data, part), reading(data))
 
 
-def shard_sets(named: list[ShardsConfig]) -> list[ShardSet]:
-    """The datasets of a config in the form that :class:`Stream` takes."""
-    return [ShardSet(one.shards, one.split, one.pose, one.weight) for one in named]
+def shard_sets(data: DataConfig, part: Literal["train", "val"]) -> list[ShardSet]:
+    """The datasets under ``data.train`` or ``data.val`` in the form that :class:`Stream` takes."""
+    named = data.train if part == "train" else data.val
+    return [
+        ShardSet(one.shards, one.split, one.pose, one.weight, f"data.{part}.{number}")
+        for number, one in enumerate(named)
+    ]
 
 
 def reading(data: DataConfig, *, workers: int | None = None) -> Reading:

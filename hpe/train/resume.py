@@ -29,6 +29,7 @@ from hpe.models.run_folder import (
 VISIBLE_SECONDS: Final = 60
 """How long a rank waits for a checkpoint that rank 0 sees. Caches of network file systems last less than that."""
 _LOOK_SECONDS: Final = 0.5
+_ELSEWHERE: Final = "choose another folder (--run FOLDER)"
 
 
 def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunConfig, str | None]:
@@ -55,7 +56,7 @@ def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunCon
     if change_precision or used == "auto":  # an older hpe did not record what `auto` meant
         before = _with_train(before, {"precision": config.train.precision})
     if changed := differences(before, config):
-        way = "give another run:, or --new to start over"
+        way = f"{_ELSEWHERE}, or --new to start over"
         if any(line.startswith("train.precision:") for line in changed):
             way += ", or --change-precision to continue in another precision"
         if mixes_anew(before, config):
@@ -116,12 +117,12 @@ def claim_folder(run: Path, config: RunConfig) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
         if strangers and not (run / CONFIG).exists():
-            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; give another run:")
+            raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; {_ELSEWHERE}")
         for name, kind in (
             (CHECKPOINTS, Path.is_dir), (TENSORBOARD, Path.is_dir), (METRICS, Path.is_file), (MESSAGES, Path.is_file)
         ):  # fmt: skip
             if (run / name).exists() and not kind(run / name):
-                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or give another run:")
+                raise UserError(f"{run / name}: is not what hpe train makes there; remove it, or {_ELSEWHERE}")
         stack.enter_context(locked(run / LOCK, taken(run)))
         # Under the lock: since `recall`, another process may have started here and ended.
         recall(config, change_precision=True)
@@ -130,7 +131,7 @@ def claim_folder(run: Path, config: RunConfig) -> Iterator[None]:
         stack.enter_context(log_to(run / MESSAGES))
     except OSError as error:
         stack.close()
-        raise UserError(f"run: cannot write to {run} ({error.strerror}); choose another folder") from error
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); {_ELSEWHERE}") from error
     except BaseException:
         stack.close()
         raise

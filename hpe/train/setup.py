@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, common_accelerator, share_cores
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, mistakes
 from hpe.core.precision import Precision, training_precision
 from hpe.data.framing import face_shares
 from hpe.models import run_folder
@@ -157,9 +157,10 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
     problems: list[str] = []
     streams: dict[str, Stream] = {}
     network = precision = None
-    for split, named in (("train", config.data.train), ("val", config.data.val)):
+    parts: tuple[Literal["train", "val"], ...] = ("train", "val")
+    for part in parts:
         with _collect(problems):
-            streams[split] = open_stream(config.data, named)
+            streams[part] = open_stream(config.data, part)
     with _collect(problems):
         torch.manual_seed(config.seed)
         network = build_network(config.model, learned_weights=config.train.balance_losses == "learned")
@@ -169,7 +170,7 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
         precision = training_precision(asked, recorded, run=config.run)
     problems += reasons_against(config, network, streams, counts, ranks)
     if problems or network is None or precision is None:
-        raise UserError("\n".join(dict.fromkeys(problems)))  # train and val may share a problem: print it once
+        raise UserError(mistakes(problems))
     train = streams["train"]
     for remark in remarks(config, train, counts["train"]):
         ranks.say(f"{config.run}: {remark}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpe.config.run import RunConfig, differences
-from hpe.config.strict_yaml import load, parse
+from hpe.config.strict_yaml import load, parse, paths_to
 from hpe.core.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,8 +37,21 @@ def test_every_mistake_comes_at_once_with_line_and_column() -> None:
     lines = str(caught.value).splitlines()
     assert any(line.startswith("run.yaml:1:1: run: ") for line in lines)
     assert any(line.startswith("run.yaml:8:3: model.backbon: unknown key; did you mean 'backbone'") for line in lines)
-    assert any(line.startswith("run.yaml:11:3: train.learning_rate: ") and '"fast"' in line for line in lines)
-    assert len(lines) == 3
+    assert any(line.startswith("run.yaml:11:3: train.learning_rate: ") and "'fast'" in line for line in lines)
+    assert lines[0] == "3 mistakes:"
+    assert len(lines) == 4
+
+
+def test_a_tab_is_answered_with_what_to_type_instead() -> None:
+    with pytest.raises(UserError, match=r"run\.yaml:2:1: not YAML: a tab; indent with spaces, not tabs"):
+        parse("data:\n\tsize: 64\n", "run.yaml", RunConfig)
+
+
+def test_the_path_of_a_key_is_one_that_set_takes() -> None:
+    assert [*paths_to(RunConfig, "epochs")] == ["train.epochs"]
+    for path in paths_to(RunConfig, "shards"):
+        assert "given" in parse(GOOD, "run.yaml", RunConfig, ["data.val=[{shards: b}]", f"{path}=given"]).dump()
+    assert [*paths_to(RunConfig, "processe")] == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +120,7 @@ def test_set_changes_a_value_and_names_itself_when_wrong() -> None:
         ("[" * 500, "more than 32 deep"),
         ("{a: &a [x, x], b: [*a, *a]}", "aliases"),
         ("!!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
-        ("2020-01-01", 'found "2020-01-01"'),
+        ("2020-01-01", "found '2020-01-01'"),
     ],
 )
 def test_a_value_of_set_that_is_no_value_is_told_in_one_line(value: str, told: str) -> None:

@@ -409,7 +409,11 @@ def test_shards_and_their_pose_tables_give_what_a_table_of_their_labels_gives(tm
         ),
         ("faces", ShardLabels("test", stated.ESTIMATOR), "there is no split 'test'; expected one of train"),
         ("t.csv", ShardLabels("val"), "t.csv: --split, --pose and --rule are for shards"),
-        (".", ShardLabels(), "no manifest.json; expected a folder where `hpe pack` has finished"),
+        (
+            ".",
+            ShardLabels(),
+            "no manifest.json; expected a CSV or Parquet file, or a folder where `hpe pack` has finished",
+        ),
     ],
 )
 def test_what_of_shards_cannot_be_associated_is_one_message(

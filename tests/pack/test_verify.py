@@ -92,7 +92,7 @@ def test_a_damaged_picture_is_named(shards):
     index = index_tar(memoryview(path.read_bytes()))
     start = int(index.images[3, 0])
     spoil(path, start, b"not a picture at all")
-    assert "1 samples cannot be read: k23" in told(shards)
+    assert "1 sample cannot be read: k23" in told(shards)
 
 
 def test_a_damaged_record_is_named(shards):

@@ -65,11 +65,13 @@ def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, 
 
 
 def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown reader 'affectnet'; use auto, or one of .*affectnet-2017.*synthetic"):
+    with pytest.raises(
+        UserError, match=r"unknown reader 'affectnet'; did you mean affectnet-2021, affectnet-2017.*\? `hpe pack list`"
+    ):
         open_source("affectnet", tmp_path)
     with pytest.raises(UserError, match=r"no option 'tie'; it takes ties"):
         open_source("ferplus", tmp_path, tie="first")
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(UserError, match="no such file or folder"):
         recognise(tmp_path / "absent")
 
 

@@ -486,5 +486,5 @@ def test_auto_looks_one_folder_down_and_names_the_class_that_is_none(tmp_path: P
 
 def test_a_folder_that_is_not_there_is_not_found_by_any_reader(tmp_path: Path) -> None:
     for name in set(readers()) - {"huggingface", "synthetic"}:
-        with pytest.raises(UserError, match="not found"):
+        with pytest.raises(UserError, match="no such file or folder"):
             open_source(name, tmp_path / "absent")

@@ -6,6 +6,7 @@ import pytest
 
 from hpe.core.errors import UserError
 from hpe.stream import ShardSet
+from hpe.stream.shard_sets import names_folder
 from tests.stream.tiny import COUNTS, Made, stream
 
 
@@ -31,3 +32,29 @@ def test_what_names_no_shards_is_refused_with_a_way_out(made: Made, tmp_path: Pa
     ):
         with pytest.raises(UserError, match=words):
             stream(named)
+
+
+def test_a_mistake_in_a_config_names_the_setting(made: Made, tmp_path: Path) -> None:
+    folder, key = str(made.folder), "data.train.0"
+    for named, setting in (
+        (ShardSet(str(tmp_path / "no"), key=key), "shards"),
+        (ShardSet(folder, "tarin", key=key), "split"),
+        (ShardSet(folder, "train", str(tmp_path / "no"), key=key), "pose"),
+    ):
+        with pytest.raises(UserError, match=rf"^data\.train\.0\.{setting}: "):
+            stream(named)
+
+
+@pytest.mark.parametrize(
+    ("named", "has_splits"),
+    [
+        ("https://host/shards", True),
+        ("s3://bucket/shards/", True),
+        ("https://host/a.tar?sig=x", False),
+        ("s3://bucket/train-*.tar", False),
+        ("pipe:cat a", False),
+        ("absent", False),
+    ],
+)
+def test_a_folder_in_a_store_has_splits_as_a_local_one_has(named: str, has_splits: bool) -> None:
+    assert names_folder(named) == has_splits

@@ -611,7 +611,7 @@ def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
     settings = ("train.precision=auto", "train.epochs=0.2")
     assert train(made.config(folder, run, *settings)) == 0
     assert run_folder.load_config(run).train.precision == "bf16"
-    assert "precision bf16: this CPU multiplies it" in capsys.readouterr().err
+    assert "precision bf16: this CPU computes it natively" in capsys.readouterr().err
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert train(made.config(folder, run, *settings)) == 0
     assert "precision bf16: as in this run until now (this CPU has no bf16" in capsys.readouterr().err
