@@ -39,7 +39,7 @@ from hpe.core.progress import progress
 from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
-from hpe.data.framing import face_shares, sizes_differ
+from hpe.data.face_sizes import face_shares, sizes_differ
 from hpe.data.images import pixels_of
 from hpe.data.picture_files import in_words
 from hpe.data.prefetch import ahead, one_thread

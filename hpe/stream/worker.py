@@ -29,11 +29,11 @@ from hpe.data.images import DecodeError
 from hpe.data.shard_reader import is_picture_of
 from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
-from hpe.stream.index import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.open_files import Unreadable
 from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
+from hpe.stream.shard_table import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.shared_memory import SharedMemory
 
 _ELSEWHERE: Final = (
