@@ -20,8 +20,8 @@ In reading order:
     synthetic/            the renderer of these heads
 
 To add a reader: copy a small one (fer2013.py) to NAME.py, which ends with ``READERS``; add ``"NAME"`` to ``_MODULES``
-below, before ``folders`` and ``table``; test it in tests/sources/ on a small tree in the documented format. The section
-"A dataset" of docs/architecture.md describes each step.
+below, before ``folders`` and ``table``, and a line to the list above; test it in tests/sources/ on a small tree in the
+documented format. The section "A dataset" of docs/architecture.md describes each step.
 """
 
 import importlib
