@@ -51,13 +51,13 @@ def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
     """An RGB picture with each face's axes, as :func:`hpe.data.annotate.with_axes` paints them."""
     image = Image.fromarray(picture)
     for face in faces:
-        image = annotate.with_axes(image, annotate.Reading(face.box, _angles(face)))
+        image = annotate.with_axes(image, annotate.Overlay(face.box, _angles(face)))
     return image
 
 
 def photo(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
     """One RGB picture with each face's axes, angles and direction by our thresholds, as ``hpe predict`` draws it."""
-    return annotate.photo(Image.fromarray(picture), [_reading(face) for face in faces])
+    return annotate.photo(Image.fromarray(picture), [_overlay(face) for face in faces])
 
 
 def _angles(face: PosedFace) -> annotate.Angles | None:
@@ -65,11 +65,11 @@ def _angles(face: PosedFace) -> annotate.Angles | None:
     return (yaw, pitch, roll) if np.isfinite(face.angles).all() else None
 
 
-def _reading(face: PosedFace) -> annotate.Reading:
+def _overlay(face: PosedFace) -> annotate.Overlay:
     angles, one = _angles(face), face.angles[None].astype(np.float32)
     direction = int(OURS(one, np.full_like(one, np.nan))[0])
     note = "" if angles is None else annotate.angles_note(angles)
-    return annotate.Reading(face.box, angles, None if direction < 0 else direction, None, note)
+    return annotate.Overlay(face.box, angles, None if direction < 0 else direction, None, note)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:

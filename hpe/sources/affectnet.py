@@ -54,7 +54,7 @@ from hpe.sources.base import (
     to_pixels,
     whole,
 )  # fmt: skip
-from hpe.sources.paths import Pictures
+from hpe.sources.paths import PictureFinder
 from hpe.sources.units import ASK, BOXES, Units
 
 LICENCE: Final = (
@@ -154,7 +154,7 @@ def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
     def rows() -> Iterator[Raw | Reject | Unread]:
         faces = Faces()
         for table in opened:
-            paths = Pictures(table.home, table.root, table.text.encoding)
+            paths = PictureFinder(table.home, table.root, table.text.encoding)
             for line, cells in table.rows():
                 row = _row_2017(faces, paths, table, line, cells)
                 yield to_pixels(row) if boxes == "fractions" else row
@@ -229,7 +229,7 @@ def _columns(text: TextTable) -> tuple[dict[str, int], bool]:
     return places, True
 
 
-def _row_2017(faces: Faces, paths: Pictures, table: _Table, line: int, cells: list[str]) -> Raw | Reject:
+def _row_2017(faces: Faces, paths: PictureFinder, table: _Table, line: int, cells: list[str]) -> Raw | Reject:
     here = f"{table.name}:{line}"
     columns = max(table.places.values()) + 1
     if len(cells) < columns:

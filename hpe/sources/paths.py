@@ -68,7 +68,7 @@ class PathError(ValueError):
 
 
 @dataclass
-class Pictures:
+class PictureFinder:
     """Finds the pictures of one reading of a table.
 
     A path may be relative, absolute, or absolute on the machine where the table was written; its separators may be

@@ -120,7 +120,7 @@ Stage = Callable[[Draft], Draft]
 """What may be put between two stages."""
 
 
-class Reader:
+class BatchReader:
     """The stages, for one rank of one plan."""
 
     def __init__(

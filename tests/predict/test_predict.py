@@ -371,7 +371,7 @@ def test_an_interrupted_prediction_leaves_what_was_there_before(
         return {}
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "readings", dying)
+        patch.setattr(module, "answer_columns", dying)
         predict(run, [tar], PredictOptions(out=tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

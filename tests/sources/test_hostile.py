@@ -19,7 +19,7 @@ from hpe.sources import Raw, Reject, open_source, recognise
 from hpe.sources.affectnet import COLUMNS, npy_numbers
 from hpe.sources.base import LARGEST_FILE_BYTES, number, pictures
 from hpe.sources.mat import mat_arrays
-from hpe.sources.paths import PathError, Pictures
+from hpe.sources.paths import PathError, PictureFinder
 
 ANY_FOLDER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -143,7 +143,7 @@ def test_no_path_of_a_table_leads_out_of_the_dataset(tmp_path: Path, parts: list
         (root / name).touch()
     for text in ("/".join((start.replace("{root}", str(root)), *parts)), "\\".join((*parts, end)), end):
         try:
-            path, source = Pictures(root, root).find(text)
+            path, source = PictureFinder(root, root).find(text)
         except PathError:
             continue
         assert path.resolve().is_relative_to(root.resolve())
