@@ -18,7 +18,7 @@ from PIL import ImageOps, features
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.data.crops import Box, box_text
-from hpe.data.picture_files import START_BYTES, picture_format
+from hpe.data.image_files import START_BYTES, image_format
 
 MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before anything is decoded, unless ``--max-megapixels`` allows them: 64 megapixels are
@@ -132,7 +132,7 @@ def _with_pillow(data: bytes, max_pixels: int) -> Picture:
         except DecodeError:
             raise
         except Pillow.UnidentifiedImageError as error:
-            if (form := picture_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
+            if (form := image_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
                 raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -146,7 +146,7 @@ def _open(data: bytes | io.BufferedReader, max_pixels: int) -> Pillow.Image:
         DecodeError: more pixels than allowed, or the format's decoder is not installed.
     """
     start = data[:START_BYTES] if isinstance(data, bytes) else data.peek(START_BYTES)
-    form = picture_format(start)
+    form = image_format(start)
     formats = _FORMATS
     if form == "HEIC":
         formats = (_heif(),)
@@ -191,7 +191,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width} × {height} pixels, more than {_allowed(max_pixels)}")
 
 
-def picture_size(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of what :func:`decode_rgb` gives: of the upright picture, mostly without decoding.
 
     The one source of a picture's size for whatever is scaled by it, such as boxes in fractions.

@@ -430,7 +430,7 @@ def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: 
     chosen = choose_rows(table, _KEPT_FACES)
     keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
     rows, jpegs = [], []
-    pictures = stream.pictures([positions[row] for row in chosen])
+    pictures = stream.images([positions[row] for row in chosen])
     for row, (key, picture) in zip(chosen, pictures, strict=True):
         if picture is not None and key == keys[row]:
             rows.append(row)

@@ -26,8 +26,8 @@ from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress
+from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
-from hpe.data.picture_files import Other, in_words, walk
 from hpe.data.records import Record
 from hpe.data.shard_files import packed_shards
 from hpe.data.shard_reader import read_samples

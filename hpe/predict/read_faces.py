@@ -40,8 +40,8 @@ from hpe.data.annotate import Marker, Overlay, angles_note, card, photo, with_ax
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
 from hpe.data.face_sizes import face_shares, sizes_differ
+from hpe.data.image_files import in_words
 from hpe.data.images import pixels_of
-from hpe.data.picture_files import in_words
 from hpe.data.prefetch import ahead, one_thread
 from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
@@ -52,7 +52,7 @@ from hpe.models.views import PLAIN
 from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
 from hpe.predict.face_finders import NO_FACE, DetectedFaces, FaceFinder, FoundFace, GivenFaces, LoadedImage, groups
-from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in, split_inputs
+from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, images_in, items, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
 from hpe.predict.options import PredictOptions
@@ -121,7 +121,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         # After the network is open, so that a wrong option leaves no folder behind.
         results = _open_results(stack, options.out, table_format, opened, marker, pool)
         results.tally.passed = passed.total()
-        bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
+        bar = stack.enter_context(progress("predict", images_in(found), unit="images"))
         depth = options.batch if options.faces == GIVEN and marker is None else 2 * threads  # whole photos are large
         loaded = stack.enter_context(ahead(opened.finder.load, items(found), threads=threads, depth=depth))
         for group in groups(loaded, options.batch):
@@ -251,7 +251,7 @@ def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     notes = []
     if isinstance(predictor, RunPredictor) and predictor.precision.name != predictor.trained:
         notes.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
-    if predictor.note is not None and any(isinstance(one, PictureFile) for one in inputs):
+    if predictor.note is not None and any(isinstance(one, ImageFile) for one in inputs):
         notes.append(predictor.note)
     return notes
 

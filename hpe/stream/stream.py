@@ -230,7 +230,7 @@ class Stream:
                     for key, record in rows_of(rows.batch):
                         yield named.name, key, record
 
-    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
+    def images(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
         reading = replace(self.reading, decoder="cpu")

@@ -26,7 +26,7 @@ from hpe.core.errors import UserError
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
-from hpe.data.shard_reader import is_picture_of
+from hpe.data.shard_reader import is_image_of
 from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
 from hpe.stream.open_files import Unreadable
@@ -193,7 +193,7 @@ class BatchReader:
                     self._lose(draft, at, str(error))
                     continue
                 # Decoding finds no fault with the picture of another sample.
-                if is_picture_of(member[:BLOCK], draft.keys[at], size):
+                if is_image_of(member[:BLOCK], draft.keys[at], size):
                     draft.data[at] = member[BLOCK:]
                 else:
                     self._lose(draft, at, _ELSEWHERE)

@@ -22,7 +22,7 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.decode import decode_into
 from hpe.data.detect import Face
-from hpe.data.images import Picture, decode_rgb, picture_size
+from hpe.data.images import Picture, decode_rgb, image_size
 from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
@@ -311,7 +311,7 @@ def test_a_picture_turned_by_exif_has_the_size_that_people_see(tmp_path: Path) -
     exif[0x0112] = 6
     Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "turned.jpg", exif=exif)
     data = (tmp_path / "turned.jpg").read_bytes()
-    assert picture_size(data) == (40, 60)
+    assert image_size(data) == (40, 60)
     assert decode_rgb(data).shape == (60, 40, 3)
 
 
@@ -454,7 +454,7 @@ def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path:
     copy = tmp_path / "cropped"
     shutil.copytree(shards, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    photos = [module.PictureFile(tmp_path / "a.jpg", "a"), module.PictureFile(tmp_path / "b.jpg", "b")]
+    photos = [module.ImageFile(tmp_path / "a.jpg", "a"), module.ImageFile(tmp_path / "b.jpg", "b")]
     for crop, count in (("none", 0), ("keep", 0), ("square-1.4@landmarks", 1)):
         (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": crop}))
         predictor = open_predictor(made.untrained(tmp_path / crop, copy), torch.device("cpu"))
