@@ -41,7 +41,7 @@ _MOST_MEGAPIXELS: Final = 178
 LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
-Picture = UInt8[np.ndarray, "height width 3"]
+RGBImage = UInt8[np.ndarray, "height width 3"]
 
 
 class DecodeError(ValueError):
@@ -62,7 +62,7 @@ def pixels_of(megapixels: float) -> int:
     return round(megapixels * 1e6)
 
 
-def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
     """The picture upright (EXIF orientation applied), in RGB; alpha over white; the first of several frames.
 
     16-bit grey is scaled (65535 becomes 255), not clipped as Pillow's ``convert`` does. HEIC needs pillow-heif.
@@ -79,7 +79,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     return _with_pillow(data, max_pixels)
 
 
-def _jpeg(data: bytes, max_pixels: int) -> Picture | None:
+def _jpeg(data: bytes, max_pixels: int) -> RGBImage | None:
     """By libjpeg-turbo, twice as fast as Pillow; None where Pillow must do it."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -122,7 +122,7 @@ def _turned(data: bytes, max_pixels: int) -> bool:
             return False
 
 
-def _with_pillow(data: bytes, max_pixels: int) -> Picture:
+def _with_pillow(data: bytes, max_pixels: int) -> RGBImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -255,7 +255,7 @@ def _window(box: Box) -> tuple[int, int, int]:
     return round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2), max(round(side), 1)
 
 
-def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def crop_resize(image: RGBImage, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The centred square of ``box`` in whole pixels, resized once (bilinear, antialiased); black beyond the border.
 
     A box that is not square loses the ends of its longer side, as Hopenet's "resize the short side, crop the
@@ -304,7 +304,7 @@ def map_box(inner: Box, box: Box, size: int) -> Box:
     return x0, y0, x1, y1
 
 
-def to_grey(image: Picture) -> UInt8[np.ndarray, "height width"]:
+def to_grey(image: RGBImage) -> UInt8[np.ndarray, "height width"]:
     """Luma (ITU-R 601, as Pillow's ``convert("L")``)."""
     return np.array(Pillow.fromarray(image).convert("L"))
 

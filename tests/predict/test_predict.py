@@ -22,7 +22,7 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.decode import decode_into
 from hpe.data.detect import Face
-from hpe.data.images import Picture, decode_rgb, image_size
+from hpe.data.images import RGBImage, decode_rgb, image_size
 from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
@@ -222,7 +222,7 @@ class TwoFaces:
 
     name = "told"
 
-    def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
         known: dict[int, list[Face]] = {
             120: [((10.0, 10.0, 70.0, 70.0), 0.9), ((80.0, 20.0, 110.0, 50.0), 0.8)],
             100: [],
@@ -545,7 +545,7 @@ def test_images_that_look_like_whole_photos_are_told_before_they_are_used_as_one
     width: int, height: int, faces: int | None, told: str | None,
 ) -> None:  # fmt: skip
     class Several:
-        def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+        def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
             return [[((5.0, 5.0, 85.0, 95.0), 0.9)] * (faces or 0) for _ in images]
 
     monkeypatch.setattr(whole_photos, "installed", lambda: () if faces is None else ("mtcnn", "hog"))
