@@ -10,7 +10,9 @@ In reading order:
     files.py          files that are either whole or absent; locks
     console.py        messages on stderr and in the log of a run
     progress.py       one progress line, or plain lines where there is no terminal
+    table_files.py    tables that users hand over: delimiter, encoding and decimal mark, found out
     distributed.py    the ranks of a job, their devices, what they agree on
+    heartbeats.py     a rank whose host is gone is noticed within minutes, and named
     precision.py      bf16, fp16 or fp32: one rule for every command
     launch.py         starts a command as several processes
     signals.py        stop signals as a request to stop

@@ -4,6 +4,8 @@ In reading order:
 
     records.py        a sample's record: the raw dataset's labels of a picture
     crops.py          which part of a picture is the face: crop rules, and what a network gets to see
+    face_sizes.py     how large faces are in their pictures, compared between two datasets
+    image_files.py  the pictures in a folder, and everything else in it by kind
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
     shards.py         the whole shard format: members of a tar, fields of the JSON and of the manifest; written
     shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record

@@ -35,8 +35,8 @@ _HALO: Final = (0, 0, 0, 110)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The predictions for one face; None: not predicted.
+class Overlay:
+    """What is drawn on one face, its predictions or its labels; None: not known.
 
     Attributes:
         box: the face in pixels of the picture, x0, y0, x1, y1.
@@ -65,7 +65,7 @@ class Reading:
         return max(x1 - x0, y1 - y0, 1.0)
 
 
-Marker = Callable[[Image.Image, Reading], Image.Image]
+Marker = Callable[[Image.Image, Overlay], Image.Image]
 
 
 def axis_ends(angles: Angles, centre: tuple[float, float], length: float) -> Float[np.ndarray, "3 2"]:
@@ -74,14 +74,14 @@ def axis_ends(angles: Angles, centre: tuple[float, float], length: float) -> Flo
     return np.asarray(centre) + length * ends
 
 
-def with_axes(image: Image.Image, reading: Reading) -> Image.Image:
+def with_axes(image: Image.Image, overlay: Overlay) -> Image.Image:
     """The RGB picture with the three axes of a head (unchanged without angles)."""
-    if reading.angles is None:
+    if overlay.angles is None:
         return image
-    length = _AXIS_SHARE * reading.side
-    ends, start = axis_ends(reading.angles, reading.centre, length), np.asarray(reading.centre)
+    length = _AXIS_SHARE * overlay.side
+    ends, start = axis_ends(overlay.angles, overlay.centre, length), np.asarray(overlay.centre)
     width = max(length / 16, 1.2)
-    depth = _depths(reading.angles, np.array(((1.0, 0, 0), (0, -1.0, 0), (0, 0, 1.0))))
+    depth = _depths(overlay.angles, np.array(((1.0, 0, 0), (0, -1.0, 0), (0, 0, 1.0))))
     order = np.argsort(depth, kind="stable")  # the nearest is painted last
 
     def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
@@ -91,18 +91,18 @@ def with_axes(image: Image.Image, reading: Reading) -> Image.Image:
         x, y = at(start)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_INK, outline=_HALO)
 
-    return _painted(image, _around(reading.centre, length * 1.25), paint)
+    return _painted(image, _around(overlay.centre, length * 1.25), paint)
 
 
-def with_cube(image: Image.Image, reading: Reading) -> Image.Image:
+def with_cube(image: Image.Image, overlay: Overlay) -> Image.Image:
     """The picture with a cube turned as the head is; its front side is outlined in blue."""
-    if reading.angles is None:
+    if overlay.angles is None:
         return image
-    half = 0.36 * reading.side
+    half = 0.36 * overlay.side
     signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
-    rotation = geometry.rotation_from_euler(torch.tensor(reading.angles, dtype=torch.float64))
+    rotation = geometry.rotation_from_euler(torch.tensor(overlay.angles, dtype=torch.float64))
     corners = geometry.project(torch.from_numpy(signs * half), rotation).numpy()
-    at_pixels = corners[:, :2] + np.asarray(reading.centre)
+    at_pixels = corners[:, :2] + np.asarray(overlay.centre)
     sides = []
     for axis in range(3):
         for sign in (-1, 1):
@@ -123,14 +123,14 @@ def with_cube(image: Image.Image, reading: Reading) -> Image.Image:
             closed = [*points, points[0], points[1]]
             draw.line(closed, fill=(*colour[:3], strength), width=max(line, 1), joint="curve")
 
-    return _painted(image, _around(reading.centre, half * 2.0), paint)
+    return _painted(image, _around(overlay.centre, half * 2.0), paint)
 
 
-def with_box(image: Image.Image, reading: Reading) -> Image.Image:
+def with_box(image: Image.Image, overlay: Overlay) -> Image.Image:
     """The picture with the corners of the face box, in the direction's colour."""
-    x0, y0, x1, y1 = reading.box
-    arm, width = 0.18 * min(x1 - x0, y1 - y0), max(reading.side / 130, 1.2)
-    colour = _rgba("#ffffff" if reading.direction is None else DIRECTION_COLOURS[reading.direction])
+    x0, y0, x1, y1 = overlay.box
+    arm, width = 0.18 * min(x1 - x0, y1 - y0), max(overlay.side / 130, 1.2)
+    colour = _rgba("#ffffff" if overlay.direction is None else DIRECTION_COLOURS[overlay.direction])
 
     def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
         for shade, wide in ((_HALO, 2.2), (colour, 1.0)):
@@ -141,40 +141,40 @@ def with_box(image: Image.Image, reading: Reading) -> Image.Image:
     return _painted(image, (x0 - width * 2, y0 - width * 2, x1 + width * 2, y1 + width * 2), paint)
 
 
-def annotate(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
+def annotate(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = with_axes) -> Image.Image:
     """A photo with every face marked, and a panel of direction and emotions beside each.
 
     Args:
         image: RGB; not altered.
-        readings: boxes in its pixels.
+        overlays: boxes in its pixels.
         marker: :func:`with_axes` or :func:`with_cube`.
     """
     drawn = image.convert("RGB")
-    for reading in sorted(readings, key=lambda one: one.side):
-        drawn = marker(with_box(drawn, reading), reading)
-    taken = [reading.box for reading in readings]
-    for reading in readings:
-        drawn = _with_panel(drawn, reading, taken)
+    for overlay in sorted(overlays, key=lambda one: one.side):
+        drawn = marker(with_box(drawn, overlay), overlay)
+    taken = [overlay.box for overlay in overlays]
+    for overlay in overlays:
+        drawn = _with_panel(drawn, overlay, taken)
     return drawn
 
 
-def photo(image: Image.Image, readings: Sequence[Reading], marker: Marker = with_axes) -> Image.Image:
+def photo(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = with_axes) -> Image.Image:
     """:func:`annotate` at a readable size: the longer side is 800 to 2400 pixels.
 
     Args:
         image: RGB; not altered.
-        readings: boxes in its pixels.
+        overlays: boxes in its pixels.
         marker: see :func:`annotate`.
     """
     scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-    return annotate(image, [_scaled(reading, scale) for reading in readings], marker)
+    return annotate(image, [_scaled(overlay, scale) for overlay in overlays], marker)
 
 
-def _scaled(reading: Reading, scale: float) -> Reading:
-    x0, y0, x1, y1 = (side * scale for side in reading.box)
-    return replace(reading, box=(x0, y0, x1, y1))
+def _scaled(overlay: Overlay, scale: float) -> Overlay:
+    x0, y0, x1, y1 = (side * scale for side in overlay.box)
+    return replace(overlay, box=(x0, y0, x1, y1))
 
 
 def angles_note(angles: Angles) -> str:
@@ -182,7 +182,7 @@ def angles_note(angles: Angles) -> str:
     return "  ".join(f"{n} {round(a):+d}°" for n, a in zip("ypr", angles, strict=True))
 
 
-def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
+def card(image: Image.Image, overlay: Overlay, *, height: int = 256, marker: Marker = with_axes) -> Image.Image:
     """A face scaled to ``height`` with its axes, and the panel to its right: for grids of small crops.
 
     A picture more than three times as wide as high is scaled to that width, and is lower than ``height``.
@@ -190,7 +190,7 @@ def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Mar
     scale = min(height / image.height, _WIDEST * height / image.width)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    placed = _scaled(reading, scale)
+    placed = _scaled(overlay, scale)
     picture = marker(picture, placed)
     letters = height / 17
     width, _ = _panel_size(placed, letters)
@@ -200,28 +200,28 @@ def card(image: Image.Image, reading: Reading, *, height: int = 256, marker: Mar
     return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)))
 
 
-def _with_panel(image: Image.Image, reading: Reading, taken: list[Box]) -> Image.Image:
-    """The picture with a reading's panel; the panel's box is appended to ``taken``."""
-    if reading.emotion_p is None and reading.direction is None and not reading.note:
+def _with_panel(image: Image.Image, overlay: Overlay, taken: list[Box]) -> Image.Image:
+    """The picture with an overlay's panel; the panel's box is appended to ``taken``."""
+    if overlay.emotion_p is None and overlay.direction is None and not overlay.note:
         return image
-    size = float(np.clip(reading.side / 15, 11, 34))
-    width, height = _panel_size(reading, size)
-    x, y = _panel_corner(reading, (width, height), image.size, taken)
+    size = float(np.clip(overlay.side / 15, 11, 34))
+    width, height = _panel_size(overlay, size)
+    x, y = _panel_corner(overlay, (width, height), image.size, taken)
     taken.append((x, y, x + width, y + height))
 
     def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
         corner, opposite = at((x, y)), at((x + width, y + height))
         draw.rounded_rectangle((*corner, *opposite), radius=at.scale * size * 0.5, fill=_PANEL)
-        _panel(draw, at, reading, size, (x, y))
+        _panel(draw, at, overlay, size, (x, y))
 
     return _painted(image, (x, y, x + width, y + height), paint)
 
 
 def _panel_corner(
-    reading: Reading, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
+    overlay: Overlay, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[float, float]:
     """Where the panel hides least of faces and other panels; preferably right of the face, then left, below, above."""
-    (width, height), (x0, y0, x1, y1), gap = panel, reading.box, 0.13 * reading.side
+    (width, height), (x0, y0, x1, y1), gap = panel, overlay.box, 0.13 * overlay.side
     beside = [(x, y) for y in (y0, y1 - height) for x in (x1 + gap, x0 - gap - width)]
     stacked = [(x, y) for y in (y1 + gap, y0 - gap - height) for x in (x0, x1 - width)]
 
@@ -239,28 +239,28 @@ def _panel_corner(
     return min(inside, key=lambda corner: round(hidden(corner)))
 
 
-def _panel_size(reading: Reading, size: float) -> tuple[float, float]:
-    lines = bool(reading.note) + (reading.direction is not None)
-    bars = 0 if reading.emotion_p is None else len(reading.emotion_p)
+def _panel_size(overlay: Overlay, size: float) -> tuple[float, float]:
+    lines = bool(overlay.note) + (overlay.direction is not None)
+    bars = 0 if overlay.emotion_p is None else len(overlay.emotion_p)
     return size * 12.5, size * (1.0 + 1.6 * lines + (0.3 if lines and bars else 0) + 1.4 * bars)
 
 
-def _panel(draw: ImageDraw.ImageDraw, at: "_Map", reading: Reading, size: float, corner: tuple[float, float]) -> None:
+def _panel(draw: ImageDraw.ImageDraw, at: "_Map", overlay: Overlay, size: float, corner: tuple[float, float]) -> None:
     x, y = corner[0] + size * 0.7, corner[1] + size * 0.5
-    if reading.note:
-        _text(draw, at, (x, y + size * 0.8), reading.note[:24], size, _INK)
+    if overlay.note:
+        _text(draw, at, (x, y + size * 0.8), overlay.note[:24], size, _INK)
         y += size * 1.6
-    if reading.direction is not None:
-        colour = _rgba(DIRECTION_COLOURS[reading.direction])
-        _pointer(draw, at, (x + size * 0.5, y + size * 0.8), size * 0.55, reading.direction, colour)
-        _text(draw, at, (x + size * 1.5, y + size * 0.8), DIRECTIONS[reading.direction], size, _INK)
+    if overlay.direction is not None:
+        colour = _rgba(DIRECTION_COLOURS[overlay.direction])
+        _pointer(draw, at, (x + size * 0.5, y + size * 0.8), size * 0.55, overlay.direction, colour)
+        _text(draw, at, (x + size * 1.5, y + size * 0.8), DIRECTIONS[overlay.direction], size, _INK)
         y += size * 1.6
-    if reading.emotion_p is None:
+    if overlay.emotion_p is None:
         return
     if y > corner[1] + size:
         y += size * 0.3
-    best = int(np.argmax(reading.emotion_p))
-    for index, (name, share) in enumerate(zip(EMOTIONS, reading.emotion_p, strict=True)):
+    best = int(np.argmax(overlay.emotion_p))
+    for index, (name, share) in enumerate(zip(EMOTIONS, overlay.emotion_p, strict=True)):
         middle, ink = y + size * 0.7, _INK if index == best else _FAINT
         _text(draw, at, (x, middle), name, size * 0.92, ink)
         left, right = x + size * 5.0, corner[0] + size * 9.6

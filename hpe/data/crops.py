@@ -9,8 +9,11 @@ Who decides, in order:
        made in pack/dataset.py and applied in pack/shard.py. The manifest records it.
     2. ``hpe pose``: the estimator's own rule. If it differs from the manifest's, pose/plan.py refuses, makes a
        :class:`Framing` that cuts the stored picture again (``--recrop``), or takes it as it is (``--force``).
+    3. ``hpe predict`` with a detector (``--faces mtcnn``): ``--crop``, else the rule of the network's training images,
+       applied to the detector's box (predict/read_faces.py: ``_rule``). With ``--faces given`` images of a raw dataset
+       are cropped by its own labels (``labelled_faces`` there); all others are used whole.
 
-``data/images.py: crop_resize`` cuts and resizes in both cases (not with ``--crop keep``, which stores the original
+``data/images.py: crop_resize`` cuts and resizes in each case (not with ``--crop keep``, which stores the original
 bytes); this file only computes boxes.
 """
 

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from hpe.core.errors import UserError
 from hpe.data.crops import Box
-from hpe.data.images import Picture
+from hpe.data.images import RGBImage
 
 Face = tuple[Box, float]
 """A face's box in pixels of its picture, and a score: a probability from ``mtcnn``, a margin from ``hog``."""
@@ -42,7 +42,7 @@ class FaceDetector(Protocol):
     name: str
     """For manifests: detector and version."""
 
-    def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
         """The faces of each picture, those of the largest box first; pictures may differ in size."""
         ...
 
@@ -107,7 +107,7 @@ class Mtcnn:
 
         self._network: Any = MTCNN(keep_all=True, min_face_size=_SMALLEST_FACE, device=device).eval()
 
-    def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
         """See :class:`FaceDetector`."""
         found: list[list[Face]] = []
         for start in range(0, len(images), _BATCH):
@@ -138,7 +138,7 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _on_canvas(image: Picture) -> UInt8[np.ndarray, "side side 3"]:
+def _on_canvas(image: RGBImage) -> UInt8[np.ndarray, "side side 3"]:
     """The picture scaled to the canvas at its top left, black elsewhere."""
     height, width = image.shape[:2]
     scale = _CANVAS / max(height, width)
@@ -161,7 +161,7 @@ class Hog:
         self._detector: Any = dlib.get_frontal_face_detector()
         self.name = f"hog (dlib {dlib.__version__})"
 
-    def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
         """See :class:`FaceDetector`."""
         found = []
         for image in images:

@@ -18,7 +18,7 @@ from PIL import ImageOps, features
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.data.crops import Box, box_text
-from hpe.data.picture_files import START_BYTES, picture_format
+from hpe.data.image_files import START_BYTES, image_format
 
 MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before anything is decoded, unless ``--max-megapixels`` allows them: 64 megapixels are
@@ -41,7 +41,7 @@ _MOST_MEGAPIXELS: Final = 178
 LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
-Picture = UInt8[np.ndarray, "height width 3"]
+RGBImage = UInt8[np.ndarray, "height width 3"]
 
 
 class DecodeError(ValueError):
@@ -62,7 +62,7 @@ def pixels_of(megapixels: float) -> int:
     return round(megapixels * 1e6)
 
 
-def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
     """The picture upright (EXIF orientation applied), in RGB; alpha over white; the first of several frames.
 
     16-bit grey is scaled (65535 becomes 255), not clipped as Pillow's ``convert`` does. HEIC needs pillow-heif.
@@ -79,7 +79,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     return _with_pillow(data, max_pixels)
 
 
-def _jpeg(data: bytes, max_pixels: int) -> Picture | None:
+def _jpeg(data: bytes, max_pixels: int) -> RGBImage | None:
     """By libjpeg-turbo, twice as fast as Pillow; None where Pillow must do it."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -122,7 +122,7 @@ def _turned(data: bytes, max_pixels: int) -> bool:
             return False
 
 
-def _with_pillow(data: bytes, max_pixels: int) -> Picture:
+def _with_pillow(data: bytes, max_pixels: int) -> RGBImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -132,7 +132,7 @@ def _with_pillow(data: bytes, max_pixels: int) -> Picture:
         except DecodeError:
             raise
         except Pillow.UnidentifiedImageError as error:
-            if (form := picture_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
+            if (form := image_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
                 raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -146,7 +146,7 @@ def _open(data: bytes | io.BufferedReader, max_pixels: int) -> Pillow.Image:
         DecodeError: more pixels than allowed, or the format's decoder is not installed.
     """
     start = data[:START_BYTES] if isinstance(data, bytes) else data.peek(START_BYTES)
-    form = picture_format(start)
+    form = image_format(start)
     formats = _FORMATS
     if form == "HEIC":
         formats = (_heif(),)
@@ -191,7 +191,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width} × {height} pixels, more than {_allowed(max_pixels)}")
 
 
-def picture_size(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of what :func:`decode_rgb` gives: of the upright picture, mostly without decoding.
 
     The one source of a picture's size for whatever is scaled by it, such as boxes in fractions.
@@ -255,7 +255,7 @@ def _window(box: Box) -> tuple[int, int, int]:
     return round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2), max(round(side), 1)
 
 
-def crop_resize(image: Picture, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def crop_resize(image: RGBImage, box: Box, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The centred square of ``box`` in whole pixels, resized once (bilinear, antialiased); black beyond the border.
 
     A box that is not square loses the ends of its longer side, as Hopenet's "resize the short side, crop the
@@ -304,7 +304,7 @@ def map_box(inner: Box, box: Box, size: int) -> Box:
     return x0, y0, x1, y1
 
 
-def to_grey(image: Picture) -> UInt8[np.ndarray, "height width"]:
+def to_grey(image: RGBImage) -> UInt8[np.ndarray, "height width"]:
     """Luma (ITU-R 601, as Pillow's ``convert("L")``)."""
     return np.array(Pillow.fromarray(image).convert("L"))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
-from hpe.data.annotate import Reading, with_axes
+from hpe.data.annotate import Overlay, with_axes
 from hpe.data.images import DecodeError, decode_rgb
 from hpe.metrics import pose
 from hpe.metrics.columns import guesses, labels, numbers, texts
@@ -27,7 +27,7 @@ _QUALITY: Final = 82
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class GalleryFace:
     """A face of the gallery.
 
     Attributes:
@@ -95,7 +95,7 @@ def read_faces(path: Path) -> dict[tuple[str | None, str], bytes]:
 
 def gallery(
     table: "pa.Table", pictures: Mapping[tuple[str | None, str], bytes], most_of_a_kind: int = 24
-) -> tuple[list[Face], int]:
+) -> tuple[list[GalleryFace], int]:
     """The faces to show, the clearest examples first, and the number of images that could not be decoded."""
     keys, shards = texts(table, "key") or [], texts(table, "shard") or [None] * table.num_rows
     here = [row for row, pair in enumerate(zip(shards, keys, strict=True)) if pair in pictures]
@@ -114,7 +114,7 @@ def gallery(
             fields = {
                 name: captions[name][row] for name in ("truth", "choice", "sure", "direction", "direction_choice")
             }
-            faces.append(Face(kind, picture, str(keys[place]), **fields, geodesic=captions["geodesic"][row]))
+            faces.append(GalleryFace(kind, picture, str(keys[place]), **fields, geodesic=captions["geodesic"][row]))
     return faces, damaged
 
 
@@ -123,7 +123,7 @@ def _drawn(data: bytes, angles: tuple[float, float, float] | None) -> str:
     pixels = decode_rgb(data, max_pixels=_MOST_FACE_PIXELS)
     image = Image.fromarray(pixels).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     margin = 0.1 * SHOWN_SIDE
-    image = with_axes(image, Reading((margin, margin, SHOWN_SIDE - margin, SHOWN_SIDE - margin), angles))
+    image = with_axes(image, Overlay((margin, margin, SHOWN_SIDE - margin, SHOWN_SIDE - margin), angles))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -230,7 +230,11 @@ def _write_results(
     try:
         rows, folder = _join(parts), parts[0].parent
         classes = trained.classes
-        print(keep(folder, name, rows, stream, damaged=damaged, about=about, trained=classes, replicates=replicates))
+        print(
+            write_results(
+                folder, name, rows, stream, damaged=damaged, about=about, trained=classes, replicates=replicates
+            )
+        )
     except UserError as error:
         problem = str(error)
     for part in parts:
@@ -313,7 +317,7 @@ def _numbers(names: Iterable[str], values: Tensor, mask: Tensor | None = None) -
     return {name: pa.array(column, pa.float32(), mask=missing) for name, column in zip(names, columns, strict=True)}
 
 
-def keep(
+def write_results(
     folder: Path,
     name: str,
     rows: "pa.Table",
@@ -426,7 +430,7 @@ def _write_gallery(path: Path, table: "pa.Table", positions: list[int], stream: 
     chosen = choose_rows(table, _KEPT_FACES)
     keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
     rows, jpegs = [], []
-    pictures = stream.pictures([positions[row] for row in chosen])
+    pictures = stream.images([positions[row] for row in chosen])
     for row, (key, picture) in zip(chosen, pictures, strict=True):
         if picture is not None and key == keys[row]:
             rows.append(row)

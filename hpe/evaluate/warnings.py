@@ -9,7 +9,7 @@ import numpy as np
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
-from hpe.data.framing import face_shares, sizes_differ
+from hpe.data.face_sizes import face_shares, sizes_differ
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.metrics.columns import guesses, labels
 from hpe.models.run_folder import TrainedOn, crop_rules

@@ -208,7 +208,7 @@ def _name_without_points(faces: int) -> None:
 
 
 def _name_passed_over(kinds: Mapping[str, int]) -> None:
-    from hpe.data.picture_files import in_words
+    from hpe.data.image_files import in_words
 
     if kinds:
         print(f"{sum(kinds.values()):,} other files are passed over: {in_words(Counter(kinds))}")

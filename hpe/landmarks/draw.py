@@ -14,11 +14,10 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder
 from hpe.data import annotate
 from hpe.data.directions import OURS
-from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
-from hpe.data.images import Picture as Pixels
+from hpe.data.images import MAX_PIXELS, DecodeError, RGBImage, decode_rgb
 from hpe.landmarks.disk import writing
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
-from hpe.landmarks.extract import DamagedError, Picture, pictures_of
+from hpe.landmarks.extract import DamagedError, InputImage, input_images
 from hpe.landmarks.mesh import Which
 
 SHEETS: Final = (".png", ".jpg")
@@ -47,17 +46,17 @@ class Drawn:
     without_points: int = 0
 
 
-def with_axes(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
+def with_axes(picture: RGBImage, faces: Sequence[PosedFace]) -> Image.Image:
     """An RGB picture with each face's axes, as :func:`hpe.data.annotate.with_axes` paints them."""
     image = Image.fromarray(picture)
     for face in faces:
-        image = annotate.with_axes(image, annotate.Reading(face.box, _angles(face)))
+        image = annotate.with_axes(image, annotate.Overlay(face.box, _angles(face)))
     return image
 
 
-def photo(picture: Pixels, faces: Sequence[PosedFace]) -> Image.Image:
+def photo(picture: RGBImage, faces: Sequence[PosedFace]) -> Image.Image:
     """One RGB picture with each face's axes, angles and direction by our thresholds, as ``hpe predict`` draws it."""
-    return annotate.photo(Image.fromarray(picture), [_reading(face) for face in faces])
+    return annotate.photo(Image.fromarray(picture), [_overlay(face) for face in faces])
 
 
 def _angles(face: PosedFace) -> annotate.Angles | None:
@@ -65,11 +64,11 @@ def _angles(face: PosedFace) -> annotate.Angles | None:
     return (yaw, pitch, roll) if np.isfinite(face.angles).all() else None
 
 
-def _reading(face: PosedFace) -> annotate.Reading:
+def _overlay(face: PosedFace) -> annotate.Overlay:
     angles, one = _angles(face), face.angles[None].astype(np.float32)
     direction = int(OURS(one, np.full_like(one, np.nan))[0])
     note = "" if angles is None else annotate.angles_note(angles)
-    return annotate.Reading(face.box, angles, None if direction < 0 else direction, None, note)
+    return annotate.Overlay(face.box, angles, None if direction < 0 else direction, None, note)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
@@ -123,7 +122,7 @@ def draw_pictures(
     if out.suffix.lower() not in SHEETS:
         raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
     drawn = Drawn()
-    pictures = list(_pictures(source, drawn))
+    pictures = list(_images(source, drawn))
     make_folder(out.parent, str(out.parent))
     tiles: list[tuple[Image.Image, Sequence[str]]] = []
     shown = min(count, len(pictures))
@@ -151,9 +150,9 @@ def draw_pictures(
     return drawn
 
 
-def _pictures(source: Path, drawn: Drawn) -> Iterator[Picture]:
+def _images(source: Path, drawn: Drawn) -> Iterator[InputImage]:
     """The pictures of all parts; shards that cannot be read are recorded in ``drawn``."""
-    found = pictures_of(source)
+    found = input_images(source)
     drawn.passed_over = found.passed_over
     for part in found.parts:
         try:

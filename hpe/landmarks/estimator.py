@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hpe.core.errors import UserError
-from hpe.data.images import Picture
+from hpe.data.images import RGBImage
 from hpe.landmarks.mesh import MeshFace, MeshPool, Which, group_detector, interpreter
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.topology import MESH468
@@ -61,11 +61,11 @@ class LandmarkEstimator:
         """How many faces the detector found in which the mesh found no points."""
         return self._mesh.without_points
 
-    def find(self, picture: Picture) -> list[MeshFace]:
+    def find(self, picture: RGBImage) -> list[MeshFace]:
         """The faces of an RGB picture, without angles."""
         return self._mesh.find(picture)
 
-    def faces(self, picture: Picture) -> list[PosedFace]:
+    def faces(self, picture: RGBImage) -> list[PosedFace]:
         """The faces of an RGB picture with their angles; empty where none is found."""
         found = self.find(picture)
         if not found:
@@ -73,7 +73,7 @@ class LandmarkEstimator:
         angles = self.model.angles(np.stack([face.points for face in found]))
         return [PosedFace(row, face.box, face.spread) for face, row in zip(found, angles, strict=True)]
 
-    def estimate(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "pictures 3"]:
+    def estimate(self, pictures: Sequence[RGBImage]) -> Float[np.ndarray, "pictures 3"]:
         """Yaw, pitch, roll of the first face of each RGB picture; NaN if it has none."""
         points = np.full((len(pictures), MESH468.count, 3), np.nan)
         for row, picture in enumerate(pictures):

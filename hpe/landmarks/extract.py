@@ -26,8 +26,8 @@ from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress
+from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
-from hpe.data.picture_files import Other, in_words, walk
 from hpe.data.records import Record
 from hpe.data.shard_files import packed_shards
 from hpe.data.shard_reader import read_samples
@@ -52,7 +52,7 @@ _SCHEMA: Final = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class InputImage:
     """An encoded picture with its labels."""
 
     key: str
@@ -72,7 +72,7 @@ class Part:
 
     name: str
     digest: str
-    read: Callable[[], Iterator[Picture]]
+    read: Callable[[], Iterator[InputImage]]
 
 
 class DamagedError(UserError):
@@ -80,7 +80,7 @@ class DamagedError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class InputImages:
     """The input of an extraction.
 
     Attributes:
@@ -94,7 +94,7 @@ class Pictures:
     passed_over: Counter[str]
 
 
-def pictures_of(path: Path) -> Pictures:
+def input_images(path: Path) -> InputImages:
     """The pictures of a file, a folder, or a folder of shards. What cannot be read in a folder is a picture that fails.
 
     Raises:
@@ -106,7 +106,7 @@ def pictures_of(path: Path) -> Pictures:
             Part(shard.path.stem, _digest([shard.path], [str(shard.sha256)]), partial(_of_shard, shard.path))
             for shard in shards
         ]
-        return Pictures(parts, sum(shard.samples or 0 for shard in shards), Counter())
+        return InputImages(parts, sum(shard.samples or 0 for shard in shards), Counter())
     found: list[Path | Other] = [path] if path.is_file() else list(walk(path))
     passed = Counter(one.kind for one in found if isinstance(one, Other) and not one.lost)
     taken = [one for one in found if isinstance(one, Path) or one.lost]
@@ -121,26 +121,26 @@ def pictures_of(path: Path) -> Pictures:
         Part(
             f"{start // _PART:06d}",
             _digest([_path(one) for _, one in part], [key for key, _ in part]),
-            lambda part=part: (_picture(key, one) for key, one in part),
+            lambda part=part: (_input_image(key, one) for key, one in part),
         )
         for start in range(0, len(pairs), _PART)
         for part in [pairs[start : start + _PART]]
     ]
-    return Pictures(parts, len(pairs), passed)
+    return InputImages(parts, len(pairs), passed)
 
 
 def _path(one: Path | Other) -> Path:
     return one if isinstance(one, Path) else one.path
 
 
-def _picture(key: str, one: Path | Other) -> Picture:
+def _input_image(key: str, one: Path | Other) -> InputImage:
     if isinstance(one, Path):
-        return Picture(key, one.read_bytes, _record_beside(one))
+        return InputImage(key, one.read_bytes, _record_beside(one))
 
     def fails() -> bytes:
         raise OSError(one.kind)
 
-    return Picture(key, fails, Record())
+    return InputImage(key, fails, Record())
 
 
 def _keys(files: Sequence[Path], root: Path) -> list[str]:
@@ -163,7 +163,7 @@ def _digest(files: Sequence[Path], names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _of_shard(shard: Path) -> Iterator[Picture]:
+def _of_shard(shard: Path) -> Iterator[InputImage]:
     try:
         samples = list(read_samples(shard))
     except OSError as error:
@@ -171,7 +171,7 @@ def _of_shard(shard: Path) -> Iterator[Picture]:
     except ValueError as error:
         raise DamagedError(f"{shard}: {str(error).removeprefix(f'{shard}: ')}") from error
     for sample in samples:
-        yield Picture(sample.key, lambda data=bytes(sample.image): data, sample.record)
+        yield InputImage(sample.key, lambda data=bytes(sample.image): data, sample.record)
 
 
 def _record_beside(file: Path) -> Record:
@@ -215,7 +215,7 @@ def extract(
     Raises:
         UserError: nothing to read, no mesh, OUT was made with other settings, or OUT cannot be written to.
     """
-    pictures = pictures_of(source)
+    pictures = input_images(source)
     parts = pictures.parts
     settings = _settings(source, views, which, max_pixels)
     _check_settings(out, settings)
@@ -298,7 +298,7 @@ def _digest_of(table: Path) -> str | None:
 def _write_parts(
     parts: Sequence[Part],
     out: Path,
-    rows_of: Callable[[Picture], list[dict[str, Any]]],
+    rows_of: Callable[[InputImage], list[dict[str, Any]]],
     workers: int,
     advance: Callable[[int], None],
 ) -> tuple[int, dict[str, str]]:
@@ -317,7 +317,7 @@ def _write_parts(
 def _write_part(
     path: Path,
     part: Part,
-    rows_of: Callable[[Picture], list[dict[str, Any]]],
+    rows_of: Callable[[InputImage], list[dict[str, Any]]],
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> int:
@@ -333,7 +333,7 @@ def _write_part(
     return count
 
 
-def _rows(picture: Picture, mesh: MeshPool, max_pixels: int) -> list[dict[str, Any]]:
+def _rows(picture: InputImage, mesh: MeshPool, max_pixels: int) -> list[dict[str, Any]]:
     record = picture.record
     known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
              "subject": record.subject}  # fmt: skip

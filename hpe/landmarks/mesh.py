@@ -24,7 +24,7 @@ from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.data.crops import Box
 from hpe.data.detect import WAYS_TO_INSTALL, installed, open_detector
-from hpe.data.images import Picture
+from hpe.data.images import RGBImage
 from hpe.landmarks.topology import MESH468
 
 VERSION: Final = "mediapipe 0.10.21"
@@ -165,7 +165,7 @@ class FaceMesh:
         if self._links:
             self._links.cleanup()
 
-    def find(self, picture: Picture) -> list[MeshFace]:
+    def find(self, picture: RGBImage) -> list[MeshFace]:
         """All faces of an RGB picture.
 
         Raises:
@@ -259,7 +259,7 @@ class MeshPool:
         self.find(np.zeros((_TRIED_PIXELS, _TRIED_PIXELS, 3), np.uint8))
         self.detector = detector  # only now: the trial is not one of the pictures that are counted
 
-    def find(self, picture: Picture) -> list[MeshFace]:
+    def find(self, picture: RGBImage) -> list[MeshFace]:
         """The faces of an RGB picture that ``which`` asks for.
 
         Raises:
@@ -279,7 +279,7 @@ class MeshPool:
         self._idle.put(mesh)
         return chosen(found, self._which, (picture.shape[1], picture.shape[0]))
 
-    def _with_detected(self, mesh: FaceMesh, picture: Picture, own: list[MeshFace]) -> list[MeshFace]:
+    def _with_detected(self, mesh: FaceMesh, picture: RGBImage, own: list[MeshFace]) -> list[MeshFace]:
         """The faces that the detector finds, with the mesh's points, and those that only the mesh found."""
         if not hasattr(self._own, "detector"):  # a detector is not safe for several threads
             assert self.detector is not None
@@ -302,7 +302,7 @@ class MeshPool:
                 self._idle.get_nowait().close()
 
 
-def _in_crop(mesh: FaceMesh, picture: Picture, box: Box, factor: float) -> MeshFace | None:
+def _in_crop(mesh: FaceMesh, picture: RGBImage, box: Box, factor: float) -> MeshFace | None:
     """The face in a box of the picture, as the mesh finds it in a square so many times as large as the box."""
     side = factor * max(box[2] - box[0], box[3] - box[1])
     middle_x, middle_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

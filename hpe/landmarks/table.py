@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hpe.core.errors import UserError
-from hpe.data.picture_files import SUFFIXES
+from hpe.data.image_files import SUFFIXES
 from hpe.landmarks.disk import read_object
 from hpe.landmarks.topology import Topology, topology_of
 

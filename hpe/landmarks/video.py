@@ -22,7 +22,7 @@ from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.files import make_folder
 from hpe.core.progress import progress
-from hpe.data.images import Picture
+from hpe.data.images import RGBImage
 from hpe.data.prefetch import ahead
 from hpe.landmarks.align import angles_of, rotations_of
 from hpe.landmarks.draw import with_axes
@@ -186,7 +186,7 @@ def draw_video(
     return seen, count
 
 
-def _frames(cv2: Any, video: Any) -> Iterator[Picture]:
+def _frames(cv2: Any, video: Any) -> Iterator[RGBImage]:
     while True:
         good, frame = video.read()
         if not good:

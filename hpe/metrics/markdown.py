@@ -1,6 +1,7 @@
 """Metrics as Markdown: the tables of notes and model cards."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hpe.core.labels import ANGLES
@@ -46,25 +47,36 @@ def _shown(figure: Figure, scale: float, digits: int, unit: str) -> str:
     return f"{text} ({low}{' to ' if low.startswith('-') else '–'}{high})".replace("-", "−")
 
 
-def headline_figures(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure]]:
-    """Name, formatter and metric of the summary of a run, without absent ones."""
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A metric of the summary of a run: its name, its formatter, and which of two values is the better one."""
+
+    name: str
+    text: Callable[[Figure], str]
+    figure: Figure
+    lower_is_better: bool = False
+
+
+def headline_figures(figures: Mapping[str, Any]) -> list[Headline]:
+    """The metrics of the summary of a run, without absent ones: tiles, comparison, model card, ``hpe runs``."""
     emotion, direction, pose = figures["emotion"], figures["direction"], figures["pose"]
-    found: list[tuple[str, Callable[[Figure], str], Figure | None]] = [
-        ("Emotion accuracy", percent, emotion.get("accuracy")),
-        (f"Emotion macro F1{_of_classes(emotion)}", decimal, emotion.get("macro_f1")),
+    everywhere, within = pose.get("all", {}), pose.get("within_99", {})
+    found = [
+        Headline("Emotion accuracy", percent, emotion.get("accuracy", {})),
+        Headline(f"Emotion macro F1{_of_classes(emotion)}", decimal, emotion.get("macro_f1", {})),
         *_shared(figures, "emotion"),
-        ("Emotion top-2", percent, emotion.get("top_2")),
-        ("Calibration error", decimal, emotion.get("calibration", {}).get("ece")),
+        Headline("Emotion top-2", percent, emotion.get("top_2", {})),
+        Headline("Calibration error", decimal, emotion.get("calibration", {}).get("ece", {}), lower_is_better=True),
         *_without_contempt(figures),
-        ("Direction accuracy", percent, direction.get("accuracy")),
+        Headline("Direction accuracy", percent, direction.get("accuracy", {})),
         *_shared(figures, "direction"),
-        ("Pose MAE", degrees, pose.get("all", {}).get("mae")),
-        ("Geodesic error", degrees, pose.get("all", {}).get("geodesic")),
-        ("Pose MAE, ±99° only", degrees, pose.get("within_99", {}).get("mae")),
-        ("Valence CCC", decimal, figures["valence"].get("ccc")),
-        ("Arousal CCC", decimal, figures["arousal"].get("ccc")),
+        Headline("Pose MAE", degrees, everywhere.get("mae", {}), lower_is_better=True),
+        Headline("Geodesic error", degrees, everywhere.get("geodesic", {}), lower_is_better=True),
+        Headline("Pose MAE, ±99° only", degrees, within.get("mae", {}), lower_is_better=True),
+        Headline("Valence CCC", decimal, figures["valence"].get("ccc", {})),
+        Headline("Arousal CCC", decimal, figures["arousal"].get("ccc", {})),
     ]
-    return [(name, text, one) for name, text, one in found if one is not None and one["value"] is not None]
+    return [one for one in found if one.figure.get("value") is not None]
 
 
 def _of_classes(section: Figure) -> str:
@@ -73,19 +85,19 @@ def _of_classes(section: Figure) -> str:
     return f" ({count} classes)" if 0 < count < len(section["names"]) else ""
 
 
-def _shared(figures: Mapping[str, Any], what: str) -> list[tuple[str, Callable[[Figure], str], Figure | None]]:
+def _shared(figures: Mapping[str, Any], what: str) -> list[Headline]:
     """Metrics on the classes that both the run and the dataset have."""
     section = figures.get("shared", {}).get(what, {})
     if "accuracy" not in section:
         return []
     label = f"{len(section['names'])} shared labels"
     return [
-        (f"{what.capitalize()} accuracy, {label}", percent, section["accuracy"]),
-        (f"{what.capitalize()} macro F1, {label}", decimal, section["macro_f1"]),
+        Headline(f"{what.capitalize()} accuracy, {label}", percent, section["accuracy"]),
+        Headline(f"{what.capitalize()} macro F1, {label}", decimal, section["macro_f1"]),
     ]
 
 
-def _without_contempt(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[Figure], str], Figure | None]]:
+def _without_contempt(figures: Mapping[str, Any]) -> list[Headline]:
     """AffectNet's second protocol; nothing where the dataset or the run has no contempt, as shared labels say more."""
     about = figures.get("about", {})
     learned = (about.get("trained_on") or {}).get("emotion")
@@ -95,12 +107,12 @@ def _without_contempt(figures: Mapping[str, Any]) -> list[tuple[str, Callable[[F
     datasets = about.get("dataset") or []
     affectnet = any(str(one).startswith(("affectnet", "thesis")) for one in datasets)
     name = "AffectNet-7 accuracy" if affectnet else "Emotion accuracy without contempt"
-    return [(name, percent, figures["protocols"]["affectnet_7"].get("accuracy"))]
+    return [Headline(name, percent, figures["protocols"]["affectnet_7"].get("accuracy", {}))]
 
 
 def headline(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """Name, value with interval, and count of :func:`headline_figures`."""
-    return [(name, text(one), one["n"]) for name, text, one in headline_figures(figures)]
+    return [(one.name, one.text(one.figure), one.figure["n"]) for one in headline_figures(figures)]
 
 
 def asides(about: Mapping[str, Any]) -> list[str]:
@@ -156,15 +168,18 @@ def _classes(section: Figure) -> list[str]:
 
 
 def of_classifier(section: Figure) -> list[tuple[str, Callable[[Figure], str], Figure]]:
-    """Name, formatter and metric of a classifier."""
+    """Name, formatter and metric of a classifier: the class tables of NAME.md and of the page.
+
+    ``{}`` stands for a metric that an evaluation of an earlier version lacks.
+    """
     return [
-        ("accuracy", percent, section["accuracy"]),
-        ("always the most common class", percent, section["chance"]),
-        (f"balanced accuracy{_of_classes(section)}", percent, section["balanced_accuracy"]),
-        (f"macro F1{_of_classes(section)}", decimal, section["macro_f1"]),
-        ("weighted F1", decimal, section["weighted_f1"]),
-        ("top-2", percent, section["top_2"]),
-        ("ECE", decimal, section["calibration"].get("ece", {})),
+        ("accuracy", percent, section.get("accuracy", {})),
+        ("always the most common class", percent, section.get("chance", {})),
+        (f"balanced accuracy{_of_classes(section)}", percent, section.get("balanced_accuracy", {})),
+        (f"macro F1{_of_classes(section)}", decimal, section.get("macro_f1", {})),
+        ("weighted F1", decimal, section.get("weighted_f1", {})),
+        ("top-2", percent, section.get("top_2", {})),
+        ("ECE", decimal, section.get("calibration", {}).get("ece", {})),
     ]
 
 

@@ -244,7 +244,7 @@ class TrainedOn:
 
     Attributes:
         classes: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
-        faces: how large they are in their pictures (:func:`hpe.data.framing.face_shares`); empty if unknown.
+        faces: how large they are in their pictures (:func:`hpe.data.face_sizes.face_shares`); empty if unknown.
     """
 
     classes: Mapping[str, tuple[int, ...]]

@@ -6,6 +6,7 @@ In reading order:
     options.py      the options that decide the bytes
     job.py          the steps of the job, up to the manifest
     rows.py         step 1: every row is read, checked and kept on disk
+    not_taken.py    files of the dataset's folder that no row took, counted by kind
     splits.py       step 2: which sample is for training, validation, test
     shard.py        step 3: one shard, from raw rows to a finished tar
     journal.py      the record of each finished shard

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from hpe.data.picture_files import in_words, walk
+from hpe.data.image_files import in_words, walk
 from hpe.sources.base import shown
 
 UNNAMED: Final = "picture that no row names"

@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.data.crops import Box, CropRule, box_around, box_text
-from hpe.data.images import LARGEST_CROP, Picture, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
+from hpe.data.images import LARGEST_CROP, RGBImage, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.data.recipe import Recipe
 from hpe.data.records import Record
 from hpe.data.shards import Sample, ShardInfo, write_shard
@@ -188,7 +188,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
     )
 
 
-def encoded(stored: Picture, recipe: Recipe) -> bytes:
+def encoded(stored: RGBImage, recipe: Recipe) -> bytes:
     """A picture of the recipe's size as the shards hold it."""
     return encode_jpeg(to_grey(stored) if recipe.grey else stored, recipe.quality)
 
@@ -215,7 +215,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _crop_box(record: Record, picture: Picture, rule: CropRule, detector: str) -> Box:
+def _crop_box(record: Record, picture: RGBImage, rule: CropRule, detector: str) -> Box:
     height, width = picture.shape[:2]
     if rule.shape == "none":
         return 0.0, 0.0, float(width), float(height)
@@ -270,7 +270,7 @@ def _moved(record: Record, split: str, box: Box | None, size: int) -> Record:
     return replace(record, split=split, box=inner, landmarks=points)
 
 
-def _kept(data: bytes, picture: Picture) -> tuple[bytes, str]:
+def _kept(data: bytes, picture: RGBImage) -> tuple[bytes, str]:
     """The original bytes, where every decoder gives the same picture from them; otherwise a PNG of the picture.
 
     Not the same everywhere: other modes, transparency, animations, and an EXIF orientation, which some apply.

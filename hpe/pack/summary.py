@@ -311,9 +311,9 @@ def _drawn(tile: Tile) -> "Image":
     width = picture.width
     picture.thumbnail((_TILE, _TILE))
     if tile.angles is not None:
-        from hpe.data.annotate import Reading, with_axes
+        from hpe.data.annotate import Overlay, with_axes
 
         scale = picture.width / width
         x0, y0, x1, y1 = (side * scale for side in tile.box) if tile.box else (0.0, 0.0, *map(float, picture.size))
-        picture = with_axes(picture, Reading((x0, y0, x1, y1), tile.angles))
+        picture = with_axes(picture, Overlay((x0, y0, x1, y1), tile.angles))
     return ImageOps.pad(picture, (_TILE, _TILE), color="#14161a")

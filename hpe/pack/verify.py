@@ -207,12 +207,12 @@ def _differs(data: memoryview, shard: ShardInfo) -> str | None:
 
 def _otherwise(opened: OpenShard, image: Mapping[str, Any]) -> Iterator[str]:
     """Keys of pictures with another size or format; only the headers of a few pictures are read."""
-    from hpe.data.images import DecodeError, picture_size
+    from hpe.data.images import DecodeError, image_size
 
     size, encoding = image.get("size", "original"), image.get("encoding")
     for row in range(0, len(opened), max(1, len(opened) // _PICTURES_CHECKED)):
         try:
-            width, height = picture_size(bytes(opened.image(row)))
+            width, height = image_size(bytes(opened.image(row)))
         except DecodeError:
             yield opened.keys[row]
             continue

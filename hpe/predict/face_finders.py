@@ -13,7 +13,7 @@ import torch
 
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import Face, open_detector
-from hpe.data.images import MAX_PIXELS, DecodeError, Picture, decode_rgb, picture_size
+from hpe.data.images import MAX_PIXELS, DecodeError, RGBImage, decode_rgb, image_size
 from hpe.predict.inputs import Item, Skipped
 from hpe.predict.network import FacePixels, MeshPoints, Predictor
 
@@ -37,7 +37,7 @@ class LoadedImage:
     item: Item
     width: int
     height: int
-    picture: Picture | None
+    picture: RGBImage | None
     faces: tuple[tuple[Box, FacePixels], ...] = ()
 
 
@@ -91,7 +91,7 @@ class GivenFaces:
             most = self._max_pixels
             picture = decode_rgb(data, max_pixels=most) if self._keep or boxes else None
             width, height = (
-                picture_size(data, max_pixels=most) if picture is None else (picture.shape[1], picture.shape[0])
+                image_size(data, max_pixels=most) if picture is None else (picture.shape[1], picture.shape[0])
             )
             if picture is not None and boxes:
                 faces = [(box, self._predictor.cut(picture, crop)) for box, crop in boxes]
@@ -154,7 +154,7 @@ class DetectedFaces:
                 found.append(FoundFace(one, number, box, score, cut))
         return found
 
-    def _detect(self, pictures: Sequence[Picture]) -> list[list[Face]]:
+    def _detect(self, pictures: Sequence[RGBImage]) -> list[list[Face]]:
         if not hasattr(self._own, "detector"):
             self._own.detector = open_detector(self._name, device=str(self._device))
         return self._own.detector.detect(pictures)

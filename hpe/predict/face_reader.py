@@ -11,7 +11,7 @@ from hpe.core.errors import UserError
 from hpe.data.images import MAX_PIXELS, DecodeError, pixels_of
 from hpe.models.views import Views
 from hpe.predict.network import Predictor, open_predictor
-from hpe.predict.output import Row, readings
+from hpe.predict.output import Row, answer_columns
 
 Image = str | Path | bytes
 """The path of an image file, or the bytes of one."""
@@ -50,7 +50,7 @@ class FaceReader:
         for start in range(0, len(images), self._batch):
             faces = [self._face(image) for image in images[start : start + self._batch]]
             answers = self._predictor.answer(np.stack(faces))
-            rows += [readings(answers, place) for place in range(len(faces))]
+            rows += [answer_columns(answers, place) for place in range(len(faces))]
         return rows
 
     def _face(self, image: Image) -> np.ndarray:

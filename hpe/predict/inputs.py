@@ -9,7 +9,7 @@ from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.core.files import short_name
-from hpe.data.picture_files import Other, in_words, walk
+from hpe.data.image_files import Other, in_words, walk
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
@@ -37,7 +37,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFile:
+class ImageFile:
     """An image file.
 
     Attributes:
@@ -49,7 +49,7 @@ class PictureFile:
     key: str
 
 
-Input = PictureFile | ShardFile | Skipped | Other
+Input = ImageFile | ShardFile | Skipped | Other
 """What is no picture in a folder is among them, so that it can be counted."""
 
 
@@ -59,7 +59,7 @@ class Item:
 
     Attributes:
         source: the file, or the shard.
-        key: see :class:`PictureFile`; in a shard, the sample's key.
+        key: see :class:`ImageFile`; in a shard, the sample's key.
         place: relative path for output files about this image, without a suffix.
         data: the bytes, or the file that holds them.
     """
@@ -106,7 +106,7 @@ def find_inputs(named: Sequence[str], split: str | None = None) -> list[Input]:
     return [one for one in found if isinstance(one, Skipped) or not (one.path in seen or seen.add(one.path))]
 
 
-def split_inputs(found: Sequence[Input]) -> tuple[list[PictureFile | ShardFile | Skipped], Counter[str]]:
+def split_inputs(found: Sequence[Input]) -> tuple[list[ImageFile | ShardFile | Skipped], Counter[str]]:
     """The inputs to read, and how many files are passed over, by kind."""
     read = [one for one in found if not isinstance(one, Other)]
     return read, Counter(one.kind for one in found if isinstance(one, Other))
@@ -136,7 +136,7 @@ def _of(text: str, split: str | None) -> list[Input]:
 def _file(path: Path, base: Path) -> Input:
     if path.suffix.lower() == ".tar":
         return ShardFile(path)
-    return PictureFile(path, path.relative_to(base).with_suffix("").as_posix())
+    return ImageFile(path, path.relative_to(base).with_suffix("").as_posix())
 
 
 def _folder(folder: Path, split: str | None) -> list[Input]:
@@ -159,7 +159,7 @@ def _folder(folder: Path, split: str | None) -> list[Input]:
     return found
 
 
-def pictures_in(inputs: Sequence[Input]) -> int | None:
+def images_in(inputs: Sequence[Input]) -> int | None:
     """The number of images; None if a shard has no manifest, because only a manifest gives its number."""
     counts = [one.samples if isinstance(one, ShardFile) else 1 for one in inputs if not isinstance(one, Other)]
     return None if None in counts else sum(count for count in counts if count is not None)
@@ -169,7 +169,7 @@ def items(inputs: Sequence[Input]) -> Iterator[Item | Skipped]:
     """Every image in order; of a damaged shard, the samples before the damage and then the damage."""
     for one in inputs:
         match one:
-            case PictureFile():
+            case ImageFile():
                 yield Item(printable(str(one.path)), printable(one.key), safe_place(one.key), one.path)
             case ShardFile():
                 yield from _samples(one)

@@ -13,7 +13,7 @@ from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
 from hpe.data.decode import decode_into
 from hpe.data.directions import OURS
-from hpe.data.images import MAX_PIXELS, Picture, crop_resize, decode_rgb, to_grey
+from hpe.data.images import MAX_PIXELS, RGBImage, crop_resize, decode_rgb, to_grey
 from hpe.data.normalise import normalised
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
@@ -94,7 +94,7 @@ class Predictor(Answerer, Protocol):
         """
         ...
 
-    def cut(self, picture: Picture, box: Box) -> FacePixels:
+    def cut(self, picture: RGBImage, box: Box) -> FacePixels:
         """The face in a box of a photo.
 
         Raises:
@@ -184,7 +184,7 @@ class RunPredictor:
         picture = decode_rgb(data, max_pixels=max_pixels)
         return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
 
-    def cut(self, picture: Picture, box: Box) -> FacePixels:
+    def cut(self, picture: RGBImage, box: Box) -> FacePixels:
         """See :class:`Predictor`."""
         if self._recipe is not None and self._recipe.crop is not None:
             # Through the same bytes as in a shard: the network's predictions depend on their size and JPEG quality.
@@ -230,7 +230,7 @@ class EstimatorPredictor:
         height, width = picture.shape[:2]
         return picture if height == width == self.size else crop_resize(picture, (0, 0, width, height), self.size)
 
-    def cut(self, picture: Picture, box: Box) -> FacePixels:
+    def cut(self, picture: RGBImage, box: Box) -> FacePixels:
         """See :class:`Predictor`."""
         return crop_resize(picture, box, self.size)
 

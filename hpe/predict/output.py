@@ -53,7 +53,7 @@ def columns(heads: Sequence[str]) -> dict[str, type]:
     return found
 
 
-def readings(answers: Answers, row: int) -> Row:
+def answer_columns(answers: Answers, row: int) -> Row:
     """The columns of one face that come from the network; None for NaN and infinity."""
     found: Row = {}
     if answers.emotion_p is not None:

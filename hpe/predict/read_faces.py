@@ -36,12 +36,12 @@ from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
-from hpe.data.annotate import Marker, Reading, angles_note, card, photo, with_axes, with_cube
+from hpe.data.annotate import Marker, Overlay, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
-from hpe.data.framing import face_shares, sizes_differ
+from hpe.data.face_sizes import face_shares, sizes_differ
+from hpe.data.image_files import in_words
 from hpe.data.images import pixels_of
-from hpe.data.picture_files import in_words
 from hpe.data.prefetch import ahead, one_thread
 from hpe.data.shard_files import ShardFile
 from hpe.data.shards import MANIFEST, Manifest
@@ -52,11 +52,11 @@ from hpe.models.views import PLAIN
 from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
 from hpe.predict.face_finders import NO_FACE, DetectedFaces, FaceFinder, FoundFace, GivenFaces, LoadedImage, groups
-from hpe.predict.inputs import Input, PictureFile, Skipped, find_inputs, items, pictures_in, split_inputs
+from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, images_in, items, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
 from hpe.predict.options import PredictOptions
-from hpe.predict.output import BOX, Format, Row, format_of, open_table, readings
+from hpe.predict.output import BOX, Format, Row, answer_columns, format_of, open_table
 from hpe.predict.whole_photos import whole_photos
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
@@ -121,7 +121,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         # After the network is open, so that a wrong option leaves no folder behind.
         results = _open_results(stack, options.out, table_format, opened, marker, pool)
         results.tally.passed = passed.total()
-        bar = stack.enter_context(progress("predict", pictures_in(found), unit="images"))
+        bar = stack.enter_context(progress("predict", images_in(found), unit="images"))
         depth = options.batch if options.faces == GIVEN and marker is None else 2 * threads  # whole photos are large
         loaded = stack.enter_context(ahead(opened.finder.load, items(found), threads=threads, depth=depth))
         for group in groups(loaded, options.batch):
@@ -251,7 +251,7 @@ def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     notes = []
     if isinstance(predictor, RunPredictor) and predictor.precision.name != predictor.trained:
         notes.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
-    if predictor.note is not None and any(isinstance(one, PictureFile) for one in inputs):
+    if predictor.note is not None and any(isinstance(one, ImageFile) for one in inputs):
         notes.append(predictor.note)
     return notes
 
@@ -322,12 +322,12 @@ def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _
     """Find the faces of some images, run the network, write the rows and the annotated images."""
     faces = _find_faces(group, opened.finder, results.tally)
     rows: list[Row] = []
-    marks: list[Reading] = []
+    marks: list[Overlay] = []
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
         answers = opened.answerer.answer(np.stack([one.face for one in part]))
         rows += [_row(one, answers, place) for place, one in enumerate(part)]
-        marks += [_reading(one, answers, place) for place, one in enumerate(part)]
+        marks += [_overlay(one, answers, place) for place, one in enumerate(part)]
     results.tally.nan += sum(
         None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows
     )
@@ -360,17 +360,17 @@ def _row(one: FoundFace, answers: Answers, place: int) -> Row:
     box = {name: round(side, 2) for name, side in zip(BOX, one.box, strict=True)}
     score = None if one.score is None else round(one.score, 6)
     known = {"source": item.source, "key": item.key, "face": one.number, **box, "score": score}
-    return known | readings(answers, place)
+    return known | answer_columns(answers, place)
 
 
-def _reading(one: FoundFace, answers: Answers, place: int) -> Reading:
+def _overlay(one: FoundFace, answers: Answers, place: int) -> Overlay:
     angles = None
     if answers.angles is not None and np.isfinite(answers.angles[place]).all():
         yaw, pitch, roll = (float(angle) for angle in answers.angles[place])
         angles = (yaw, pitch, roll)
     shares = None if answers.emotion_p is None else answers.emotion_p[place]
     direction = None if answers.direction is None else int(answers.direction[place])
-    return Reading(
+    return Overlay(
         one.box,
         angles,
         None if direction is None or direction < 0 else direction,
@@ -445,14 +445,14 @@ class Drawing:
         self._folder, self._marker, self._tally, self._whole, self._pool = folder, marker, tally, whole, pool
         self._taken: set[str] = set()
 
-    def draw(self, pictures: Sequence[tuple[LoadedImage, list[Reading]]]) -> None:
+    def draw(self, pictures: Sequence[tuple[LoadedImage, list[Overlay]]]) -> None:
         """Write images with their predictions drawn on them; one that fails is counted, and the others are drawn."""
         paths = [self._path(one.item.place) for one, _ in pictures]
         for problem in self._pool.map(self._try, pictures, paths):
             if problem is not None:
                 self._tally.not_drawn(problem)
 
-    def _try(self, given: tuple[LoadedImage, list[Reading]], path: Path) -> Skipped | None:
+    def _try(self, given: tuple[LoadedImage, list[Overlay]], path: Path) -> Skipped | None:
         try:
             self._draw(given, path)
         except (OSError, ValueError, MemoryError) as error:
@@ -461,7 +461,7 @@ class Drawing:
             return Skipped(item.source, item.key, f"{DRAWN}/{path.name} cannot be written: {why}", unread=False)
         return None
 
-    def _draw(self, given: tuple[LoadedImage, list[Reading]], path: Path) -> None:
+    def _draw(self, given: tuple[LoadedImage, list[Overlay]], path: Path) -> None:
         one, marks = given
         if one.picture is None:
             return

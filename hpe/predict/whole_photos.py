@@ -8,8 +8,8 @@ from typing import Final
 
 from hpe.data.crops import CropRule
 from hpe.data.detect import DETECTORS, WAYS_TO_INSTALL, installed, open_detector
-from hpe.data.images import DecodeError, decode_rgb, picture_size
-from hpe.predict.inputs import Input, PictureFile
+from hpe.data.images import DecodeError, decode_rgb, image_size
+from hpe.predict.inputs import ImageFile, Input
 from hpe.predict.network import Predictor
 
 _MOST_SIZES: Final = 64
@@ -36,7 +36,7 @@ def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterab
     """
     known = sorted(str(rule) for rule in predictor.crops)
     cropped = frozenset(labelled)
-    whole = [one.path for one in inputs if isinstance(one, PictureFile) and one.path.resolve() not in cropped]
+    whole = [one.path for one in inputs if isinstance(one, ImageFile) and one.path.resolve() not in cropped]
     if not whole:
         return []
     if known and str(CropRule()) not in known:
@@ -73,7 +73,7 @@ class _Look:
 
 def _look(path: Path) -> _Look | None:
     with suppress(DecodeError, OSError):  # it is named when it is read
-        return _Look(path, *picture_size(path))
+        return _Look(path, *image_size(path))
     return None
 
 

@@ -66,11 +66,16 @@ def shown(figure: Mapping[str, Any], text: Callable[[Any], str]) -> Cell:
 def headline(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, value, interval and count of the tiles."""
     tiles = []
-    for name, text, figure in headline_figures(made):
-        whole = text(figure)
+    for one in headline_figures(made):
+        whole = one.text(one.figure)
         value, _, interval = whole.partition(" (")
         tiles.append(
-            {"name": name, "value": value, "interval": interval.removesuffix(")") or "no interval", "n": figure["n"]}
+            {
+                "name": one.name,
+                "value": value,
+                "interval": interval.removesuffix(")") or "no interval",
+                "n": one.figure["n"],
+            }
         )
     return tiles
 
@@ -232,7 +237,7 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unma
 
     ``unmarked``: how columns begin whose values cannot be compared.
     """
-    found = [(run, {title: (text, one) for title, text, one in headline_figures(made)}) for run, made in runs]
+    found = [(run, {one.name: one for one in headline_figures(made)}) for run, made in runs]
     titles = list(dict.fromkeys(title for _, figures in found for title in figures))
     rows = []
     for run, figures in found:
@@ -241,11 +246,11 @@ def comparison(runs: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, unma
             if title not in figures:
                 row.append(Cell(DASH))
                 continue
-            text, one = figures[title]
-            values = [other[title][1]["value"] for _, other in found if title in other]
-            best = min(values) if _lower_is_better(title) else max(values)
-            cell = shown(one, text)
-            marked = not title.startswith(unmarked) and len(values) > 1 and one["value"] == best
+            one = figures[title]
+            values = [other[title].figure["value"] for _, other in found if title in other]
+            best = min(values) if one.lower_is_better else max(values)
+            cell = shown(one.figure, one.text)
+            marked = not title.startswith(unmarked) and len(values) > 1 and cell.value == best
             row.append(Cell(cell.text, cell.value, cell.low, cell.high, cell.tip, marked))
         rows.append(row)
     return Table(name, ["run", *titles], rows)
@@ -260,15 +265,15 @@ def interval_rows(
         decimal: charts.short,
         degrees: charts.degrees,
     }
-    found = [(run, {title: (text, one) for title, text, one in headline_figures(made)}) for run, made in runs]
+    found = [(run, {one.name: one for one in headline_figures(made)}) for run, made in runs]
     for title in dict.fromkeys(title for _, figures in found for title in figures):
         points = [
             (run, one["value"], one.get("low"), one.get("high"))
             for run, figures in found
             if title in figures
-            for _, one in [figures[title]]
+            for one in [figures[title].figure]
         ]
-        ticks = next(texts[figures[title][0]] for _, figures in found if title in figures)
+        ticks = next(texts[figures[title].text] for _, figures in found if title in figures)
         yield title, rounded(ticks), points
 
 
@@ -328,7 +333,3 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, f"{path}.{number}")
     else:
         yield path, value
-
-
-def _lower_is_better(title: str) -> bool:
-    return any(word in title for word in ("MAE", "error", "ECE"))

@@ -3,6 +3,7 @@
 In reading order:
 
     base.py               what a reader yields (Raw or Reject), and what readers share
+    paths.py              the pictures that a table names, found on disk
     affectnet.py          AffectNet as released
     affectnet_copies.py   copies of AffectNet in circulation
     ferplus.py            FER+
@@ -13,13 +14,14 @@ In reading order:
     pointing04.py         Pointing'04
     folders.py            a folder per class: RAF-DB, and anybody's own
     columns.py            the meaning of a table's columns
+    units.py              the unit of a table's angles and boxes
     table.py              any CSV or Parquet table, any dataset of Hugging Face
     rendered.py           rendered heads as a source
     synthetic/            the renderer of these heads
 
 To add a reader: copy a small one (fer2013.py) to NAME.py, which ends with ``READERS``; add ``"NAME"`` to ``_MODULES``
-below, before ``folders`` and ``table``; test it in tests/sources/ on a small tree in the documented format. The section
-"A dataset" of docs/architecture.md describes each step.
+below, before ``folders`` and ``table``, and a line to the list above; test it in tests/sources/ on a small tree in the
+documented format. The section "A dataset" of docs/architecture.md describes each step.
 """
 
 import difflib

@@ -47,14 +47,14 @@ from hpe.sources.base import (
     box_of,
     choice,
     entries,
+    images,
     keyed,
     number,
-    pictures,
     shown,
     to_pixels,
     whole,
 )  # fmt: skip
-from hpe.sources.paths import Pictures
+from hpe.sources.paths import ImageFinder
 from hpe.sources.units import ASK, BOXES, Units
 
 LICENCE: Final = (
@@ -154,7 +154,7 @@ def open_2017(folder: Path, *, boxes: str = ASK) -> Source:
     def rows() -> Iterator[Raw | Reject | Unread]:
         faces = Faces()
         for table in opened:
-            paths = Pictures(table.home, table.root, table.text.encoding)
+            paths = ImageFinder(table.home, table.root, table.text.encoding)
             for line, cells in table.rows():
                 row = _row_2017(faces, paths, table, line, cells)
                 yield to_pixels(row) if boxes == "fractions" else row
@@ -229,7 +229,7 @@ def _columns(text: TextTable) -> tuple[dict[str, int], bool]:
     return places, True
 
 
-def _row_2017(faces: Faces, paths: Pictures, table: _Table, line: int, cells: list[str]) -> Raw | Reject:
+def _row_2017(faces: Faces, paths: ImageFinder, table: _Table, line: int, cells: list[str]) -> Raw | Reject:
     here = f"{table.name}:{line}"
     columns = max(table.places.values()) + 1
     if len(cells) < columns:
@@ -307,7 +307,7 @@ def open_2021(folder: Path) -> Source:
     def rows() -> Iterator[Unread]:
         keys = Keys()
         for part in found:
-            for path in pictures(part / "images"):
+            for path in images(part / "images"):
                 yield Unread(_row_2021, (keys(shown(path.relative_to(folder))), folder, part, path))
 
     return Source(

@@ -46,10 +46,10 @@ from hpe.sources.base import (
     choice,
     entries,
     face_key,
+    images,
     in_pixels,
     keyed,
     number,
-    pictures,
     sample,
     shown,
     subfolders,
@@ -96,7 +96,7 @@ def open_yolo(folder: Path) -> Source:
     def rows() -> Iterator[Unread]:
         keys = Keys()
         for part in parts:
-            for path in pictures(part / "images"):
+            for path in images(part / "images"):
                 yield Unread(_yolo_rows, (keys(shown(path.relative_to(home))), home, part, path, emotions))
 
     return Source(
@@ -269,7 +269,7 @@ def _thesis_rows(
     for part in classes:
         if (emotion := affectnet_emotion(part.name)) is None:
             continue
-        for path in pictures(part.path):
+        for path in images(part.path):
             without_picture.pop(shown(path.name), None)
             source = shown(path.relative_to(home))
             record = labels.get(shown(path.name), Record())

@@ -15,7 +15,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import open_regular
 from hpe.core.labels import EMOTIONS
 from hpe.data.crops import Box
-from hpe.data.picture_files import UNREADABLE, walk
+from hpe.data.image_files import UNREADABLE, walk
 from hpe.data.records import Record
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_+=-]+")
@@ -269,10 +269,10 @@ class Faces:
 
 def in_pixels(box: Box, picture: Path | bytes) -> Box | None:
     """A box of fractions of the picture in pixels; None where the picture cannot be read (decoding will report why)."""
-    from hpe.data.images import DecodeError, picture_size  # late: it imports torch, which worker processes have
+    from hpe.data.images import DecodeError, image_size  # late: it imports torch, which worker processes have
 
     try:
-        width, height = picture_size(picture)
+        width, height = image_size(picture)
     except (DecodeError, OSError):
         return None
     x0, y0, x1, y1 = box
@@ -327,8 +327,8 @@ def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in entries(folder) if entry.is_dir()]
 
 
-def pictures(folder: Path) -> Iterator[Path]:
-    """The pictures of a folder and below, in the order of names: :func:`hpe.data.picture_files.walk`.
+def images(folder: Path) -> Iterator[Path]:
+    """The pictures of a folder and below, in the order of names: :func:`hpe.data.image_files.walk`.
 
     What else is there, ``hpe pack`` counts by itself.
 
@@ -343,7 +343,7 @@ def pictures(folder: Path) -> Iterator[Path]:
             raise UserError(f"{found.path}: cannot be read ({reason}); make it readable, or move it elsewhere")
 
 
-def home_of_pictures(folder: Path, own: Callable[[str], object], part: Callable[[str], object]) -> Path:
+def home_of_images(folder: Path, own: Callable[[str], object], part: Callable[[str], object]) -> Path:
     """The folder that a dataset's own paths start from, wherever above or below it somebody points.
 
     Keys, and the splits drawn by them, must not depend on the names of the folders above it.
@@ -352,7 +352,7 @@ def home_of_pictures(folder: Path, own: Callable[[str], object], part: Callable[
         own: whether a picture's name without its suffix is one of the dataset.
         part: whether a folder's name is one of the dataset's own, so that its paths start above it.
     """
-    parents = {path.parent for path in pictures(folder) if own(path.stem)}
+    parents = {path.parent for path in images(folder) if own(path.stem)}
     home = Path(os.path.commonpath(parents)) if parents else folder
     while part(home.name):
         home = home.parent
@@ -364,9 +364,9 @@ def below(home: Path, folder: Path, path: Path) -> str:
     return shown(path.relative_to(home if path.is_relative_to(home) else folder))
 
 
-def first_pictures(folder: Path, most: int = 200) -> Iterator[Path]:
-    """The first of :func:`pictures`: enough to recognise a dataset, and quick in a folder of a million files."""
-    return itertools.islice(pictures(folder), most)
+def first_images(folder: Path, most: int = 200) -> Iterator[Path]:
+    """The first of :func:`images`: enough to recognise a dataset, and quick in a folder of a million files."""
+    return itertools.islice(images(folder), most)
 
 
 _EMPTY_CELLS: Final = frozenset(("", "null", "none", "na", "n/a"))

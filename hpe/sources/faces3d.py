@@ -38,10 +38,10 @@ from hpe.sources.base import (
     Unread,
     below,
     choice,
-    first_pictures,
-    home_of_pictures,
+    first_images,
+    home_of_images,
+    images,
     keyed,
-    pictures,
     shown,
     subfolders,
 )  # fmt: skip
@@ -106,7 +106,7 @@ def _points(arrays: dict[str, Float[np.ndarray, "..."]]) -> tuple[tuple[float, f
 
 
 def _recognise_aflw2000(folder: Path) -> str | None:
-    found = next((p for p in first_pictures(folder) if _AFLW2000.fullmatch(p.stem)), None)
+    found = next((p for p in first_images(folder) if _AFLW2000.fullmatch(p.stem)), None)
     if found and found.with_suffix(".mat").is_file():
         return f"AFLW2000-3D: pictures such as {found.name} with a .mat beside them"
     return None
@@ -125,13 +125,13 @@ def open_aflw2000(folder: Path, *, splits: str = "test") -> Source:
     choice("aflw2000", "splits", splits, ("test", "lists"))
     if not _recognise_aflw2000(folder):
         raise UserError(f"{folder}: no image00002.jpg with an image00002.mat; expected AFLW2000-3D")
-    home = home_of_pictures(folder, _AFLW2000.fullmatch, lambda name: False)
+    home = home_of_images(folder, _AFLW2000.fullmatch, lambda name: False)
     lists = _lists(home if (home / "splits").is_dir() else folder) if splits == "lists" else {}
     unused = _unused(folder, lists)
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
-        for path in pictures(folder):
+        for path in images(folder):
             source = below(home, folder, path)
             if not _AFLW2000.fullmatch(path.stem):
                 yield Reject(source, f"{NOT_ITS_OWN} AFLW2000-3D (image00002.jpg)", "foreign")
@@ -176,7 +176,7 @@ def _unused(folder: Path, lists: dict[str, str]) -> tuple[str, ...]:
     Raises:
         UserError: none of a list does.
     """
-    names = {path.stem for path in pictures(folder)} if lists else set()
+    names = {path.stem for path in images(folder)} if lists else set()
     unused = {stem: None for stem in lists if stem not in names}
     for split in dict.fromkeys(lists.values()):
         if all(stem in unused for stem, its in lists.items() if its == split):
@@ -195,7 +195,7 @@ def _recognise_300w_lp(folder: Path) -> str | None:
     names = [s.name for s in subfolders(folder) if s.name.upper().removesuffix("_FLIP") in _SETS]
     places = [folder / name for name in names] or [folder]
     for place in places:
-        found = next((p for p in first_pictures(place) if _300W_LP.fullmatch(p.stem)), None)
+        found = next((p for p in first_images(place) if _300W_LP.fullmatch(p.stem)), None)
         if found and found.with_suffix(".mat").is_file():
             where = f" in {', '.join(names)}" if names else ""
             return f"300W-LP: pictures such as {found.name} with a .mat beside them{where}"
@@ -213,11 +213,11 @@ def open_300w_lp(folder: Path) -> Source:
     if not _recognise_300w_lp(folder):
         raise UserError(f"{folder}: no AFW_134212_1_0.jpg or the like with a .mat; expected 300W-LP")
 
-    home = home_of_pictures(folder, _300W_LP.fullmatch, lambda name: name.upper().removesuffix("_FLIP") in _SETS)
+    home = home_of_images(folder, _300W_LP.fullmatch, lambda name: name.upper().removesuffix("_FLIP") in _SETS)
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
-        for path in pictures(folder):
+        for path in images(folder):
             source = below(home, folder, path)
             if subject := photo_of(path.stem):
                 yield Unread(_row, (keys(source), path, source, None, subject))

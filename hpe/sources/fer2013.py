@@ -23,7 +23,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import FER2013, split_from_word
 from hpe.core.table_files import TextTable, misfit
 from hpe.data.records import Record
-from hpe.sources.base import Keys, Raw, Reader, Reject, Source, whole
+from hpe.sources.base import Keys, Raw, Reader, Reject, Source, keyed, whole
 
 LICENCE: Final = "pictures of FER2013: research"
 _USAGES: Final = ("Training", "PublicTest", "PrivateTest")
@@ -77,7 +77,7 @@ def open_fer2013_csv(folder: Path) -> Source:
     """
     path = _csv(folder)
     if path is None:
-        raise UserError(f"{folder}: no fer2013.csv with the columns emotion, pixels and Usage")
+        raise UserError(f"{folder}: expected fer2013.csv with the columns emotion, pixels and Usage")
 
     def rows() -> Iterator[Raw | Reject]:
         keys, lines = Keys(), TextTable.open(path).rows()
@@ -100,7 +100,7 @@ def open_fer2013_csv(folder: Path) -> Source:
                 yield Reject(source, str(error))
                 continue
             record = Record(emotion=int(FER2013[emotion]), source=source, split=split)
-            yield Raw(keys(f"{usage}/{line:06d}"), PixelText(cells[places["pixels"]]), record)
+            yield keyed(keys(f"{usage}/{line:06d}"), PixelText(cells[places["pixels"]]), record)
 
     return Source(
         name="fer2013-csv",

@@ -24,7 +24,7 @@ from hpe.core.labels import FERPLUS, FERPLUS_COLUMNS
 from hpe.core.table_files import TextTable
 from hpe.data.records import Record
 from hpe.sources.base import Faces, Raw, Reader, Reject, Source, choice, number
-from hpe.sources.paths import Pictures
+from hpe.sources.paths import ImageFinder
 
 LICENCE: Final = "pictures of FER2013: research; labels of FER+: MIT (Microsoft)"
 EXPECTED: Final = {"train": 28_558, "val": 3_579, "test": 3_573}
@@ -52,7 +52,7 @@ class FerPlusRow:
     votes: tuple[float, ...]
 
     @classmethod
-    def parse(cls, pictures: Pictures, cells: list[str]) -> Self:
+    def parse(cls, pictures: ImageFinder, cells: list[str]) -> Self:
         """The row of these cells.
 
         Raises:
@@ -112,7 +112,7 @@ def open_ferplus(folder: Path, *, ties: str = "first") -> Source:
         faces = Faces()
         for name in found:
             table = TextTable.open(folder / name / "label.csv", cells=_CELLS)
-            pictures = Pictures(folder, folder / name, table.encoding)
+            pictures = ImageFinder(folder, folder / name, table.encoding)
             for line, cells in table.rows():
                 source = here = f"{name}/label.csv:{line}"
                 try:

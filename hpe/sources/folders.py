@@ -49,8 +49,8 @@ from hpe.sources.base import (
     Reject,
     Source,
     entries,
+    images,
     pairs,
-    pictures,
     sample,
     shown,
     subfolders,
@@ -110,7 +110,7 @@ def rows_of(classes: list[ClassFolder], labelled: Callable[[ClassFolder, str], R
 def sources_of(part: ClassFolder, home: Path) -> Iterator[tuple[Path, str]]:
     """Every picture of a class, and its path below ``home``."""
     above, skip = shown(part.path.relative_to(home)), len(str(part.path))
-    return ((path, above + shown(str(path)[skip:])) for path in pictures(part.path))
+    return ((path, above + shown(str(path)[skip:])) for path in images(part.path))
 
 
 # AffectNet by class

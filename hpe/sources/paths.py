@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from hpe.core.files import resolved
-from hpe.data.picture_files import SUFFIXES
+from hpe.data.image_files import SUFFIXES
 from hpe.sources.base import shown
 
 _Parts = tuple[str, ...]
@@ -68,7 +68,7 @@ class PathError(ValueError):
 
 
 @dataclass
-class Pictures:
+class ImageFinder:
     """Finds the pictures of one reading of a table.
 
     A path may be relative, absolute, or absolute on the machine where the table was written; its separators may be

@@ -37,10 +37,10 @@ from hpe.sources.base import (
     below,
     box_of,
     choice,
-    first_pictures,
-    home_of_pictures,
+    first_images,
+    home_of_images,
+    images,
     keyed,
-    pictures,
     shown,
 )
 
@@ -56,7 +56,7 @@ ROLLS: Final = ("unknown", "upright")
 
 
 def _recognise(folder: Path) -> str | None:
-    if found := next((p for p in first_pictures(folder) if NAME.fullmatch(p.stem)), None):
+    if found := next((p for p in first_images(folder) if NAME.fullmatch(p.stem)), None):
         return f"Pointing'04: pictures such as {found.name}"
     return None
 
@@ -75,12 +75,12 @@ def open_pointing04(folder: Path, *, roll: str = "unknown") -> Source:
     upright = choice("pointing04", "roll", roll, ROLLS) == "upright"
     if not _recognise(folder):
         raise UserError(f"{folder}: no picture named as person08123-30+45.jpg; expected Pointing'04")
-    home = home_of_pictures(folder, NAME.fullmatch, _is_part)
+    home = home_of_images(folder, NAME.fullmatch, _is_part)
     has_boxes = any(home.glob("Person*/person*.txt"))
 
     def rows() -> Iterator[Reject | Unread]:
         keys = Keys()
-        for path in pictures(folder):
+        for path in images(folder):
             source = below(home, folder, path)
             original = _original(home, path)
             if original:

@@ -35,7 +35,7 @@ from hpe.sources.base import (
     to_pixels,
 )
 from hpe.sources.columns import EMOTION_ORDERS, Columns
-from hpe.sources.paths import Pictures
+from hpe.sources.paths import ImageFinder
 from hpe.sources.units import ANGLES, ASK, BOXES, Units
 
 _CHOICES: Final = {"angles": ANGLES, "boxes": BOXES, "emotions": tuple(EMOTION_ORDERS)}
@@ -97,7 +97,7 @@ def _survey(
 
 
 def _sample(
-    faces: Faces, pictures: Pictures, meaning: Columns, here: str, row: Mapping[str, Any],
+    faces: Faces, pictures: ImageFinder, meaning: Columns, here: str, row: Mapping[str, Any],
     words: Mapping[str, list[str]] | None = None,
 ) -> Raw | Reject:  # fmt: skip
     value = row.get(meaning.names["image"])
@@ -279,10 +279,10 @@ def open_table(
         "; if the paths start in another folder, name it with --option images=FOLDER",
         "; if it is part of the dataset, name the folder that holds all of it with --option root=FOLDER",
     )
-    pictures = [Pictures(home, start, encoding, *ways)]
+    pictures = [ImageFinder(home, start, encoding, *ways)]
 
     def rows() -> Iterator[Raw | Reject | Unread]:
-        faces, pictures[0] = Faces(), Pictures(home, start, encoding, *ways)
+        faces, pictures[0] = Faces(), ImageFinder(home, start, encoding, *ways)
         for line, row in table.rows():
             here = f"{table.path.name}:{line}"
             got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
@@ -367,7 +367,7 @@ def open_huggingface(
     home = path if path.is_dir() else _cache()
 
     def rows() -> Iterator[Raw | Reject | Unread]:
-        faces, pictures = Faces(), Pictures(home, home)
+        faces, pictures = Faces(), ImageFinder(home, home)
         for part, rows_of_part in parts.items():
             split = split_from_word(part)
             for at, row in enumerate(rows_of_part):

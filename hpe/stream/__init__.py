@@ -15,7 +15,7 @@ A batch's way through the files, which is also their reading order::
     trainer     shard_sets.py     what a user names → shards: files, URLs, commands
        │        store.py          what a URL names, copied to a file: tries, a limit, a word to who waits
        │        remote_cache.py   those copies, once per node, in a bounded folder
-       │        index.py          a shard → a table: where each sample lies, and its labels; no tar is opened
+       │        shard_table.py    a shard → a table: where each sample lies, and its labels; no tar is opened
        │        open_files.py     the tars that a process has open
        │        open_tables.py    a tar and its table, which fit each other
        │        stream.py         Stream: sets of shards, checked and counted
@@ -32,9 +32,9 @@ A batch's way through the files, which is also their reading order::
 """
 
 from hpe.stream.batch_block import Damage, Loaded
-from hpe.stream.index import LabelSource
 from hpe.stream.loader import Loader
 from hpe.stream.shard_sets import ShardSet, resolve
+from hpe.stream.shard_table import LabelSource
 from hpe.stream.stream import Balance, Counts, Stream
 from hpe.stream.worker import Draft, Reading, Stage
 

@@ -16,7 +16,7 @@ from hpe.stream.batch_block import BatchBlock, Damage, Loaded, layout
 from hpe.stream.decoding import DeviceDecoder
 from hpe.stream.order import Plan
 from hpe.stream.shared_memory import SharedMemory
-from hpe.stream.worker import Reader, Reading, Refusal, Stage
+from hpe.stream.worker import BatchReader, Reading, Refusal, Stage
 
 if TYPE_CHECKING:
     from webdataset.pipeline import DataPipeline
@@ -36,7 +36,7 @@ class Loader:
         damaged_samples: how many samples could not be read so far.
     """
 
-    def __init__(self, reader: Reader, plan: Plan, reading: Reading, samples: int, ahead: Ahead) -> None:
+    def __init__(self, reader: BatchReader, plan: Plan, reading: Reading, samples: int, ahead: Ahead) -> None:
         self._reader, self._plan, self._reading, self.samples, self._ahead = reader, plan, reading, samples, ahead
         self.stages = reader.stages
         self.waited_seconds = 0.0

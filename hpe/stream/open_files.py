@@ -16,7 +16,7 @@ from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 if TYPE_CHECKING:
-    from hpe.stream.index import ShardTable
+    from hpe.stream.shard_table import ShardTable
 
 _MOST_OPEN: Final = 192
 """Three default windows of 64 shards. With fewer than one, nearly every sample would open its shard again."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpe.data.index import equal_rows
-from hpe.stream.index import ShardRows, ShardTable, ShardTables
 from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
 from hpe.stream.order import Places
 from hpe.stream.shard_sets import Shard
+from hpe.stream.shard_table import ShardRows, ShardTable, ShardTables
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
 from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import LABELS
-from hpe.stream.index import ShardRows, ShardTables, label_columns
 from hpe.stream.loader import Loader
 from hpe.stream.open_files import OpenFiles, Unreadable
 from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
 from hpe.stream.remote_cache import RemoteCache, tables_folder
 from hpe.stream.shard_sets import ShardSet, resolve
-from hpe.stream.worker import Reader, Reading
+from hpe.stream.shard_table import ShardRows, ShardTables, label_columns
+from hpe.stream.worker import BatchReader, Reading
 
 _TOLD: Final = 10
 _AT_ONCE: Final = 100
@@ -230,11 +230,11 @@ class Stream:
                     for key, record in rows_of(rows.batch):
                         yield named.name, key, record
 
-    def pictures(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
+    def images(self, positions: Sequence[int]) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"] | None]]:
         """Keys and pictures at positions of :meth:`once`, as its batches hold them; None: damaged."""
         order = InOrder(self.counts)
         reading = replace(self.reading, decoder="cpu")
-        reader = Reader(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
+        reader = BatchReader(self.sets, order, Plan(1, 0, 1, 0, order.length), reading, self._tables)
         for position in positions:
             block = reader.read(position)
             batch = block.unpack().batch
@@ -291,7 +291,7 @@ class Stream:
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
-        reader = Reader(self.sets, order, plan, self.reading, self._tables)
+        reader = BatchReader(self.sets, order, plan, self.reading, self._tables)
         # What was opened to be counted would stay in use as long as this process lives.
         self._files.close_others(())
         return Loader(reader, plan, self.reading, self.samples, Ahead(self.sets, order, plan.first, self._cache))

@@ -26,14 +26,14 @@ from hpe.core.errors import UserError
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
-from hpe.data.shard_reader import is_picture_of
+from hpe.data.shard_reader import is_image_of
 from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
-from hpe.stream.index import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.open_files import Unreadable
 from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
+from hpe.stream.shard_table import WHOLE_SHARD, LabelSource, ShardTable
 from hpe.stream.shared_memory import SharedMemory
 
 _ELSEWHERE: Final = (
@@ -120,7 +120,7 @@ Stage = Callable[[Draft], Draft]
 """What may be put between two stages."""
 
 
-class Reader:
+class BatchReader:
     """The stages, for one rank of one plan."""
 
     def __init__(
@@ -193,7 +193,7 @@ class Reader:
                     self._lose(draft, at, str(error))
                     continue
                 # Decoding finds no fault with the picture of another sample.
-                if is_picture_of(member[:BLOCK], draft.keys[at], size):
+                if is_image_of(member[:BLOCK], draft.keys[at], size):
                     draft.data[at] = member[BLOCK:]
                 else:
                     self._lose(draft, at, _ELSEWHERE)

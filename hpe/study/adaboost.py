@@ -144,7 +144,7 @@ def boost(
     """
     import pyarrow as pa
 
-    from hpe.evaluate.measure import FOLDER, keep
+    from hpe.evaluate.measure import FOLDER, write_results
     from hpe.stream import Stream
 
     rows, values, damaged = _read(Stream([train], features.reading), features.of_batch)
@@ -161,7 +161,7 @@ def boost(
         assert chosen.max(initial=0) < len(EMOTIONS)
         rows = rows.append_column("emotion_hat", pa.array(chosen, pa.int8()))
         print(
-            keep(
+            write_results(
                 run / FOLDER, name, rows, stream, damaged=lost, about={"weights": about},
                 trained={"emotion": np.asarray(model.classes_).tolist()}, replicates=replicates,
             )

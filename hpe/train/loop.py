@@ -60,12 +60,13 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
         job = stack.enter_context(open_job(config, ranks, change_precision=change_precision))
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
-        if (job.config.train.layer_decay, job.config.train.head_rate) != (1.0, 1.0):
+        settings = job.config.train
+        if settings.layer_decay != 1 or settings.head_rate != 1:
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
         log = stack.enter_context(Log(job.run, ranks, state.samples_seen, unvalidated=state.unvalidated))
         log.start(state.step, state.samples_seen, {"precision": job.precision.name, "why": job.precision.why})
         shown = stack.enter_context(
-            screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=config.train.epochs)
+            screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=settings.epochs)
         )
         try:
             return loop(job, learner, state, log, shown, stack.enter_context(signals()))
@@ -82,21 +83,21 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, sign
     stop = False
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
-            state, stop = _validate(job, learner, state, log, shown, signal)
+            state, stop = _validate_and_save(job, learner, state, log, shown, signal)
         while not stop and not _done(job, state):
             loaded = next(loader)
             after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
             now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
-            # All ranks get the same answer, one step after a rank has asked. No sample is lost by that: the state that
-            # is saved below includes this step.
+            # `step` returns whether any rank asked to stop, one step later: the same answer on all ranks, and none
+            # waits for it. No sample is lost by that: the state that is saved below includes this step.
             stop = learner.step(loaded, state, stop=signal.received, logged=now.log)
-            state = replace(after, unvalidated=now.validation)
+            state = replace(after, unvalidated=now.validation)  # due, not yet done
             shown.advance(job.batch)
             if now.log:
                 shown.train(learner.log(state, log, loader))
                 job.damage.tell(loader)
             if now.validation and not stop:
-                state, stop = _validate(job, learner, state, log, shown, signal)
+                state, stop = _validate_and_save(job, learner, state, log, shown, signal)
             elif stop or now.checkpoint:
                 learner.save(job.run, state)
         job.damage.tell(loader)
@@ -141,11 +142,15 @@ def _done(job: Job, state: State) -> bool:
 def _out_of_patience(job: Job, state: State) -> bool:
     settings = job.config.train
     patience = settings.patience * settings.validate_epochs * job.epoch_samples
-    since = max(state.best_samples, settings.small_epochs * job.epoch_samples)
-    return bool(patience) and state.samples_seen - since >= patience
+    # Patience counts from the last improvement, at the earliest from where images grow (`train.small_size`): values
+    # from small images say nothing about those from large ones.
+    start = max(state.best_samples, settings.small_epochs * job.epoch_samples)
+    return bool(patience) and state.samples_seen - start >= patience
 
 
-def _validate(job: Job, learner: Learner, state: State, log: Log, shown: Screen, signal: Signals) -> tuple[State, bool]:
+def _validate_and_save(
+    job: Job, learner: Learner, state: State, log: Log, shown: Screen, signal: Signals
+) -> tuple[State, bool]:
     """Validate and save: the state with the best value so far, and whether a signal asks to stop.
 
     A signal ends a validation within a few batches, on all ranks alike. What is saved then stays ``unvalidated``, so
@@ -170,7 +175,7 @@ def _judged(job: Job, learner: Learner, state: State, log: Log, shown: Screen, m
     log.confusions(state.samples_seen, confusions)
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
-    # A best value from small images does not count once images are larger: the two are not comparable.
+    # With `train.small_size` a run begins with small images. Their best value does not count once images are larger.
     if value is not None and better(job.selection, value, None if larger else state.best):
         state = replace(state, best=value, best_samples=state.samples_seen)
     if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
@@ -190,12 +195,13 @@ class _UntilAsked:
         self._job, self._learner, self._signal, self.stopped = job, learner, signal, False
 
     def __iter__(self) -> Iterator[Batch]:
-        # The last, short batch may be missing on some ranks. `some_rank` is a collective call: a rank that made it
-        # alone would wait for ever, so only batches that every rank has (`number < shared`) may call it.
-        shared = self._job.val.samples // self._job.batch
+        # The last, short batch may be missing on some ranks. `some_rank_asked` is a collective call: a rank that made
+        # it alone would wait for ever, so only whole batches, which every rank has, may call it. `Job.validation` uses
+        # the batch size of the training, over all ranks.
+        whole = self._job.val.samples // self._job.batch
         with self._job.validation() as loader:
             for number, loaded in enumerate(loader):
-                if number < shared and self._learner.some_rank(self._signal.received):
+                if number < whole and self._learner.some_rank_asked(self._signal.received):
                     self.stopped = True
                     break
                 yield loaded.batch

@@ -9,14 +9,13 @@ missing labels have the gradient of one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hpe.config.run import HeadsConfig
+from hpe.config.run import AffectHead, DirectionHead, EmotionHead, HeadsConfig, PoseHead
 from hpe.core.geometry import rotation_from_6d, rotation_from_euler
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.data.batch import Batch
@@ -64,11 +63,13 @@ def loss_settings(heads: HeadsConfig, labels: Mapping[str, Sequence[int]]) -> di
     return {head: _settings_of(head, getattr(heads, head), labels) for head in heads.on}
 
 
-def _settings_of(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) -> LossSettings:
-    if head == "pose":
+def _settings_of(
+    head: str, settings: EmotionHead | DirectionHead | PoseHead | AffectHead, labels: Mapping[str, Sequence[int]]
+) -> LossSettings:
+    if isinstance(settings, PoseHead):
         limit = BINS_REACH_DEGREES if settings.kind == "bins66" else float("inf")
         return LossSettings(settings.weight, alpha=settings.alpha, largest_degrees=limit)
-    if head == "affect":
+    if isinstance(settings, AffectHead):
         return LossSettings(settings.weight)
     weights = prior = None
     # On the CPU: Accelerate has not set this rank's device yet, and `cuda` would be GPU 0 on every rank.
@@ -77,13 +78,8 @@ def _settings_of(head: str, settings: Any, labels: Mapping[str, Sequence[int]]) 
         weights = torch.where(found > 0, found.sum() / (len(found) * found.clamp(min=1)), 0.0)
     elif settings.imbalance == "logit-adjustment":
         prior = ((found + 1) / (found + 1).sum()).log()
-    return LossSettings(
-        settings.weight,
-        smoothing=settings.smoothing,
-        class_weights=weights,
-        log_prior=prior,
-        soft=getattr(settings, "votes", True),
-    )
+    both = LossSettings(settings.weight, smoothing=settings.smoothing, class_weights=weights, log_prior=prior)
+    return replace(both, soft=settings.votes) if isinstance(settings, EmotionHead) else both
 
 
 def with_targets(batch: Batch, losses: Mapping[str, LossSettings]) -> Batch:

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.data.annotate import Reading, card
+from hpe.data.annotate import Overlay, card
 from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs, angles_of
 
@@ -45,14 +45,14 @@ def _cards(batch: Batch, outputs: Outputs) -> list[Image.Image]:
     cards = []
     for row, pixels in enumerate(batch.images[:SHOWN].permute(0, 2, 3, 1).cpu().numpy()):
         height, width = pixels.shape[:2]
-        reading = Reading(
+        overlay = Overlay(
             (0.0, 0.0, float(width), float(height)),
             None if angles is None or not np.isfinite(angles[row]).all() else tuple(angles[row]),
             None if direction is None else direction[row],
             None if emotion is None or not np.isfinite(emotion[row]).all() else emotion[row],
             _truth(batch, row),
         )
-        cards.append(card(Image.fromarray(pixels), reading, height=_FACE_SIDE))
+        cards.append(card(Image.fromarray(pixels), overlay, height=_FACE_SIDE))
     return cards
 
 

@@ -12,7 +12,7 @@ from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, common_accelerator, share_cores
 from hpe.core.errors import UserError, mistakes
 from hpe.core.precision import Precision, training_precision
-from hpe.data.framing import face_shares
+from hpe.data.face_sizes import face_shares
 from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask

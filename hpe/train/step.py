@@ -283,10 +283,10 @@ class Learner:
         self._stopping |= asked > 0
         return self._stopping
 
-    def some_rank(self, here: bool) -> bool:
-        """Whether ``here`` was true on some rank: the same answer on all ranks. Collective, but waits for none.
+    def some_rank_asked(self, here: bool) -> bool:
+        """Whether ``here`` was true on some rank at the *previous* call (at the first: False).
 
-        Answers the previous call's question (first call: False).
+        The same answer on all ranks. A collective call that waits for none of them.
 
         ``hpe.core.distributed.some_rank`` answers at once; for that it waits for the device and for the slowest rank.
         """

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from hpe.core.labels import AXIS_COLOURS
-from hpe.data.annotate import Marker, Reading, annotate, axis_ends, card, with_axes, with_box, with_cube
+from hpe.data.annotate import Marker, Overlay, annotate, axis_ends, card, with_axes, with_box, with_cube
 
 GREY = 118
 degrees = st.floats(-85, 85)
@@ -41,7 +41,7 @@ def test_axes_end_where_scipys_rotation_puts_them(yaw: float, pitch: float, roll
 )
 def test_blue_points_where_the_face_looks(angles: tuple[float, float, float], side: int, sign: int) -> None:
     """Yaw + looks to the picture's left, pitch + looks up."""
-    image = with_axes(blank(), Reading((60, 60, 180, 180), angles))
+    image = with_axes(blank(), Overlay((60, 60, 180, 180), angles))
     pixels = near_colour(image, AXIS_COLOURS[2])
     assert len(pixels) > 30
     reach = (pixels - 120)[:, side] * sign
@@ -54,7 +54,7 @@ def test_mirrored_angles_give_the_mirrored_drawing_of_what_lies_in_depth(paint: 
     """The blue parts (out of the face) mirror; red keeps pointing to the picture's right, as in Hopenet."""
     box = (60.0, 60.0, 180.0, 180.0)
     blue = [
-        near_colour(paint(blank(), Reading(box, angles)), AXIS_COLOURS[2])
+        near_colour(paint(blank(), Overlay(box, angles)), AXIS_COLOURS[2])
         for angles in ((35.0, 12.0, 0.0), (-35.0, 12.0, 0.0))
     ]
     mirrored = blue[1].copy()
@@ -68,7 +68,7 @@ def test_pixels_away_from_the_face_keep_their_bytes(paint: Marker) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(256, size=(300, 400, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    drawn = np.asarray(paint(image, Reading((100, 100, 180, 180), (20.0, 10.0, 5.0))))
+    drawn = np.asarray(paint(image, Overlay((100, 100, 180, 180), (20.0, 10.0, 5.0))))
     changed = (drawn != pixels).any(-1)
     assert changed.any()
     rows, columns = np.nonzero(changed)
@@ -81,12 +81,12 @@ def test_pixels_away_from_the_face_keep_their_bytes(paint: Marker) -> None:
 
 def test_without_angles_nothing_is_drawn() -> None:
     image = blank()
-    assert with_axes(image, Reading((0, 0, 9, 9))) is image
-    assert with_cube(image, Reading((0, 0, 9, 9))) is image
+    assert with_axes(image, Overlay((0, 0, 9, 9))) is image
+    assert with_cube(image, Overlay((0, 0, 9, 9))) is image
 
 
 def test_lines_are_antialiased() -> None:
-    image = np.asarray(with_axes(blank(), Reading((60, 60, 180, 180), (25.0, 15.0, 20.0))))
+    image = np.asarray(with_axes(blank(), Overlay((60, 60, 180, 180), (25.0, 15.0, 20.0))))
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
 
 
@@ -94,21 +94,21 @@ def test_lines_are_antialiased() -> None:
 def test_boxes_at_and_beyond_the_border_are_drawn_as_far_as_they_are_seen(
     box: tuple[float, float, float, float],
 ) -> None:
-    reading = Reading(box, (20.0, 10.0, 5.0), 3, [0.125] * 8, "hostile <b>\u202e\n")
-    drawn = annotate(blank(), [reading], with_cube)
+    overlay = Overlay(box, (20.0, 10.0, 5.0), 3, [0.125] * 8, "hostile <b>\u202e\n")
+    drawn = annotate(blank(), [overlay], with_cube)
     assert drawn.size == (240, 240)
 
 
 def test_a_card_is_as_high_as_asked_and_shows_the_bars_of_the_emotions() -> None:
-    reading = Reading((20, 20, 90, 90), (0.0, 0.0, 0.0), 1, [0.02] * 7 + [0.86], "truth: sad")
-    drawn = card(blank(112, 112), reading, height=256)
+    overlay = Overlay((20, 20, 90, 90), (0.0, 0.0, 0.0), 1, [0.02] * 7 + [0.86], "truth: sad")
+    drawn = card(blank(112, 112), overlay, height=256)
     assert drawn.height == 256
     assert drawn.width > 256
     assert len(near_colour(drawn, "#a0785a")) > len(near_colour(drawn, "#8e5bb5")) + 50  # contempt, fear
 
 
 def test_panels_of_several_faces_leave_the_picture_its_size() -> None:
-    faces = [Reading((x, 40, x + 60, 100), (10.0, 0, 0), 2, [0.125] * 8) for x in (10, 300, 560)]
+    faces = [Overlay((x, 40, x + 60, 100), (10.0, 0, 0), 2, [0.125] * 8) for x in (10, 300, 560)]
     assert annotate(blank(640, 300), faces).size == (640, 300)
 
 
@@ -116,6 +116,6 @@ def test_panels_of_several_faces_leave_the_picture_its_size() -> None:
 def test_a_card_of_a_picture_that_is_nearly_a_line_stays_of_a_size_that_jpeg_and_readers_take(
     size: tuple[int, int],
 ) -> None:
-    drawn = card(Image.new("RGB", size), Reading((0, 0, *size), (20.0, 10.0, 5.0), 1, [0.125] * 8), height=256)
+    drawn = card(Image.new("RGB", size), Overlay((0, 0, *size), (20.0, 10.0, 5.0), 1, [0.125] * 8), height=256)
     assert drawn.height == 256
     assert drawn.width < 1200

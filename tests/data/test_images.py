@@ -15,17 +15,17 @@ from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, featur
 
 from hpe.data import images
 from hpe.data.decode import decode_into
+from hpe.data.image_files import image_format
 from hpe.data.images import (
     DecodeError,
     crop_resize,
     decode_rgb,
     encode_jpeg,
+    image_size,
     map_box,
     map_points,
-    picture_size,
     to_grey,
 )
-from hpe.data.picture_files import picture_format
 
 RNG = np.random.default_rng(0)
 
@@ -90,7 +90,7 @@ def test_every_way_to_a_pictures_size_gives_that_of_the_upright_picture(
     with Image.open(io.BytesIO(data)) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
     (tmp_path / "picture").write_bytes(data)
-    assert picture_size(data) == picture_size(tmp_path / "picture") == upright.size
+    assert image_size(data) == image_size(tmp_path / "picture") == upright.size
     assert decode_rgb(data).shape[1::-1] == upright.size
     assert difference(decode_rgb(data), np.asarray(upright)) < 3
     square = np.zeros((16, 16, 3), np.uint8)
@@ -114,7 +114,7 @@ def test_an_orientation_in_xmp_or_behind_a_comment_is_applied_too() -> None:
         with Image.open(io.BytesIO(data)) as opened:
             upright = ImageOps.exif_transpose(opened)
         assert upright.size == (24, 40)
-        assert picture_size(data) == upright.size
+        assert image_size(data) == upright.size
         assert difference(decode_rgb(data), np.asarray(upright)) < 3
         row = np.zeros((24, 24, 3), np.uint8)
         decode_into(data, row)
@@ -123,20 +123,20 @@ def test_an_orientation_in_xmp_or_behind_a_comment_is_applied_too() -> None:
 
 def test_a_format_is_known_by_its_first_bytes() -> None:
     for kind in (*FORMATS, "BMP", "GIF", "PPM"):
-        assert picture_format(encoded(Image.fromarray(smooth(8, 8)), kind)[:64]) == kind
+        assert image_format(encoded(Image.fromarray(smooth(8, 8)), kind)[:64]) == kind
     for start, kind in (
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isomavc1", None), (b"BMW is no picture", None), (b"%PDF-1.7", None),
         (b"P4 is short", "PPM"), (b"", None), (b"RIFF\0\0\0\0WAVE", None),
     ):  # fmt: skip
-        assert picture_format(start) == kind
+        assert image_format(start) == kind
 
 
 def test_heic_names_the_way_to_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     images._heif.cache_clear()
     heic = b"\0\0\0\x18ftypheic" + bytes(200)
-    for read in (decode_rgb, picture_size):
+    for read in (decode_rgb, image_size):
         with pytest.raises(DecodeError, match="pip install pillow-heif"):
             read(heic)
 
@@ -148,7 +148,7 @@ def test_heic_is_read_upright_where_its_decoder_is_installed() -> None:
     out = io.BytesIO()
     heif.from_pillow(Image.fromarray(smooth(64, 96))).save(out, exif=exif.tobytes())
     upright = np.rot90(smooth(64, 96), -1)
-    assert picture_size(out.getvalue()) == (64, 96)
+    assert image_size(out.getvalue()) == (64, 96)
     assert difference(decode_rgb(out.getvalue()), upright) < 6
 
 

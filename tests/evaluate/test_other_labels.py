@@ -13,7 +13,7 @@ import pytest
 import sklearn.metrics as sk
 
 from hpe.core.labels import EMOTIONS
-from hpe.data.framing import face_shares
+from hpe.data.face_sizes import face_shares
 from hpe.data.shards import Manifest, write_shard
 from hpe.evaluate import evaluate
 from hpe.evaluate.warnings import one_answer

@@ -23,7 +23,7 @@ from hpe.estimators.landmarks import as_pose_estimator
 from hpe.landmarks.align import rotations_of
 from hpe.landmarks.draw import _lines, draw_pictures, sheet
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
-from hpe.landmarks.extract import extract, pictures_of
+from hpe.landmarks.extract import extract, input_images
 from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, install, interpreter, merged
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
@@ -168,7 +168,7 @@ def test_shards_give_keys_and_angles(fake, tmp_path):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match="no pictures"):
-        pictures_of(tmp_path)
+        input_images(tmp_path)
 
 
 @pytest.fixture

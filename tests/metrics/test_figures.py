@@ -18,6 +18,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import resampled_sums, wilson_interval
 from hpe.metrics import figures, to_markdown
+from hpe.metrics.markdown import of_classifier
 from hpe.metrics.values import Resampling, figure
 from tests.fake_run import HOSTILE, predictions
 
@@ -238,6 +239,16 @@ def test_cells_count_every_labelled_sample_and_name_the_empty_ones() -> None:
             assert cell["n"] == inside.sum()
             if not inside.any():
                 assert cell["reason"] == "empty cell"
+
+
+def test_results_that_lack_a_metric_keep_their_table_with_a_dash() -> None:
+    whole = figures(predictions(60), replicates=5)["emotion"]
+    full = [(name, text(one)) for name, text, one in of_classifier(whole)]
+    for name in ("weighted_f1", "top_2", "calibration", "chance"):
+        older = {key: value for key, value in whole.items() if key != name}
+        rows = [(name, text(one)) for name, text, one in of_classifier(older)]
+        assert [row for row, _ in rows] == [row for row, _ in full]
+        assert sorted(value for row, value in rows if (row, value) not in full) == ["–"]
 
 
 def test_groups_are_the_figures_of_their_own_rows() -> None:

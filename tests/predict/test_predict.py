@@ -22,7 +22,7 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.decode import decode_into
 from hpe.data.detect import Face
-from hpe.data.images import Picture, decode_rgb, picture_size
+from hpe.data.images import RGBImage, decode_rgb, image_size
 from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
@@ -222,7 +222,7 @@ class TwoFaces:
 
     name = "told"
 
-    def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
         known: dict[int, list[Face]] = {
             120: [((10.0, 10.0, 70.0, 70.0), 0.9), ((80.0, 20.0, 110.0, 50.0), 0.8)],
             100: [],
@@ -311,7 +311,7 @@ def test_a_picture_turned_by_exif_has_the_size_that_people_see(tmp_path: Path) -
     exif[0x0112] = 6
     Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "turned.jpg", exif=exif)
     data = (tmp_path / "turned.jpg").read_bytes()
-    assert picture_size(data) == (40, 60)
+    assert image_size(data) == (40, 60)
     assert decode_rgb(data).shape == (60, 40, 3)
 
 
@@ -371,7 +371,7 @@ def test_an_interrupted_prediction_leaves_what_was_there_before(
         return {}
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "readings", dying)
+        patch.setattr(module, "answer_columns", dying)
         predict(run, [tar], PredictOptions(out=tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -454,7 +454,7 @@ def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path:
     copy = tmp_path / "cropped"
     shutil.copytree(shards, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    photos = [module.PictureFile(tmp_path / "a.jpg", "a"), module.PictureFile(tmp_path / "b.jpg", "b")]
+    photos = [module.ImageFile(tmp_path / "a.jpg", "a"), module.ImageFile(tmp_path / "b.jpg", "b")]
     for crop, count in (("none", 0), ("keep", 0), ("square-1.4@landmarks", 1)):
         (copy / "manifest.json").write_text(json.dumps(manifest | {"crop": crop}))
         predictor = open_predictor(made.untrained(tmp_path / crop, copy), torch.device("cpu"))
@@ -545,7 +545,7 @@ def test_images_that_look_like_whole_photos_are_told_before_they_are_used_as_one
     width: int, height: int, faces: int | None, told: str | None,
 ) -> None:  # fmt: skip
     class Several:
-        def detect(self, images: Sequence[Picture]) -> list[list[Face]]:
+        def detect(self, images: Sequence[RGBImage]) -> list[list[Face]]:
             return [[((5.0, 5.0, 85.0, 95.0), 0.9)] * (faces or 0) for _ in images]
 
     monkeypatch.setattr(whole_photos, "installed", lambda: () if faces is None else ("mtcnn", "hog"))

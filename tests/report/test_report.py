@@ -14,11 +14,12 @@ import pytest
 from hpe.core.errors import UserError
 from hpe.evaluate.gallery import KINDS, choose_rows, gallery, write_faces
 from hpe.metrics import figures
-from hpe.metrics.markdown import table
+from hpe.metrics.markdown import headline_figures, table
 from hpe.report import report
 from hpe.report.charts import Series, intervals, lines, ticks
 from hpe.report.load import read_run
 from hpe.report.model_card import model_card
+from hpe.report.tables import comparison
 from tests import browser
 from tests.fake_run import CONFIG, HOSTILE, fake_run, predictions
 
@@ -289,6 +290,18 @@ def test_the_comparison_tells_what_differs_and_tests_it_on_the_same_samples(runs
     assert f'class="best">{100 * better:.1f}' in text
     assert CONFIG.count("seed") == 1
     assert "None: the configs are the same" in text
+
+
+def test_the_best_run_of_a_column_is_the_one_that_errs_less_or_agrees_more() -> None:
+    made = [(name, figures(predictions(200, skill=skill), replicates=5)) for name, skill in (("a", 0.2), ("b", 6.0))]
+    errors = {"Calibration error", "Pose MAE", "Geodesic error", "Pose MAE, ±99° only"}
+    table = comparison(made, "compared")
+    assert errors < {*table.head}
+    assert {one.name for one in headline_figures(made[0][1]) if one.lower_is_better} == errors
+    for place, title in enumerate(table.head[1:], start=1):
+        values = [row[place].value for row in table.rows]
+        best = (min if title in errors else max)(values)  # type: ignore[type-var]
+        assert [row[place].best for row in table.rows] == [value == best for value in values]
 
 
 def test_ticks_are_round_and_cover_the_range() -> None:

@@ -17,9 +17,9 @@ from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.sources import Raw, Reject, open_source, recognise
 from hpe.sources.affectnet import COLUMNS, npy_numbers
-from hpe.sources.base import LARGEST_FILE_BYTES, number, pictures
+from hpe.sources.base import LARGEST_FILE_BYTES, images, number
 from hpe.sources.mat import mat_arrays
-from hpe.sources.paths import PathError, Pictures
+from hpe.sources.paths import ImageFinder, PathError
 
 ANY_FOLDER = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -143,7 +143,7 @@ def test_no_path_of_a_table_leads_out_of_the_dataset(tmp_path: Path, parts: list
         (root / name).touch()
     for text in ("/".join((start.replace("{root}", str(root)), *parts)), "\\".join((*parts, end)), end):
         try:
-            path, source = Pictures(root, root).find(text)
+            path, source = ImageFinder(root, root).find(text)
         except PathError:
             continue
         assert path.resolve().is_relative_to(root.resolve())
@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_read_is_not_lost_without_a_word(
 
     monkeypatch.setattr(os, "scandir", refusing)  # root reads whatever its mode is
     with pytest.raises(UserError, match="closed: cannot be read"):
-        list(pictures(tmp_path))
+        list(images(tmp_path))
 
 
 def test_a_label_in_other_digits_is_rejected(tmp_path: Path) -> None:

@@ -50,7 +50,6 @@ def splits(source: Source) -> dict[str, str | None]:
 def test_every_reader_has_its_own_name_and_says_what_it_looks_for(tmp_path: Path) -> None:
     known = readers()
     assert {name for name, reader in known.items() if reader.name != name} == set()
-    assert len(known) == 16
     with pytest.raises(UserError) as caught:
         recognise(tmp_path)
     for reader in known.values():
@@ -60,7 +59,7 @@ def test_every_reader_has_its_own_name_and_says_what_it_looks_for(tmp_path: Path
 @pytest.mark.parametrize("name", [name for name in readers() if name not in ("synthetic", "huggingface")])
 def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, tmp_path: Path) -> None:
     picture(tmp_path / "holiday" / "beach.jpg")
-    with pytest.raises(UserError, match=rf"(?s)^{tmp_path}.*(expected|name no emotion|nor class|with the col)"):
+    with pytest.raises(UserError, match=rf"(?s)^{tmp_path}.*(expected|name no emotion|nor class)"):
         open_source(name, tmp_path)
 
 

@@ -82,17 +82,13 @@ def test_a_precision_that_is_not_the_one_asked_for_is_found(place: Place, monkey
     assert (row.state, row.text) == ("bad", "convolutions computed in torch.float32, expected torch.bfloat16")
 
 
-@pytest.mark.parametrize(
-    ("capability", "refused"), [((5, 2), {"bf16", "fp16"}), ((7, 5), {"bf16"}), ((8, 0), set()), ((9, 0), set())]
-)
-def test_a_gpu_too_old_for_a_precision_is_told_so(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: set[str]
+def test_a_precision_that_the_hardware_lacks_is_skipped_with_the_reason(
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = dataclasses.replace(place, kind="cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    found = {name: training.unsupported(gpu, name) for name in ("fp32", "bf16", "fp16")}
-    assert {name for name, why in found.items() if why} == refused
-    assert all(f"has {capability[0]}.{capability[1]}" in why for why in found.values() if why)
+    monkeypatch.setattr(training, "lacks_precision", lambda name, _: f"{name} needs a newer GPU")
+    assert {(row.name, row.state, row.text) for row in training.precision(place)} == {
+        (name, "skip", f"{name} needs a newer GPU") for name in ("fp32", "bf16", "fp16")
+    }
 
 
 # compile

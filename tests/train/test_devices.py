@@ -75,7 +75,9 @@ def check(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "gradient_norm" in figures
         metrics = HeadMetrics(job.config.model.heads.on)
         with job.validation() as loader:
-            learner.validate((one.batch for one in loader if not learner.some_rank(False)), metrics, state.samples_seen)
+            learner.validate(
+                (one.batch for one in loader if not learner.some_rank_asked(False)), metrics, state.samples_seen
+            )
         assert places(waits) == BEFORE_A_VALIDATION
         figures, _ = metrics.figures()
         assert places(waits) == AFTER_A_VALIDATION

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks
+from hpe.core.precision import lacks_precision
 from hpe.models.multitask import Outputs
 from hpe.models.run_folder import METRICS, State
 from hpe.stream import Loaded
@@ -29,8 +30,6 @@ ALONE: Final = Ranks(0, 1, 0, 1)
 _PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FALL: Final = 0.8
 """A loss that has fallen is at most this share of the first step's: it comes to about a half."""
-_BF16_CAPABILITY: Final = (8, 0)
-_FP16_CAPABILITY: Final = (5, 3)
 _COMPARED_STEPS: Final = 4
 _TIMED_STEPS: Final = 8
 _CLOSE: Final = 0.1
@@ -43,21 +42,10 @@ _WATCHED_STEPS: Final = 4
 def precision(place: Place) -> Iterator[Row]:
     """Check 2: a small network learns from rendered heads in each precision, and really computes in it."""
     for name in _PRECISIONS:
-        if why := unsupported(place, name):
+        if why := lacks_precision(name, place.device):
             yield Row(name, "skip", why)
         else:
             yield attempt(name, lambda name=name: _trains(place, name))
-
-
-def unsupported(place: Place, name: str) -> str | None:
-    """Why the hardware does not compute in a precision, or None."""
-    if place.kind == "cpu":
-        return "fp16 is for GPUs: no training in it on a CPU" if name == "fp16" else None
-    found = torch.cuda.get_device_capability(place.device)
-    needed = {"bf16": _BF16_CAPABILITY, "fp16": _FP16_CAPABILITY}.get(name, (0, 0))
-    if found >= needed or torch.version.hip:
-        return None
-    return f"{name} needs compute capability {needed[0]}.{needed[1]}; this GPU has {found[0]}.{found[1]}"
 
 
 def _trains(place: Place, name: str) -> Row:

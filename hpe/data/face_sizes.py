@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from hpe.data.crops import box_around
-from hpe.data.images import DecodeError, picture_size
+from hpe.data.images import DecodeError, image_size
 from hpe.data.records import Record
 from hpe.data.shard_reader import open_tar
 
@@ -32,7 +32,7 @@ def face_shares(tars: Sequence[Path]) -> dict[str, float]:
         for row in range(0, len(shard), -(-len(shard) // _ROWS_OF_SHARD) or 1):
             try:
                 sides = _sides(shard.record(row))
-                side = min(picture_size(bytes(shard.image(row)))) if sides else 0
+                side = min(image_size(bytes(shard.image(row)))) if sides else 0
             except (ValueError, DecodeError, RecursionError):
                 continue
             for basis, longer in sides.items():

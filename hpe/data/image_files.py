@@ -44,7 +44,7 @@ NOT_REGULAR: Final = "no regular file: a pipe, a socket or a device"
 UNREADABLE: Final = "folder that cannot be read"
 
 
-def picture_format(start: bytes) -> str | None:
+def image_format(start: bytes) -> str | None:
     """The format of a picture by its first 64 bytes, such as ``JPEG`` or ``HEIC``; None: not a picture hpe knows.
 
     ``HEIC`` and ``AVIF`` are told apart by the brands of their container (ISO/IEC 23008-12).
@@ -190,7 +190,7 @@ def _file(entry: os.DirEntry[str]) -> Path | Other:
     if suffix not in _NOT_READ:
         try:
             with open_regular(path) as stream:
-                if picture_format(stream.read(START_BYTES)) is not None:
+                if image_format(stream.read(START_BYTES)) is not None:
                     return path
         except OSError as error:
             return Other(path, f"file that cannot be read ({error.strerror})", lost=True)

@@ -34,7 +34,7 @@ def _no_tar(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a tar was opened")
 
     monkeypatch.setattr("hpe.stream.open_files.OpenFiles.open", refuse)
-    monkeypatch.setattr("hpe.stream.index.open_tar", refuse)
+    monkeypatch.setattr("hpe.stream.shard_table.open_tar", refuse)
 
 
 def test_with_an_index_the_batches_are_those_without(made: Made, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_pose_tables_are_joined_without_a_tar_also_from_the_cache(
         counts = stream(one, labels=LabelSource("pose", "ours")).label_counts()
         assert counts.angles == SAMPLES - len(COUNTS)  # the first pitch of each table is null
         assert sum(counts.direction) == sum(-(-count // 2) for count in COUNTS)
-        monkeypatch.setattr("hpe.stream.index.read_labels", None)
+        monkeypatch.setattr("hpe.stream.shard_table.read_labels", None)
 
 
 def _rewritten(made: Made, number: int, records: Callable[[int], Record]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hpe.data.picture_files import SUFFIXES, Other, counted, in_words, walk
+from hpe.data.image_files import SUFFIXES, Other, counted, in_words, walk
 
 
 def picture(path: Path, form: str = "PNG") -> Path:
