@@ -1,6 +1,7 @@
 """Stop signals: before a command catches them they end the process; then they ask it to stop at the next safe point."""
 
 import atexit
+import math
 import os
 import signal
 import sys
@@ -16,11 +17,16 @@ _KILLED: Final = 128
 """Exit code of a process that a signal ended, less the signal's number, as in shells."""
 
 
+class Interrupted(Exception):  # noqa: N818 (no error: a signal asked for it)
+    """A signal has ended a wait."""
+
+
 class Signals:
     """SIGTERM, SIGUSR1 (of Slurm, before the time limit) and SIGINT as a request to stop, checked between steps."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._ends_wait_at = math.inf
 
     @property
     def received(self) -> bool:
@@ -32,6 +38,23 @@ class Signals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        if time.monotonic() >= self._ends_wait_at:
+            raise Interrupted
+
+    @contextmanager
+    def ending_wait(self, *, after_seconds: float) -> Iterator[None]:
+        """While the block runs, a signal ends it, once it has run for some seconds.
+
+        Raises:
+            Interrupted: a signal has come; with 0 seconds also one that came before.
+        """
+        if self.received and not after_seconds:
+            raise Interrupted
+        self._ends_wait_at = time.monotonic() + after_seconds
+        try:
+            yield
+        finally:
+            self._ends_wait_at = math.inf
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """The description of a head-pose network (the YAML beside its weights), and how its outputs are read by it."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from hpe.config.strict_yaml import Section
@@ -79,6 +79,12 @@ class OutputSpec(Section):
     unit: Literal["degrees", "radians"] = "degrees"
     deviations: str | None = None
 
+    @model_validator(mode="after")
+    def _each_output_once(self) -> Self:
+        if self.deviations is not None and self.deviations in (self.names or ()):
+            raise ValueError(f"deviations: {self.deviations!r} is an output of the pose, too; name another output")
+        return self
+
     @field_validator("order")
     @classmethod
     def _each_once(cls, order: tuple[Angle, Angle, Angle]) -> tuple[Angle, Angle, Angle]:
@@ -125,6 +131,14 @@ class EstimatorSpec(Section):
     input: InputSpec = InputSpec()
     output: OutputSpec | None = None
     heads: HeadOutputs = HeadOutputs()
+
+    @model_validator(mode="after")
+    def _outputs_once(self) -> Self:
+        pose = [] if self.output is None else [*(self.output.names or ()), self.output.deviations]
+        named = [name for name in (*pose, *self.heads.named.values()) if name is not None]
+        if double := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"output {double!r} is named twice; each output of the network is one thing")
+        return self
 
     @field_validator("crop")
     @classmethod

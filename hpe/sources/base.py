@@ -391,6 +391,10 @@ def number(name: str, text: str | float | None) -> float | None:
     if text is None or (isinstance(text, str) and text.strip().lower() in _EMPTY_CELLS):
         return None
     try:
+        if isinstance(text, str) and (
+            "_" in text or not text.isascii()
+        ):  # Python's own: 1_000, and digits of any script
+            raise ValueError
         value = float(text)
     except (TypeError, ValueError):
         raise NotANumberError(f"{name} {str(text)[:40]!r} is not a number") from None

@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Final
 
 from hpe.config.run import RunConfig, TrainConfig
+from hpe.core.console import say
 from hpe.core.distributed import Ranks, some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
-from hpe.core.signals import Signals, signals
+from hpe.core.signals import Interrupted, Signals, signals
 from hpe.data.batch import Batch
 from hpe.models.run_folder import State
 from hpe.train.console import Screen, screen
@@ -22,6 +24,9 @@ from hpe.train.log import Log
 from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import Job, open_job, prepare_job
 from hpe.train.step import Learner
+
+_PATIENCE_SECONDS: Final = 5.0
+"""A signal ends a wait for images of one of several ranks only after so long: until then all stop together."""
 
 
 def train(config: RunConfig, *, change_precision: bool = False) -> int:
@@ -80,12 +85,16 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, sign
     """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     settings = job.config.train
     learner.start(state)
-    stop = False
+    stop, alone = False, job.ranks.world == 1
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
             state, stop = _validate_and_save(job, learner, state, log, shown, signal)
         while not stop and not _done(job, state):
-            loaded = next(loader)
+            try:
+                with signal.ending_wait(after_seconds=0.0 if alone else _PATIENCE_SECONDS):
+                    loaded = next(loader)
+            except Interrupted:  # a store may be silent for minutes, and a scheduler kills sooner
+                return _interrupted(job, learner, state)
             after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
             now = due(state, after, settings, epoch_samples=job.epoch_samples, total_samples=job.total_samples)
             # `step` returns whether any rank asked to stop, one step later: the same answer on all ranks, and none
@@ -108,6 +117,17 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, sign
         return EXIT_AGAIN
     job.finish(state, log)
     return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
+
+
+def _interrupted(job: Job, learner: Learner, state: State) -> int:
+    """End a start whose wait for images a signal has ended. Several ranks cannot save then: the others wait for it."""
+    if job.ranks.world == 1 and state.step:
+        learner.save(job.run, state)
+    last = job.last() or "nothing"
+    say(
+        f"{job.run}: stopped by a signal while waiting for images; saved is {last}; run the same command again to resume"
+    )
+    return EXIT_AGAIN
 
 
 @dataclass(frozen=True, slots=True)
