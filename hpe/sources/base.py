@@ -391,9 +391,8 @@ def number(name: str, text: str | float | None) -> float | None:
     if text is None or (isinstance(text, str) and text.strip().lower() in _EMPTY_CELLS):
         return None
     try:
-        if isinstance(text, str) and (
-            "_" in text or not text.isascii()
-        ):  # Python's own: 1_000, and digits of any script
+        # Python reads 1_000, too, and the digits of any script.
+        if isinstance(text, str) and ("_" in text or not text.isascii()):
             raise ValueError
         value = float(text)
     except (TypeError, ValueError):

@@ -124,9 +124,8 @@ def _interrupted(job: Job, learner: Learner, state: State) -> int:
     if job.ranks.world == 1 and state.step:
         learner.save(job.run, state)
     last = job.last() or "nothing"
-    say(
-        f"{job.run}: stopped by a signal while waiting for images; saved is {last}; run the same command again to resume"
-    )
+    told = f"stopped by a signal while waiting for images; saved is {last}; run the same command again to resume"
+    say(f"{job.run}: {told}")  # on whichever rank it is
     return EXIT_AGAIN
 
 
