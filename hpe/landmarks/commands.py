@@ -211,7 +211,7 @@ def _name_passed_over(kinds: Mapping[str, int]) -> None:
     from hpe.data.image_files import in_words
 
     if kinds:
-        print(f"{sum(kinds.values()):,} other files are passed over: {in_words(Counter(kinds))}")
+        print(f"{sum(kinds.values()):,} other files passed over: {in_words(Counter(kinds))}")
 
 
 def _name_unread(problems: Sequence[str], where: str = "") -> None:

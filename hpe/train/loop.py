@@ -25,7 +25,7 @@ from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import Job, open_job, prepare_job
 from hpe.train.step import Learner
 
-_PATIENCE_SECONDS: Final = 5.0
+_SIGNAL_GRACE_SECONDS: Final = 5.0
 """A signal ends a wait for images of one of several ranks only after so long: until then all stop together."""
 
 
@@ -91,7 +91,7 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, sign
             state, stop = _validate_and_save(job, learner, state, log, shown, signal)
         while not stop and not _done(job, state):
             try:
-                with signal.ending_wait(after_seconds=0.0 if alone else _PATIENCE_SECONDS):
+                with signal.ending_wait(after_seconds=0.0 if alone else _SIGNAL_GRACE_SECONDS):
                     loaded = next(loader)
             except Interrupted:  # a store may be silent for minutes, and a scheduler kills sooner
                 return _interrupted(job, learner, state)
@@ -120,12 +120,18 @@ def loop(job: Job, learner: Learner, state: State, log: Log, shown: Screen, sign
 
 
 def _interrupted(job: Job, learner: Learner, state: State) -> int:
-    """End a start whose wait for images a signal has ended. Several ranks cannot save then: the others wait for it."""
+    """End a start whose wait for images a signal has ended. Several ranks cannot save then: the others wait for it.
+
+    Raises:
+        SystemExit: one of several ranks leaves at once. Any collective call would meet the one that the others are in.
+    """
     if job.ranks.world == 1 and state.step:
         learner.save(job.run, state)
     last = job.last() or "nothing"
     told = f"stopped by a signal while waiting for images; saved is {last}; run the same command again to resume"
     say(f"{job.run}: {told}")  # on whichever rank it is
+    if job.ranks.world > 1:
+        raise SystemExit(EXIT_AGAIN)
     return EXIT_AGAIN
 
 

@@ -488,7 +488,7 @@ def test_every_file_of_a_folder_is_a_row_a_reason_or_is_counted(
     assert named.keys() == {"gone.png", "f.HEIC", "empty.jpg"}
     assert "HEIC" in named["f.HEIC"]
     said = capsys.readouterr().err
-    assert "5 other files are passed over: 2 × .txt, 1 × .mat, 1 × hidden" in said
+    assert "5 other files passed over: 2 × .txt, 1 × .mat, 1 × hidden" in said
     assert "1 × link to a folder that is read anyway" in said
     assert "6 faces in 9 images; 0 without a face, 3 could not be read; 5 other files passed over" in said
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.models.run_folder import State
 from hpe.stream import Loaded, Loader
-from hpe.train import plan, resume, train
+from hpe.train import loop, plan, resume, train
 from hpe.train import step as step_module
 from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import open_job
@@ -702,3 +703,15 @@ def test_a_signal_ends_a_wait_for_images_and_everything_is_saved(
     assert train(made.config(folder, run)) == 0
     one, two = (load_file(run_folder.find_checkpoint(one, "last") / "model.safetensors") for one in (whole, run))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_of_several_ranks_the_one_whose_wait_a_signal_ends_leaves_without_a_collective_call(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are in a collective call of the step: any other call of this rank would meet that one."""
+    with open_job(made.config(folder, tmp_path / "run"), Ranks(0, 1, 0, 1)) as job:
+        several = replace(job, ranks=Ranks(1, 2, 0, 1))
+        learner = SimpleNamespace(save=lambda *_: pytest.fail("saved"))
+        with pytest.raises(SystemExit) as left:
+            loop._interrupted(several, learner, State(16, 2))  # pyright: ignore[reportArgumentType]
+    assert left.value.code == EXIT_AGAIN
