@@ -4,7 +4,7 @@ import os
 import random
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -78,3 +78,11 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Log, "confusions", lambda *_: None)
     monkeypatch.setattr(Log, "faces", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_prefix_of_ranks() -> Iterator[None]:
+    """torch puts another "[rank1]: " before every later traceback, each time that a process group starts."""
+    before = sys.excepthook
+    yield
+    sys.excepthook = before
