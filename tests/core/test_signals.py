@@ -20,9 +20,12 @@ def started(body: str, **variables: str) -> subprocess.Popen[str]:
     code = f"from hpe.core.signals import *\nend_on_signals()\n{ready}\n{body}"
     process = subprocess.Popen(
         # Python 3.12 warns of any fork beside threads.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
