@@ -107,6 +107,16 @@ class IndexFile:
         """What to do about an index that cannot be used."""
         return f"make it again with `hpe index {self.shards}`"
 
+    def check(self, path: Path) -> None:
+        """Look at every value of a local copy (:func:`check_index`), and whether it is the manifest's.
+
+        Raises:
+            ValueError: it cannot be read, a value is impossible, or it is another file.
+        """
+        digest = check_index(path)
+        if self.sha256 not in (None, digest):
+            raise ValueError(f"sha256 is {digest[:12]}…, expected {self.sha256[:12]}… (manifest)")
+
 
 @dataclass(frozen=True, slots=True)
 class IndexedShard:

@@ -20,7 +20,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import progress
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
-from hpe.data.index import SCHEMA, IndexedShard, IndexFile, check_index, index_open_shard, open_index
+from hpe.data.index import SCHEMA, IndexedShard, IndexFile, index_open_shard, open_index
 from hpe.data.pose_labels import read_poses
 from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, read_metadata, table_of_shard
 from hpe.data.shard_files import ShardFile, find_shards
@@ -233,9 +233,7 @@ def _open(file: IndexFile) -> dict[Path, tuple[IndexedShard, pa.RecordBatch]]:
     """
     path = Path(file.url)
     try:
-        digest = check_index(path)
-        if file.sha256 not in (None, digest):
-            raise ValueError(f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}… (manifest)")
+        file.check(path)
         index = open_index(path)
     except ValueError as error:
         raise UserError(f"{path}: {error}; {file.way_out}") from error

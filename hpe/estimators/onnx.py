@@ -83,6 +83,16 @@ class OnnxNetwork:
         return tuple(torch.from_numpy(array) for array in binding.copy_outputs_to_cpu())
 
 
+def one_thread() -> Any:
+    """Options of a session that runs a call on one thread, so that results do not depend on the number of cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
+
+
 def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_back: bool = False) -> OnnxNetwork:
     """The network of a file, checked against the inputs, outputs and shapes in its YAML.
 
@@ -93,9 +103,7 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options = one_thread()
     providers: list[Any] = [_CPU]
     why = None
     if device.type == "cuda":

@@ -31,10 +31,6 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
-VALUES_OF_PIXELS: Final = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-"""Mean and deviation of :class:`InputSpec` for a network that takes values of 0 to 255."""
-
-
 class InputSpec(Section):
     """The network's input: a square of ``size`` pixels, ``(value / 255 - mean) / std`` by channel.
 

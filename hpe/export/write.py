@@ -21,7 +21,8 @@ from hpe.core.progress import progress
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.estimators.load import HOPENET_CROP, sha256_of
-from hpe.estimators.spec import HEAD_VALUES, VALUES_OF_PIXELS, EstimatorSpec, HeadOutputs, InputSpec, OutputSpec
+from hpe.estimators.onnx import one_thread
+from hpe.estimators.spec import HEAD_VALUES, EstimatorSpec, HeadOutputs, InputSpec, OutputSpec
 from hpe.estimators.weights import load_hopenet
 from hpe.export.deployed import Deployed
 from hpe.export.graph import INPUT, OPSET, describe, quantise, write_graph
@@ -186,10 +187,7 @@ def _compared(found: _Source, file: Path, stream: Stream, images: int) -> Parity
     import onnxruntime
 
     original = Deployed(found.network).eval()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # results do not depend on the number of cores
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), one_thread(), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_outputs()]
     first, second, labels = [], [], []
     total = min(images, stream.samples)
@@ -255,8 +253,8 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
             name=INPUT,
             size=found.size,
             colour="grey" if found.grey else "rgb",
-            mean=VALUES_OF_PIXELS["mean"],
-            std=VALUES_OF_PIXELS["std"],
+            mean=(0.0, 0.0, 0.0),  # (value / 255 - 0) / (1 / 255): the values themselves
+            std=(1 / 255, 1 / 255, 1 / 255),
         ),
         output=pose,
         heads=HeadOutputs(**{name: name for name in HEAD_VALUES if name in outputs}),

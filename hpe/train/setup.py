@@ -17,7 +17,7 @@ from hpe.models import run_folder
 from hpe.models.build import build_network
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import State
-from hpe.stream import Loader, Stream
+from hpe.stream import Counts, Loader, Stream
 from hpe.train.auto_batch import find_batch
 from hpe.train.datasets import all_angles, balance_of, open_stream
 from hpe.train.log import Damages, Log
@@ -41,6 +41,8 @@ class Job:
     losses: dict[str, LossSettings]
     train: Stream
     val: Stream
+    labels: Counts
+    """Of the training data."""
     precision: Precision
     damage: Damages
     resume: Path | None = None
@@ -119,7 +121,7 @@ class Job:
     def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
         """Print one line of validation metrics."""
         shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
-        mark = " *" if state.best_samples == state.samples_seen else ""
+        mark = " *" if state.is_best else ""
         epoch = state.samples_seen / self.epoch_samples
         self.say(f"epoch {epoch:.4g}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()) + mark)
 
@@ -191,7 +193,7 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
     chosen = config.train.model_copy(update={"precision": precision.name, "batch": batch})
     config = config.model_copy(update={"train": chosen})
     damage = Damages(f"{config.run}: rank {ranks.rank}")
-    return Job(config, ranks, here, network, losses, train, streams["val"], precision, damage)
+    return Job(config, ranks, here, network, losses, train, streams["val"], counts["train"], precision, damage)
 
 
 @contextmanager
@@ -209,7 +211,7 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
 
 
 def _remember_training(job: Job) -> None:
-    heads, counts = job.config.model.heads, job.train.label_counts()
+    heads, counts = job.config.model.heads, job.labels
     labels = {"emotion": counts.emotion} if heads.emotion else {}
     labels |= {"direction": counts.direction} if heads.direction else {}
     local = [Path(shard.url) for shards in job.train.sets for shard in shards if not shard.remote]
