@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from hpe.core.errors import UserError
+from hpe.core.files import read_soon
 from hpe.data.decode import Colour, decode_into
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import DecodeError
@@ -183,7 +184,7 @@ class BatchReader:
         for file, members in self._files(draft):
             for at in members:
                 start, size = places[at]
-                os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
+                read_soon(file, start, size)
         for file, members in self._files(draft):
             for at in members:
                 start, size = places[at]
