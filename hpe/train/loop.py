@@ -18,7 +18,7 @@ from hpe.core.distributed import Ranks, some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.core.signals import Interrupted, Signals, signals
 from hpe.data.batch import Batch
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.console import Screen, screen
 from hpe.train.log import Log
 from hpe.train.metrics import HeadMetrics, better

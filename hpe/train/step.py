@@ -24,10 +24,9 @@ from hpe.core.distributed import Ranks
 from hpe.core.errors import NotFiniteError, UserError
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
-from hpe.models import run_folder
 from hpe.models.backbones import synchronised
+from hpe.models.checkpoints import State, load_tensors, save_checkpoint
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.models.run_folder import State
 from hpe.stream import Loaded, Loader
 from hpe.stream.augment import Augmentation, augment, scaled
 from hpe.train import optim
@@ -401,7 +400,7 @@ class Learner:
                 optimizer["scaler"] = self.accelerator.scaler.state_dict()
                 if self.ema is not None:  # fewer than steps: the scaler skips some
                     optimizer["averaged"] = {"steps": self.ema.steps}
-            run_folder.save_checkpoint(
+            save_checkpoint(
                 run,
                 replace(state, ranks=self.ranks.world),
                 self.network,
@@ -421,10 +420,10 @@ class Learner:
         state = State.load(checkpoint)
         # One guard per file, so that the message names the one that is damaged.
         with _readable(checkpoint / "model.safetensors") as file:
-            self.network.load_state_dict(run_folder.load_tensors(file))
+            self.network.load_state_dict(load_tensors(file))
         if self.ema is not None:
             with _readable(checkpoint / "ema.safetensors") as file:
-                self.ema.module.load_state_dict(run_folder.load_tensors(file))
+                self.ema.module.load_state_dict(load_tensors(file))
                 self.ema.steps = state.step  # corrected by _load_optimizer if the scaler has skipped steps
         with _readable(checkpoint / "optimizer.pt") as file:
             self._load_optimizer(file)

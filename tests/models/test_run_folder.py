@@ -15,7 +15,8 @@ from hpe import cli
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.files import locked
-from hpe.models.run_folder import CHECKPOINTS, LOCK, State, find_checkpoint, load_tensors, save_checkpoint, set_aside
+from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+from hpe.models.run_folder import LOCK, set_aside
 from hpe.train.log import Log
 from tests import made
 

@@ -14,7 +14,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.distributed import Ranks
 from hpe.models.build import build_network
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.metrics import HeadMetrics
 from hpe.train.setup import Job, open_job
 from hpe.train.step import Learner

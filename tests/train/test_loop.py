@@ -3,7 +3,7 @@
 import pytest
 
 from hpe.config.run import TrainConfig
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.loop import Due, due
 
 EPOCH, TOTAL, BATCH = 100, 250, 40

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpe.core.distributed import Ranks
 from hpe.data.batch import Batch
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.losses import LossSettings, geodesic_loss, head_loss, hopenet_loss, with_targets
 from hpe.train.setup import open_job
 from hpe.train.step import Learner

@@ -26,8 +26,8 @@ from hpe.core.distributed import Ranks, cuda, leave
 from hpe.core.signals import Signals
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
+from hpe.models.checkpoints import State, find_checkpoint
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import State, find_checkpoint
 from hpe.stream import Damage, Loaded, Loader
 from hpe.tools.bench import Figure, Report, Settings, ratio, take_turns
 from hpe.tools.bench.stream import made_shards

@@ -21,7 +21,7 @@ from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, end_with_parent, leave
 from hpe.core.files import write_json
 from hpe.models.build import build_network
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
 from hpe.tools.gpucheck.training import exact_products, finish, flat

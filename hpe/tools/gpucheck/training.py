@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks
 from hpe.core.precision import lacks_precision
+from hpe.models.checkpoints import State
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import METRICS, State
+from hpe.models.run_folder import METRICS
 from hpe.stream import Loaded
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
