@@ -25,6 +25,7 @@ from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
 from hpe.train.preflight import reasons_against, remarks, steps_of
 from hpe.train.resume import claim, recall
+from hpe.train.timetable import Timetable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,6 +79,11 @@ class Job:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return steps_of(self.config.train.epochs, self.epoch_samples, self.batch)
+
+    @property
+    def timetable(self) -> Timetable:
+        """When the run logs, validates, saves and ends."""
+        return Timetable(self.config.train, self.epoch_samples, self.total_samples)
 
     def plan(self) -> str:
         """What the run would do, as a text: the resolved config, samples, steps and precision."""

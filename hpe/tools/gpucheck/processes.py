@@ -123,7 +123,7 @@ def gradient(place: Place, kind: str, ranks: Ranks) -> Tensor:
         hook = register_optimizer_step_pre_hook(note)
         try:
             with job.batches(0) as loader:
-                learner.step(next(loader), State(samples_seen=0, step=0), stop=False, logged=False)
+                learner.step(next(loader), State(samples_seen=0, step=0), asked_here=False, measure_gradient=False)
         finally:
             hook.remove()
         job.accelerator.wait_for_everyone()
