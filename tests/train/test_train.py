@@ -650,7 +650,7 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     config, other = made.config(folder, run), Ranks(1, 2, 0, 1)
     comes = threading.Timer(0.2, hidden.rename, [checkpoint])
     comes.start()
-    with resume.claim(config, other) as found:
+    with resume.claim(config, other, lambda: run_folder.TrainedOn({}, {})) as found:
         assert found is not None
         assert found.resolve() == checkpoint.resolve()
     comes.join()
@@ -659,7 +659,7 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     (checkpoint / "optimizer.pt").write_bytes(b"")
     with (
         pytest.raises(UserError, match=r"cannot be seen here after 0 s \(.*not whole: optimizer.pt\).*all nodes share"),
-        resume.claim(config, other),
+        resume.claim(config, other, lambda: run_folder.TrainedOn({}, {})),
     ):
         pass
 
