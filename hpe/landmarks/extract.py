@@ -219,23 +219,21 @@ def extract(
     _check_settings(out, settings := _settings(source, views, which, max_pixels))
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     workers = workers or cores()
-    begun, done = time.monotonic(), 0
-    skipped: dict[str, str] = {}
+    begun, done, skipped = time.monotonic(), 0, dict[str, str]()
     with ExitStack() as stack:
         detector = settings.get("detector")
         mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=detector))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
+        _remove_others(out, parts)
         if todo or not (out / SUMMARY).is_file():
             # Without the counts of the end: until those are there, what is here is not all.
             write_json(out / SUMMARY, {**settings, TOTAL: pictures.count})
-        _remove_others(out, parts)
         if mesh is not None:
             total = pictures.count if len(todo) == len(parts) else None
             bar = stack.enter_context(progress("landmarks", total or None, unit="images"))
-            done, skipped = _write_parts(
-                todo, out, partial(_rows, mesh=mesh, max_pixels=max_pixels), workers, bar.advance
-            )
+            rows = partial(_rows, mesh=mesh, max_pixels=max_pixels)
+            done, skipped = _write_parts(todo, out, rows, workers, bar.advance)
         summary = {
             **settings,
             TOTAL: pictures.count,
