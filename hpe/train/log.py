@@ -1,4 +1,4 @@
-"""The log of a run: ``metrics.jsonl``, TensorBoard, and the samples that could not be read."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard, other trackers, and the samples that could not be read."""
 
 import gc
 import json
@@ -18,6 +18,7 @@ from hpe.models.multitask import Outputs
 from hpe.models.run_folder import METRICS, TENSORBOARD
 from hpe.stream import Loader
 from hpe.train.sample_grid import sample_grid
+from hpe.train.trackers import Trackers
 
 _NAMED_DAMAGE: Final = 20
 
@@ -29,8 +30,17 @@ class Log:
     appears twice; with ``unvalidated`` also a validation at that point, because it is done again.
     """
 
-    def __init__(self, run: Path, ranks: Ranks, samples_seen: int, *, unvalidated: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path,
+        ranks: Ranks,
+        samples_seen: int,
+        *,
+        unvalidated: bool = False,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.run = run
+        self._trackers = trackers or Trackers()
         self._lines = self._board = None
         if ranks.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -68,6 +78,7 @@ class Log:
         self._lines.flush()
         for name, value in rounded.items():
             self._board.add_scalar(f"{name}/{split}", value, samples)
+        self._trackers.scalars(split, samples, rounded)
 
     def image(self, name: str, samples: int, picture: np.ndarray) -> None:
         """A picture, uint8 [height, width, 3]."""

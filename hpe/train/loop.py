@@ -24,6 +24,7 @@ from hpe.train.log import Log
 from hpe.train.metrics import HeadMetrics, better
 from hpe.train.setup import Job, open_job, prepare_job
 from hpe.train.step import Learner
+from hpe.train.trackers import open_trackers
 
 _SIGNAL_GRACE_SECONDS: Final = 5.0
 """A signal ends a wait for images of one of several ranks only after so long: until then all stop together."""
@@ -68,7 +69,9 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
         settings = job.config.train
         if settings.layer_decay != 1 or settings.head_rate != 1:
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
-        log = stack.enter_context(Log(job.run, ranks, state.samples_seen, unvalidated=state.unvalidated))
+        trackers = stack.enter_context(open_trackers(job.accelerator, job.config, ranks))
+        log = Log(job.run, ranks, state.samples_seen, unvalidated=state.unvalidated, trackers=trackers)
+        stack.enter_context(log)
         log.start(state.step, state.samples_seen, {"precision": job.precision.name, "why": job.precision.why})
         shown = stack.enter_context(
             screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=settings.epochs)
