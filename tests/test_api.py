@@ -76,16 +76,21 @@ def test_importing_hpe_loads_nothing_heavy() -> None:
     assert int(count) < 40, "import hpe is to take less than 0.1 s: it loads few modules beside Python's own"
 
 
-def test_the_readme_shows_every_name_and_no_other() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = [ast.parse(part.partition("```")[0]) for part in readme.split("```python\n")[1:]]
-    used = {
+def names_on(page: str) -> set[str]:
+    """Names of hpe in the Python of a page."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    code = [ast.parse(part.partition("```")[0]) for part in text.split("```python\n")[1:]]
+    return {
         node.attr
         for tree in code
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hpe"
     }
-    assert used == set(hpe.__all__)
+
+
+def test_the_pages_show_every_name_and_no_other() -> None:
+    assert names_on("README.md") <= set(hpe.__all__)
+    assert names_on("docs/api.md") == set(hpe.__all__)
 
 
 def test_load_reads_as_hpe_predict_does(run: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

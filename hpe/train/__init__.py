@@ -15,6 +15,7 @@ In reading order:
     datasets.py      the datasets that a config names, as streams
     preflight.py     reasons a run cannot start, found before its first step
     auto_batch.py    ``train.batch: auto``
+    trackers.py      other trackers, such as Weights & Biases and MLflow, on request
     log.py           metrics.jsonl, TensorBoard, one line on the terminal
     console.py       progress bar and live table on a terminal
     sample_grid.py   validation images with predictions

@@ -1,4 +1,4 @@
-"""The log of a run: ``metrics.jsonl``, TensorBoard, and the samples that could not be read."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard, other trackers, and the samples that could not be read."""
 
 import gc
 import json
@@ -20,6 +20,7 @@ from hpe.models.run_folder import METRICS, TENSORBOARD
 from hpe.stream import Loader
 from hpe.train.console import Screen
 from hpe.train.sample_grid import sample_grid
+from hpe.train.trackers import Trackers
 
 _NAMED_DAMAGE: Final = 20
 
@@ -31,8 +32,11 @@ class Log:
     where the state is ``unvalidated`` also a validation at that point, because it is done again.
     """
 
-    def __init__(self, run: Path, ranks: Ranks, state: State, shown: Screen | None = None) -> None:
+    def __init__(
+        self, run: Path, ranks: Ranks, state: State, shown: Screen | None = None, trackers: Trackers | None = None
+    ) -> None:
         self.run, self._shown, samples_seen = run, shown, state.samples_seen
+        self._trackers = trackers or Trackers()
         self._lines = self._board = None
         if ranks.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -78,6 +82,7 @@ class Log:
         self._lines.flush()
         for name, value in rounded.items():
             self._board.add_scalar(f"{name}/{split}", value, samples)
+        self._trackers.scalars(split, samples, rounded)
 
     def image(self, name: str, samples: int, picture: np.ndarray) -> None:
         """A picture, uint8 [height, width, 3]."""

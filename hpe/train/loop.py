@@ -21,6 +21,7 @@ from hpe.train.console import screen
 from hpe.train.log import Log
 from hpe.train.setup import Job, open_job, prepare_job
 from hpe.train.step import Learner
+from hpe.train.trackers import open_trackers
 from hpe.train.validation import validate_and_save
 
 _SIGNAL_GRACE_SECONDS: Final = 5.0
@@ -66,10 +67,11 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
         settings = job.config.train
         if settings.layer_decay != 1 or settings.head_rate != 1:
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
+        trackers = stack.enter_context(open_trackers(job.accelerator, job.config, ranks))
         shown = stack.enter_context(
             screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=settings.epochs)
         )
-        log = stack.enter_context(Log(job.run, ranks, state, shown))
+        log = stack.enter_context(Log(job.run, ranks, state, shown, trackers))
         log.start(state, {"precision": job.precision.name, "why": job.precision.why})
         try:
             return loop(job, learner, state, log, stack.enter_context(signals()))
