@@ -248,6 +248,7 @@ def test_frozen_norms_keep_their_statistics_and_the_others_learn_them(folder: Pa
     assert moved == {name for name in before if not name.startswith("backbone.stem")}
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_a_compiled_network_learns_what_the_plain_one_does(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
