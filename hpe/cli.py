@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
+
+
+def _type_shown(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.display_type(ctx)
+
+
+# A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
+TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
 app = typer.Typer(
     name="hpe",

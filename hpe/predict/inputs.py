@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.files import short_name
 from hpe.data.image_files import Other, in_words, walk
@@ -192,7 +193,7 @@ def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
     if opened.damage:
         yield Skipped(source, "", opened.damage)
     elif shard.samples not in (None, len(opened)):
-        yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
+        yield Skipped(source, "", f"{count_of(len(opened), 'sample')}, its manifest lists {shard.samples:,}")
     elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
     if opened.index.unpaired:
