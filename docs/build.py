@@ -1,8 +1,8 @@
 """Build the docs site: ``python docs/build.py`` stages the pages in ``build/docs`` and writes ``build/site``.
 
-Staging adds what is generated (the options of every command, the Python API, the files of ``configs/`` and the like), makes
-README.md the first page, and lets links to files of the repository lead to the page that shows them. The site is built by
-Zensical, the successor of Material for MkDocs, from ``mkdocs.yml``; any warning, such as a broken link, is an error.
+Staging adds what is generated (the options of every command, the Python API, the files of ``configs/`` and the like),
+makes README.md the first page, and lets links to files of the repository lead to the page that shows them. The site is
+built by Zensical, the successor of Material for MkDocs, from ``mkdocs.yml``; any warning, such as a broken link, is an error.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""What README.md, the docs and the head comments say can be typed: commands parse, Python runs, configs load, paths exist.
+"""What README.md, the docs and the head comments say can be typed: commands parse, Python runs, paths exist.
 
-One rule for code on pages. ``sh`` blocks are parsed by hpe's own command line; ``python`` blocks of a page run in their order and
-in one namespace, here or in a test that names the page; ``yaml`` blocks are read. A block that needs what a test does not
-have is behind a line ``<!-- needs: WHAT -->``. A block without a language is no code.
+One rule for code on pages. ``sh`` blocks are parsed by hpe's own command line; ``python`` blocks of a page run in their
+order and in one namespace, here or in a test that names the page; ``yaml`` blocks are read. A block that needs what a
+test does not have is behind a line ``<!-- needs: WHAT -->``. A block without a language is no code.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def parse(one: Shown) -> list[dict[str, object] | None]:
 
 
 def parse_hpe(one: Shown, words: list[str]) -> dict[str, object] | None:
-    if words[1:] in (["--install-completion"], ["COMMAND", "--help"]):
+    if words[1:] in (["--install-completion"], ["--show-completion"], ["--version"], ["COMMAND", "--help"]):
         return None
     path = tuple(words[1:3]) if tuple(words[1:3]) in KNOWN else tuple(words[1:2])
     groups = {known[:1] for known in KNOWN if len(known) > 1}
@@ -392,7 +392,7 @@ def test_every_block_of_code_is_tested_or_says_what_it_needs() -> None:
             assert one.language == "sh", f"{page.name}: no test knows a block in {one.language}: <!-- needs: … -->"
             lines = (line for line in one.code.splitlines() if line.strip() and not line.lstrip().startswith("#"))
             words = (next(word for word in line.split() if not re.match(r"[A-Z_]+=", word)) for line in lines)
-            assert {word for word in words} <= PROGRAMS, page.name
+            assert set(words) <= PROGRAMS, page.name
     assert any(one.needs for page in PAGES for one in fenced(text_of(page)))
     assert {page.name for page in WITH_PYTHON} >= {"README.md", "api.md"}
 
@@ -433,9 +433,8 @@ def test_the_targets_and_extras_that_pages_name_are_there() -> None:
 
 
 def test_the_commands_table_names_every_command() -> None:
-    named = {
-        tuple(some[1:2]) for cell in spans(text_of(ROOT / "docs/commands.md")) if cell.startswith("hpe ") for some in alternatives(words_of(cell))
-    }
+    cells = [cell for cell in spans(text_of(ROOT / "docs/commands.md")) if cell.startswith("hpe ")]
+    named = {tuple(some[1:2]) for cell in cells for some in alternatives(words_of(cell))}
     assert {path[:1] for path in KNOWN} <= named
 
 
