@@ -13,7 +13,8 @@ import hpe
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.models.build import build_network
-from hpe.models.run_folder import CONFIG, State, remember_shards, save_checkpoint
+from hpe.models.checkpoints import State, save_checkpoint
+from hpe.models.run_folder import TrainedOn, record
 from hpe.predict import predict
 from hpe.predict.options import PredictOptions
 from tests import made
@@ -28,8 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = made.config(made.shards(folder / "shards", counts=(16,), val=8), folder / "run")
     run = Path(config.run)
     run.mkdir()
-    (run / CONFIG).write_text(config.dump(), encoding="utf-8")
-    remember_shards(run, config)
+    record(run, config, lambda: TrainedOn({}, {}))
     torch.manual_seed(5)
     save_checkpoint(run, State(8, 1), build_network(config.model), {}, ema=None, keep=1, best=True)
     return run

@@ -28,7 +28,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
-from hpe.models import run_folder
+from hpe.models import checkpoints, run_folder
 from hpe.models.build import build_network
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.study.config import StudyConfig
@@ -367,13 +367,12 @@ def test_the_python_of_a_page_runs(
     config = made.config(shards, tmp_path / "runs" / "ferplus")
     run = Path(config.run)
     run.mkdir(parents=True)
-    (run / run_folder.CONFIG).write_text(config.dump(), encoding="utf-8")
     (run / run_folder.METRICS).write_text(
         '{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n', encoding="utf-8"
     )
-    run_folder.remember_shards(run, config)
+    run_folder.record(run, config, lambda: run_folder.TrainedOn({}, {}))
     network = build_network(config.model)
-    run_folder.save_checkpoint(run, run_folder.State(8, 1), network, {}, ema=None, keep=1, best=True)
+    checkpoints.save_checkpoint(run, checkpoints.State(8, 1), network, {}, ema=None, keep=1, best=True)
     (tmp_path / "runs" / "demo").mkdir()
     (tmp_path / "runs" / "demo" / "multitask").symlink_to(run)
     (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))

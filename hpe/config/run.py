@@ -393,12 +393,6 @@ def _without_idle_weights(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def mixes_anew(before: RunConfig, after: RunConfig) -> bool:
-    """Whether a config leaves out the weights by which the run before mixed its datasets."""
-    old, new = before.data.train, after.data.train
-    return len(old) == len(new) > 1 and old[0].weight is not None and new[0].weight is None
-
-
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested mappings with their dotted paths."""
     if isinstance(value, Mapping):

@@ -3,7 +3,9 @@
 In reading order:
 
     loop.py          the training loop
+    timetable.py     what follows a step, and when a run ends
     step.py          one optimizer step, validation, checkpoints
+    validation.py    a validation in the middle of a training, and the checkpoint behind it
     losses.py        one loss per head, masked where the label is missing
     metrics.py       validation metrics, exact over any number of ranks
     optim.py         parameter groups and the learning rate
