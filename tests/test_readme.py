@@ -28,8 +28,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
-from hpe.models import checkpoints, run_folder
-from hpe.models.build import build_network
+from hpe.models import run_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.study.config import StudyConfig
 from tests import made, test_config_page
@@ -364,15 +363,9 @@ def test_the_python_of_a_page_runs(
 ) -> None:
     """In order and in one namespace, as a reader would paste them: beside a run, its shards and a picture."""
     shards = made.shards(tmp_path / "shards" / "ferplus", counts=(16,), val=8)
-    config = made.config(shards, tmp_path / "runs" / "ferplus")
-    run = Path(config.run)
-    run.mkdir(parents=True)
-    (run / run_folder.METRICS).write_text(
-        '{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n', encoding="utf-8"
-    )
-    run_folder.record(run, config, lambda: run_folder.TrainedOn({}, {}))
-    network = build_network(config.model)
-    checkpoints.save_checkpoint(run, checkpoints.State(8, 1), network, {}, ema=None, keep=1, best=True)
+    (tmp_path / "runs").mkdir()
+    run = made.untrained(tmp_path / "runs" / "ferplus", shards)
+    (run / run_folder.METRICS).write_text('{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n')
     (tmp_path / "runs" / "demo").mkdir()
     (tmp_path / "runs" / "demo" / "multitask").symlink_to(run)
     (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))

@@ -21,7 +21,7 @@ class Recorder(GeneralTracker):
 
     name = "mlflow"
     requires_logging_directory = False
-    opened: "ClassVar[list[Recorder]]" = []
+    opened: ClassVar[list["Recorder"]] = []
 
     def __init__(self, project: str, **settings: Any) -> None:
         super().__init__()
