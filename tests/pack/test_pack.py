@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.core.files import Place
 from hpe.data.images import decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
@@ -241,11 +242,11 @@ def test_a_restart_makes_only_what_is_missing(tmp_path, monkeypatch):
     made: list[str] = []
     write = shardjob.write_shard
 
-    def failing(path: Path, split: str, some: Iterator[Sample]):
+    def failing(path: Path, split: str, some: Iterator[Sample], *, place: Place):
         if len(made) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         made.append(path.name)
-        return write(path, split, some)
+        return write(path, split, some, place=place)
 
     monkeypatch.setattr(shardjob, "write_shard", failing)
     with pytest.raises(UserError, match=r"disk is full.*3 finished shards"):
@@ -480,7 +481,7 @@ def test_the_audit_counts_what_the_shards_hold(tmp_path):
     assert "+ to the picture's left" in text
     assert "   48 to 63 █" in text
     for name in ("neutral", "happy", "sad"):
-        with Image.open(tmp_path / f"contact-{name}.png") as sheet:
+        with Image.open(tmp_path / f"contact-{name}.jpg") as sheet:
             assert sheet.width > 900
 
 
@@ -495,12 +496,12 @@ def test_contact_sheets_are_per_emotion_and_direction_and_heads_of_known_pose_ha
         "nothing": Record(),
     }
     packed(tmp_path, [Raw(name, grey, record) for name, record in records.items()])
-    found = {path.stem.removeprefix("contact-") for path in tmp_path.glob("contact-*.png")}
+    found = {path.stem.removeprefix("contact-") for path in tmp_path.glob("contact-*.jpg")}
     assert found == {"happy", "direction-left", "direction-right", "poses", "unlabelled"}
 
     def blue(name: str) -> list[int]:
         """Columns of the first tile where the axis out of the face is painted."""
-        with Image.open(tmp_path / f"contact-{name}.png") as opened:
+        with Image.open(tmp_path / f"contact-{name}.jpg") as opened:
             tile = np.asarray(opened)[26:122, 2:98].astype(int)
         return np.flatnonzero(((tile[..., 2] - tile[..., 0]) > 60).any(0)).tolist()
 
