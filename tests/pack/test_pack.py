@@ -261,6 +261,41 @@ def test_a_restart_makes_only_what_is_missing(tmp_path, monkeypatch):
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == before[name] for name in made[1:])
 
 
+def test_every_tar_is_on_the_disk_before_the_manifest_names_it(tmp_path, monkeypatch):
+    synced, fsync, save = set(), os.fsync, Manifest.save
+
+    def sync(number: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{number}").readlink().name)
+        fsync(number)
+
+    def saved(self: Manifest, folder: Path) -> None:
+        assert {shard.name for shard in self.shards} | {index.name for index in self.indexes} <= {
+            name.split(".part")[0].lstrip(".").rsplit(".", 1)[0] if name.endswith(".part") else name for name in synced
+        }
+        save(self, folder)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Manifest, "save", saved)
+    packed(tmp_path / "out", [row(i) for i in range(60)])
+    assert "out" in synced
+
+
+def test_what_a_power_cut_left_half_written_is_made_again(tmp_path, monkeypatch):
+    rows = [row(i) for i in range(60)]
+    packed(tmp_path / "whole", rows)
+    monkeypatch.setattr("hpe.pack.summary.contact_sheets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        packed(tmp_path / "out", rows)
+    monkeypatch.undo()
+    tar, other, third = sorted((tmp_path / "out").glob("*.tar"))[:3]
+    tar.write_bytes(bytes(tar.stat().st_size))
+    (tmp_path / "out" / ".pack" / f"{other.name}.json").write_bytes(b"")
+    index = tmp_path / "out" / ".pack" / f"{third.name}.arrow"
+    index.write_bytes(index.read_bytes()[:-900] + bytes(900))
+    packed(tmp_path / "out", rows)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
     rows = [row(i) for i in range(40)]
     good = packed(tmp_path / "first", rows)
