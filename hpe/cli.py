@@ -218,7 +218,7 @@ def pack(
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
     Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
-    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.png` before you train.
+    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
@@ -246,7 +246,7 @@ def pack(
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
-        f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
+        f"\nWritten to {out}; check the images in {out}/contact-*.jpg. Next: hpe pose {out} --estimator ESTIMATOR "
         f"for angles, or {then}"
     )
 
