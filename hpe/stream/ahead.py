@@ -17,8 +17,8 @@ import numpy as np
 from hpe.core.distributed import from_parent
 from hpe.core.errors import UserError
 from hpe.core.files import locked
+from hpe.data.remote_cache import NoRoomError, RemoteCache
 from hpe.stream.order import Order
-from hpe.stream.remote_cache import NoRoomError, RemoteCache
 from hpe.stream.shard_sets import Shard
 
 _AT_ONCE: Final = 8

@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Final, TypeVar
 from hpe.core.console import say
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import NO_LOCKS, aside, locked, open_regular
-from hpe.stream.store import FetchError, StoreError, Waiting, fetch, is_remote
+from hpe.data.store import FetchError, StoreError, Waiting, below, fetch, is_remote, require_driver
 
 _TEXT_LIMIT: Final = 1 << 28
 _TAR_END: Final = bytes(512)
@@ -34,6 +35,8 @@ _ROOM_SECONDS: Final = 20.0
 """For so long a reader waits until others close what they have open."""
 _STALE_SECONDS: Final = 300.0
 _OPENINGS: Final = 5
+_FETCHES: Final = 16
+"""Small files fetched at the same time: it is the answers that are waited for."""
 
 T = TypeVar("T")
 
@@ -214,6 +217,33 @@ class RemoteCache:
         finally:
             part.unlink(missing_ok=True)
         return parsed[0]
+
+    def small_files(self, folder: str, names: Sequence[str]) -> list[Path]:
+        """Copies of small files of a remote folder, such as pose tables; of a missing one, a path where nothing is.
+
+        Raises:
+            UserError: the store refuses, or does not answer.
+        """
+        require_driver(folder)
+        place = tables_folder()
+
+        def fetched(name: str) -> Path:
+            url = below(folder, name)
+            try:
+                with self.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
+                    data = source.read()
+            except FetchError:
+                return Path(url)
+            # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
+            path = place / hashlib.sha256(data).hexdigest()[:40] / name
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                with aside(path) as part:
+                    part.write_bytes(data)
+            return path
+
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            return list(pool.map(fetched, names))
 
     def tell(self, waiting: Waiting) -> None:
         """Let the user know what is waited for, if it is time."""
