@@ -181,19 +181,46 @@ class RemoteCache:
 
         Raises:
             FetchError, StoreError, NoRoomError: as for :meth:`local_copy`.
+            UserError: there are no file locks here.
             OSError: it cannot be opened.
         """
         for _ in range(_OPENINGS):
             try:
                 with open_regular(self.local_copy(url, sha256, size)) as file:
-                    with contextlib.suppress(OSError):  # no locks here: then it may go, and is read on nevertheless
-                        fcntl.flock(file, fcntl.LOCK_SH)
+                    self._mark_used(file.fileno())
                     if os.fstat(file.fileno()).st_nlink:
                         yield file.fileno()
                         return
             except FileNotFoundError:  # another process has removed this very file, before it was open here
                 continue
         raise NoRoomError(self.too_small("the shards in use need more"))
+
+    def refuse_without_locks(self) -> None:
+        """See that the folder's file system has locks: by them processes know what others read.
+
+        Without them a shard could be removed while it is read, and every node that shares the folder would fetch it.
+
+        Raises:
+            UserError: it has none.
+        """
+        with (self.folder / "room.lock").open("a+") as file:
+            self._mark_used(file.fileno())
+
+    def _mark_used(self, descriptor: int) -> None:
+        """Lock an open file for as long as it, or a copy of its descriptor, is open.
+
+        Raises:
+            UserError: there are no locks here.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UserError(
+                f"{self.folder}: has no file locks ({error.strerror}), and so no protection of shards that are in use; "
+                "set HPE_CACHE to a folder on a disk of this machine"
+            ) from error
 
     def text(self, url: str, parse: Callable[[str], T]) -> T:
         """A small text, parsed; a text that does not parse may have ended early and is fetched again.
@@ -375,12 +402,8 @@ def _evicted(path: Path) -> int:
             path.unlink()
             path.with_suffix(".lock").unlink(missing_ok=True)
             return size
-    except OSError as error:
-        if error.errno not in NO_LOCKS:  # in use, or already gone
-            return 0
-        size = path.stat().st_size
-        path.unlink()
-        return size
+    except OSError:  # in use, or already gone
+        return 0
 
 
 def _ended(tar: Path) -> bool:

@@ -39,6 +39,8 @@ class Ahead:
         self._needed = any(shard.copied for shards in sets for shard in shards)
         # The position, which the trainer writes, and whether it has begun: first comes the first window, alone.
         self._state = np.frombuffer(mmap.mmap(-1, 16), np.int64)
+        if self._needed:
+            self._cache.refuse_without_locks()
         self.refuse_too_little_room()
 
     def refuse_too_little_room(self) -> None:

@@ -1,10 +1,12 @@
 """Laws of shards behind a server or a command: the same batches as from files, and failures named."""
 
+import errno
 import http.server
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,3 +166,14 @@ def test_the_cache_keeps_within_its_bound_and_what_is_open_in_it(made: Made, ser
         assert cache.path_of(f"{served}/{first.name}", first.sha256).exists()
     assert not list(folder.glob("*.want"))
     assert not list(folder.glob(".*.part"))
+
+
+def test_a_cache_without_file_locks_is_refused(made: Made, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    remote, local = stream(ShardSet(served)), stream(made.folder)
+    monkeypatch.setattr("hpe.data.remote_cache.fcntl", SimpleNamespace(flock=no_locks, LOCK_SH=1, LOCK_EX=2, LOCK_NB=4))
+    with pytest.raises(UserError, match=r"has no file locks .*set HPE_CACHE to a folder on a disk of this machine"):
+        remote.endless(seed=0, batch=4)
+    assert taken(local.endless(seed=0, batch=4), 1)  # nothing is copied, so nothing needs protection
