@@ -1,7 +1,7 @@
 """The one way to open a shard: a tar mapped into memory, its layout checked, and where each sample lies in it.
 
 A tar is indexed by its headers alone, so opening a shard of 300 MB reads some 2 MB of it; pictures and records are
-read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.stream.remote_cache`). Nothing here
+read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.data.remote_cache`). Nothing here
 imports torch, whose import takes longer than ``hpe verify`` needs for a small dataset.
 """
 
@@ -140,14 +140,14 @@ def open_tar(file: Path | int) -> OpenShard:
     return OpenShard(data, index_tar(data))
 
 
-def open_shard(path: Path) -> OpenShard:
-    """Map and index a shard that must be whole.
+def open_shard(file: Path | int) -> OpenShard:
+    """Map and index a shard that must be whole: its path, or the descriptor of an open file.
 
     Raises:
         ValueError: it cannot be read, or it is damaged.
     """
     try:
-        shard = open_tar(path)
+        shard = open_tar(file)
     except OSError as error:
         raise ValueError(f"cannot be read ({error})") from error
     if shard.damage:
