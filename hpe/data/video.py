@@ -73,7 +73,8 @@ def is_camera(text: str) -> bool:
 
 def is_video(text: str) -> bool:
     """Whether a text names a video: a file by its suffix, an address, a camera, or ``-``."""
-    return text == STDIN or is_address(text) or is_camera(text) or Path(text).suffix.lower() in VIDEOS
+    named = Path(text).suffix.lower() in VIDEOS and not Path(text).is_dir()
+    return named or text == STDIN or is_address(text) or is_camera(text)
 
 
 @dataclass(frozen=True, slots=True)
