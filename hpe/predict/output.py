@@ -2,26 +2,22 @@
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import IO, TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
 from hpe.core.errors import UserError
 from hpe.core.files import aside
-from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
-from hpe.predict.network import Answers
+from hpe.predict.faces import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["jsonl", "csv", "parquet"]
-Row = dict[str, Any]
-BOX: Final = ("x0", "y0", "x1", "y1")
 _GROUP_ROWS: Final = 16_384
 
 
@@ -37,52 +33,8 @@ def format_of(name: str) -> Format:
     raise UserError(f"--format {name}: expected {', '.join(get_args(Format))}")
 
 
-def columns(heads: Sequence[str]) -> dict[str, type]:
-    """The columns of a network's table, and their types (``float`` is single precision)."""
-    found: dict[str, type] = {"source": str, "key": str, "face": int, **dict.fromkeys(BOX, float), "score": float}
-    if "emotion" in heads:
-        found |= {"emotion": str, **{f"emotion_{name}": float for name in EMOTIONS}}
-    if "direction" in heads or "pose" in heads:
-        found["direction"] = str
-    if "direction" in heads:
-        found |= {f"direction_{name}": float for name in DIRECTIONS}
-    if "pose" in heads:
-        found |= {**dict.fromkeys(ANGLES, float), **{f"{angle}_sd": float for angle in ANGLES}}
-    if "affect" in heads:
-        found |= {"valence": float, "arousal": float}
-    return found
-
-
-def answer_columns(answers: Answers, row: int) -> Row:
-    """The columns of one face that come from the network; None for NaN and infinity."""
-    found: Row = {}
-    if answers.emotion_p is not None:
-        shares = answers.emotion_p[row]
-        found["emotion"] = EMOTIONS[int(shares.argmax())] if np.isfinite(shares).all() else None
-        found |= {f"emotion_{name}": _number(share) for name, share in zip(EMOTIONS, shares, strict=True)}
-    if answers.direction is not None:
-        direction = int(answers.direction[row])
-        found["direction"] = DIRECTIONS[direction] if direction >= 0 else None
-    if answers.direction_p is not None:
-        shares = answers.direction_p[row]
-        found |= {f"direction_{name}": _number(share) for name, share in zip(DIRECTIONS, shares, strict=True)}
-    if answers.angles is not None and answers.deviations is not None:
-        found |= {angle: _number(value) for angle, value in zip(ANGLES, answers.angles[row], strict=True)}
-        found |= {f"{angle}_sd": _number(value) for angle, value in zip(ANGLES, answers.deviations[row], strict=True)}
-    if answers.affect is not None:
-        found["valence"], found["arousal"] = map(_number, answers.affect[row])
-    return found
-
-
-def _number(value: np.floating | float) -> float | None:
-    """The shortest decimal number for this single-precision number; None for NaN and infinity."""
-    return float(str(np.float32(value))) if math.isfinite(value) else None
-
-
 @contextmanager
-def open_table(
-    path: Path | None, form: Format, kinds: Mapping[str, type]
-) -> Iterator[Callable[[Sequence[Row]], None]]:
+def open_table(path: Path | None, form: Format, kinds: Mapping[str, type]) -> Iterator[Callable[[Sequence[Row]], None]]:
     """A function that writes a batch of rows, to a file or to the standard output. After an error, an older file stays.
 
     Args:
@@ -144,5 +96,5 @@ def _parquet(part: Path, kinds: Mapping[str, type]) -> Iterator[Callable[[Sequen
 def _schema(kinds: Mapping[str, type]) -> "pa.Schema":
     import pyarrow as pa
 
-    types = {str: pa.string(), int: pa.int32(), float: pa.float32()}
+    types = {str: pa.string(), int: pa.int32(), float: pa.float32(), np.float64: pa.float64()}
     return pa.schema([(name, types[kind]) for name, kind in kinds.items()])

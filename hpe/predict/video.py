@@ -45,7 +45,7 @@ from hpe.predict.tracks import FaceTracks, TrackedFace
 
 DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
-_ABOUT: Final = {"source": str, "frame": int, "seconds": float, "track": int, "face": int}
+_ABOUT: Final = {"source": str, "frame": int, "seconds": np.float64, "track": int, "face": int}
 _RAW_ONLY: Final = ("x0", "y0", "x1", "y1", "score", "yaw_sd", "pitch_sd", "roll_sd")
 _SMOOTH: Final = "_smooth"
 _NO_FACE: Final = "no face found"
