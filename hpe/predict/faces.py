@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
@@ -254,7 +253,9 @@ def drawn(image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequenc
         marker: axes or cube.
         labels: of the faces, drawn above their boxes in photos.
     """
-    marks = [replace(face.overlay(), label=label) for face, label in zip_longest(faces, labels, fillvalue="")]
+    marks = [
+        replace(face.overlay(), label=label) for face, label in zip(faces, labels or [""] * len(faces), strict=True)
+    ]
     if len(faces) == 1 and faces[0].score is None and faces[0].box == (0, 0, image.width, image.height):
         return card(image, marks[0], height=int(np.clip(image.height, *_CARD_SIDES)), marker=marker)
     return photo(image, marks, marker)

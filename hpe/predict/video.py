@@ -15,8 +15,8 @@ Frames without a face give no row; ``skipped.jsonl`` lists them by stretches, an
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals as Signal
 from typing import IO, Final
@@ -215,52 +215,52 @@ def _open_results(
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A frame that was read."""
+class SeenFrame:
+    """A frame whose faces were read.
+
+    Attributes:
+        drawn: the frame with its smoothed faces drawn on it, RGB; None: not asked for.
+    """
 
     frame: Frame
     faces: tuple[TrackedFace, ...]
+    drawn: RGBImage | None = None
+
+    def rows(self, source: str) -> list[Row]:
+        """The rows of the table."""
+        return [_row(source, self.frame, number, face) for number, face in enumerate(self.faces)]
+
+    def marked(self, marker: Marker) -> "SeenFrame":
+        """The same with the frame drawn."""
+        faces, labels = [face.smooth for face in self.faces], [f"#{face.track}" for face in self.faces]
+        return replace(self, drawn=np.asarray(drawn(Image.fromarray(self.frame.picture), faces, marker, labels)))
 
 
-def _read(video: Video, place: str, reader: FaceReader, hertz: float, results: _Results) -> None:
-    """Read one video: its rows into the table, its annotated frames into a file of their own."""
-    for note in video.notes:
-        say(f"predict: {note}")
-    tracks, source, gaps = FaceTracks(hertz), printable(video.name), _Gaps()
-    frames = seen = 0
-    marker = results.marker
-    with ExitStack() as stack:
-        stop = stack.enter_context(signals()) if video.live else None
-        bar = stack.enter_context(progress(f"predict {video.name}", video.frames, unit="frames"))
-        write = None
-        if results.drawn is not None and marker is not None:
-            write = stack.enter_context(annotated(video, results.drawn / place))
-        read = stack.enter_context(closing(_tracked(video, reader, tracks, stop)))
-        with ahead(lambda one: (one, marker and _drawn(one, marker)), read, threads=cores(), depth=4 * cores()) as done:
-            for one, picture in done:
-                results.write([_row(source, one.frame, number, face) for number, face in enumerate(one.faces)])
-                if write is not None and picture is not None:
-                    write(picture, one.frame.seconds)
-                results.nan += sum(face.raw.unanswered for face in one.faces)
-                results.faces += len(one.faces)
-                frames, seen = frames + 1, seen + bool(one.faces)
-                gaps.see(one.frame, bool(one.faces))
-                bar.advance()
-    if stop is not None and stop.number is not None:
-        say(f"predict: {video.name}: ended by {Signal(stop.number).name}; everything until then is kept")
-    for gap in gaps.found():
-        results.skip(video.name, gap)
-    for problem in video.problems():
-        results.skip(video.name, problem, unread=True)
-    if video.retimed:
-        results.skip(video.name, f"{video.name}: {count_of(video.retimed, 'frame')} without a time of its own")
-    results.videos, results.frames = results.videos + 1, results.frames + frames
-    results.without += frames - seen
-    say(f"predict: {video.name}: {count_of(frames, 'frame')}, {seen:,} with a face, {count_of(tracks.count, 'track')}")
+@contextmanager
+def seen(
+    video: Video, reader: FaceReader, tracks: FaceTracks, marker: Marker | None, stop: Signals | None = None
+) -> Iterator[Iterator[SeenFrame]]:
+    """Every frame of a video in order; threads decode, find faces and draw ahead.
+
+    Args:
+        video: not yet iterated.
+        reader: finds and reads the faces.
+        tracks: of this video alone.
+        marker: draws on the frames; None: nothing is drawn.
+        stop: ends a camera.
+    """
+
+    def finished(one: SeenFrame) -> SeenFrame:
+        return one if marker is None else one.marked(marker)
+
+    with (
+        closing(_followed(video, reader, tracks, stop)) as frames,
+        ahead(finished, frames, threads=cores(), depth=4 * cores()) as done,
+    ):
+        yield done
 
 
-def _tracked(video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None) -> Iterator[_Read]:
-    """Every frame with its faces; a camera until somebody ends it."""
+def _followed(video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None) -> Iterator[SeenFrame]:
     waiting: deque[Frame] = deque()
 
     def pictures() -> Iterator[RGBImage]:
@@ -272,13 +272,42 @@ def _tracked(video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals
 
     for faces in reader.each(pictures()):
         frame = waiting.popleft()
-        yield _Read(frame, tuple(tracks.next(faces.faces, frame.seconds)))
+        yield SeenFrame(frame, tuple(tracks.next(faces.faces, frame.seconds)))
 
 
-def _drawn(one: _Read, marker: Marker) -> RGBImage:
-    faces = [face.smooth for face in one.faces]
-    labels = [f"#{face.track}" for face in one.faces]
-    return np.asarray(drawn(Image.fromarray(one.frame.picture), faces, marker, labels))
+def _read(video: Video, place: str, reader: FaceReader, hertz: float, results: _Results) -> None:
+    """Read one video: its rows into the table, its annotated frames into a file of their own."""
+    for note in video.notes:
+        say(f"predict: {note}")
+    tracks, source, gaps = FaceTracks(hertz), printable(video.name), _Gaps()
+    frames = with_face = 0
+    with ExitStack() as stack:
+        stop = stack.enter_context(signals()) if video.live else None
+        bar = stack.enter_context(progress(f"predict {video.name}", video.frames, unit="frames"))
+        write = None
+        if results.drawn is not None and results.marker is not None:
+            write = stack.enter_context(annotated(video, results.drawn / place))
+        for one in stack.enter_context(seen(video, reader, tracks, results.marker, stop)):
+            results.write(one.rows(source))
+            if write is not None and one.drawn is not None:
+                write(one.drawn, one.frame.seconds)
+            results.nan += sum(face.raw.unanswered for face in one.faces)
+            results.faces += len(one.faces)
+            frames, with_face = frames + 1, with_face + bool(one.faces)
+            gaps.see(one.frame, bool(one.faces))
+            bar.advance()
+    if stop is not None and stop.number is not None:
+        say(f"predict: {video.name}: ended by {Signal(stop.number).name}; everything until then is kept")
+    for gap in gaps.found():
+        results.skip(video.name, gap)
+    for problem in video.problems():
+        results.skip(video.name, problem, unread=True)
+    if video.retimed:
+        results.skip(video.name, f"{video.name}: {count_of(video.retimed, 'frame')} without a time of its own")
+    results.videos, results.frames = results.videos + 1, results.frames + frames
+    results.without += frames - with_face
+    followed = count_of(tracks.count, "track")
+    say(f"predict: {video.name}: {count_of(frames, 'frame')}, {with_face:,} with a face, {followed}")
 
 
 class _Gaps:
