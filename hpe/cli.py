@@ -110,7 +110,10 @@ def _settings(command: str | None, option: str, given: list[str]) -> list[str]:
 
 def _version(value: bool) -> None:
     if value:
-        print(f"hpe {__version__}")
+        from hpe.data.provenance import about_package
+
+        commit = about_package()["commit"]
+        print(f"hpe {__version__}" + f" (commit {commit})" * (commit is not None))
         raise typer.Exit
 
 
@@ -122,7 +125,7 @@ _ON_EVERY_RANK: Final = frozenset(("train", "evaluate", "pose", "doctor"))
 def _main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:

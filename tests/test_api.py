@@ -13,7 +13,8 @@ import hpe
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.models.build import build_network
-from hpe.models.run_folder import CONFIG, State, remember_shards, save_checkpoint
+from hpe.models.checkpoints import State, save_checkpoint
+from hpe.models.run_folder import TrainedOn, record
 from hpe.predict import predict
 from hpe.predict.options import PredictOptions
 from tests import made
@@ -28,8 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = made.config(made.shards(folder / "shards", counts=(16,), val=8), folder / "run")
     run = Path(config.run)
     run.mkdir()
-    (run / CONFIG).write_text(config.dump(), encoding="utf-8")
-    remember_shards(run, config)
+    record(run, config, lambda: TrainedOn({}, {}))
     torch.manual_seed(5)
     save_checkpoint(run, State(8, 1), build_network(config.model), {}, ema=None, keep=1, best=True)
     return run
@@ -76,16 +76,21 @@ def test_importing_hpe_loads_nothing_heavy() -> None:
     assert int(count) < 40, "import hpe is to take less than 0.1 s: it loads few modules beside Python's own"
 
 
-def test_the_readme_shows_every_name_and_no_other() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = [ast.parse(part.partition("```")[0]) for part in readme.split("```python\n")[1:]]
-    used = {
+def names_on(page: str) -> set[str]:
+    """Names of hpe in the Python of a page."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    code = [ast.parse(part.partition("```")[0]) for part in text.split("```python\n")[1:]]
+    return {
         node.attr
         for tree in code
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hpe"
     }
-    assert used == set(hpe.__all__)
+
+
+def test_the_pages_show_every_name_and_no_other() -> None:
+    assert names_on("README.md") <= set(hpe.__all__)
+    assert names_on("docs/api.md") == set(hpe.__all__)
 
 
 def test_load_reads_as_hpe_predict_does(run: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

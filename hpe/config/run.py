@@ -26,6 +26,7 @@ def _batch(value: Any) -> Any:
 
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]
 Stem = Literal["standard", "small", "half"]
 _SELECTION: Final = {
     "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
@@ -310,6 +311,10 @@ class TrainConfig(Section):
     """Number of checkpoints to keep, in addition to ``best``."""
     log_steps: Count = 20
     """Steps between two lines of the log."""
+    trackers: list[Tracker] = Field(default=[])
+    """Trackers that get the values of the log, beside TensorBoard, through Accelerate; the package of each must be
+    installed. See ``docs/watch.md``.
+    """
 
 
 class RunConfig(Section):
@@ -362,6 +367,7 @@ FREE: Final = (
     "train.keep",
     "train.checkpoint_steps",
     "train.micro_batch",
+    "train.trackers",
 )
 """Settings that may change when a run resumes, because they do not change what is learned.
 
@@ -387,12 +393,6 @@ def _without_idle_weights(config: dict[str, Any]) -> dict[str, Any]:
         for one in sets:
             one.pop("weight", None)
     return config
-
-
-def mixes_anew(before: RunConfig, after: RunConfig) -> bool:
-    """Whether a config leaves out the weights by which the run before mixed its datasets."""
-    old, new = before.data.train, after.data.train
-    return len(old) == len(new) > 1 and old[0].weight is not None and new[0].weight is None
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

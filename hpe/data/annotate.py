@@ -263,7 +263,7 @@ def _panel(draw: ImageDraw.ImageDraw, at: "_Map", overlay: Overlay, size: float,
     for index, (name, share) in enumerate(zip(EMOTIONS, overlay.emotion_p, strict=True)):
         middle, ink = y + size * 0.7, _INK if index == best else _FAINT
         _text(draw, at, (x, middle), name, size * 0.92, ink)
-        left, right = x + size * 5.0, corner[0] + size * 9.6
+        left, right = x + size * 5.0, corner[0] + size * 9.15
         high = size * 0.26
         track = (*at((left, middle - high)), *at((right, middle + high)))
         draw.rounded_rectangle(track, radius=at.scale * high, fill=_TRACK)

@@ -7,7 +7,6 @@ network, whose input is the three angles instead of a picture.
 
 import difflib
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -18,15 +17,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hpe.core.errors import UserError
-from hpe.data.normalise import MEAN, STD
 
 TIMM: Final = "timm/"
-_INCEPTIONS: Final = ("googlenet", "inception_v3")
+INCEPTIONS: Final = ("googlenet", "inception_v3")
 _AUXILIARY: Final = ("aux1", "aux2", "AuxLogits")
-_HALF: Final = (0.5, 0.5, 0.5)
-
-Triple = tuple[float, float, float]
-"""A number for each of red, green and blue."""
 
 
 class Tiny(nn.Module):
@@ -199,14 +193,14 @@ def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
             + "Use a name of torchvision.models, timm/<name of timm>, tiny or resnet9"
         )
     # With weights torchvision sets these itself, and refuses others.
-    options = {"aux_logits": False, "init_weights": True} if name in _INCEPTIONS and not pretrained else {}
+    options = {"aux_logits": False, "init_weights": True} if name in INCEPTIONS and not pretrained else {}
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except OSError as error:
         raise UserError(
             f"model.weights: cannot download {name}'s weights ({error}); give a local file, or none"
         ) from error
-    if name in _INCEPTIONS:
+    if name in INCEPTIONS:
         _without_extras(network)
     last = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not last:
@@ -220,53 +214,13 @@ def _without_extras(network: nn.Module) -> None:
     """Make an Inception of the hub what it is without weights.
 
     Its auxiliary classifiers would get no gradient (DDP stops then), and their names would not be found again by
-    ``hpe evaluate``. Its own change of the input is part of :func:`published_normalisation`.
+    ``hpe evaluate``. Its own change of the input is part of :func:`hpe.models.normalisation.published_normalisation`.
     """
     for classifier in _AUXILIARY:
         if hasattr(network, classifier):
             setattr(network, classifier, None)
     for switch in ("aux_logits", "transform_input"):
         setattr(network, switch, False)
-
-
-def published_normalisation(name: str, weights: str) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of the pixels, in 0..1, that a backbone expects by its publisher.
-
-    Those of timm's config for timm's names, those of torchvision's weights with ``hub``; else ImageNet's, also for
-    names that :func:`build_backbone` refuses.
-    """
-    if name.startswith(TIMM):
-        return _of_timm(name.removeprefix(TIMM))
-    if weights != "hub":
-        return MEAN, STD
-    if name in _INCEPTIONS:  # converted from TensorFlow: torchvision turns ImageNet's into these inside the network
-        return _HALF, _HALF
-    import torchvision
-
-    try:
-        preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
-    except (ValueError, KeyError):
-        return MEAN, STD
-    return _triple(preset.mean), _triple(preset.std)
-
-
-def _of_timm(name: str) -> tuple[Triple, Triple]:
-    from timm.data import resolve_data_config  # pyright: ignore[reportAttributeAccessIssue]
-    from timm.models import get_pretrained_cfg
-
-    try:
-        known = get_pretrained_cfg(name)
-    except RuntimeError:
-        known = None
-    if known is None:
-        return MEAN, STD
-    found = resolve_data_config(pretrained_cfg=known.to_dict())
-    return _triple(found["mean"]), _triple(found["std"])
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 def synchronised(backbone: nn.Module) -> nn.Module:

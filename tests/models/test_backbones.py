@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from hpe.core.errors import UserError
-from hpe.models.backbones import build_backbone, outline, published_normalisation, synchronised
+from hpe.models.backbones import build_backbone, outline, synchronised
 from hpe.models.multitask import HEADS, MultiTask, affect_pair
+from hpe.models.normalisation import published_normalisation
 from hpe.train.preflight import sizes_refused, unreached
 from tests import made
 

@@ -1,6 +1,6 @@
 """The training step on GPUs, judged without one: fake GPUs show mixed devices and waits; the rest runs for real."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.distributed import Ranks
 from hpe.models.build import build_network
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.metrics import HeadMetrics
 from hpe.train.setup import Job, open_job
 from hpe.train.step import Learner
@@ -67,12 +67,13 @@ def check(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
             for number in range(3):
                 loaded = next(loader)
                 waits.found.clear() if number < 2 else None  # what is made once is made in the first two steps
-                learner.step(loaded, state, stop=False, logged=number == 2)
+                learner.step(loaded, state, asked_here=False, measure_gradient=number == 2)
                 state = State(loaded.samples_seen, state.step + 1)
             assert places(waits) == set()
-            figures = learner.log(state, _Silent(), loader)  # type: ignore[arg-type]
+            noted = _Noted()
+            learner.log(state, noted, loader)  # type: ignore[arg-type]
             assert places(waits) == ONCE_AN_INTERVAL
-            assert "gradient_norm" in figures
+            assert "gradient_norm" in noted.figures
         metrics = HeadMetrics(job.config.model.heads.on)
         with job.validation() as loader:
             learner.validate(
@@ -85,8 +86,11 @@ def check(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {tensor.device for tensor in learner.evaluated.buffers()} <= {here}
 
 
-class _Silent:
-    def scalars(self, *_: object) -> None: ...
+class _Noted:
+    """Keeps the figures that a learner reports last."""
+
+    def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
+        self.figures = values
 
 
 def shrunk(path: Path, folder: Path, run: Path) -> RunConfig:
@@ -205,7 +209,7 @@ def test_a_step_that_the_scaler_skips_changes_neither_weights_nor_average_and_do
         for _ in range(30):
             before, average = copied(learner.network), copied(learner.ema.module)
             loaded = next(loader)
-            learner.step(loaded, state, stop=False, logged=True)
+            learner.step(loaded, state, asked_here=False, measure_gradient=True)
             state = State(loaded.samples_seen, state.step + 1)
             after = copied(learner.network)
             if same(before, after):
@@ -236,7 +240,7 @@ def test_frozen_norms_keep_their_statistics_and_the_others_learn_them(folder: Pa
     config = made.config(folder, tmp_path / "run", "model.freeze=[stem]")
     with on_cpu(config) as (job, learner), job.batches(0) as loader:
         before = {name: value.clone() for name, value in learner.network.named_buffers() if "running" in name}
-        learner.step(next(loader), State(0, 0), stop=False, logged=False)
+        learner.step(next(loader), State(0, 0), asked_here=False, measure_gradient=False)
         after = dict(learner.network.named_buffers())
         moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved == {name for name in before if not name.startswith("backbone.stem")}
@@ -252,7 +256,7 @@ def test_a_compiled_network_learns_what_the_plain_one_does(folder: Path, tmp_pat
             state = State(samples_seen=0, step=0)
             for _ in range(3):
                 loaded = next(loader)
-                learner.step(loaded, state, stop=False, logged=True)
+                learner.step(loaded, state, asked_here=False, measure_gradient=True)
                 state = State(loaded.samples_seen, state.step + 1)
             found.append((copied(learner.network), float(learner._norm)))
     (plain, norm), (compiled, its) = found
