@@ -1,13 +1,14 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
 # make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
-# make cluster   a real Slurm and lost links, as root     make clean  forget the environment
+# make docs   the site of docs/, into build/site          make clean  forget the environment
+# make cluster   a real Slurm and lost links, as root
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= dev,landmarks,export
+EXTRAS ?= dev,docs,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo test quick cluster lint check install clean
+.PHONY: demo test quick cluster docs lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,6 +31,10 @@ lint: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Fails on any warning, such as a broken link.
+docs: $(STAMP)
+	$(BIN)/python docs/build.py
+
 check: lint test
 
 install: $(STAMP)
@@ -43,4 +48,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-newest
+	rm -rf $(VENV) .venv-newest build .cache

@@ -6,7 +6,8 @@ The Python API is what this module offers; everything below it may change betwee
 
     import hpe
 
-    hpe.load("runs/ferplus").read("face.jpg")         # a trained network: predictions as a dict
+    model = hpe.load("runs/ferplus")                  # a trained network
+    model("face.jpg")[0].emotion                      # what it reads in an image: hpe.Faces, of hpe.Face
     hpe.Stream([hpe.ShardSet("shards/ferplus", "train")], hpe.Reading(size=224))   # shards as training batches
     hpe.tables("shards/ferplus", pose="lwpose66")     # labels and pose tables as a datasets.Dataset
 
@@ -18,12 +19,14 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from hpe.core.errors import UserError
     from hpe.data.tables import tables
-    from hpe.predict.face_reader import load
+    from hpe.predict.face_reader import FaceReader, load
+    from hpe.predict.faces import Face, Faces
     from hpe.stream import Reading, ShardSet, Stream
 
 __version__ = "0.1.0"
-__all__ = ["Reading", "ShardSet", "Stream", "load", "tables"]
+__all__ = ["Face", "FaceReader", "Faces", "Reading", "ShardSet", "Stream", "UserError", "load", "tables"]
 
 NOT_HERE: Final = (
     "hpe runs on Linux and macOS. Windows has no links, file locks and signals of the kind that keep a run whole: "
@@ -34,9 +37,13 @@ NOT_HERE: Final = (
 """Why this operating system is refused; None where it is not."""
 
 _PUBLIC: Final = {
+    "Face": "hpe.predict.faces",
+    "FaceReader": "hpe.predict.face_reader",
+    "Faces": "hpe.predict.faces",
     "Reading": "hpe.stream",
     "ShardSet": "hpe.stream",
     "Stream": "hpe.stream",
+    "UserError": "hpe.core.errors",
     "load": "hpe.predict.face_reader",
     "tables": "hpe.data.tables",
 }

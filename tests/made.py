@@ -7,12 +7,12 @@ import torch
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import parse
-from hpe.core.files import write_text
 from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.models.build import build_network
-from hpe.models.run_folder import State, remember_shards, save_checkpoint
+from hpe.models.checkpoints import State, save_checkpoint
+from hpe.models.run_folder import TrainedOn, record
 
 SIDE = 32
 
@@ -85,8 +85,7 @@ def untrained(run: Path, shards: Path, *overrides: str) -> Path:
     """A run folder with random weights, whose answers differ from face to face."""
     settings = config(shards, run, *overrides)
     run.mkdir()
-    write_text(run / "config.yaml", settings.dump())
-    remember_shards(run, settings)
+    record(run, settings, lambda: TrainedOn({}, {}))
     torch.manual_seed(3)
     network = build_network(settings.model)
     for layer in network.heads.modules():

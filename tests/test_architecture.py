@@ -9,6 +9,12 @@ import pytest
 import hpe
 
 PACKAGES = sorted(init.parent for init in Path(hpe.__file__).parent.glob("*/**/__init__.py"))
+LONGEST, MOST_PARAMETERS = 60, 8
+REASONS = {
+    "evaluate/measure.py: evaluate": "its parameters are the options of the command, each explained in a line",
+    "predict/face_reader.py: load": "the public function: a keyword for each thing that a user may choose",
+}
+"""Why a function may be longer, or take more parameters. Commands may: Typer reads a parameter per option."""
 _LISTED = re.compile(r"^ .*?([a-z_0-9]+\.py|[a-z_0-9]+/)  ", re.MULTILINE)
 
 
@@ -23,3 +29,24 @@ def test_the_list_of_a_package_names_each_of_its_modules_and_no_other(package: P
     modules = {file.name for file in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     below = {f"{init.parent.name}/" for init in package.glob("*/__init__.py")}
     assert {*_LISTED.findall(said)} - {"__main__.py"} == modules | below
+
+
+def _is_command(function: ast.FunctionDef) -> bool:
+    return any(ast.unparse(one).startswith("app.command(") for one in function.decorator_list)
+
+
+def _parameters(function: ast.FunctionDef) -> int:
+    given = function.args
+    return len([one for one in (*given.posonlyargs, *given.args, *given.kwonlyargs) if one.arg not in ("self", "cls")])
+
+
+def test_a_function_is_short_and_takes_few_parameters_or_has_a_reason() -> None:
+    home = Path(hpe.__file__).parent
+    found = {
+        f"{file.relative_to(home).as_posix()}: {one.name}"
+        for file in home.rglob("*.py")
+        for one in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(one, ast.FunctionDef) and not _is_command(one)
+        if (one.end_lineno or 0) - one.lineno >= LONGEST or _parameters(one) > MOST_PARAMETERS
+    }
+    assert found == set(REASONS)

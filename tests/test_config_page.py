@@ -72,7 +72,7 @@ def kind(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(kind(part) for part in parts if part is not type(None))
     if origin is list:
-        return "list" if model_in(annotation) else f"list of {kind(parts[0])}s"
+        return "list" if model_in(annotation) else f"list of {kind(parts[0])}" + "s" * (parts[0] is str)
     if origin is tuple:
         return f"{len(parts)} {kind(parts[0])}s"
     if hasattr(annotation, "__metadata__"):

@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from torch.distributed import run
 
 from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
-from hpe.models import run_folder
+from hpe.models import checkpoints
 from tests import made
 from tests.test_cli import EVERY
 
@@ -293,7 +293,7 @@ def test_a_launcher_starts_two_ranks_on_a_cpu_that_write_a_checkpoint(
         env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    state = run_folder.State.load(run_folder.find_checkpoint(run, "last"))
+    state = checkpoints.State.load(checkpoints.find_checkpoint(run, "last"))
     assert (state.samples_seen, state.ranks) == (24, 2)
 
 
@@ -323,9 +323,7 @@ def test_a_signal_to_the_launcher_alone_saves_and_the_same_command_goes_on(
 
 def samples_seen(run: Path) -> int:
     return (
-        run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen
-        if run_folder.checkpoints(run)
-        else 0
+        checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen if checkpoints.saved(run) else 0
     )
 
 

@@ -1,4 +1,9 @@
-"""What README.md, the docs and the head comments say can be typed: commands parse, configs load, paths exist."""
+"""What README.md, the docs and the head comments say can be typed: commands parse, Python runs, paths exist.
+
+One rule for code on pages. ``sh`` blocks are parsed by hpe's own command line; ``python`` blocks of a page run in their
+order and in one namespace, here or in a test that names the page; ``yaml`` blocks are read. A block that needs what a
+test does not have is behind a line ``<!-- needs: WHAT -->``. A block without a language is no code.
+"""
 
 import argparse
 import ast
@@ -24,7 +29,6 @@ from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
 from hpe.models import run_folder
-from hpe.models.build import build_network
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.study.config import StudyConfig
 from tests import made, test_config_page
@@ -32,7 +36,8 @@ from tests.test_cli import EVERY
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MARKDOWN = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+MARKDOWN = (*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md")))
 COMMENTED = tuple(
     path
     for folder in ("configs", "launch", "docker")
@@ -42,6 +47,8 @@ COMMENTED = tuple(
 KNOWN = dict(EVERY)
 BEGINS = r"(?:[A-Z_]+=\S+ +)*(?:hpe|accelerate launch|torchrun|sbatch)\s"
 NO_COMMANDS = ("hpe needs Python 3.11 to 3.14",)  # a message, in the table of trouble
+PROGRAMS = {"hpe", "accelerate", "torchrun", "sbatch", "make", "pip", "python", "source", "tensorboard", "git"}
+"""What `sh` blocks may start: the first four are parsed, the others are not hpe's."""
 NUMBERS = {"N": "2", "K": "0"}  # what stands for a number in what is shown
 
 
@@ -57,9 +64,23 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8").replace("\\\n", "")
 
 
-def blocks(text: str, language: str = r"\w*") -> list[str]:
+class Block(NamedTuple):
+    """A fenced block of a page; ``needs``: what it needs that tests do not have, empty for nothing."""
+
+    needs: str
+    language: str
+    code: str
+
+
+def fenced(text: str) -> list[Block]:
     """The fenced blocks of a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"(?:^<!-- needs: (.+) -->\n+)?^```([^`\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(*one) for one in found]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code of a page in a language, without that which needs what tests do not have."""
+    return [one.code for one in fenced(text) if one.language == language and not one.needs]
 
 
 def spans(text: str) -> list[str]:
@@ -161,7 +182,7 @@ def parse(one: Shown) -> list[dict[str, object] | None]:
 
 
 def parse_hpe(one: Shown, words: list[str]) -> dict[str, object] | None:
-    if words[1:] in (["--install-completion"], ["COMMAND", "--help"]):
+    if words[1:] in (["--install-completion"], ["--show-completion"], ["--version"], ["COMMAND", "--help"]):
         return None
     path = tuple(words[1:3]) if tuple(words[1:3]) in KNOWN else tuple(words[1:2])
     groups = {known[:1] for known in KNOWN if len(known) > 1}
@@ -175,6 +196,11 @@ def parse_hpe(one: Shown, words: list[str]) -> dict[str, object] | None:
         if one.mention and type(error).__name__ == "MissingParameter":
             return None
         raise AssertionError(f"{one.page}: {one.text}: {error}") from error
+
+
+def parse_line(page: Path, line: str) -> None:
+    """Parse a command that a file shows."""
+    parse(Shown(page.name, line, mention=False))
 
 
 ALL = list(dict.fromkeys(shown()))
@@ -283,10 +309,9 @@ def literals() -> tuple[str, ...]:
 
 
 def trouble() -> list[str]:
-    """The first cells of the table of trouble."""
-    section = text_of(README).partition("\n## Trouble\n")[2].partition("\n## ")[0]
-    _, _, *rows = re.findall(r"^\| (.+?) \| .+ \|$", section, re.MULTILINE)
-    return rows
+    """The first cells of the tables of trouble."""
+    rows = re.findall(r"^\| (.+?) \| .+ \|$", text_of(ROOT / "docs/trouble.md"), re.MULTILINE)
+    return [row for row in rows if row != "what you see"]
 
 
 def told(message: str) -> bool:
@@ -323,24 +348,59 @@ def test_what_train_tells_of_absent_shards_is_in_the_table_of_trouble(
     assert any(re.match(row, str(caught.value)) for row in rows if row.startswith("shards/"))
 
 
-def test_the_python_of_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def runs_elsewhere(page: Path) -> bool:
+    """Whether another test runs the Python of this page."""
+    tests = (path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
+    return any(page.name in text and "exec(" in text for text in (path.read_text(encoding="utf-8") for path in tests))
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(text_of(page), "python") and not runs_elsewhere(page)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In order and in one namespace, as a reader would paste them: beside a run, its shards and a picture."""
     shards = made.shards(tmp_path / "shards" / "ferplus", counts=(16,), val=8)
-    config = made.config(shards, tmp_path / "runs" / "ferplus")
-    run = Path(config.run)
-    run.mkdir(parents=True)
-    (run / run_folder.CONFIG).write_text(config.dump(), encoding="utf-8")
-    run_folder.remember_shards(run, config)
-    network = build_network(config.model)
-    run_folder.save_checkpoint(run, run_folder.State(8, 1), network, {}, ema=None, keep=1, best=True)
+    (tmp_path / "runs").mkdir()
+    run = made.untrained(tmp_path / "runs" / "ferplus", shards)
+    (run / run_folder.METRICS).write_text('{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n')
+    (tmp_path / "runs" / "demo").mkdir()
+    (tmp_path / "runs" / "demo" / "multitask").symlink_to(run)
     (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
-    names: dict[str, object] = {"__name__": "readme"}
-    for block in blocks(README.read_text(encoding="utf-8"), "python"):
-        exec(compile(block, "README.md", "exec"), names)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks(text_of(page), "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_every_block_of_code_is_tested_or_says_what_it_needs() -> None:
+    for page in MARKDOWN:
+        for one in fenced(text_of(page)):
+            if one.needs or one.language in ("", "python", "yaml"):
+                continue
+            assert one.language == "sh", f"{page.name}: no test knows a block in {one.language}: <!-- needs: … -->"
+            lines = (line for line in one.code.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+            words = (next(word for word in line.split() if not re.match(r"[A-Z_]+=", word)) for line in lines)
+            assert set(words) <= PROGRAMS, page.name
+    assert any(one.needs for page in PAGES for one in fenced(text_of(page)))
+    assert {page.name for page in WITH_PYTHON} >= {"README.md", "api.md"}
+
+
+def test_readme_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1100
+
+
+def test_every_page_opens_with_what_it_is_for() -> None:
+    for page in PAGES:
+        title, empty, first, *_ = page.read_text(encoding="utf-8").splitlines()
+        assert title.startswith("# "), page.name
+        assert empty == "", page.name
+        assert re.match(r"[A-Z`*h]", first), f"{page.name} opens with {first!r}"
 
 
 def test_the_targets_and_extras_that_pages_name_are_there() -> None:
@@ -365,10 +425,8 @@ def test_the_targets_and_extras_that_pages_name_are_there() -> None:
 
 
 def test_the_commands_table_names_every_command() -> None:
-    section = text_of(README).partition("\n## Commands\n")[2].partition("\n## ")[0]
-    named = {
-        tuple(some[1:2]) for cell in spans(section) if cell.startswith("hpe ") for some in alternatives(words_of(cell))
-    }
+    cells = [cell for cell in spans(text_of(ROOT / "docs/commands.md")) if cell.startswith("hpe ")]
+    named = {tuple(some[1:2]) for cell in cells for some in alternatives(words_of(cell))}
     assert {path[:1] for path in KNOWN} <= named
 
 

@@ -26,6 +26,7 @@ def _batch(value: Any) -> Any:
 
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb"]
 Stem = Literal["standard", "small", "half"]
 _SELECTION: Final = {
     "emotion": "emotion/macro_f1", "direction": "direction/macro_f1", "pose": "pose/mae", "affect": "affect/rmse",
@@ -212,7 +213,9 @@ class ModelConfig(Section):
     """The network: backbone, weights to start from, and heads."""
 
     backbone: str = "resnet18"
-    """A name of torchvision.models, ``timm/NAME``, ``tiny``, or ``angles`` (the direction network of the thesis)."""
+    """A name of torchvision.models, ``timm/NAME``, ``tiny``, ``resnet9``, or ``angles`` (the direction network of the
+    thesis).
+    """
     stem: Stem = "standard"
     """First layer of a ResNet for images of about 32 to 64 pixels: ``small`` keeps the resolution; ``half`` halves
     it, for a quarter of the work.
@@ -308,6 +311,10 @@ class TrainConfig(Section):
     """Number of checkpoints to keep, in addition to ``best``."""
     log_steps: Count = 20
     """Steps between two lines of the log."""
+    trackers: list[Tracker] = Field(default=[])
+    """Trackers that get the values of the log, beside TensorBoard, through Accelerate; the package of each must be
+    installed. See ``docs/watch.md``.
+    """
 
 
 class RunConfig(Section):
@@ -360,6 +367,7 @@ FREE: Final = (
     "train.keep",
     "train.checkpoint_steps",
     "train.micro_batch",
+    "train.trackers",
 )
 """Settings that may change when a run resumes, because they do not change what is learned.
 
@@ -385,12 +393,6 @@ def _without_idle_weights(config: dict[str, Any]) -> dict[str, Any]:
         for one in sets:
             one.pop("weight", None)
     return config
-
-
-def mixes_anew(before: RunConfig, after: RunConfig) -> bool:
-    """Whether a config leaves out the weights by which the run before mixed its datasets."""
-    old, new = before.data.train, after.data.train
-    return len(old) == len(new) > 1 and old[0].weight is not None and new[0].weight is None
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

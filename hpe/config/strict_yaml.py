@@ -56,7 +56,8 @@ def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) 
         # texts here, so that the schema refuses them as it refuses any text.
         return schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as invalid:
-        raise UserError(mistakes(_messages(invalid, schema, name, places))) from invalid
+        problems = _messages(invalid, schema, name, places)
+        raise UserError(mistakes(problems)) from invalid
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error
 

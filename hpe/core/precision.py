@@ -58,8 +58,6 @@ def training_precision(asked: str, recorded: str | None, *, run: str) -> Precisi
     rule = chosen_precision(asked)
     if asked != "auto" or recorded is None:
         return rule
-    if recorded == "auto":  # an older hpe did not record what it meant
-        return Precision(rule.name, f"{rule.why}; the precision of the run until now was not recorded")
     if (why := lacks_precision(recorded, device())) is not None:
         raise UserError(
             f"{run}: train.precision: this run was trained in {recorded} until now, which this machine does not "

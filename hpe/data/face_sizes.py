@@ -33,7 +33,7 @@ def face_shares(tars: Sequence[Path]) -> dict[str, float]:
             try:
                 sides = _sides(shard.record(row))
                 side = min(image_size(bytes(shard.image(row)))) if sides else 0
-            except (ValueError, DecodeError, RecursionError):
+            except (OSError, ValueError, DecodeError, RecursionError):
                 continue
             for basis, longer in sides.items():
                 found[basis].append(longer / side)

@@ -12,13 +12,14 @@ from torch import nn
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.crops import CropRule
+from hpe.data.normalise import MEAN, STD
 from hpe.estimators.estimator import Estimator, Network, Precision
 from hpe.estimators.onnx import load_onnx
 from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
 from hpe.models.build import load_run
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, normalisation_of
+from hpe.models.run_folder import CONFIG, SHARDS, crop_rules
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -171,12 +172,16 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
             f"{run / CONFIG}: this run has no pose head (its heads: {', '.join(config.model.heads.on)}); "
             "expected one trained with model.heads.pose"
         )
-    mean, std = normalisation_of(config.model)
     return Estimator(
         name=run.resolve().name,
         weights_sha256=sha256_of(file),
         crop=CropRule.parse(crop) if crop else _crop_of_run(run),
-        input=InputSpec(size=config.data.size, colour="grey" if config.data.grey else "rgb", mean=mean, std=std),
+        input=InputSpec(
+            size=config.data.size,
+            colour="grey" if config.data.grey else "rgb",
+            mean=config.model.mean or MEAN,
+            std=config.model.std or STD,
+        ),
         output=OutputSpec(kind="bins66-lower" if pose.kind == "bins66" else "sixd"),
         network=compute.network(module),
         device=compute.device,

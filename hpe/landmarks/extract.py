@@ -215,41 +215,45 @@ def extract(
     Raises:
         UserError: nothing to read, no mesh, OUT was made with other settings, or OUT cannot be written to.
     """
-    pictures = input_images(source)
-    parts = pictures.parts
-    settings = _settings(source, views, which, max_pixels)
-    _check_settings(out, settings)
+    parts = (pictures := input_images(source)).parts
+    _check_settings(out, settings := _settings(source, views, which, max_pixels))
     todo = [part for part in parts if _digest_of(_table(out, part.name)) != part.digest]
     workers = workers or cores()
-    begun, done = time.monotonic(), 0
-    skipped: dict[str, str] = {}
+    begun, done, skipped = time.monotonic(), 0, dict[str, str]()
     with ExitStack() as stack:
-        mesh = None
-        if todo:
-            mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=settings.get("detector"))))
+        detector = settings.get("detector")
+        mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=detector))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
+        _remove_others(out, parts)
         if todo or not (out / SUMMARY).is_file():
             # Without the counts of the end: until those are there, what is here is not all.
             write_json(out / SUMMARY, {**settings, TOTAL: pictures.count})
-        for surplus in set(out.glob("faces-*.parquet")) - {_table(out, part.name) for part in parts}:
-            surplus.unlink()
         if mesh is not None:
             total = pictures.count if len(todo) == len(parts) else None
             bar = stack.enter_context(progress("landmarks", total or None, unit="images"))
-            rows_of = partial(_rows, mesh=mesh, max_pixels=max_pixels)
-            done, skipped = _write_parts(todo, out, rows_of, workers, bar.advance)
-        summary = {**settings, TOTAL: pictures.count}
-        summary |= _counts([_table(out, part.name) for part in parts if part.name not in skipped])
-        summary["passed_over"] = dict(sorted(pictures.passed_over.items()))
-        summary["skipped_shards"] = skipped
+            rows = partial(_rows, mesh=mesh, max_pixels=max_pixels)
+            done, skipped = _write_parts(todo, out, rows, workers, bar.advance)
+        summary = {
+            **settings,
+            TOTAL: pictures.count,
+            **_counts([_table(out, part.name) for part in parts if part.name not in skipped]),
+            "passed_over": dict(sorted(pictures.passed_over.items())),
+            "skipped_shards": skipped,
+        }
         if done:
-            summary["images_per_second"] = round(done / (time.monotonic() - begun), 1)
-            summary["workers"] = workers
+            rate = round(done / (time.monotonic() - begun), 1)
+            summary |= {"images_per_second": rate, "workers": workers}
         if mesh is not None and mesh.without_points:
             summary["detected_without_points"] = mesh.without_points
         write_json(out / SUMMARY, summary)
     return summary
+
+
+def _remove_others(out: Path, parts: Sequence[Part]) -> None:
+    """Remove the tables of parts that the input had once."""
+    for surplus in set(out.glob("faces-*.parquet")) - {_table(out, part.name) for part in parts}:
+        surplus.unlink()
 
 
 def _settings(source: Path, views: str, which: Which, max_pixels: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ In reading order:
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from jaxtyping import Bool
@@ -70,6 +70,18 @@ class _Table:
     angles_guess: Numbers | None
     affect: dict[str, tuple[Numbers | None, Numbers | None]]
 
+    @classmethod
+    def read(cls, table: "pa.Table") -> Self:
+        return cls(
+            labels(table, "emotion", len(EMOTIONS)),
+            guesses(table, "emotion", len(EMOTIONS)),
+            labels(table, "direction", len(DIRECTIONS)),
+            guesses(table, "direction", len(DIRECTIONS)),
+            numbers(table, ANGLES),
+            numbers(table, [f"{name}_hat" for name in ANGLES]),
+            {name: (numbers(table, [name]), numbers(table, [f"{name}_hat"])) for name in ("valence", "arousal")},
+        )
+
 
 def figures(
     table: "pa.Table",
@@ -94,17 +106,7 @@ def figures(
     unit, by_subject = units(table)
     count = len(np.unique(unit))
     draw = Resampling(unit, by_subject, replicates, seed)
-    read = _Table(
-        labels(table, "emotion", len(EMOTIONS)),
-        guesses(table, "emotion", len(EMOTIONS)),
-        labels(table, "direction", len(DIRECTIONS)),
-        guesses(table, "direction", len(DIRECTIONS)),
-        numbers(table, ANGLES),
-        numbers(table, [f"{name}_hat" for name in ANGLES]),
-        {name: (numbers(table, [name]), numbers(table, [f"{name}_hat"])) for name in ("valence", "arousal")},
-    )
-    known = trained or {}
-    emotion = classes.classification(read.emotion, read.emotion_guess, draw, EMOTIONS, "emotion")
+    read, known = _Table.read(table), trained or {}
     deviation = numbers(table, [f"{name}_sd" for name in ANGLES])
     return {
         "schema": SCHEMA,
@@ -117,7 +119,7 @@ def figures(
             "replicates": replicates,
             "seed": seed,
         },
-        "emotion": emotion,
+        "emotion": classes.classification(read.emotion, read.emotion_guess, draw, EMOTIONS, "emotion"),
         "protocols": _protocols(read, draw),
         "shared": {
             "emotion": classes.shared(

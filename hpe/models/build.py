@@ -7,20 +7,22 @@ import torch
 from hpe.config.run import HeadsConfig, ModelConfig, RunConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.data.normalise import Normalisation
+from hpe.data.normalise import MEAN, STD, Normalisation
 from hpe.models.backbones import build_backbone
+from hpe.models.checkpoints import load_tensors, weights_of
 from hpe.models.multitask import HeadSpec, MultiTask, affect_pair, class_logits, pose_6d, pose_bins
-from hpe.models.run_folder import CONFIG, load_config, load_tensors, normalisation_of, weights_of
+from hpe.models.run_folder import CONFIG, load_config
 
 
 def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
     """The network of a config; ``weights`` overrides ``model.weights``. A run folder means its best weights.
 
+    Without ``model.mean`` and ``model.std``, ImageNet's are meant: ``hpe train`` has filled in its backbone's own.
+
     Raises:
         UserError: unknown backbone, or weights that do not fit.
     """
     specs = head_specs(model.heads)
-    mean, std = map(torch.tensor, normalisation_of(model))
     start = model.weights if weights is None else weights
     if start not in ("none", "hub") and Path(start).is_dir():
         start = str(weights_of(Path(start)))
@@ -31,7 +33,7 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
         specs,
         conditioned=bool(model.heads.emotion and model.heads.emotion.conditioned_on_pose),
         learned_weights=learned_weights,
-        normalisation=Normalisation(mean, std),
+        normalisation=Normalisation(torch.tensor(model.mean or MEAN), torch.tensor(model.std or STD)),
     )
 
 

@@ -29,7 +29,7 @@ def judging_precision(asked: str | None, recorded: str, device: torch.device) ->
 
     Args:
         asked: ``--precision``, or None.
-        recorded: ``train.precision`` in the run's config (``auto``: an older hpe has not recorded what it was).
+        recorded: ``train.precision`` in the run's config; ``auto`` in a config that is not a run's.
         device: where the network runs.
 
     Raises:

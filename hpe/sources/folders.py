@@ -309,40 +309,14 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
     Raises:
         UserError: a folder's name is not such a word and not in ``classes``; a bad expression.
     """
-    mapping = pairs("folders", "classes", classes)
-    everything = class_folders(folder)
-    if not everything:
-        loose = sum(1 for e in entries(folder) if e.is_file())
-        raise UserError(f"{folder}: no class folders, {loose:,} files; expected a folder per class, or use table")
-    if absent := [name for name in mapping if name not in {c.name for c in everything}]:
-        raise UserError(
-            f"{folder}: option classes: no folder is named {absent[0]!r}; the class folders are "
-            f"{_names(everything)[:300]}"
-        )
-    found = [c for c in everything if mapping.get(c.name) != "skip"]
-    if not found:
-        raise UserError(f"{folder}: option classes skips every folder")
-    labels = {c.name: _labels_of(c.name, mapping) for c in found}
-    if bad := [name for name in mapping if labels.get(name, Record()) is None]:
-        raise UserError(
-            f"{folder}: option classes: {mapping[bad[0]]!r} is no emotion or direction; expected one of "
-            f"{', '.join((*EMOTIONS, *DIRECTIONS))}, or skip"
-        )
-    unknown = [name for name, record in labels.items() if record is None]
-    if unknown:
-        raise UserError(
-            f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
-            f"give their meaning with --option classes={unknown[0]}=neutral,… or leave them out with {unknown[0]}=skip"
-        )
+    found, labels = _named_classes(folder, pairs("folders", "classes", classes))
     person, notes = _people(subject, found)
-    emotions = sorted({r.emotion for r in labels.values() if r and r.emotion is not None})
+    emotions = {record.emotion for record in labels.values() if record.emotion is not None}
     is_fer = len(emotions) == 7 and Emotion.CONTEMPT not in emotions and {"angry", "surprise"} <= labels.keys()
 
     def rows() -> Iterator[Raw | Reject]:
         def labelled(part: ClassFolder, source: str) -> Record:
-            record = labels[part.name]
-            assert record is not None
-            return replace(record, subject=_person_of(person, source))
+            return replace(labels[part.name], subject=_person_of(person, source))
 
         return rows_of(found, labelled)
 
@@ -357,6 +331,39 @@ def open_folders(folder: Path, *, classes: str = "", subject: str = "") -> Sourc
         notes=notes,
         home=home_of(found),
     )
+
+
+def _named_classes(folder: Path, mapping: Mapping[str, str]) -> tuple[list[ClassFolder], dict[str, Record]]:
+    """The class folders that are not left out, and the labels that each name stands for.
+
+    Raises:
+        UserError: there are none; one has no meaning; or the option names a folder or a label that does not exist.
+    """
+    everything = class_folders(folder)
+    if not everything:
+        loose = sum(1 for e in entries(folder) if e.is_file())
+        raise UserError(f"{folder}: no class folders, {loose:,} files; expected a folder per class, or use table")
+    if absent := [name for name in mapping if name not in {c.name for c in everything}]:
+        raise UserError(
+            f"{folder}: option classes: no folder is named {absent[0]!r}; the class folders are "
+            f"{_names(everything)[:300]}"
+        )
+    found = [c for c in everything if mapping.get(c.name) != "skip"]
+    if not found:
+        raise UserError(f"{folder}: option classes skips every folder")
+    read = {c.name: _labels_of(c.name, mapping) for c in found}
+    if bad := [name for name in mapping if read.get(name, Record()) is None]:
+        raise UserError(
+            f"{folder}: option classes: {mapping[bad[0]]!r} is no emotion or direction; expected one of "
+            f"{', '.join((*EMOTIONS, *DIRECTIONS))}, or skip"
+        )
+    labels = {name: record for name, record in read.items() if record is not None}
+    if unknown := [name for name in read if name not in labels]:
+        raise UserError(
+            f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
+            f"give their meaning with --option classes={unknown[0]}=neutral,… or leave them out with {unknown[0]}=skip"
+        )
+    return found, labels
 
 
 def _people(subject: str, classes: list[ClassFolder]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:

@@ -14,6 +14,7 @@ Licence: not stated, unless the Hugging Face dataset has one.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,11 @@ _UNKNOWN_LICENCE: Final = "not stated; ask who gave you the pictures"
 _MOST_NAMED: Final = 6
 _LARGE_BYTES: Final = 16 << 20
 """About 300,000 rows, which take 4 seconds."""
+_WAYS: Final = (
+    "; if the paths start in another folder, name it with --option images=FOLDER",
+    "; if it is part of the dataset, name the folder that holds all of it with --option root=FOLDER",
+)
+"""The way out for a path with no picture, and for one that leaves the dataset's folder."""
 _Row = Mapping[str, Any] | Reject
 
 # What both readers do
@@ -258,31 +264,24 @@ def open_table(
     Raises:
         UserError: no table, a column that is missing, a unit that must be stated, or a bad option.
     """
-    tables = _tables(path)
-    if len(tables) != 1:
-        expected = f"expected one file that ends in {', '.join(SUFFIXES)}, or a folder with one in it"
-        raise UserError(f"{path}: {why_no_table(path) or expected}")
-    table = _Table.open(tables[0])
+    table = _only_table(path)
     stated = _Stated(columns, angles, boxes, emotions)
     meaning = stated.meaning("table", table.where, table.columns)
-    start, home = _folders(tables[0], images, root)
+    start, home = _folders(table.path, images, root)
     if images and meaning.names["image"] in table.embedded:
         raise UserError(f"{path}: option images is not used: column {meaning.names['image']!r} holds the pictures")
-    if tables[0].stat().st_size > _LARGE_BYTES:
-        say(f"{tables[0]}: reading all of it once, to tell units and decimal marks")
+    if table.path.stat().st_size > _LARGE_BYTES:
+        say(f"{table.path}: reading all of it once, to tell units and decimal marks")
     meaning = replace(meaning, commas=table.commas(meaning.numbers))
     needed = [*meaning.numbers, *(meaning.names[n] for n in ("split",) if n in meaning.names)]
     surveyed = (row for _, row in table.rows(needed) if not isinstance(row, Reject))
     meaning, splits = _survey(table.where, meaning, stated, surveyed)
     encoding = table.text.encoding if table.text else "utf-8"
-    ways = (
-        "; if the paths start in another folder, name it with --option images=FOLDER",
-        "; if it is part of the dataset, name the folder that holds all of it with --option root=FOLDER",
-    )
-    pictures = [ImageFinder(home, start, encoding, *ways)]
+    finder = partial(ImageFinder, home, start, encoding, *_WAYS)
+    pictures = [finder()]
 
     def rows() -> Iterator[Raw | Reject | Unread]:
-        faces, pictures[0] = Faces(), ImageFinder(home, start, encoding, *ways)
+        faces, pictures[0] = Faces(), finder()
         for line, row in table.rows():
             here = f"{table.path.name}:{line}"
             got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
@@ -302,6 +301,19 @@ def open_table(
         notes=(*read_as, *commas, *(f"{name} negated" for name in sorted(meaning.negated))),
         late_notes=lambda: pictures[0].notes(),
     )
+
+
+def _only_table(path: Path) -> _Table:
+    """The table of a path: the file, or the only one of its folder.
+
+    Raises:
+        UserError: there is none or more than one, or it is no table.
+    """
+    tables = _tables(path)
+    if len(tables) != 1:
+        expected = f"expected one file that ends in {', '.join(SUFFIXES)}, or a folder with one in it"
+        raise UserError(f"{path}: {why_no_table(path) or expected}")
+    return _Table.open(tables[0])
 
 
 def _folders(table: Path, images: str, root: str) -> tuple[Path, Path]:

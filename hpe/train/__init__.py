@@ -3,7 +3,9 @@
 In reading order:
 
     loop.py          the training loop
+    timetable.py     what follows a step, and when a run ends
     step.py          one optimizer step, validation, checkpoints
+    validation.py    a validation in the middle of a training, and the checkpoint behind it
     losses.py        one loss per head, masked where the label is missing
     metrics.py       validation metrics, exact over any number of ranks
     optim.py         parameter groups and the learning rate
@@ -13,6 +15,7 @@ In reading order:
     datasets.py      the datasets that a config names, as streams
     preflight.py     reasons a run cannot start, found before its first step
     auto_batch.py    ``train.batch: auto``
+    trackers.py      other trackers, such as Weights & Biases and MLflow, on request
     log.py           metrics.jsonl, TensorBoard, one line on the terminal
     console.py       progress bar and live table on a terminal
     sample_grid.py   validation images with predictions

@@ -18,18 +18,14 @@ _DEGREES: Final = ("mae", "geodesic")
 
 
 class Screen(Protocol):
-    """What the training loop reports to."""
+    """What the log of a training reports to."""
 
     def advance(self, count: int = 1) -> None:
         """``count`` more images are done."""
         ...
 
-    def train(self, figures: Mapping[str, float]) -> None:
-        """Training figures of the last steps, by the names of ``metrics.jsonl``."""
-        ...
-
-    def val(self, figures: Mapping[str, float]) -> None:
-        """Validation figures, by the names of ``metrics.jsonl``."""
+    def show(self, split: str, figures: Mapping[str, float]) -> None:
+        """The latest figures of ``train`` or ``val``, by the names of ``metrics.jsonl``."""
         ...
 
 
@@ -52,10 +48,9 @@ def screen(title: str, total: int, *, done: int, epochs: float) -> Iterator[Scre
             def advance(self, count: int = 1) -> None:
                 bar.advance(count)
 
-            def train(self, figures: Mapping[str, float]) -> None:
-                bar.note(f"loss {figures['loss']:.3g}")
-
-            def val(self, figures: Mapping[str, float]) -> None: ...
+            def show(self, split: str, figures: Mapping[str, float]) -> None:
+                if split == "train":
+                    bar.note(f"loss {figures['loss']:.3g}")
 
         yield Lines()
 
@@ -77,19 +72,11 @@ def _live(title: str, total: int, done: int, epochs: float) -> Iterator[Screen]:
         def advance(self, count: int = 1) -> None:
             bar.update(task, advance=count)
 
-        def train(self, figures: Mapping[str, float]) -> None:
-            latest["train"] = figures
-            show()
-
-        def val(self, figures: Mapping[str, float]) -> None:
-            latest["val"] = figures
-            show()
-
-    with Live(bar, console=Console(stderr=True), refresh_per_second=4) as live:
-
-        def show() -> None:
+        def show(self, split: str, figures: Mapping[str, float]) -> None:
+            latest[split] = figures
             live.update(Group(bar, heads_table(**latest), Text(pace(latest["train"], epochs), style="dim")))
 
+    with Live(bar, console=Console(stderr=True), refresh_per_second=4) as live:
         yield Shown()
 
 

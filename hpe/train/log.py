@@ -1,4 +1,4 @@
-"""The log of a run: ``metrics.jsonl``, TensorBoard, and the samples that could not be read."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard, other trackers, and the samples that could not be read."""
 
 import gc
 import json
@@ -9,58 +9,72 @@ from typing import Any, Final, Self
 import numpy as np
 from torch import Tensor
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.distributed import Ranks
 from hpe.core.files import write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
+from hpe.models.checkpoints import State
 from hpe.models.multitask import Outputs
 from hpe.models.run_folder import METRICS, TENSORBOARD
 from hpe.stream import Loader
+from hpe.train.console import Screen
 from hpe.train.sample_grid import sample_grid
+from hpe.train.trackers import Trackers
 
 _NAMED_DAMAGE: Final = 20
 
 
 class Log:
-    """Writes on rank 0, does nothing on the others.
+    """Reports a training: on the terminal, and on rank 0 to files.
 
-    Resumed at ``samples_seen``, it drops the lines that a killed start wrote after that point, so that no step
-    appears twice; with ``unvalidated`` also a validation at that point, because it is done again.
+    Resumed at a state, it drops the lines that a killed start wrote after that point, so that no step appears twice;
+    where the state is ``unvalidated`` also a validation at that point, because it is done again.
     """
 
-    def __init__(self, run: Path, ranks: Ranks, samples_seen: int, *, unvalidated: bool = False) -> None:
-        self.run = run
+    def __init__(
+        self, run: Path, ranks: Ranks, state: State, shown: Screen | None = None, trackers: Trackers | None = None
+    ) -> None:
+        self.run, self._shown, samples_seen = run, shown, state.samples_seen
+        self._trackers = trackers or Trackers()
         self._lines = self._board = None
         if ranks.main:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._keep_until(run / METRICS, samples_seen, unvalidated)
+            self._keep_until(run / METRICS, state)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
             self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1 if samples_seen else None)
 
     @staticmethod
-    def _keep_until(path: Path, samples_seen: int, unvalidated: bool) -> None:
+    def _keep_until(path: Path, state: State) -> None:
         if not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                if entry["samples"] < samples_seen + (not unvalidated or entry["split"] != "val"):
+                if entry["samples"] < state.samples_seen + (not state.unvalidated or entry["split"] != "val"):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a kill
         write_text(path, "".join(f"{line}\n" for line in kept))
 
-    def start(self, step: int, samples: int, chosen: Mapping[str, str]) -> None:
+    def start(self, state: State, chosen: Mapping[str, str]) -> None:
         """Record what the config leaves to the machine, as chosen at this start."""
         if self._lines is not None:
-            self._lines.write(json.dumps({"step": step, "samples": samples, "split": "start", **chosen}) + "\n")
+            begun = {"step": state.step, "samples": state.samples_seen, "split": "start"}
+            self._lines.write(json.dumps(begun | dict(chosen)) + "\n")
             self._lines.flush()
+
+    def advance(self, count: int) -> None:
+        """``count`` more images are learned from."""
+        if self._shown is not None:
+            self._shown.advance(count)
 
     def scalars(self, split: str, step: int, samples: int, values: Mapping[str, float]) -> None:
         """Figures of a split at a point of training; the x axis of TensorBoard is samples seen."""
+        if self._shown is not None:
+            self._shown.show(split, values)
         if self._lines is None or self._board is None:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items() if np.isfinite(value)}
@@ -68,6 +82,7 @@ class Log:
         self._lines.flush()
         for name, value in rounded.items():
             self._board.add_scalar(f"{name}/{split}", value, samples)
+        self._trackers.scalars(split, samples, rounded)
 
     def image(self, name: str, samples: int, picture: np.ndarray) -> None:
         """A picture, uint8 [height, width, 3]."""
@@ -130,7 +145,7 @@ class Damages:
     def close(self) -> None:
         """Print how many there were, if not all were named."""
         if self.count > self._named:
-            say(f"{self._prefix} could not read … {self.count:,} samples in all")
+            say(f"{self._prefix} could not read … {count_of(self.count, 'sample')} in all")
 
 
 def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:

@@ -2,28 +2,28 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.config.run import RunConfig, differences, mixes_anew
+from hpe.config.run import RunConfig, differences
 from hpe.core.console import log_to, say
 from hpe.core.distributed import Ranks, agree, some_problem
 from hpe.core.errors import UserError
-from hpe.core.files import locked, write_text
+from hpe.core.files import locked
+from hpe.models.checkpoints import CHECKPOINTS, last_checkpoint
+from hpe.models.normalisation import normalisation_of
 from hpe.models.run_folder import (
-    CHECKPOINTS,
     CONFIG,
     LOCK,
     MESSAGES,
     METRICS,
     TENSORBOARD,
-    last_checkpoint,
+    TrainedOn,
     load_config,
-    remember_shards,
+    record,
     taken,
-    with_normalisation,
 )
 
 VISIBLE_SECONDS: Final = 60
@@ -42,10 +42,12 @@ def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunCon
         UserError: the run was started with another config, or its config cannot be read.
     """
     run = Path(config.run)
-    config = with_normalisation(config)
-    if not (run / CONFIG).is_file():
+    before = load_config(run) if (run / CONFIG).is_file() else None
+    if config.model.mean is None:
+        mean, std = normalisation_of(config.model) if before is None else (before.model.mean, before.model.std)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"mean": mean, "std": std})})
+    if before is None:
         return config, None
-    before = load_config(run)
     used = before.train.precision
     open_settings: dict[str, Any] = {}
     if config.train.batch == "auto":
@@ -53,18 +55,12 @@ def recall(config: RunConfig, *, change_precision: bool = False) -> tuple[RunCon
     if config.train.precision == "auto" and not change_precision:
         open_settings["precision"] = used
     config = _with_train(config, open_settings)
-    if change_precision or used == "auto":  # an older hpe did not record what `auto` meant
+    if change_precision:
         before = _with_train(before, {"precision": config.train.precision})
     if changed := differences(before, config):
         way = f"{_ELSEWHERE}, or --new to start over"
         if any(line.startswith("train.precision:") for line in changed):
             way += ", or --change-precision to continue in another precision"
-        if mixes_anew(before, config):
-            shares = ", ".join(f"{one.weight:g}" for one in before.data.train)
-            way += (
-                ". It mixes its datasets by weight, but without weights each sample now comes equally often: to "
-                f"continue it as it began, give the datasets of data.train the weights {shares}"
-            )
         lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(f"{run}: this run was started with another config; {way}\n{lines}")
     return config, None if change_precision else used
@@ -75,8 +71,10 @@ def _with_train(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 
 @contextmanager
-def claim(config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
+def claim(config: RunConfig, ranks: Ranks, trained_on: Callable[[], TrainedOn]) -> Iterator[Path | None]:
     """Lock the run folder on rank 0, for all ranks; yields the checkpoint to resume from, or None.
+
+    Rank 0 writes the config there, and at the first start of the run what it is trained on (:func:`record`).
 
     Rank 0 chooses the checkpoint: on a network file system, nodes may see different checkpoints for a while.
 
@@ -88,7 +86,7 @@ def claim(config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
         problem = found = None
         if ranks.main:
             try:
-                stack.enter_context(claim_folder(run, config))
+                stack.enter_context(claim_folder(run, config, trained_on))
                 found = last_checkpoint(run)
             except UserError as error:
                 problem = str(error)
@@ -106,8 +104,8 @@ def claim(config: RunConfig, ranks: Ranks) -> Iterator[Path | None]:
 
 
 @contextmanager
-def claim_folder(run: Path, config: RunConfig) -> Iterator[None]:
-    """Make or reopen the folder of a run, lock it while the block runs, write its config, and log messages there.
+def claim_folder(run: Path, config: RunConfig, trained_on: Callable[[], TrainedOn]) -> Iterator[None]:
+    """Make or reopen the folder of a run, lock it while the block runs, write its records, and log messages there.
 
     Raises:
         UserError: the folder is something else, or in use.
@@ -126,8 +124,7 @@ def claim_folder(run: Path, config: RunConfig) -> Iterator[None]:
         stack.enter_context(locked(run / LOCK, taken(run)))
         # Under the lock: since `recall`, another process may have started here and ended.
         recall(config, change_precision=True)
-        write_text(run / CONFIG, config.dump())
-        remember_shards(run, config)
+        record(run, config, trained_on)
         stack.enter_context(log_to(run / MESSAGES))
     except OSError as error:
         stack.close()

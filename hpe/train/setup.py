@@ -13,10 +13,10 @@ from hpe.core.distributed import Ranks, common_accelerator, share_cores
 from hpe.core.errors import UserError, mistakes
 from hpe.core.precision import Precision, training_precision
 from hpe.data.face_sizes import face_shares
-from hpe.models import run_folder
 from hpe.models.build import build_network
+from hpe.models.checkpoints import State, last_checkpoint
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import State
+from hpe.models.run_folder import TrainedOn
 from hpe.stream import Counts, Loader, Stream
 from hpe.train.auto_batch import find_batch
 from hpe.train.datasets import all_angles, balance_of, open_stream
@@ -25,6 +25,7 @@ from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
 from hpe.train.preflight import reasons_against, remarks, steps_of
 from hpe.train.resume import claim, recall
+from hpe.train.timetable import Timetable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,6 +80,11 @@ class Job:
         """Steps of the whole run."""
         return steps_of(self.config.train.epochs, self.epoch_samples, self.batch)
 
+    @property
+    def timetable(self) -> Timetable:
+        """When the run logs, validates, saves and ends."""
+        return Timetable(self.config.train, self.epoch_samples, self.total_samples)
+
     def plan(self) -> str:
         """What the run would do, as a text: the resolved config, samples, steps and precision."""
         share = self.batch // self.ranks.world
@@ -110,9 +116,17 @@ class Job:
         """The validation batches of this rank: over all ranks, every sample once."""
         return self.val.once(batch=self.batch, rank=self.ranks.rank, ranks=self.ranks.world)
 
+    def trained_on(self) -> TrainedOn:
+        """What the run folder records of the training data; reads some of the shards."""
+        heads, counts = self.config.model.heads, self.labels
+        labels = {"emotion": counts.emotion} if heads.emotion else {}
+        labels |= {"direction": counts.direction} if heads.direction else {}
+        local = [Path(shard.url) for shards in self.train.sets for shard in shards if not shard.remote]
+        return TrainedOn(labels, face_shares(local))
+
     def last(self) -> Path | None:
         """The newest checkpoint."""
-        return run_folder.last_checkpoint(self.run)
+        return last_checkpoint(self.run)
 
     def say(self, text: str) -> None:
         """Print a line on rank 0."""
@@ -204,18 +218,8 @@ def open_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = False)
         UserError: as of :func:`prepare_job`; or another process trains in the folder.
     """
     job = prepare_job(config, ranks, change_precision=change_precision)
-    with claim(job.config, ranks) as resume:
-        if ranks.main and not (job.run / run_folder.TRAINED_ON).exists():
-            _remember_training(job)
+    with claim(job.config, ranks, job.trained_on) as resume:
         yield replace(job, resume=resume)
-
-
-def _remember_training(job: Job) -> None:
-    heads, counts = job.config.model.heads, job.labels
-    labels = {"emotion": counts.emotion} if heads.emotion else {}
-    labels |= {"direction": counts.direction} if heads.direction else {}
-    local = [Path(shard.url) for shards in job.train.sets for shard in shards if not shard.remote]
-    run_folder.remember_training(job.run, labels, face_shares(local))
 
 
 @contextmanager

@@ -24,10 +24,9 @@ from hpe.core.distributed import Ranks
 from hpe.core.errors import NotFiniteError, UserError
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
-from hpe.models import run_folder
 from hpe.models.backbones import synchronised
+from hpe.models.checkpoints import State, load_tensors, save_checkpoint
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.models.run_folder import State
 from hpe.stream import Loaded, Loader
 from hpe.stream.augment import Augmentation, augment, scaled
 from hpe.train import optim
@@ -129,14 +128,14 @@ class Learner:
         self._sums = torch.zeros(2 * len(losses), dtype=torch.float64, device=self.device)
         self._norm = torch.zeros((), device=self.device)
         self._train()
-        self.start(State(samples_seen=0, step=0))
+        self.start_interval(State(samples_seen=0, step=0))
 
     def _train(self) -> None:
         self.model.train()
         for norm in self.frozen_norms:
             norm.eval()
 
-    def start(self, state: State) -> None:
+    def start_interval(self, state: State) -> None:
         """Begin an interval of the log here.
 
         ``_waited_seconds`` is the loader's count at that point: 0 for a new loader; :meth:`log` sets it afterwards.
@@ -144,11 +143,18 @@ class Learner:
         self._sums.zero_()
         self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
 
-    def step(self, loaded: Loaded, state: State, *, stop: bool, logged: bool) -> bool:
+    def step(self, loaded: Loaded, state: State, *, asked_here: bool, measure_gradient: bool) -> bool:
         """One optimizer step from a state, on this rank's part of a global batch.
 
-        With ``logged`` the norm of the gradient is measured, for the log. Returns whether some rank has asked to stop:
-        the same answer on all ranks, one step after the question, so that no host waits for its device.
+        Args:
+            loaded: the part.
+            state: where the run is before the step.
+            asked_here: a signal has asked this rank to stop.
+            measure_gradient: for the log.
+
+        Returns:
+            Whether some rank has been asked to stop: the same answer on all ranks, one step after the question, so
+            that no host waits for its device.
 
         Raises:
             NotFiniteError: the loss of the step before was not finite.
@@ -167,9 +173,9 @@ class Learner:
             largest_degrees=self.losses["pose"].largest_degrees if "pose" in self.losses else math.inf,
         )
         inputs = batch.angles if self.network.takes_angles else scaled(images, self.size(state.samples_seen))
-        counts, asked = self.count_labels(batch, stop=stop)
+        counts, asked = self.count_labels(batch, asked_here=asked_here)
         sums = self.forward_backward(inputs, batch, counts)
-        if self.config.train.clip or logged:
+        if self.config.train.clip or measure_gradient:
             self.clip_gradients()
         skipped = self.update()
         self._sums += sums
@@ -181,11 +187,11 @@ class Learner:
         self._pending = (batch.keys, state, _Later(numbers))
         return stopping
 
-    def count_labels(self, batch: Batch, *, stop: bool) -> tuple[Tensor, Tensor]:
-        """Labels per head in the global batch, 1 or more; and how many ranks want to stop. A collective call."""
+    def count_labels(self, batch: Batch, *, asked_here: bool) -> tuple[Tensor, Tensor]:
+        """Labels per head in the global batch, 1 or more; and how many ranks are asked to stop. A collective call."""
         counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # after augmentation
         # `full` fills on the device. `tensor(number, device=…)` copies from the host, which waits for the copy.
-        asked = torch.full((), float(stop), dtype=torch.float64, device=self.device)
+        asked = torch.full((), float(asked_here), dtype=torch.float64, device=self.device)
         # One message for all numbers. All ranks get the same sums: they divide by the same, and stop at the same step.
         # Divided by its own count, a rank with few labels would weigh each of them more than the others do.
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked]), "sum")
@@ -327,8 +333,8 @@ class Learner:
         assert isinstance(self.config.train.batch, int)
         return self.size(max(0, samples_seen - self.config.train.batch))
 
-    def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
-        """Write the figures since the last call, and return them. A collective call."""
+    def log(self, state: State, log: Log, loader: Loader) -> None:
+        """Report the figures since the last call. A collective call."""
         shared = self.accelerator.reduce(self._sums, "sum")
         assert isinstance(shared, Tensor)
         # The host waits for the device here, once for every `train.log_steps` steps.
@@ -353,9 +359,8 @@ class Learner:
         if self.device.type == "cuda":
             figures["speed/device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         log.scalars("train", state.step, state.samples_seen, figures)
-        self.start(state)
+        self.start_interval(state)
         self._waited_seconds = loader.waited_seconds
-        return figures
 
     @property
     def evaluated(self) -> nn.Module:
@@ -401,7 +406,7 @@ class Learner:
                 optimizer["scaler"] = self.accelerator.scaler.state_dict()
                 if self.ema is not None:  # fewer than steps: the scaler skips some
                     optimizer["averaged"] = {"steps": self.ema.steps}
-            run_folder.save_checkpoint(
+            save_checkpoint(
                 run,
                 replace(state, ranks=self.ranks.world),
                 self.network,
@@ -421,10 +426,10 @@ class Learner:
         state = State.load(checkpoint)
         # One guard per file, so that the message names the one that is damaged.
         with _readable(checkpoint / "model.safetensors") as file:
-            self.network.load_state_dict(run_folder.load_tensors(file))
+            self.network.load_state_dict(load_tensors(file))
         if self.ema is not None:
             with _readable(checkpoint / "ema.safetensors") as file:
-                self.ema.module.load_state_dict(run_folder.load_tensors(file))
+                self.ema.module.load_state_dict(load_tensors(file))
                 self.ema.steps = state.step  # corrected by _load_optimizer if the scaler has skipped steps
         with _readable(checkpoint / "optimizer.pt") as file:
             self._load_optimizer(file)

@@ -22,7 +22,7 @@ from hpe.core.distributed import Ranks, launched, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
 from hpe.data.normalise import prepare
-from hpe.models import run_folder
+from hpe.models import checkpoints, run_folder
 from hpe.models.build import build_network
 from hpe.train.setup import open_job
 from tests import made
@@ -112,7 +112,7 @@ def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_folder.find_checkpoint(run, "last") / "model.safetensors")
+    return load_file(checkpoints.find_checkpoint(run, "last") / "model.safetensors")
 
 
 @pytest.mark.slow
@@ -146,11 +146,11 @@ def test_a_signal_to_one_rank_ends_a_validation_on_all_and_the_next_start_repeat
     for name, number in (("whole", 0), ("broken", 8)):
         done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / name), str(number), *changes)
         assert (done.returncode != 0) == (name == "broken"), done.stderr
-    state = run_folder.State.load(run_folder.find_checkpoint(tmp_path / "broken", "last"))
+    state = checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "broken", "last"))
     assert (state.samples_seen, state.unvalidated) == (160, True)
     done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / "broken"), "0", *changes)
     assert done.returncode == 0, done.stderr
-    whole, resumed = (run_folder.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken"))
+    whole, resumed = (checkpoints.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken"))
     for file in ("model.safetensors", "ema.safetensors", "state.json"):
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()
 
@@ -162,7 +162,7 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     changes = ("train.batch=8", "train.epochs=0.01", "augment={}", "train.ema=0.5")
     done = torchrun(2, "-m", "tests.signalled", str(folder), str(run), "0", *changes)
     assert done.returncode == 0, done.stderr
-    checkpoint, config = run_folder.find_checkpoint(run, "last"), run_folder.load_config(run)
+    checkpoint, config = checkpoints.find_checkpoint(run, "last"), run_folder.load_config(run)
     torch.manual_seed(config.seed)
     network = build_network(config.model).train()
     alone = made.config(folder, tmp_path / "alone", *changes)
@@ -187,7 +187,7 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
     command = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 200
-        while len(run_folder.checkpoints(run)) < 2 and time.monotonic() < deadline and job.poll() is None:
+        while len(checkpoints.saved(run)) < 2 and time.monotonic() < deadline and job.poll() is None:
             time.sleep(0.2)
         ranks = [pid for pid in descendants(job.pid) if rank_of(pid) == 1]
         assert ranks, "the job has no rank 1"
@@ -198,18 +198,18 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
     assert "memory runs out" in told
     assert "data.workers" in told
     assert "Traceback" not in told
-    seen = run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen
+    seen = checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen
     shorter = made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump()
     file.write_text(shorter)
     with subprocess.Popen([*command[:-2]], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
         while time.monotonic() < deadline + 100 and job.poll() is None:
-            if run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen > seen:
+            if checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen > seen:
                 break
             time.sleep(0.2)
         job.send_signal(signal.SIGTERM)
         _, told = job.communicate(timeout=60)
     assert job.returncode == 75, told
-    assert run_folder.State.load(run_folder.find_checkpoint(run, "last")).samples_seen > seen
+    assert checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen > seen
 
 
 @pytest.mark.slow
@@ -227,11 +227,11 @@ def test_two_ranks_killed_at_random_and_resumed_end_bit_for_bit_as_if_never_kill
     killed = 0
     for _ in range(2):
         run = tmp_path / "killed"
-        known = len(run_folder.checkpoints(run)) and run_folder.checkpoints(run)[-1]
+        known = len(checkpoints.saved(run)) and checkpoints.saved(run)[-1]
         with subprocess.Popen(commands["killed"], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL) as job:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline and job.poll() is None:
-                if (newest := len(run_folder.checkpoints(run)) and run_folder.checkpoints(run)[-1]) != known and newest:
+                if (newest := len(checkpoints.saved(run)) and checkpoints.saved(run)[-1]) != known and newest:
                     break
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.2))  # in a step, between steps, or while a checkpoint is written
@@ -241,7 +241,7 @@ def test_two_ranks_killed_at_random_and_resumed_end_bit_for_bit_as_if_never_kill
             killed += job.wait() == -signal.SIGKILL
     subprocess.run(commands["killed"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
     assert killed, "every start was done before it could be killed"
-    whole, resumed = (run_folder.find_checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
+    whole, resumed = (checkpoints.find_checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
     for file in ("model.safetensors", "ema.safetensors"):
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()
 

@@ -16,6 +16,7 @@ from hpe.core.distributed import Ranks, accelerator, named_device, refuse_shared
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision, chosen_precision, training_precision
 from hpe.models.inference import judging_precision
+from hpe.models.run_folder import TrainedOn
 from hpe.train import datasets
 from hpe.train.resume import claim, recall
 from tests import made
@@ -352,6 +353,6 @@ def test_a_resume_on_hardware_without_the_runs_precision_needs_a_flag(
     with pytest.raises(UserError, match="--change-precision to continue in another") as refused:
         recall(fp32)
     assert 'train.precision: "bf16" -> "fp32"' in str(refused.value)
-    with claim(recall(fp32, change_precision=True)[0], Ranks(0, 1, 0, 1)):
+    with claim(recall(fp32, change_precision=True)[0], Ranks(0, 1, 0, 1), lambda: TrainedOn({}, {})):
         pass
     assert "precision: fp32" in (tmp_path / "run/config.yaml").read_text()

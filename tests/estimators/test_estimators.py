@@ -24,9 +24,9 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.estimators.probe import probe, random_faces
 from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
 from hpe.models.build import build_network, load_run
+from hpe.models.checkpoints import State, save_checkpoint
 from hpe.models.hopenet import Hopenet, fit_state_dict
 from hpe.models.multitask import angles_of
-from hpe.models.run_folder import State, save_checkpoint
 from hpe.pose.plan import load_direction_network
 
 CPU = Compute(torch.device("cpu"))

@@ -28,7 +28,7 @@ from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.evaluate import evaluate
 from hpe.evaluate import measure as evaluation
 from hpe.models.build import build_network, load_run
-from hpe.models.run_folder import State, save_checkpoint
+from hpe.models.checkpoints import State, save_checkpoint
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.study.adaboost import _read, hog_of
 from tests import made

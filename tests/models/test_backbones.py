@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from hpe.core.errors import UserError
-from hpe.models.backbones import build_backbone, outline, published_normalisation, synchronised
+from hpe.models.backbones import build_backbone, outline, synchronised
 from hpe.models.multitask import HEADS, MultiTask, affect_pair
+from hpe.models.normalisation import published_normalisation
 from hpe.train.preflight import sizes_refused, unreached
 from tests import made
 
@@ -38,8 +39,8 @@ TIMM = (
 )  # fmt: skip
 QUICK_ONES = (*QUICK, *(f"timm/{name}" for name in TIMM[:5]))
 NAMES = [
-    name if name in ("tiny", "angles", *QUICK_ONES) else pytest.param(name, marks=pytest.mark.slow)
-    for name in ("tiny", "angles", *TORCHVISION, *(f"timm/{name}" for name in TIMM))
+    name if name in ("tiny", "resnet9", "angles", *QUICK_ONES) else pytest.param(name, marks=pytest.mark.slow)
+    for name in ("tiny", "resnet9", "angles", *TORCHVISION, *(f"timm/{name}" for name in TIMM))
     if not name.startswith("squeezenet")
 ]
 
@@ -168,7 +169,7 @@ def kinds(network: nn.Module) -> dict[str, type]:
 
 
 SYNCHRONISED = [
-    *("tiny", "resnet18", "timm/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/regnety_002"),
+    *("tiny", "resnet9", "resnet18", "timm/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/regnety_002"),
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (

@@ -10,26 +10,25 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.data.normalise import MEAN, STD
 from hpe.estimators.load import Compute, load_estimator
 from hpe.evaluate import evaluate
-from hpe.models import run_folder
+from hpe.models import checkpoints, run_folder
 from hpe.models.backbones import Tiny
 from hpe.models.build import build_network, load_run
-from hpe.models.run_folder import load_config, with_normalisation
+from hpe.models.run_folder import load_config
 from hpe.predict.network import open_predictor
 from hpe.stream import ShardSet, Stream
 from hpe.study.adaboost import features_of_run
 from hpe.train import train
-from hpe.train.setup import open_job
+from hpe.train.resume import recall
 from tests import made
 
 CPU = torch.device("cpu")
 HALF = ("model.mean=[0.5, 0.5, 0.5]", "model.std=[0.5, 0.5, 0.5]")
 ONE_STEP = ("train.epochs=0.1", "augment={}")
-NUMBERS = ("mean", "std")
+ANOTHER = ("model.mean=[0.4, 0.4, 0.4]", "model.std=[0.2, 0.2, 0.2]")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def numbers(config: RunConfig) -> tuple:
     return config.model.mean, config.model.std
-
-
-def as_before(run: Path) -> None:
-    """Take from a run's config what it did not hold when every network had ImageNet's numbers."""
-    told = yaml.safe_load((run / run_folder.CONFIG).read_text())
-    for name in NUMBERS:
-        del told["model"][name]
-    (run / run_folder.CONFIG).write_text(yaml.safe_dump(told, sort_keys=False))
 
 
 def test_every_command_brings_the_bytes_to_where_the_run_has_them(
@@ -82,9 +73,6 @@ def test_every_command_brings_the_bytes_to_where_the_run_has_them(
     with Stream(val, features.reading).once(batch=8) as loader:
         features.of_batch(next(loader).batch)
     assert -1 <= (ends := reach())[0] < 0.6 < ends[1] <= 1
-    as_before(run)  # what is trained with ImageNet's is judged with ImageNet's
-    open_predictor(run, CPU).answer(faces)
-    assert reach() == pytest.approx((-0.485 / 0.229, (1 - 0.406) / 0.225))
 
 
 def test_a_run_holds_its_numbers_and_its_weights_hold_none(folder: Path, tmp_path: Path) -> None:
@@ -92,17 +80,13 @@ def test_a_run_holds_its_numbers_and_its_weights_hold_none(folder: Path, tmp_pat
     assert train(made.config(folder, run, *ONE_STEP)) == 0
     told = yaml.safe_load((run / run_folder.CONFIG).read_text())["model"]
     assert (tuple(told["mean"]), tuple(told["std"])) == (MEAN, STD)
-    with safe_open(run_folder.weights_of(run), "pt") as file:
+    with safe_open(checkpoints.weights_of(run), "pt") as file:
         assert not {"mean", "std"} & set(file.keys())
 
 
-def test_a_run_from_before_goes_on_with_imagenets_numbers(folder: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_numbers_alone(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(made.config(folder, run, *ONE_STEP)) == 0
-    as_before(run)
-    with open_job(made.config(folder, run, *ONE_STEP), Ranks.from_environment()) as job:
-        assert job.resume is not None
-        assert numbers(job.config) == (MEAN, STD)
     with pytest.raises(UserError, match=r"model.mean: \[0.485, 0.456, 0.406\] -> \[0.5, 0.5, 0.5\]"):
         train(made.config(folder, run, *HALF, *ONE_STEP))
 
@@ -110,19 +94,18 @@ def test_a_run_from_before_goes_on_with_imagenets_numbers(folder: Path, tmp_path
 def test_a_new_run_takes_the_numbers_of_its_backbone_and_an_earlier_one_keeps_its_own(tmp_path: Path) -> None:
     config = made.config(tmp_path, tmp_path / "run", "model.backbone=timm/vit_tiny_patch16_224")
     half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    resolved = with_normalisation(config)
+    resolved = recall(config)[0]
     assert numbers(resolved) == half
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / run_folder.CONFIG).write_text(config.dump())  # without numbers: from before
-    assert numbers(load_config(tmp_path / "run")) == numbers(with_normalisation(config)) == (MEAN, STD)
-    (tmp_path / "run" / run_folder.CONFIG).write_text(resolved.dump())
-    assert numbers(load_config(tmp_path / "run")) == numbers(with_normalisation(config)) == half
+    own = made.config(tmp_path, tmp_path / "run", "model.backbone=timm/vit_tiny_patch16_224", *ANOTHER)
+    (tmp_path / "run" / run_folder.CONFIG).write_text(own.dump())
+    assert numbers(load_config(tmp_path / "run")) == numbers(recall(config)[0]) == numbers(own)
 
 
 def test_a_network_that_starts_from_a_run_sees_what_that_run_saw(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(made.config(folder, run, *HALF, *ONE_STEP)) == 0
-    network = build_network(made.config(folder, tmp_path / "next", f"model.weights={run}").model)
+    network = build_network(recall(made.config(folder, tmp_path / "next", f"model.weights={run}"))[0].model)
     assert network.mean.tolist() == network.std.tolist() == [0.5] * 3
     assert load_run(run)[0].mean.tolist() == [0.5] * 3
 

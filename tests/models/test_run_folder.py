@@ -15,7 +15,8 @@ from hpe import cli
 from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.files import locked
-from hpe.models.run_folder import CHECKPOINTS, LOCK, State, find_checkpoint, load_tensors, save_checkpoint, set_aside
+from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
+from hpe.models.run_folder import LOCK, set_aside
 from hpe.train.log import Log
 from tests import made
 
@@ -81,7 +82,7 @@ def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
     lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
     path.write_text(lines, encoding="utf-8")
     with no_file_over(100), pytest.raises(OSError, match="too large"):
-        Log(tmp_path, Ranks(0, 1, 0, 1), 2000)
+        Log(tmp_path, Ranks(0, 1, 0, 1), State(2000, 1))
     assert path.read_text(encoding="utf-8") == lines
 
 
@@ -90,7 +91,7 @@ def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> Non
 
     gc.disable()  # what Python would find sooner or later
     try:
-        with Log(tmp_path, Ranks(0, 1, 0, 1), 0) as log:
+        with Log(tmp_path, Ranks(0, 1, 0, 1), State(0, 0)) as log:
             log.confusions(8, {"direction": torch.eye(5)})
             assert not [one for one in gc.get_objects() if type(one) is Figure]
     finally:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpe.core.errors import UserError
-from hpe.models import run_folder
+from hpe.models import checkpoints, run_folder
 from hpe.train import setup, train
 from hpe.train.auto_batch import largest_that_fits, where_doubling_stops_paying
 from tests import made
@@ -64,7 +64,7 @@ def test_what_was_found_stands_in_the_run_and_a_resumed_run_does_not_ask_again(
     assert train(config) == 0
     found = run_folder.load_config(tmp_path / "run").train.batch
     assert found in (4, 8)  # 200 samples, and an epoch keeps 20 steps
-    seen = run_folder.State.load(run_folder.find_checkpoint(tmp_path / "run", "last"))
+    seen = checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "run", "last"))
     assert seen.samples_seen == seen.step * found
     monkeypatch.setattr(setup, "find_batch", lambda *_, **__: pytest.fail("asked again"))
     assert train(config) == 0

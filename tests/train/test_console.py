@@ -55,8 +55,8 @@ def test_a_terminal_gets_the_table_and_a_file_gets_lines(
     monkeypatch.delenv("RANK", raising=False)
     with screen("train it", 100, done=20, epochs=2) as shown:
         shown.advance(80)
-        shown.train(TRAIN)
-        shown.val(VAL)
+        shown.show("train", TRAIN)
+        shown.show("val", VAL)
     assert ("macro F1" in out.getvalue()) == table
     assert ("\x1b[" in out.getvalue()) == table
     assert "train it" in out.getvalue()
@@ -84,5 +84,5 @@ def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPE_QUIET", raising=False)
     monkeypatch.setenv("RANK", "1")
     with screen("train it", 100, done=0, epochs=2) as shown:
-        shown.train(TRAIN)
+        shown.show("train", TRAIN)
     assert out.getvalue() == ""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpe.core.distributed import Ranks
 from hpe.data.batch import Batch
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.train.losses import LossSettings, geodesic_loss, head_loss, hopenet_loss, with_targets
 from hpe.train.setup import open_job
 from hpe.train.step import Learner
@@ -190,7 +190,7 @@ def test_learned_weights_follow_kendalls_formula(tmp_path: Path) -> None:
                 head: float(head_loss(head, outputs[head], loaded.batch, settings).mean())
                 for head, settings in job.losses.items()
             }
-            learner.step(loaded, State(samples_seen=0, step=0), stop=False, logged=False)
+            learner.step(loaded, State(samples_seen=0, step=0), asked_here=False, measure_gradient=False)
     rate = config.train.learning_rate * 1.9  # Nesterov's first step is that many gradients
     for head, value in before.items():
         moved = float(job.network.log_variance[head].detach()) - value

@@ -1,4 +1,4 @@
-"""Several datasets in one training: how often each is drawn, what the log says of it, and runs of older versions."""
+"""Several datasets in one training: how often each is drawn, and what the log says of it."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import parse
 from hpe.core.errors import UserError
-from hpe.models import run_folder
 from hpe.stream import Balance, Reading, ShardSet, Stream
 from hpe.stream.stream import Stream as Opened
 from hpe.train import train
-from hpe.train.resume import claim_folder
 from tests import made
 
 
@@ -73,34 +70,3 @@ def test_the_start_tells_how_often_each_dataset_is_drawn(
     lines = capsys.readouterr()
     assert "9 samples, each 7.17 × per epoch" in lines.err + lines.out
     assert "120 samples, each 0.537 × per epoch" in lines.err + lines.out
-
-
-def begun_before(run: Path, config: RunConfig) -> None:
-    """A run folder as the version before left it: every dataset has the weight that was the default."""
-    run.mkdir()
-    text = config.dump()
-    assert "weight: null" in text
-    (run / "config.yaml").write_text(text.replace("weight: null", "weight: 1.0"), encoding="utf-8")
-
-
-def test_a_mix_that_an_older_version_began_goes_on_only_with_its_own_weights(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
-    plain = run_folder.with_normalisation(config(folders, tmp_path / "run", "", ""))
-    begun_before(tmp_path / "run", plain)
-    with (
-        pytest.raises(UserError, match=r"another config.*give the datasets of data\.train the weights 1, 1"),
-        claim_folder(tmp_path / "run", plain),
-    ):
-        pass
-    same = run_folder.with_normalisation(config(folders, tmp_path / "run", ", weight: 1", ", weight: 1"))
-    with claim_folder(tmp_path / "run", same):
-        pass
-
-
-def test_a_run_on_one_dataset_that_an_older_version_began_goes_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    plain = run_folder.with_normalisation(made.config(folders[0], tmp_path / "run"))
-    begun_before(tmp_path / "run", plain)
-    with claim_folder(tmp_path / "run", plain):
-        pass
-    assert parse((tmp_path / "run/config.yaml").read_text(), "config.yaml", RunConfig, ()) == plain

@@ -27,10 +27,10 @@ from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.models import run_folder
+from hpe.models import checkpoints, run_folder
 from hpe.models.build import build_network, load_run
+from hpe.models.checkpoints import State
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.models.run_folder import State
 from hpe.stream import Loaded, Loader
 from hpe.train import loop, plan, resume, train
 from hpe.train import step as step_module
@@ -59,7 +59,7 @@ def _one_thread() -> None:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_folder.find_checkpoint(run, "last") / "model.safetensors")
+    return load_file(checkpoints.find_checkpoint(run, "last") / "model.safetensors")
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -106,7 +106,7 @@ def test_the_same_command_twice_gives_the_same_weights(folder: Path, tmp_path: P
     for name in ("one", "two"):
         assert train(made.config(folder, tmp_path / name)) == 0
     first, second = (
-        (run_folder.find_checkpoint(tmp_path / name, "last") / "model.safetensors").read_bytes()
+        (checkpoints.find_checkpoint(tmp_path / name, "last") / "model.safetensors").read_bytes()
         for name in ("one", "two")
     )
     assert first == second
@@ -161,7 +161,7 @@ def test_a_signal_saves_and_leaves_with_its_code(folder: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(step_module.Learner, "step", step)
         assert train(config) == EXIT_AGAIN
-    saved = run_folder.State.load(run_folder.find_checkpoint(tmp_path / "run", "last"))
+    saved = checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "run", "last"))
     assert 0 < saved.samples_seen < 87
     assert train(config) == 0
 
@@ -225,14 +225,14 @@ def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_fir
     assert sizes[True] == [16] * 22 + [made.SIDE] * 22  # 87 samples an epoch, 8 a step
     judged = sizes[False][2:]  # after one of each size that was tried before the first step
     assert judged == [16] * (len(judged) // 2) + [made.SIDE] * (len(judged) // 2)
-    assert State.load(run_folder.find_checkpoint(tmp_path / "run", "best")).samples_seen == 33 * 8
+    assert State.load(checkpoints.find_checkpoint(tmp_path / "run", "best")).samples_seen == 33 * 8
     # Patience is counted from the first large pictures on: one epoch after the one that was best by being the first.
     patient = made.config(
         folder, tmp_path / "patient", "train.epochs=8", "train.small_epochs=4", "train.small_size=16",
         "train.select=emotion/accuracy", "train.patience=1",
     )  # fmt: skip
     assert train(patient) == 0
-    assert State.load(run_folder.find_checkpoint(tmp_path / "patient", "last")).samples_seen == 66 * 8
+    assert State.load(checkpoints.find_checkpoint(tmp_path / "patient", "last")).samples_seen == 66 * 8
 
 
 ANGLES = ("model.backbone=angles", "model.heads={direction: {}}")
@@ -323,7 +323,7 @@ def test_a_run_of_another_config_is_refused_with_the_difference(folder: Path, tm
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(made.config(folder, run, "train.checkpoint_steps=3")) == 0
-    last = run_folder.find_checkpoint(run, "last")
+    last = checkpoints.find_checkpoint(run, "last")
     (last / "optimizer.pt").write_bytes(b"x")
     with pytest.raises(UserError, match="damaged checkpoint"):
         train(made.config(folder, run))
@@ -388,7 +388,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
 ) -> None:
     original = step_module.Learner.step
 
-    def step(self: step_module.Learner, loaded: Loaded, state: run_folder.State, **named: bool) -> bool:
+    def step(self: step_module.Learner, loaded: Loaded, state: checkpoints.State, **named: bool) -> bool:
         stopping = original(self, loaded, state, **named)
         if state.step == 3:  # what a gradient of another rank leaves behind
             next(self.network.parameters()).data.fill_(float("nan"))
@@ -449,7 +449,7 @@ def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
 
     monkeypatch.setattr(step_module.Learner, "validate", validate)
     assert train(made.config(folder, tmp_path / "run", "train.epochs=3", f"train.select={select}")) == 0
-    assert State.load(run_folder.find_checkpoint(tmp_path / "run", "best")).samples_seen == judged[1]
+    assert State.load(checkpoints.find_checkpoint(tmp_path / "run", "best")).samples_seen == judged[1]
     told = [line for line in capsys.readouterr().err.splitlines() if "NaN or infinite" in line]
     assert len(told) == 2
     assert all(select in line for line in told)
@@ -457,7 +457,7 @@ def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
 
 def test_a_fraction_of_a_sample_is_one_step(folder: Path, tmp_path: Path) -> None:
     assert train(made.config(folder, tmp_path / "run", "train.epochs=0.001")) == 0
-    assert run_folder.State.load(run_folder.find_checkpoint(tmp_path / "run")).step == 1
+    assert checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "run")).step == 1
 
 
 def test_validation_samples_that_break_are_named_too(
@@ -551,13 +551,13 @@ def test_a_signal_ends_a_validation_which_the_next_start_repeats_bit_for_bit(
             batches = signalled_in_validation(number, 2, patch)
             assert train(broken) == EXIT_AGAIN
         assert batches[-1] in (2, 3)
-        state = State.load(run_folder.find_checkpoint(tmp_path / "broken", "last"))
+        state = State.load(checkpoints.find_checkpoint(tmp_path / "broken", "last"))
         assert (state.samples_seen, state.unvalidated) == (samples, True)
     assert train(broken) == 0
-    last = [run_folder.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken")]
+    last = [checkpoints.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken")]
     for file in ("model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"):
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
-    best = [run_folder.find_checkpoint(tmp_path / name, "best") for name in ("whole", "broken")]
+    best = [checkpoints.find_checkpoint(tmp_path / name, "best") for name in ("whole", "broken")]
     assert best[0].name == best[1].name
     lines = [  # but for the line that each start of a run writes
         [
@@ -627,21 +627,13 @@ def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
     assert [line["precision"] for line in lines if line["split"] == "start"] == ["bf16", "bf16", "fp32"]
 
 
-def test_a_run_of_an_older_hpe_whose_precision_is_auto_goes_on(folder: Path, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", ("train.precision=auto", "train.epochs=0.2")
-    assert train(made.config(folder, run, *settings)) == 0
-    (run / "config.yaml").write_text(made.config(folder, run, *settings).dump())
-    assert train(made.config(folder, run, *settings)) == 0
-    assert run_folder.load_config(run).train.precision in ("bf16", "fp32")
-
-
 def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 1 on another node, whose view of a shared folder comes late, or never."""
     run = tmp_path / "run"
     assert train(made.config(folder, run, "train.epochs=0.2")) == 0
-    checkpoint = run_folder.find_checkpoint(run, "last")
+    checkpoint = checkpoints.find_checkpoint(run, "last")
     hidden = tmp_path / "hidden"
     checkpoint.rename(hidden)
     said = iter([None, json.dumps({"name": checkpoint.name, "files": resume._sizes(hidden)})] * 2)
@@ -650,7 +642,7 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     config, other = made.config(folder, run), Ranks(1, 2, 0, 1)
     comes = threading.Timer(0.2, hidden.rename, [checkpoint])
     comes.start()
-    with resume.claim(config, other) as found:
+    with resume.claim(config, other, lambda: run_folder.TrainedOn({}, {})) as found:
         assert found is not None
         assert found.resolve() == checkpoint.resolve()
     comes.join()
@@ -659,7 +651,7 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     (checkpoint / "optimizer.pt").write_bytes(b"")
     with (
         pytest.raises(UserError, match=r"cannot be seen here after 0 s \(.*not whole: optimizer.pt\).*all nodes share"),
-        resume.claim(config, other),
+        resume.claim(config, other, lambda: run_folder.TrainedOn({}, {})),
     ):
         pass
 
@@ -699,9 +691,9 @@ def test_a_signal_ends_a_wait_for_images_and_everything_is_saved(
         patch.setattr(Loader, "__next__", silent)
         assert train(made.config(folder, run)) == EXIT_AGAIN
     assert "stopped by a signal while waiting for images; saved is" in capsys.readouterr().err
-    assert State.load(run_folder.find_checkpoint(run, "last")).step == 3
+    assert State.load(checkpoints.find_checkpoint(run, "last")).step == 3
     assert train(made.config(folder, run)) == 0
-    one, two = (load_file(run_folder.find_checkpoint(one, "last") / "model.safetensors") for one in (whole, run))
+    one, two = (load_file(checkpoints.find_checkpoint(one, "last") / "model.safetensors") for one in (whole, run))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

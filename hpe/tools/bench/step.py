@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,8 +26,8 @@ from hpe.core.distributed import Ranks, cuda, leave
 from hpe.core.signals import Signals
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
+from hpe.models.checkpoints import State, find_checkpoint
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import State, find_checkpoint
 from hpe.stream import Damage, Loaded, Loader
 from hpe.tools.bench import Figure, Report, Settings, ratio, take_turns
 from hpe.tools.bench.stream import made_shards
@@ -176,14 +176,6 @@ class _Short(Job):
     def say(self, text: str) -> None: ...
 
 
-class _Silent:
-    def advance(self, count: int = 1) -> None: ...
-
-    def train(self, figures: Mapping[str, float]) -> None: ...
-
-    def val(self, figures: Mapping[str, float]) -> None: ...
-
-
 def _loop(job: Job, steps: int, batches: Iterator[Loaded] | Loader) -> float:
     from hpe.train.loop import loop
 
@@ -194,8 +186,8 @@ def _loop(job: Job, steps: int, batches: Iterator[Loaded] | Loader) -> float:
     short = _Short(**known, timed=timed, steps=steps)
     learner = Learner(job.config, short.network, job.losses, job.epoch_samples, job.ranks, job.accelerator)
     start = State(samples_seen=0, step=0)
-    with Log(job.run, job.ranks, 0) as log:
-        loop(short, learner, start, log, _Silent(), Signals())
+    with Log(job.run, job.ranks, start) as log:
+        loop(short, learner, start, log, Signals())
     return timed.rate()
 
 
@@ -295,7 +287,7 @@ def _first_step(config: RunConfig, ranks: Ranks, *, late: bool) -> float:
         learner = Learner(job.config, job.network, job.losses, job.epoch_samples, ranks, job.accelerator)
         state = learner.load(job.resume) if job.resume else State(samples_seen=0, step=0)
         with job.batches(state.samples_seen) as loader:
-            learner.step(next(loader), state, stop=False, logged=False)
+            learner.step(next(loader), state, asked_here=False, measure_gradient=False)
             _finish(job.accelerator.device)
             return time.perf_counter() - start
 

@@ -21,7 +21,7 @@ from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks, end_with_parent, leave
 from hpe.core.files import write_json
 from hpe.models.build import build_network
-from hpe.models.run_folder import State
+from hpe.models.checkpoints import State
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
 from hpe.tools.gpucheck.training import exact_products, finish, flat
@@ -123,7 +123,7 @@ def gradient(place: Place, kind: str, ranks: Ranks) -> Tensor:
         hook = register_optimizer_step_pre_hook(note)
         try:
             with job.batches(0) as loader:
-                learner.step(next(loader), State(samples_seen=0, step=0), stop=False, logged=False)
+                learner.step(next(loader), State(samples_seen=0, step=0), asked_here=False, measure_gradient=False)
         finally:
             hook.remove()
         job.accelerator.wait_for_everyone()

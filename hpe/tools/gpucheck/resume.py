@@ -13,8 +13,8 @@ from typing import Final
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.distributed import end_with_parent
-from hpe.models import run_folder
-from hpe.models.run_folder import State
+from hpe.models import checkpoints
+from hpe.models.checkpoints import State
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
 from hpe.train import train
@@ -40,7 +40,7 @@ def _resumed(place: Place) -> Row:
     _finished(_train(place, killed))
     if code := train(load(_config_of(whole), RunConfig)):
         raise RuntimeError(f"an untouched training ended with exit code {code}")
-    state, expected = (State.load(run_folder.find_checkpoint(run, "last")) for run in (killed, whole))
+    state, expected = (State.load(checkpoints.find_checkpoint(run, "last")) for run in (killed, whole))
     difference = largest_difference(killed, whole)
     values = {
         "killed_after_steps": saved,
@@ -107,7 +107,7 @@ def _train(place: Place, run: Path) -> subprocess.Popen[bytes]:
 def _kill_after(process: subprocess.Popen[bytes], run: Path) -> int:
     """Kill a training and its readers when it has saved twice; the step of its last checkpoint."""
     try:
-        while len(run_folder.checkpoints(run)) < 2:
+        while len(checkpoints.saved(run)) < 2:
             if process.poll() is not None:
                 raise RuntimeError(f"hpe train ended with exit code {process.returncode} before it could be killed")
             time.sleep(_POLL_SECONDS)
@@ -116,7 +116,7 @@ def _kill_after(process: subprocess.Popen[bytes], run: Path) -> int:
             os.killpg(process.pid, signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         raise RuntimeError(f"hpe train ended with exit code {process.returncode} before it could be killed")
-    return State.load(run_folder.find_checkpoint(run, "last")).step
+    return State.load(checkpoints.find_checkpoint(run, "last")).step
 
 
 def _finished(process: subprocess.Popen[bytes]) -> None:
@@ -130,13 +130,13 @@ def _finished(process: subprocess.Popen[bytes]) -> None:
 
 def _times(run: Path) -> dict[Path, int]:
     """When each checkpoint was written."""
-    return {path: (path / "state.json").stat().st_mtime_ns for path in run_folder.checkpoints(run)}
+    return {path: (path / "state.json").stat().st_mtime_ns for path in checkpoints.saved(run)}
 
 
 def largest_difference(one: Path, other: Path) -> float:
     """Between the weights that two runs ended with."""
     weights = [
-        run_folder.load_tensors(run_folder.find_checkpoint(run, "last") / "model.safetensors") for run in (one, other)
+        checkpoints.load_tensors(checkpoints.find_checkpoint(run, "last") / "model.safetensors") for run in (one, other)
     ]
     if weights[0].keys() != weights[1].keys():
         raise RuntimeError("the two runs hold other weights")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hpe.config.run import RunConfig
 from hpe.core.distributed import Ranks
 from hpe.core.precision import lacks_precision
+from hpe.models.checkpoints import State
 from hpe.models.multitask import Outputs
-from hpe.models.run_folder import METRICS, State
+from hpe.models.run_folder import METRICS
 from hpe.stream import Loaded
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place
@@ -213,7 +214,7 @@ class _Steps:
         start = time.perf_counter()
         for _ in range(count):
             loaded = self.batches[self.state.step % len(self.batches)]
-            self.learner.step(loaded, self.state, stop=False, logged=False)
+            self.learner.step(loaded, self.state, asked_here=False, measure_gradient=False)
             seen = self.state.samples_seen + len(loaded.batch)
             self.state = replace(self.state, samples_seen=seen, step=self.state.step + 1)
         finish(self.place)
@@ -252,7 +253,7 @@ def _waits(place: Place, name: str, options: Sequence[str]) -> Row:
                 break  # a wait is an error from here on
             mode = "off" if number < _WARM_UP else "note" if number < _WARM_UP + _WATCHED_STEPS else "refuse"
             with watch.during(mode):
-                learner.step(loaded, state, stop=False, logged=number % 2 == 1)
+                learner.step(loaded, state, asked_here=False, measure_gradient=number % 2 == 1)
             state = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
     return watch.row(name, _WATCHED_STEPS)
 

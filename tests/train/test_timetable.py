@@ -3,8 +3,8 @@
 import pytest
 
 from hpe.config.run import TrainConfig
-from hpe.models.run_folder import State
-from hpe.train.loop import Due, due
+from hpe.models.checkpoints import State
+from hpe.train.timetable import Due, Timetable
 
 EPOCH, TOTAL, BATCH = 100, 250, 40
 """Two and a half epochs; no batch ends on an epoch."""
@@ -33,6 +33,6 @@ def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float]
     before, after = (State(samples_seen=at * BATCH, step=at) for at in (step - 1, step))
     config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH, "log_steps": 1000} | settings)
     words = expected.split()
-    assert due(before, after, config, epoch_samples=EPOCH, total_samples=TOTAL) == Due(
+    assert Timetable(config, EPOCH, TOTAL).due(before, after) == Due(
         log="log" in words, validation="validation" in words, checkpoint="checkpoint" in words
     )

@@ -1,0 +1,195 @@
+"""The checkpoints of a run: what they hold, how they are written, found and read."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hpe.core.errors import UserError
+from hpe.core.files import sync, write_json
+
+CHECKPOINTS: Final = "checkpoints"
+_STEP: Final = re.compile(r"step-(\d{8,})")
+
+Position = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The position of a run. Everything else follows from ``samples_seen``.
+
+    ``unvalidated``: a signal ended the validation that was due here; a restart does it before the next step.
+    """
+
+    samples_seen: Position
+    step: Position
+    best: float | None = None
+    best_samples: Position = 0
+    ranks: int = 1
+    unvalidated: bool = False
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation at this position gave the best value so far."""
+        return self.best_samples == self.samples_seen and self.best is not None
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        """The state of a checkpoint folder.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_json((checkpoint / "state.json").read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
+            why = str(error)
+            if isinstance(error, ValidationError):
+                why = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+            raise UserError(
+                f"{checkpoint}: damaged checkpoint (state.json: {why}); remove this folder to go on from the one before"
+            ) from error
+
+
+def save_checkpoint(
+    run: Path,
+    state: State,
+    network: nn.Module,
+    optimizer: Mapping[str, Any],
+    *,
+    ema: nn.Module | None,
+    keep: int,
+    best: bool,
+) -> Path:
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, remove old ones.
+
+    A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
+
+    Raises:
+        UserError: it could not be written, most often because the disk is full; the checkpoint before is kept.
+    """
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:08d}"
+    part = folder / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        save_file(_plain(network), part / "model.safetensors")
+        if ema is not None:
+            save_file(_plain(ema), part / "ema.safetensors")
+        with (part / "optimizer.pt").open("wb") as stream:
+            torch.save(dict(optimizer), stream)
+        write_json(part / "state.json", asdict(state))
+        _sync(part)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        last = saved(run)[-1:]
+        why = error.__context__ if isinstance(error.__context__, OSError) else error  # below torch's own words
+        raise UserError(
+            f"{target}: could not be written ({str(why).partition(chr(10))[0][:200]}); free some space on this disk, "
+            "then run the same command again: "
+            + (f"it goes on from {last[0].name}" if last else "it starts over, because nothing is saved yet")
+        ) from error
+    if target.exists():  # an earlier start of the run saved this step too
+        shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
+        # Renamed, not removed: to remove takes longer, and a kill meanwhile would leave `last` without its target.
+        target.rename(before)
+    part.rename(target)
+    sync(folder)  # before the links: they must never point to a name that a power cut has undone
+    _link(folder / "last", target)
+    if best:
+        _link(folder / "best", target)
+    sync(folder)  # before older checkpoints go: the links must not still point to one of them
+    _prune(folder, keep)
+    return target
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the files of a folder, and their names, are on the disk."""
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu").contiguous().clone() for key, value in network.state_dict().items()}
+
+
+def _link(link: Path, target: Path) -> None:
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    part.replace(link)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
+    for old in saved(folder.parent)[:-keep]:
+        if old.resolve() not in kept:
+            shutil.rmtree(old)
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def saved(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = (run / CHECKPOINTS).glob("step-*")
+    return sorted((p for p in found if _STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def find_checkpoint(run: Path, which: str = "best") -> Path:
+    """A checkpoint by ``best`` (``last`` where no best was chosen yet), ``last``, or a step's folder name.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = run / CHECKPOINTS
+    for name in (which, "last") if which == "best" else (which,):
+        if (folder / name / "state.json").is_file():
+            return (folder / name).resolve()
+    names = [path.name for path in saved(run)]
+    if which in ("last", "best") and names:  # the link points to a checkpoint that was removed
+        return folder / names[-1]
+    raise UserError(
+        f"{run}: no checkpoint {which!r}; "
+        + (f"there are {', '.join(names)}" if names else "the run has saved none yet; run hpe train first")
+    )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a checkpoint.
+
+    Raises:
+        UserError: damaged or missing.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: cannot read these weights ({str(error).splitlines()[0]})") from error
+
+
+def weights_of(run: Path, which: str = "best") -> Path:
+    """The weights file of a checkpoint: the averaged weights if the run has them.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    checkpoint = find_checkpoint(run, which)
+    averaged = checkpoint / "ema.safetensors"
+    return averaged if averaged.is_file() else checkpoint / "model.safetensors"
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    with suppress(UserError):
+        return find_checkpoint(run, "last")
+    return None

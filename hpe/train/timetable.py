@@ -1,0 +1,54 @@
+"""What follows a step, and when a run ends: pure functions of its state, so that all ranks and restarts agree."""
+
+from dataclasses import dataclass
+
+from hpe.config.run import TrainConfig
+from hpe.models.checkpoints import State
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    validation: bool
+    checkpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """When a run logs, validates, saves and ends.
+
+    Attributes:
+        settings: ``train`` of the config.
+        epoch_samples: samples of one epoch.
+        total_samples: samples of the whole run, in whole batches.
+    """
+
+    settings: TrainConfig
+    epoch_samples: int
+    total_samples: int
+
+    def due(self, before: State, after: State) -> Due:
+        """What follows the step from one state to the next.
+
+        A validation is due where a multiple of ``validate_epochs`` is reached or passed, as batches seldom end on one.
+        The first step is logged, so that a user sees at once that the run learns.
+        """
+        between = self.settings.validate_epochs * self.epoch_samples
+        passed = after.samples_seen // between > before.samples_seen // between
+        validation = passed or after.samples_seen >= self.total_samples
+        return Due(
+            log=validation or before.step == 0 or after.step % self.settings.log_steps == 0,
+            validation=validation,
+            checkpoint=bool(self.settings.checkpoint_steps) and after.step % self.settings.checkpoint_steps == 0,
+        )
+
+    def over(self, state: State) -> bool:
+        """Whether a run ends here: all its samples are seen, or ``train.patience`` is used up."""
+        patience = self.settings.patience * self.settings.validate_epochs * self.epoch_samples
+        # Patience counts from the last improvement, at the earliest from where images grow (`train.small_size`): values
+        # from small images say nothing about those from large ones.
+        start = max(state.best_samples, self.settings.small_epochs * self.epoch_samples)
+        impatient = bool(patience) and state.samples_seen - start >= patience
+        return impatient or state.samples_seen >= self.total_samples
