@@ -13,11 +13,11 @@ from hpe.core.files import short_name
 from hpe.data.crops import Box
 from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import RGBImage
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
 from hpe.data.video import VIDEOS, is_video
-from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 _LARGEST_FILE: Final = 1 << 28
