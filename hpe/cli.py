@@ -125,7 +125,10 @@ _ON_EVERY_RANK: Final = frozenset(("train", "evaluate", "pose", "doctor"))
 def _main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
