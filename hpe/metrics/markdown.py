@@ -215,11 +215,11 @@ def _shared_classes(section: Figure) -> list[str]:
 
 
 def protocol(about: Mapping[str, Any]) -> str:
-    """Which faces, crops and angles a pose error is of: other ones give other figures of the same network."""
+    """Which faces, crops and angles a pose error is of: with others the same network has another error."""
     crops = ", ".join(map(str, about.get("crop") or ["unknown"]))
     variants = "; ".join(map(str, about.get("variant") or ["unknown data"]))
     return (
-        f"Protocol: {cell(variants)}; crop {cell(crops)}. Angles are those of R = Rz(roll) Ry(yaw) Rx(pitch), "
+        f"Data: {cell(variants)}; crop {cell(crops)}. Angles are those of R = Rz(roll) Ry(yaw) Rx(pitch), "
         "predictions on the branch of the truth; `±99°` leaves out faces with an angle beyond, as Hopenet does."
     )
 

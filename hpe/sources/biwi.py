@@ -208,10 +208,10 @@ def open_biwi(folder: Path, *, protocol: str = "people", frame: str = "", test: 
                 yield _row(keys, home, path, camera, frame, split_of(sequence.name), box)
 
     def missing() -> tuple[str, ...]:
-        lost = () if listed is None else [name for name in listed if name not in seen]
-        return (f"frames: {len(lost):,} of {len(listed or ()):,} listed ones are not here, such as {lost[0]}",) * bool(
-            lost
-        )
+        lost = [name for name in listed or () if name not in seen]
+        if not lost:
+            return ()
+        return (f"frames: {len(lost):,} of {len(listed or ()):,} listed ones are not here, such as {lost[0]}",)
 
     has_boxes = listed is not None and all(box is not None for box in listed.values())
     subset = "" if listed is None else f"; the {len(listed):,} frames of {shown(Path(frames).name)}"

@@ -49,9 +49,10 @@ _SCALING_SHARDS: Final = 4
 _PROCESSES: Final = (1, 2, 4)
 _HOPENET: Final = "resnet50"
 _LIGHT: Final = "mobilenet_v3_small"
-_FACES_PER_WORKER: Final = {_HOPENET: 48, _LIGHT: 500}
-"""On a CPU: two to five seconds a turn, so that the whole bench takes some 90 seconds on two cores."""
-_ONE_AT_A_TIME: Final = {_HOPENET: 24, _LIGHT: 100}
+_TURN_SECONDS: Final = 3.0
+"""On a CPU a turn has as many faces as the network alone does in so long, so that the whole bench takes a minute or two
+on a slow or busy machine, too."""
+_ONE_AT_A_TIME_SECONDS: Final = 1.5
 _TARGETS: Final = {_HOPENET: 0.95, _LIGHT: 0.9}
 """Of the pass over its network alone on a CPU: to decode a face takes 0.3 ms, MobileNetV3-small 4.5 ms, ResNet-50 90 ms
 (one core of a Xeon with AMX), so that 0.94 is the most that the light one can reach."""
@@ -67,7 +68,7 @@ def measure(settings: Settings) -> Report:
     for backbone in (_HOPENET, _LIGHT):
         samples = min(settings.samples, _MOST)
         if where.type == "cpu":
-            samples = min(samples, _FACES_PER_WORKER[backbone] * settings.workers)
+            samples = min(samples, _faces_for(_estimator(where, backbone), settings.workers))
         folder = Path(settings.shards) if settings.shards else _made(settings.folder / f"pose-{samples}", samples)
         found, compared = turns(backbone, folder, out, where, settings)
         figures, ratios = figures + found, ratios + compared
@@ -95,7 +96,7 @@ def turns(
     )  # fmt: skip
     on_cpu = where.type == "cpu"
     if on_cpu:
-        tasks = _first(tasks, _FACES_PER_WORKER[backbone] * settings.workers)
+        tasks = _first(tasks, _faces_for(estimator, settings.workers))
     batches = _decoded(tasks, batch)
     ours, network, limit, one = (
         f"{backbone}: {what}"
@@ -108,7 +109,7 @@ def turns(
             ours: lambda: _pass(tasks, estimator, out, batch, settings.workers),
             network: lambda: _network(batches, estimator, settings.workers),
             **({limit: lambda: _decoder_and_network(tasks, estimator, batch, settings.workers)} if on_cpu else {}),
-            one: lambda: _one_at_a_time(tasks[0], estimator, _ONE_AT_A_TIME[backbone]),
+            one: lambda: _one_at_a_time(tasks[0], estimator),
         },
         settings.repeats,
         f"bench pose {backbone}, {sum(task.shard.samples or 0 for task in tasks):,} faces",
@@ -117,6 +118,14 @@ def turns(
     if on_cpu:  # a device computes while the cores decode: there the network alone is the limit
         ratios.insert(1, ratio(figures, ours, limit, 0.95))
     return figures, tuple(ratios)
+
+
+def _faces_for(estimator: Estimator, workers: int) -> int:
+    """How many faces a turn has on a CPU: what the network alone does in its time, rounded down to a power of two."""
+    batches = [torch.zeros((CPU_BATCH, 3, _SIZE, _SIZE), dtype=torch.uint8)] * workers
+    _network(batches, estimator, workers)  # pays for what torch builds lazily
+    faces = _network(batches, estimator, workers) * _TURN_SECONDS
+    return max(1 << int(np.log2(max(faces, 1))), 2 * CPU_BATCH * workers)
 
 
 def _first(tasks: list[Task], faces: int) -> list[Task]:
@@ -269,13 +278,14 @@ def _decoder_and_network(tasks: list[Task], estimator: Estimator, batch: int, th
     return sum(map(len, shards)) / (time.perf_counter() - start)
 
 
-def _one_at_a_time(task: Task, estimator: Estimator, most: int) -> float:
+def _one_at_a_time(task: Task, estimator: Estimator) -> float:
     from PIL import Image
 
     shard = open_shard(task.shard.path)
-    count = min(len(shard), most)
-    start = time.perf_counter()
-    for row in range(count):
-        picture = Image.open(io.BytesIO(bytes(shard.image(row)))).convert("RGB").resize((_SIZE, _SIZE))
+    start, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - start < _ONE_AT_A_TIME_SECONDS:
+        encoded = io.BytesIO(bytes(shard.image(count % len(shard))))
+        picture = Image.open(encoded).convert("RGB").resize((_SIZE, _SIZE))
         estimator.predict(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]).angles.cpu()
+        count += 1
     return count / (time.perf_counter() - start)
