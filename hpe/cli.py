@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
+
+
+def _type_shown(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.display_type(ctx)
+
+
+# A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
+TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
 app = typer.Typer(
     name="hpe",
@@ -126,9 +134,7 @@ def _main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and a checkout's commit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
@@ -269,15 +275,19 @@ def index(
 
 
 @app.command(rich_help_panel=_DATA)
-def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
+def verify(shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
     Example: `hpe verify data/aflw2000`
     """
     from hpe.core.errors import EXIT_INCOMPLETE
+    from hpe.data.shard_files import refuse_remote
     from hpe.pack.verify import verify
 
-    damage = verify(shards)
+    refuse_remote(
+        shards, "copy the folder here first; training compares each shard that it fetches with its sha256 anyway"
+    )
+    damage = verify(Path(shards))
     for found in damage:
         print(found)
     print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
@@ -287,8 +297,8 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
 
 @app.command(rich_help_panel=_DATA)
 def balance(
-    shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` wrote.")],
-    poses: Annotated[Path, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
+    shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, or its URL.")],
+    poses: Annotated[str, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
     out: Annotated[Path, typer.Argument(help="Folder for the subset.")],
     per_cell: Annotated[str, typer.Option(help="Samples per direction and emotion, in train/val/test.")] = "80/40/20",
     rule: Annotated[
@@ -319,7 +329,7 @@ def balance(
 
 @app.command(rich_help_panel=_POSE)
 def pose(
-    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files or globs.")],
+    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files, globs or URLs.")],
     estimator: Annotated[
         Path,
         typer.Option(
@@ -560,9 +570,9 @@ def evaluate(
     """
     _relaunch(processes)
     from hpe import evaluate as module
+    from hpe.data.shard_files import names_folder
     from hpe.models.views import Views
     from hpe.stream import ShardSet
-    from hpe.stream.shard_sets import names_folder
 
     one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
     code = module.evaluate(
@@ -581,7 +591,12 @@ def predict(
         ),
     ],
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Images, folders, tar files, folders of shards, globs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Images, folders, tar files, folders of shards, globs; or videos: files, addresses such as "
+            "rtsp://…, 0 for a camera, - for the standard input.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -589,16 +604,21 @@ def predict(
     ] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.", rich_help_panel=_WHAT)] = "jsonl",
     draw: Annotated[
-        str, typer.Option(help="Also write annotated images: axes, cube or none.", rich_help_panel=_WHAT)
-    ] = "none",
+        str,
+        typer.Option(
+            help="Also write annotated images or videos: axes, cube or none; auto: axes for videos, none for images.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "auto",
     faces: Annotated[
         str,
         typer.Option(
-            help="Where the faces are: given (each image is one face), or found by mtcnn or hog. A landmark model "
-            "finds them itself: largest, centre or all.",
+            help="Where the faces are: given (each image is one face), or found by mtcnn or hog; auto: given for "
+            "images, the detector that is installed for videos. A landmark model finds them itself: largest, centre "
+            "or all.",
             rich_help_panel=_WHAT,
         ),
-    ] = "given",
+    ] = "auto",
     split: Annotated[
         str | None, typer.Option(help="With folders of shards: read only this split.", rich_help_panel=_WHAT)
     ] = None,
@@ -617,14 +637,22 @@ def predict(
     centre: Centre = 1.0,
     max_megapixels: MaxMegapixels = 64,
     precision: JudgedPrecision = None,
+    steady: Annotated[
+        float,
+        typer.Option(
+            help="Videos: smoothing's cutoff for a still head, in hertz; inf: no smoothing.", rich_help_panel=_HOW
+        ),
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
 ) -> None:
-    """Predict head pose, direction and emotion of every face in images or shards: one row per face.
+    """Predict head pose, direction and emotion of every face in images, shards or videos: one row per face.
 
-    Images that cannot be read (exit code 1) and images without a face are counted and listed.
+    Images that cannot be read (exit code 1) and images without a face are counted and listed. In videos, faces are
+    followed over the frames, with raw and smoothed values (docs/video.md); Ctrl-C ends a camera.
 
-    Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
+    Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`,
+    `hpe predict runs/joint talk.mp4 -o read`, `hpe predict runs/joint 0 -o read`
     """
     from hpe import predict as module
     from hpe.models.views import Views
@@ -633,6 +661,7 @@ def predict(
     options = PredictOptions(
         out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
         crop=crop, split=split, views=Views(flips, centre), precision=precision, max_megapixels=max_megapixels,
+        steady=steady,
     )  # fmt: skip
     raise typer.Exit(module.predict(network, inputs, options))
 
@@ -741,8 +770,8 @@ def study(
 @app.command(rich_help_panel=_STUDY)
 def association(
     table: Annotated[
-        Path,
-        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote."),
+        str,
+        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote, or its URL."),
     ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL.PngImagePlugin import PngImageFile
 
-from hpe.data.images import MAX_PIXELS, DecodeError, check_size, decode_rgb, may_be_turned
+from hpe.data.images import MAX_PIXELS, DecodeError, RGBImage, check_size, decode_rgb, may_be_turned
 
 Colour = Literal["rgb", "grey"]
 Row = UInt8[np.ndarray, "size size 3"]
@@ -47,7 +47,12 @@ def decode_into(data: bytes, out: Row, colour: Colour = "rgb", *, max_pixels: in
         if colour == "grey":
             _grey(out)
         return
-    _fit(decode_rgb(data, max_pixels=max_pixels), out)
+    pixels_into(decode_rgb(data, max_pixels=max_pixels), out, colour)
+
+
+def pixels_into(pixels: RGBImage, out: Row, colour: Colour = "rgb") -> None:
+    """As :func:`decode_into`, of pixels: what it gives for the bytes of a PNG of them."""
+    _fit(pixels, out)
     if colour == "grey":
         _grey(out)
 

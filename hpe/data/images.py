@@ -143,14 +143,31 @@ def _with_pillow(data: bytes, max_pixels: int) -> RGBImage:
         warnings.simplefilter("ignore")
         try:
             opened = _open(data, max_pixels)
-            opened.load()
-            return np.array(_rgb(_upright(opened)))
         except DecodeError:
             raise
         except Pillow.UnidentifiedImageError as error:
             if (form := image_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
                 raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
+        except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+            raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error
+    return picture_rgb(opened, max_pixels=max_pixels)
+
+
+def picture_rgb(picture: Pillow.Image, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
+    """A picture that Pillow has opened, as :func:`decode_rgb` gives its file.
+
+    Raises:
+        DecodeError: its file is truncated or damaged, or it has more than ``max_pixels``.
+    """
+    check_size(*picture.size, max_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture.load()
+            return np.array(_rgb(_upright(picture)))
+        except DecodeError:
+            raise
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
             raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error
 
@@ -191,7 +208,7 @@ def _heif() -> str:
 
 
 def _allowed(max_pixels: int) -> str:
-    where = "--max-megapixels of hpe pack, predict and landmarks; max_megapixels of hpe.load"
+    where = "--max-megapixels of hpe pack, predict and landmarks; in Python decode it yourself and give its pixels"
     return f"the {max_pixels / 1e6:g} megapixels allowed ({where})"
 
 

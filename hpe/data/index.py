@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
+from hpe.core.console import count_of
 from hpe.core.files import Place, aside, open_regular
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.records import FARTHEST_PIXEL, IMAGE_EXTENSIONS, LARGEST_DEGREES, Record
@@ -139,7 +140,7 @@ class IndexedShard:
     @property
     def missing(self) -> list[str]:
         """What of the tar is no sample, and why, a line each."""
-        before = f"; {self.samples:,} samples before it can be read" if self.samples else ""
+        before = f"; {count_of(self.samples, 'sample')} before it can be read" if self.samples else ""
         lines = [f"{self.name}: {self.damage}{before}"] * bool(self.damage)
         return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
 

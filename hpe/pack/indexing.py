@@ -116,10 +116,7 @@ class Indexed:
         counts = f"{count_of(samples, 'sample')} in {count_of(len(self.shards), 'shard')}"
         lines = [f"{self.path}: {counts}, {self.path.stat().st_size:,} bytes"]
         for shard in self.shards:
-            lines += [f"{shard.name}: {shard.damage}; {shard.samples:,} samples before it can be read"] * bool(
-                shard.damage
-            )
-            lines += [f"{shard.name}: {shard.unpaired}"] * bool(shard.unpaired)
+            lines += shard.missing
         return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.files import aside, sync, write_json, write_text
 from hpe.core.process_pool import Workers
@@ -118,7 +119,7 @@ class Packing:
         name = self.source.name
         if not rows.rows:
             raise UserError(
-                f"{name}: {rows.read:,} rows read, and none can become a sample "
+                f"{name}: {count_of(rows.read, 'row')} read, and none can become a sample "
                 f"({_most_frequent(rows.refused) or 'no rows'})"
             )
         foreign = rows.kinds["foreign"]
@@ -143,11 +144,12 @@ class Packing:
             return
         if self.options.crop is None:
             raise UserError(
-                f"{self.source.name}: {several:,} pictures have several faces with a box each, and the default crop "
-                "would store the whole picture for each: cut them out with --crop square-1.2@box, or give --crop none"
+                f"{self.source.name}: several faces with a box each in {count_of(several, 'picture')}, and the default "
+                "crop would store the whole picture for each: cut them out with --crop square-1.2@box, or give "
+                "--crop none"
             )
         self.notes.append(
-            f"faces: {several:,} pictures have several faces, and the whole picture is stored for each of them"
+            f"faces: several in {count_of(several, 'picture')}, and the whole picture is stored for each of them"
         )
 
     def _compare_size(self, rows: Rows) -> None:
@@ -180,7 +182,7 @@ class Packing:
             found: list[str | None] = lists.assign(rows.rows)
             note = f"splits: by the lists in {options.splits.name}/"
             if lists.unused:
-                note += f"; {len(lists.unused):,} of their lines name no sample, such as {lists.unused[0]}"
+                note += f"; no sample for {count_of(len(lists.unused), 'line')} of them, such as {lists.unused[0]}"
         else:
             own = self.source.splits if options.splits == "own" else ()
             val, test = options.shares
@@ -196,7 +198,7 @@ class Packing:
             else:
                 note = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
             if official and (without := sum(row.split is None for row in rows.rows)):
-                note += f"; {without:,} rows name no split and are in train"
+                note += f"; {count_of(without, 'row')} without a split in train"
         self.notes.append(note)
         subjects, photos = [row.subject for row in rows.rows], [row.photo for row in rows.rows]
         for kind, names in (("subjects", subjects), ("pictures", photos)):
@@ -308,7 +310,7 @@ class Packing:
                 packed.hashes[place[number]] = bytes.fromhex(exact), bytes.fromhex(near)
         if not packed.shards:
             raise UserError(
-                f"{self.out}: none of {rows.read:,} rows became a sample ({_most_frequent(packed.refused)})"
+                f"{self.out}: of {count_of(rows.read, 'row')} none became a sample ({_most_frequent(packed.refused)})"
             )
         return packed
 

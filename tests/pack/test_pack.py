@@ -183,7 +183,7 @@ def test_no_bytes_crash_the_packer(tmp_path_factory, data: bytes, cut: int, at: 
 def test_nothing_to_pack_is_one_message(tmp_path):
     with pytest.raises(UserError, match="2 rows read, and none"):
         packed(tmp_path / "out", [Reject("a", "no picture"), Reject("b", "no picture")])
-    with pytest.raises(UserError, match="none of 1 rows became a sample"):
+    with pytest.raises(UserError, match="of 1 row none became a sample"):
         packed(tmp_path / "other", [Raw("a", b"x", Record())])
 
 
@@ -628,7 +628,7 @@ def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_pa
         with pytest.raises(UserError, match=r"no lists there|none of the 12 rows of made has a box"):
             packed(out, rows, options)
         assert not out.exists()
-    with pytest.raises(UserError, match=r"none of 1 rows became a sample \(1 × "):
+    with pytest.raises(UserError, match=r"of 1 row none became a sample \(1 × "):
         packed(out, [Raw("a", b"x", Record())])
     assert not out.exists()
     (out / ".pack").mkdir(parents=True)  # of a job that was killed before its first shard
@@ -648,7 +648,9 @@ def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
         lines += [f"{i:02d}.png,0,0,48,48,happy", f"{i:02d}.png,48,0,96,48,sad"]
     (raw / "faces.csv").write_text("\n".join(lines))
     options = replace(SMALL, crop=None, val_share=0.2, test_share=0.2)
-    with pytest.raises(UserError, match=r"12 pictures have several faces.*--crop square-1.2@box, or give --crop none"):
+    with pytest.raises(
+        UserError, match=r"several faces with a box each in 12 pictures.*--crop square-1.2@box, or give --crop none"
+    ):
         pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, options)
     assert not (tmp_path / "out").exists()
     manifest = pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, replace(options, crop="margin-0@box"))
@@ -663,14 +665,14 @@ def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
     assert {len(found) for found in of_photo.values()} == {1}
     assert set().union(*of_photo.values()) == {"train", "val", "test"}
     whole = pack_source("table", [str(raw), str(tmp_path / "whole")], [], 1, replace(options, crop="none"))
-    assert "faces: 12 pictures have several faces, and the whole picture is stored for each of them" in whole.notes
+    assert "faces: several in 12 pictures, and the whole picture is stored for each of them" in whole.notes
 
 
 def test_rows_without_the_tables_split_and_pictures_in_two_are_noted(tmp_path):
     rows = [row(i, split="train" if i % 2 else "test") for i in range(12)] + [row(20)]
     rows.append(replace(row(0), key="again", image=encoded(picture(40)), record=replace(rows[0].record, split="train")))
     notes = packed(tmp_path / "out", rows, replace(SMALL, val_share=0), splits=("train", "test")).notes
-    assert "splits: the dataset's own (train, test); 1 rows name no split and are in train" in notes
+    assert "splits: the dataset's own (train, test); 1 row without a split in train" in notes
     assert any(
         note.startswith("LEAK: 1 pictures appear in more than one split, such as raw/0.jpg in") for note in notes
     )
