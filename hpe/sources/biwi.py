@@ -22,8 +22,8 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -181,61 +181,101 @@ def open_biwi(folder: Path, *, protocol: str = "people", frame: str = "", test: 
         UserError: no such pictures, or no ``rgb.cal`` for the RGB camera's frame; a list or sequences that do not fit.
     """
     choice("biwi", "protocol", protocol, tuple(PROTOCOLS))
-    chosen = PROTOCOLS[protocol]
     choice("biwi", "frame", frame, ("", "depth", "rgb"))
+    chosen = PROTOCOLS[protocol]
     frame = frame or chosen.frame
     if not _recognise(folder):
         raise UserError(f"{folder}: no 01/frame_00003_rgb.png; expected BIWI's hpdb/ or its sequences")
     cameras = {sequence: _camera(sequence) for sequence in _sequences(folder)}
     if frame == "rgb" and (bare := [s.name for s, camera in cameras.items() if camera is None]):
         raise UserError(f"{folder}: no readable rgb.cal in {', '.join(bare)}; frame=rgb needs it, frame=depth does not")
-    split_of = _split_of(protocol, [sequence.name for sequence in cameras], test)
+    split = _splits(protocol, [sequence.name for sequence in cameras], test)
     listed = _listed(Path(frames)) if frames else None
-    seen: set[str] = set()
-
-    def rows() -> Iterator[Raw | Reject]:
-        keys, home = Keys(), _home(folder)
-        for sequence, camera in cameras.items():
-            for path in entries(sequence):
-                if not _FRAME.fullmatch(path.name):
-                    continue
-                name = _name_of(f"{sequence.name}/{path.name}")
-                if listed is not None and name not in listed:
-                    yield Reject(shown(path.relative_to(home)), "not in the list of frames=")
-                    continue
-                seen.add(name)
-                box = None if listed is None else listed[name]
-                yield _row(keys, home, path, camera, frame, split_of(sequence.name), box)
-
-    def missing() -> tuple[str, ...]:
-        lost = [name for name in listed or () if name not in seen]
-        if not lost:
-            return ()
-        return (f"frames: {len(lost):,} of {len(listed or ()):,} listed ones are not here, such as {lost[0]}",)
-
-    has_boxes = listed is not None and all(box is not None for box in listed.values())
+    reading = _Reading(_home(folder), cameras, frame, split, listed)
+    whole = len(cameras) == _SEQUENCES and listed is None and len(chosen.splits) < 2
     subset = "" if listed is None else f"; the {len(listed):,} frames of {shown(Path(frames).name)}"
     return Source(
         name="biwi",
         variant=f"protocol {protocol}: {chosen.about}; angles in the {frame} camera's frame{subset}",
         licence=LICENCE,
         publishable=False,
-        default_crop=_default_crop(chosen, has_boxes, all(cameras.values())),
+        default_crop=_default_crop(chosen, reading),
         splits=chosen.splits,
-        rows=rows,
-        expected={chosen.splits[0] if len(chosen.splits) == 1 else "all": EXPECTED["all"]}
-        if len(cameras) == _SEQUENCES and listed is None and len(chosen.splits) < 2
-        else {},
-        home=_home(folder),
-        notes=_notes(chosen, {sequence.name: split_of(sequence.name) for sequence in cameras}),
-        late_notes=missing,
+        rows=reading.rows,
+        expected={(*chosen.splits, "all")[0]: EXPECTED["all"]} if whole else {},
+        home=reading.home,
+        notes=_notes(chosen, split),
+        late_notes=reading.missing,
     )
 
 
-def _default_crop(protocol: Protocol, has_boxes: bool, has_cameras: bool) -> str:
-    if has_boxes:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is read, and how.
+
+    Attributes:
+        home: folder of the sequences.
+        cameras: of each sequence; None: it has no readable ``rgb.cal``.
+        frame: camera that the angles refer to.
+        split: of each sequence, by its name.
+        listed: boxes of the frames to take, by :func:`_name_of`; None: all frames.
+        seen: the frames that were there, once they have been read.
+    """
+
+    home: Path
+    cameras: Mapping[Path, Camera | None]
+    frame: str
+    split: Mapping[str, str | None]
+    listed: Mapping[str, Box | None] | None
+    seen: set[str] = field(default_factory=set)
+
+    def rows(self) -> Iterator[Raw | Reject]:
+        keys = Keys()
+        for sequence, camera in self.cameras.items():
+            for path in entries(sequence):
+                if not _FRAME.fullmatch(path.name):
+                    continue
+                name = _name_of(f"{sequence.name}/{path.name}")
+                if self.listed is not None and name not in self.listed:
+                    yield Reject(shown(path.relative_to(self.home)), "not in the list of frames=")
+                    continue
+                self.seen.add(name)
+                record = self._record(path, camera, None if self.listed is None else self.listed[name])
+                yield record if isinstance(record, Reject) else sample(keys, path, record)
+
+    def missing(self) -> tuple[str, ...]:
+        """A note on listed frames that are not there."""
+        lost = [name for name in self.listed or () if name not in self.seen]
+        if not lost:
+            return ()
+        return (f"frames: {len(lost):,} of {len(self.listed or ()):,} listed ones are not here, such as {lost[0]}",)
+
+    def _record(self, path: Path, camera: Camera | None, box: Box | None) -> Record | Reject:
+        source = shown(path.relative_to(self.home))
+        pose = path.with_name(path.name.split("_rgb")[0] + "_pose.txt")
+        try:
+            values = _numbers(pose, at_least=12)
+        except FileNotFoundError:
+            return Reject(source, f"missing {shown(pose.name)}")
+        except (OSError, ValueError) as error:
+            return Reject(source, str(error))
+        rotation, centre_mm = values[:9].reshape(3, 3), values[9:12]
+        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) or np.linalg.det(rotation) < 0:
+            return Reject(source, f"{shown(pose.name)}: not a rotation")
+        if self.frame == "rgb" and camera:
+            rotation = camera.rotation @ rotation
+        yaw, pitch, roll = angles_of(rotation)
+        if box is None and camera:
+            box = camera.head_box(centre_mm)
+        number = path.parent.name
+        person, split = f"person{_PEOPLE.get(number, number)}", self.split[number]
+        return Record(yaw=yaw, pitch=pitch, roll=roll, box=box, subject=person, source=source, split=split)
+
+
+def _default_crop(protocol: Protocol, reading: _Reading) -> str:
+    if reading.listed is not None and None not in reading.listed.values():
         return "margin-0@box"
-    return protocol.crop or ("square-1.2@box" if has_cameras else "square-1.4@detector")
+    return protocol.crop or ("square-1.2@box" if all(reading.cameras.values()) else "square-1.4@detector")
 
 
 def _notes(protocol: Protocol, split: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -250,7 +290,7 @@ def _notes(protocol: Protocol, split: Mapping[str, str | None]) -> tuple[str, ..
     return (f"test: sequences {', '.join(test)} of {len(people)} people{twice}",)
 
 
-def _split_of(protocol: str, sequences: Sequence[str], test: str) -> Callable[[str], str | None]:
+def _splits(protocol: str, sequences: Sequence[str], test: str) -> Mapping[str, str | None]:
     """The split of each sequence.
 
     Raises:
@@ -262,7 +302,7 @@ def _split_of(protocol: str, sequences: Sequence[str], test: str) -> Callable[[s
             raise UserError(
                 f"biwi: option test={test} is for protocol=fsanet-70-30; {protocol} does not split that way"
             )
-        return lambda _: splits[0] if splits else None
+        return dict.fromkeys(sequences, splits[0] if splits else None)
     names = test.split("+") if test else _drawn(sequences)
     if unknown := [name for name in names if name not in sequences]:
         raise UserError(
@@ -271,8 +311,7 @@ def _split_of(protocol: str, sequences: Sequence[str], test: str) -> Callable[[s
         )
     if len(set(names)) == len(sequences):
         raise UserError(f"biwi: option test={test}: no sequence is left to train on; name some of them")
-    chosen = frozenset(names)
-    return lambda name: "test" if name in chosen else "train"
+    return {name: "test" if name in names else "train" for name in sequences}
 
 
 def _drawn(sequences: Sequence[str]) -> list[str]:
@@ -344,31 +383,6 @@ def _camera(sequence: Path) -> Camera | None:
         return Camera.load(sequence / "rgb.cal")
     except (OSError, ValueError):
         return None
-
-
-def _row(
-    keys: Keys, home: Path, path: Path, camera: Camera | None, frame: str, split: str | None, box: Box | None
-) -> Raw | Reject:
-    source = shown(path.relative_to(home))
-    pose = path.with_name(path.name.split("_rgb")[0] + "_pose.txt")
-    try:
-        values = _numbers(pose, at_least=12)
-    except FileNotFoundError:
-        return Reject(source, f"missing {shown(pose.name)}")
-    except (OSError, ValueError) as error:
-        return Reject(source, str(error))
-    rotation, centre_mm = values[:9].reshape(3, 3), values[9:12]
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) or np.linalg.det(rotation) < 0:
-        return Reject(source, f"{shown(pose.name)}: not a rotation")
-    if frame == "rgb" and camera:
-        rotation = camera.rotation @ rotation
-    yaw, pitch, roll = angles_of(rotation)
-    number = path.parent.name
-    if box is None and camera:
-        box = camera.head_box(centre_mm)
-    person = f"person{_PEOPLE.get(number, number)}"
-    record = Record(yaw=yaw, pitch=pitch, roll=roll, box=box, subject=person, source=source, split=split)
-    return sample(keys, path, record)
 
 
 READERS: Final = (
