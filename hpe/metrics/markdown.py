@@ -219,7 +219,7 @@ def protocol(about: Mapping[str, Any]) -> str:
     crops = ", ".join(map(str, about.get("crop") or ["unknown"]))
     variants = "; ".join(map(str, about.get("variant") or ["unknown data"]))
     return (
-        f"Data: {cell(variants)}; crop {cell(crops)}. Angles are those of R = Rz(roll) Ry(yaw) Rx(pitch), "
+        f"Data: {variants}; crop {crops}. Angles are those of R = Rz(roll) Ry(yaw) Rx(pitch), "
         "predictions on the branch of the truth; `±99°` leaves out faces with an angle beyond, as Hopenet does."
     )
 
@@ -235,7 +235,7 @@ def _pose(section: Figure, about: Mapping[str, Any]) -> list[str]:
         if "mae" in (other := section.get("order_xyz", {}).get(name, {})):
             means = (f"{other[measure]:.2f}{DEGREES}" for measure in measures[:4])
             rows.append((f"{title}, angles of Rx Ry Rz", f"{other['n']:,}", *means, "same", "same"))
-    return [protocol(about), table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
+    return [cell(protocol(about)), table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
 
 
 def _affect(figures: Mapping[str, Any]) -> list[str]:
