@@ -6,7 +6,8 @@ The Python API is what this module offers; everything below it may change betwee
 
     import hpe
 
-    hpe.load("runs/ferplus").read("face.jpg")         # a trained network: predictions as a dict
+    model = hpe.load("runs/ferplus")                  # a trained network
+    model("face.jpg")[0].emotion                      # what it reads in an image: hpe.Faces, of hpe.Face
     hpe.Stream([hpe.ShardSet("shards/ferplus", "train")], hpe.Reading(size=224))   # shards as training batches
     hpe.tables("shards/ferplus", pose="lwpose66")     # labels and pose tables as a datasets.Dataset
 
@@ -17,17 +18,23 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from hpe.core.errors import UserError
     from hpe.data.tables import tables
-    from hpe.predict.face_reader import load
+    from hpe.predict.face_reader import FaceReader, load
+    from hpe.predict.faces import Face, Faces
     from hpe.stream import Reading, ShardSet, Stream
 
 __version__ = "0.1.0"
-__all__ = ["Reading", "ShardSet", "Stream", "load", "tables"]
+__all__ = ["Face", "FaceReader", "Faces", "Reading", "ShardSet", "Stream", "UserError", "load", "tables"]
 
 _PUBLIC: Final = {
+    "Face": "hpe.predict.faces",
+    "FaceReader": "hpe.predict.face_reader",
+    "Faces": "hpe.predict.faces",
     "Reading": "hpe.stream",
     "ShardSet": "hpe.stream",
     "Stream": "hpe.stream",
+    "UserError": "hpe.core.errors",
     "load": "hpe.predict.face_reader",
     "tables": "hpe.data.tables",
 }

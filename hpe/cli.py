@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
+
+
+def _type_shown(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.display_type(ctx)
+
+
+# A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
+TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
 app = typer.Typer(
     name="hpe",
@@ -125,7 +133,8 @@ _ON_EVERY_RANK: Final = frozenset(("train", "evaluate", "pose", "doctor"))
 def _main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and a checkout's commit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
@@ -209,7 +218,7 @@ def pack(
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
     Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
-    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.png` before you train.
+    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
@@ -237,7 +246,7 @@ def pack(
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
-        f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
+        f"\nWritten to {out}; check the images in {out}/contact-*.jpg. Next: hpe pose {out} --estimator ESTIMATOR "
         f"for angles, or {then}"
     )
 
@@ -582,7 +591,12 @@ def predict(
         ),
     ],
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Images, folders, tar files, folders of shards, globs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Images, folders, tar files, folders of shards, globs; or videos: files, addresses such as "
+            "rtsp://…, 0 for a camera, - for the standard input.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -590,16 +604,21 @@ def predict(
     ] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.", rich_help_panel=_WHAT)] = "jsonl",
     draw: Annotated[
-        str, typer.Option(help="Also write annotated images: axes, cube or none.", rich_help_panel=_WHAT)
-    ] = "none",
+        str,
+        typer.Option(
+            help="Also write annotated images or videos: axes, cube or none; auto: axes for videos, none for images.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "auto",
     faces: Annotated[
         str,
         typer.Option(
-            help="Where the faces are: given (each image is one face), or found by mtcnn or hog. A landmark model "
-            "finds them itself: largest, centre or all.",
+            help="Where the faces are: given (each image is one face), or found by mtcnn or hog; auto: given for "
+            "images, the detector that is installed for videos. A landmark model finds them itself: largest, centre "
+            "or all.",
             rich_help_panel=_WHAT,
         ),
-    ] = "given",
+    ] = "auto",
     split: Annotated[
         str | None, typer.Option(help="With folders of shards: read only this split.", rich_help_panel=_WHAT)
     ] = None,
@@ -618,14 +637,22 @@ def predict(
     centre: Centre = 1.0,
     max_megapixels: MaxMegapixels = 64,
     precision: JudgedPrecision = None,
+    steady: Annotated[
+        float,
+        typer.Option(
+            help="Videos: smoothing's cutoff for a still head, in hertz; inf: no smoothing.", rich_help_panel=_HOW
+        ),
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
 ) -> None:
-    """Predict head pose, direction and emotion of every face in images or shards: one row per face.
+    """Predict head pose, direction and emotion of every face in images, shards or videos: one row per face.
 
-    Images that cannot be read (exit code 1) and images without a face are counted and listed.
+    Images that cannot be read (exit code 1) and images without a face are counted and listed. In videos, faces are
+    followed over the frames, with raw and smoothed values (docs/video.md); Ctrl-C ends a camera.
 
-    Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
+    Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`,
+    `hpe predict runs/joint talk.mp4 -o read`, `hpe predict runs/joint 0 -o read`
     """
     from hpe import predict as module
     from hpe.models.views import Views
@@ -634,6 +661,7 @@ def predict(
     options = PredictOptions(
         out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
         crop=crop, split=split, views=Views(flips, centre), precision=precision, max_megapixels=max_megapixels,
+        steady=steady,
     )  # fmt: skip
     raise typer.Exit(module.predict(network, inputs, options))
 

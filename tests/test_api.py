@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,47 +78,53 @@ def test_importing_hpe_loads_nothing_heavy() -> None:
 
 
 def names_on(page: str) -> set[str]:
-    """Names of hpe in the Python of a page."""
+    """Names of hpe in the Python of a page, or as `hpe.Name` in its text."""
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     code = [ast.parse(part.partition("```")[0]) for part in text.split("```python\n")[1:]]
-    return {
+    used = {
         node.attr
         for tree in code
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hpe"
     }
+    return used | set(re.findall(r"`hpe\.([A-Z]\w+)`", text))
 
 
 def test_the_pages_show_every_name_and_no_other() -> None:
     assert names_on("README.md") <= set(hpe.__all__)
-    assert names_on("docs/api.md") == set(hpe.__all__)
+    assert names_on("docs/api.md") | names_on("docs/python.md") == set(hpe.__all__)
 
 
 def test_load_reads_as_hpe_predict_does(run: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(run, [str(path) for path in pictures], PredictOptions(device="cpu")) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     network = hpe.load(run, device="cpu")
-    rows = network.read(pictures)
-    assert rows == [{name: row[name] for name in rows[0]} for row in printed]
-    in_twos = hpe.load(run, device="cpu", batch=2).read(pictures)  # last digits depend on the batch
-    assert [row["yaw"] for row in in_twos] == pytest.approx([row["yaw"] for row in rows], rel=1e-4)
-    assert {"emotion", "direction", "yaw", "valence"} <= set(rows[0]), network.heads
-    assert len({row["yaw"] for row in rows}) == 3
+    faces = network.read(pictures)
+    assert [row for one in faces for row in one.rows()] == printed
+    assert {"emotion", "direction", "pose", "affect"} == set(network.heads)
+    assert len({one[0].yaw for one in faces}) == 3
     assert network.read([]) == []
 
 
-def test_one_image_is_one_row_whatever_names_it(run: Path, pictures: list[Path]) -> None:
+def test_one_image_is_one_answer_whatever_names_it(run: Path, pictures: list[Path]) -> None:
     network, path = hpe.load(str(run), device="cpu"), pictures[0]
-    assert network.read(path) == network.read(str(path)) == network.read(path.read_bytes())
-    assert [network.read(path)] == network.read([path])
+    one = network(path)
+    assert one[0] == network(str(path))[0] == network(path.read_bytes())[0]
+    assert [one] == network([path])
+    assert (one.source, one.key, one.width, one.height) == (str(path), "a", made.SIDE, made.SIDE)
 
 
 def test_what_cannot_be_read_is_named(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     network, broken = hpe.load(run, device="cpu"), tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken\.jpg: "):
-        network.read([pictures[0], broken])
-    with pytest.raises(FileNotFoundError, match="absent"):
-        network.read("absent.jpg")
+    for path in (broken, tmp_path / "absent.jpg"):
+        with pytest.raises(UserError, match=rf"{path.name}: "):
+            network.read(path)
+    with pytest.warns(UserWarning, match=r"2 images could not be read: .*broken\.jpg \(.*absent\.jpg"):
+        first, second, third = network.read([broken, pictures[0], tmp_path / "absent.jpg"])
+    assert (len(first), len(second), len(third)) == (0, 1, 0)
+    assert second == network.read(pictures[0])
+    with pytest.raises(UserError, match=r"broken\.jpg: not a picture"):
+        first[0]
     with pytest.raises(UserError, match="no config"):
         hpe.load(tmp_path)

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL.PngImagePlugin import PngImageFile
 
-from hpe.data.images import MAX_PIXELS, DecodeError, Encoded, check_size, decode_rgb, is_upright, may_be_turned
+from hpe.data.images import (
+    MAX_PIXELS,
+    DecodeError,
+    Encoded,
+    RGBImage,
+    check_size,
+    decode_rgb,
+    is_upright,
+    may_be_turned,
+)
 
 Colour = Literal["rgb", "grey"]
 Row = UInt8[np.ndarray, "size size 3"]
@@ -76,7 +85,12 @@ def decode_into(data: Encoded, out: Row, colour: Colour = "rgb", *, max_pixels: 
         if colour == "grey":
             _grey(out)
         return
-    _fit(decode_rgb(bytes(data), max_pixels=max_pixels), out)
+    pixels_into(decode_rgb(bytes(data), max_pixels=max_pixels), out, colour)
+
+
+def pixels_into(pixels: RGBImage, out: Row, colour: Colour = "rgb") -> None:
+    """As :func:`decode_into`, of pixels: what it gives for the bytes of a PNG of them."""
+    _fit(pixels, out)
     if colour == "grey":
         _grey(out)
 

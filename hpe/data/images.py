@@ -81,8 +81,24 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
     return _with_pillow(data, max_pixels)
 
 
-def _jpeg(data: bytes, max_pixels: int) -> RGBImage | None:
-    """By libjpeg-turbo, twice as fast as Pillow; None where Pillow must do it."""
+def decode_small(data: bytes, side: int) -> RGBImage:
+    """As :func:`decode_rgb`; a JPEG as small as libjpeg scales it (by eighths) with both sides ``side`` or more.
+
+    Raises:
+        DecodeError: as there.
+    """
+    picture = _jpeg(data, MAX_PIXELS, side) if data.startswith(_JPEG) else None
+    return decode_rgb(data) if picture is None else picture
+
+
+def _jpeg(data: bytes, max_pixels: int, least: int = 0) -> RGBImage | None:
+    """By libjpeg-turbo, twice as fast as Pillow; None where Pillow must do it.
+
+    Args:
+        data: of the file.
+        max_pixels: more are refused.
+        least: decode smaller, with sides of so many pixels or more; 0: in full size.
+    """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # damaged, or an unusual subsampling, which Pillow reads
@@ -91,10 +107,10 @@ def _jpeg(data: bytes, max_pixels: int) -> RGBImage | None:
     if colours in ("CMYK", "YCCK") or (may_be_turned(data) and _turned(data, max_pixels)):
         return None
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least, strict=True)
     except ValueError as error:
         if any(text in str(error).lower() for text in _HARMLESS):
-            return simplejpeg.decode_jpeg(data, "RGB", strict=False)
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least, strict=False)
         raise DecodeError(f"damaged or truncated JPEG: {error}") from error
 
 
@@ -150,14 +166,31 @@ def _with_pillow(data: bytes, max_pixels: int) -> RGBImage:
         warnings.simplefilter("ignore")
         try:
             opened = _open(data, max_pixels)
-            opened.load()
-            return np.array(_rgb(_upright(opened)))
         except DecodeError:
             raise
         except Pillow.UnidentifiedImageError as error:
             if (form := image_format(data[:START_BYTES])) is not None:  # Pillow 11 and 12.0 say so of a damaged one
                 raise DecodeError(f"damaged or truncated {form}: Pillow does not recognise it") from error
             raise DecodeError(f"not a picture: it starts with {data[:12]!r}") from error
+        except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+            raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error
+    return picture_rgb(opened, max_pixels=max_pixels)
+
+
+def picture_rgb(picture: Pillow.Image, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
+    """A picture that Pillow has opened, as :func:`decode_rgb` gives its file.
+
+    Raises:
+        DecodeError: its file is truncated or damaged, or it has more than ``max_pixels``.
+    """
+    check_size(*picture.size, max_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture.load()
+            return np.array(_rgb(_upright(picture)))
+        except DecodeError:
+            raise
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
             raise DecodeError(f"damaged or truncated picture: {type(error).__name__}: {error}") from error
 
@@ -198,7 +231,7 @@ def _heif() -> str:
 
 
 def _allowed(max_pixels: int) -> str:
-    where = "--max-megapixels of hpe pack, predict and landmarks; max_megapixels of hpe.load"
+    where = "--max-megapixels of hpe pack, predict and landmarks; in Python decode it yourself and give its pixels"
     return f"the {max_pixels / 1e6:g} megapixels allowed ({where})"
 
 

@@ -28,7 +28,7 @@ from hpe.data.store import FetchError, StoreError, Waiting, below, fetch, is_rem
 _TEXT_LIMIT: Final = 1 << 28
 _TAR_END: Final = bytes(512)
 _FOLDER: Final = "spool"
-"""Below :func:`node_folder`; an older version's fetched shards are found there."""
+"""Below :func:`node_folder`."""
 _FIRST_WORD_SECONDS: Final = 3.0
 _NEXT_WORD_SECONDS: Final = 30.0
 _ROOM_SECONDS: Final = 20.0

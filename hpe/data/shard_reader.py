@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
+from hpe.core.console import count_of
 from hpe.core.files import open_regular
 from hpe.data.records import IMAGE_EXTENSIONS, Record
 from hpe.data.shards import BLOCK, Sample
@@ -226,8 +227,8 @@ def _unpaired(halves: Mapping[str, Mapping[str, object]], keys: Collection[str],
         return None
     pictures = [key for key, parts in lone.items() if "json" not in parts]
     records = [key for key, parts in lone.items() if "json" in parts]
-    counts = [f"{len(pictures):,} pictures without a record (NAME.json)"] * bool(pictures)
-    counts += [f"{len(records):,} records without a picture (NAME.jpg, .png or .webp)"] * bool(records)
+    counts = [f"{count_of(len(pictures), 'picture')} without a record (NAME.json)"] * bool(pictures)
+    counts += [f"{count_of(len(records), 'record')} without a picture (NAME.jpg, .png or .webp)"] * bool(records)
     text = f"{' and '.join(counts)}, such as {(pictures or records)[0]}, are no samples"
     beside = Counter(extension for key, extension in map(_key_of, others) if key in lone)
     if not beside:

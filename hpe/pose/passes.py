@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import leftovers, refuse_unwritable
@@ -177,7 +177,8 @@ def _report_unread(tasks: Sequence[Task]) -> int:
             reasons.update(reason for reason in column.to_pylist() if reason is not None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        say(f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (see the `problem` column)")
+        without = count_of(reasons.total(), "face")
+        say(f"hpe: no angles for {without}; {count:,} of them: {reason} (see the `problem` column)")
     return reasons.total() - reasons[NO_FACE]
 
 

@@ -9,8 +9,10 @@ In reading order:
     face_finders.py   where the faces are: the whole image, a dataset's labels, or a detector
     mesh_finder.py    a landmark model finds the faces and gives their angles
     network.py        loads a run or an estimator and runs it
-    output.py         the rows as JSON lines, CSV or Parquet
-    face_reader.py    the same in Python: `hpe.load(run).read(image)`
+    faces.py          the answers: `hpe.Face`, and `hpe.Faces` of an image
+    output.py         their rows as JSON lines, CSV or Parquet
+    given.py          the images of a Python program: paths, PIL images, arrays, tensors
+    face_reader.py    the same in Python: `hpe.load(run)(image)`
 """
 
 from typing import TYPE_CHECKING

@@ -4,13 +4,14 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
 
 import torch
 
+from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import Face, open_detector
 from hpe.data.images import MAX_PIXELS, DecodeError, RGBImage, decode_rgb, image_size
@@ -20,6 +21,7 @@ from hpe.predict.network import FacePixels, MeshPoints, Predictor
 NO_FACE: Final = "no face found"
 _MOST_PIXELS: Final = 48_000_000
 """Upper bound of the photos in memory that wait for the detector; 48 megapixels are 144 MB."""
+_USUAL_CROP: Final = "square-1.3@detector"
 _PIECE: Final = 16
 """Photos per call of a detector: a fixed number, so that the faces do not depend on the number of threads."""
 
@@ -84,26 +86,65 @@ class GivenFaces:
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
 
-        def decode(data: bytes) -> LoadedImage:
+        def decode(data: bytes | RGBImage) -> LoadedImage:
             assert isinstance(item, Item)
-            raw = isinstance(item.data, Path)
             boxes = self._labelled.get(item.data.resolve(), ()) if isinstance(item.data, Path) else ()
             most = self._max_pixels
-            picture = decode_rgb(data, max_pixels=most) if self._keep or boxes else None
-            width, height = (
-                image_size(data, max_pixels=most) if picture is None else (picture.shape[1], picture.shape[0])
-            )
+            picture = None if isinstance(data, bytes) else data
+            if picture is None and (self._keep or boxes):
+                picture = picture_of(data, most)
+            width, height = size_of(data if picture is None else picture, most)
             if picture is not None and boxes:
                 faces = [(box, self._predictor.cut(picture, crop)) for box, crop in boxes]
+            elif isinstance(item.data, memoryview) and isinstance(data, bytes):
+                faces = [(_whole(width, height), self._predictor.stored(data, most))]
             else:
-                whole = (0.0, 0.0, float(width), float(height))
-                faces = [(whole, self._predictor.whole(data, most) if raw else self._predictor.stored(data, most))]
+                faces = [(_whole(width, height), self._predictor.whole(data, most))]
             return LoadedImage(item, width, height, picture if self._keep else None, tuple(faces))
 
         return load_image(item, decode)
 
     def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
         """The faces of each image."""
+        return [
+            FoundFace(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)
+        ]
+
+
+class BoxedFaces:
+    """Whoever gives the image knows where its faces are: boxes as a detector would find them.
+
+    Args:
+        predictor: cuts out the faces.
+        rule: the crop for a box.
+        max_pixels: larger images are not read.
+    """
+
+    def __init__(self, predictor: Predictor, rule: CropRule, max_pixels: int = MAX_PIXELS) -> None:
+        self._predictor, self._rule, self._max_pixels = predictor, rule, max_pixels
+
+    def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
+        """Read, decode and cut, in a thread.
+
+        Raises:
+            UserError: a box that lies outside its image, or is none.
+        """
+
+        def decode(data: bytes | RGBImage) -> LoadedImage:
+            assert isinstance(item, Item)
+            picture = picture_of(data, self._max_pixels)
+            faces = []
+            for number, box in enumerate(item.boxes or ()):
+                try:
+                    faces.append((box, self._predictor.cut(picture, self._rule.apply(box))))
+                except ValueError as error:
+                    raise UserError(f"{item.source}: boxes: box {number}: {error}") from error
+            return LoadedImage(item, picture.shape[1], picture.shape[0], None, tuple(faces))
+
+        return load_image(item, decode)
+
+    def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
+        """The faces of each image, in the order of their boxes."""
         return [
             FoundFace(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)
         ]
@@ -129,9 +170,9 @@ class DetectedFaces:
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read and decode, in a thread."""
 
-        def decode(data: bytes) -> LoadedImage:
+        def decode(data: bytes | RGBImage) -> LoadedImage:
             assert isinstance(item, Item)
-            picture = decode_rgb(data, max_pixels=self._max_pixels)
+            picture = picture_of(data, self._max_pixels)
             return LoadedImage(item, picture.shape[1], picture.shape[0], picture)
 
         return load_image(item, decode)
@@ -144,12 +185,12 @@ class DetectedFaces:
         detected = itertools.chain.from_iterable(self._pool.map(self._detect, pieces))
         for one, picture, faces in zip(group, pictures, detected, strict=True):
             if not faces:
-                found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
+                found.append(skipped(one.item, NO_FACE, unread=False))
             for number, (box, score) in enumerate(faces):
                 try:
                     cut = self._predictor.cut(picture, self._rule.apply(box))
                 except ValueError as error:
-                    found.append(Skipped(one.item.source, one.item.key, f"face {number}: {error}", unread=False))
+                    found.append(skipped(one.item, f"face {number}: {error}", unread=False))
                     continue
                 found.append(FoundFace(one, number, box, score, cut))
         return found
@@ -158,6 +199,22 @@ class DetectedFaces:
         if not hasattr(self._own, "detector"):
             self._own.detector = open_detector(self._name, device=str(self._device))
         return self._own.detector.detect(pictures)
+
+
+def detector_rule(crop: str | None, predictor: Predictor) -> tuple[CropRule, list[str]]:
+    """The crop rule for detected faces: that of the network's training images, with the detector's box; messages.
+
+    Args:
+        crop: a rule that the user chose.
+        predictor: the network.
+    """
+    if crop is not None:
+        return CropRule.parse(crop), []
+    rules = {replace(rule, basis="detector") for rule in predictor.crops if rule.shape != "none"}
+    if len(rules) == 1:
+        return rules.pop(), []
+    note = f"the crop rule of {predictor.name}'s training is unknown here; using {_USUAL_CROP} (another: --crop)"
+    return CropRule.parse(_USUAL_CROP), [note]
 
 
 class FaceFinder(Protocol):
@@ -172,15 +229,48 @@ class FaceFinder(Protocol):
         ...
 
 
-def load_image(item: Item | Skipped, decode: Callable[[bytes], LoadedImage]) -> LoadedImage | Skipped:
-    """The result of ``decode`` for an image's bytes, or a skipped image with the reason why it cannot be read."""
+def load_image(item: Item | Skipped, decode: Callable[[bytes | RGBImage], LoadedImage]) -> LoadedImage | Skipped:
+    """The result of ``decode`` for an image, or a skipped image with the reason why it cannot be read.
+
+    Raises:
+        UserError: the mistake of who gives the image.
+    """
     if isinstance(item, Skipped):
         return item
     try:
         return decode(item.read())
+    except UserError:
+        raise
     except (DecodeError, OSError, ValueError, MemoryError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Skipped(item.source, item.key, str(why)[:300])
+        return skipped(item, str(why)[:300])
+
+
+def skipped(item: Item, reason: str, *, unread: bool = True) -> Skipped:
+    """An image, or a face of it, that gives no row."""
+    return Skipped(item.source, item.key, reason, unread, item)
+
+
+def picture_of(data: bytes | RGBImage, max_pixels: int) -> RGBImage:
+    """The pixels of an encoded image; pixels as they are.
+
+    Raises:
+        DecodeError: the bytes are not a whole image.
+    """
+    return decode_rgb(data, max_pixels=max_pixels) if isinstance(data, bytes) else data
+
+
+def size_of(data: bytes | RGBImage, max_pixels: int) -> tuple[int, int]:
+    """Width and height.
+
+    Raises:
+        DecodeError: the bytes are not a whole image.
+    """
+    return image_size(data, max_pixels=max_pixels) if isinstance(data, bytes) else (data.shape[1], data.shape[0])
+
+
+def _whole(width: int, height: int) -> Box:
+    return 0.0, 0.0, float(width), float(height)
 
 
 def groups(loaded: Iterable[LoadedImage | Skipped], most: int) -> Iterator[list[LoadedImage | Skipped]]:

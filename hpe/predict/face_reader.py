@@ -1,100 +1,293 @@
-"""``hpe.load``: a network that reads images of faces, as one Python object."""
+"""``hpe.load``: a network that reads the faces in images, as one Python object."""
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import overload
+from typing import Any, Final, get_args, overload
 
-import numpy as np
+import torch
 
+from hpe.core.console import count_of, say
 from hpe.core.distributed import named_device
 from hpe.core.errors import UserError
-from hpe.data.images import MAX_PIXELS, DecodeError, pixels_of
+from hpe.core.precision import Precision
+from hpe.data.crops import Box, CropRule
+from hpe.data.detect import DETECTORS
+from hpe.data.prefetch import ahead, one_thread
+from hpe.landmarks.mesh import WHICH
+from hpe.landmarks.model import model_folder
 from hpe.models.views import Views
-from hpe.predict.network import Predictor, open_predictor
-from hpe.predict.output import Row, answer_columns
+from hpe.predict.face_finders import (
+    BoxedFaces,
+    DetectedFaces,
+    FaceFinder,
+    FoundFace,
+    GivenFaces,
+    LoadedImage,
+    detector_rule,
+    groups,
+)
+from hpe.predict.faces import Face, Faces, answered
+from hpe.predict.given import Colour, Image, pixels_of
+from hpe.predict.inputs import Item, Skipped, find_inputs, items, printable, samples_of, split_inputs
+from hpe.predict.mesh_finder import MeshFinder
+from hpe.predict.network import Answerer, Predictor, open_predictor
+from hpe.stream import ShardSet
+from hpe.stream.shard_sets import resolve
 
-Image = str | Path | bytes
-"""The path of an image file, or the bytes of one."""
+_BATCH: Final = 64
+"""Faces that go through the network together, and images that are read ahead."""
+_NAMED: Final = 3
 
 
 class FaceReader:
     """A network that is ready to read faces; :func:`load` makes it.
 
     Attributes:
-        heads: what it predicts, among ``emotion``, ``direction``, ``pose`` and ``affect``.
-        size: side of its input in pixels; images of another size are scaled.
+        name: of the network.
+        heads: what it reads, among ``emotion``, ``direction``, ``pose`` and ``affect``.
+        size: side of its input in pixels; faces of another size are scaled. None: a landmark model, which has none.
+        device: where it runs.
+        precision: of its arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        faces: what finds the faces; None: every image is one face.
+        crop: the crop rule for faces that a detector, or you, found.
     """
 
-    def __init__(self, predictor: Predictor, batch: int, max_pixels: int = MAX_PIXELS) -> None:
-        self._predictor, self._batch, self._max_pixels = predictor, batch, max_pixels
-        self.heads, self.size = predictor.heads, predictor.size
+    def __init__(
+        self, name: str, answerer: Answerer, finder: FaceFinder, *, faces: str | None, device: torch.device,
+        precision: Precision, predictor: Predictor | None = None, crop: CropRule | None = None,
+    ) -> None:  # fmt: skip
+        self._answerer, self._finder, self._predictor, self._why = answerer, finder, predictor, precision.why
+        self.name, self.heads, self.faces, self.crop = name, answerer.heads, faces, crop
+        self.size = None if predictor is None else predictor.size
+        self.device, self.precision = device, precision.name
+
+    def __repr__(self) -> str:
+        size = f" of {self.size} px" if self.size is not None else ""
+        return (
+            f"<{self.name}: {', '.join(self.heads)} of faces{size}, on {self.device} in {self.precision} ({self._why})>"
+        )
 
     @overload
-    def read(self, images: Image) -> Row: ...
+    def read(self, images: Image, *, colour: Colour = ..., boxes: Sequence[Box] | None = ...) -> Faces: ...
     @overload
-    def read(self, images: Sequence[Image]) -> list[Row]: ...
-    def read(self, images: Image | Sequence[Image]) -> Row | list[Row]:
-        """The predictions for one image, or for each of several. Each image is one face, cropped as in training.
+    def read(
+        self, images: Sequence[Image], *, colour: Colour = ..., boxes: Sequence[Sequence[Box]] | None = ...
+    ) -> list[Faces]: ...
+    @overload
+    def read(self, images: ShardSet) -> Iterator[Faces]: ...
+    def read(self, images: Any, *, colour: Colour = "rgb", boxes: Any = None) -> Faces | list[Faces] | Iterator[Faces]:
+        """The faces of one image, or of each image of a list. ``model(images)`` is the same.
 
-        A row maps names to values, the same as the columns of ``hpe predict``: ``emotion`` and ``emotion_happy`` …
-        (probabilities), ``direction`` and ``direction_left`` …, ``yaw``, ``pitch``, ``roll`` and ``yaw_sd`` …
-        (degrees), ``valence``, ``arousal``, as far as the network has these heads. None: no value.
+        Args:
+            images: a path, bytes, a PIL image, an array ``[height, width, 3]`` or a tensor ``[3, height, width]``
+                (:data:`hpe.predict.given.Image` describes their numbers), or a list of these. A stack of images is
+                given as ``list(stack)``. Shards: see :meth:`each`.
+            colour: order of the colours of arrays and tensors: ``rgb``, or ``bgr`` for images of OpenCV. It cannot be
+                seen in the pixels, and the wrong order gives wrong answers.
+            boxes: where the faces are, if you have found them yourself: x0, y0, x1, y1 in pixels for each face of the
+                image; with a list of images, a list of boxes for each. They are cropped as a detector's boxes are.
+
+        Returns:
+            For one image its faces; for a list the faces of each, in its order. An image of a list that cannot be read
+            gives no face and a ``problem``, and a warning counts them.
 
         Raises:
-            OSError: a file cannot be read.
-            UserError: the bytes are not a whole image.
+            UserError: the one image cannot be read; an array is not as described; boxes that do not fit.
         """
-        if isinstance(images, str | Path | bytes):
-            return self.read([images])[0]
-        rows: list[Row] = []
-        for start in range(0, len(images), self._batch):
-            faces = [self._face(image) for image in images[start : start + self._batch]]
-            answers = self._predictor.answer(np.stack(faces))
-            rows += [answer_columns(answers, place) for place in range(len(faces))]
-        return rows
+        if isinstance(images, ShardSet):
+            return self.each(images)
+        if isinstance(images, get_args(Image)):
+            if isinstance(images, str | Path) and Path(images).is_dir():
+                raise UserError(f"{images}: is a folder; go through it with model.each({str(images)!r})")
+            (one,) = self._inline([_item(images, None, colour, boxes)], boxed=boxes is not None)
+            if one.unread:
+                raise UserError(f"{one.name}: {one.problem}")
+            return one
+        if not isinstance(images, Sequence):
+            raise UserError(f"{type(images).__name__}: expected an image or a list of images; others: model.each(…)")
+        if boxes is not None and len(boxes) != len(images):
+            raise UserError(f"boxes: {count_of(len(boxes), 'list')} of boxes for {count_of(len(images), 'image')}")
+        of_each = boxes or [None] * len(images)
+        given = (_item(image, at, colour, of_each[at]) for at, image in enumerate(images))
+        return list(self._read(given, boxed=boxes is not None))
 
-    def _face(self, image: Image) -> np.ndarray:
-        try:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            return self._predictor.whole(data, self._max_pixels)
-        except DecodeError as error:
-            name = "these bytes" if isinstance(image, bytes) else str(image)
-            raise UserError(f"{name}: {error}") from error
+    __call__ = read
+
+    def each(self, inputs: str | Path | ShardSet | Iterable[Image], *, colour: Colour = "rgb") -> Iterator[Faces]:
+        """The faces of many images, one after another: for more of them than fit into memory.
+
+        Args:
+            inputs: a folder, a glob, a tar or a folder of shards, as ``hpe predict`` takes them; shards as a
+                :class:`hpe.ShardSet`, local or remote; or anything that yields images, such as a generator.
+            colour: as of :meth:`read`.
+
+        Returns:
+            The faces of each image, in order. An image that cannot be read has no face and a ``problem``; a warning at
+            the end counts them.
+
+        Raises:
+            UserError: there are no such inputs, or an array is not as described.
+        """
+        if isinstance(inputs, ShardSet):
+            return self._read(samples_of(resolve([inputs])[0]))
+        if isinstance(inputs, str | Path):
+            return self._read(items(split_inputs(find_inputs([str(inputs)]))[0]))
+        return self._read(_item(image, at, colour, None) for at, image in enumerate(inputs))
+
+    def _read(self, given: Iterable[Item | Skipped], *, boxed: bool = False) -> Iterator[Faces]:
+        """The faces of each image, which threads read ahead; a warning at the end counts what could not be read."""
+        rest = iter(given)
+        first = list(islice(rest, 1))
+        named: list[str] = []
+        unread = 0
+        for one in self._ahead(chain(first, rest), boxed):
+            unread += one.unread
+            if one.unread and len(named) < _NAMED:
+                named.append(f"{one.name} ({one.problem})")
+            yield one
+        if unread:
+            more = f" and {unread - len(named)} more" if unread > len(named) else ""
+            warnings.warn(f"{count_of(unread, 'image')} could not be read: {', '.join(named)}{more}", stacklevel=2)
+
+    def _ahead(self, given: Iterable[Item | Skipped], boxed: bool) -> Iterator[Faces]:
+        finder = self._boxed_finder() if boxed else self._finder
+        threads = _threads()
+        depth = _BATCH if isinstance(finder, GivenFaces) else 2 * threads  # whole photos are large
+        with ahead(finder.load, given, threads=threads, depth=depth) as loaded:
+            for group in groups(loaded, _BATCH):
+                yield from self._answered(group, finder)
+
+    def _inline(self, given: Sequence[Item | Skipped], *, boxed: bool) -> list[Faces]:
+        """The same for few images, without threads: a camera gives them one by one."""
+        finder = self._boxed_finder() if boxed else self._finder
+        return self._answered([finder.load(one) for one in given], finder)
+
+    def _boxed_finder(self) -> FaceFinder:
+        if self._predictor is None or self.crop is None:
+            raise UserError(f"boxes: {self.name} is a landmark model, which finds the faces itself; leave them out")
+        return BoxedFaces(self._predictor, self.crop)
+
+    def _answered(self, group: Sequence[LoadedImage | Skipped], finder: FaceFinder) -> list[Faces]:
+        found = finder.find([one for one in group if isinstance(one, LoadedImage)])
+        located = [one for one in found if isinstance(one, FoundFace)]
+        faces: dict[int, list[Face]] = {}
+        for place, face in zip(located, answered(located, self._answerer, _BATCH), strict=True):
+            faces.setdefault(id(place.owner.item), []).append(face)
+        problems = {id(one.item): one.reason for one in found if isinstance(one, Skipped)}
+        return [self._faces(one, tuple(faces.get(id(_given(one)), ())), problems.get(id(_given(one)))) for one in group]
+
+    def _faces(self, one: LoadedImage | Skipped, faces: tuple[Face, ...], problem: str | None) -> Faces:
+        if isinstance(one, Skipped):
+            return Faces(one.source, one.key, 0, 0, (), one.reason, one.unread, self.heads)
+        item = one.item
+        data = bytes(item.data) if isinstance(item.data, memoryview) else item.data
+        return Faces(item.source, item.key, one.width, one.height, faces, problem, False, self.heads, data)
+
+
+def _given(one: LoadedImage | Skipped) -> Item | None:
+    return one.item
+
+
+def _item(image: Image, at: int | None, colour: Colour, boxes: Iterable[Box] | None) -> Item:
+    """An image as the finders take it; ``at`` is its place in a list.
+
+    Raises:
+        UserError: it is no image, or its boxes are none.
+    """
+    kind = "image" if isinstance(image, get_args(Image)) else type(image).__name__
+    name = kind if at is None else f"{kind} {at}"
+    places = None if boxes is None else tuple(_box(box, name, number) for number, box in enumerate(boxes))
+    if isinstance(image, str | Path | bytes) and colour == "rgb":
+        if isinstance(image, bytes):
+            return Item(name, "", "", image, places)
+        path = Path(image)
+        return Item(printable(str(path)), printable(path.stem), "", path, places)
+    source = str(image) if isinstance(image, str | Path) else name
+    return Item(source, "", "", pixels_of(image, source, colour), places)
+
+
+def _box(box: Box, name: str, number: int) -> Box:
+    sides = tuple(float(side) for side in box) if isinstance(box, Iterable) else ()
+    if len(sides) != 4:
+        raise UserError(f"{name}: boxes: box {number} is {box!r}; expected x0, y0, x1, y1 in pixels")
+    return sides
 
 
 def load(
-    network: str | Path,
+    source: str | Path,
     *,
+    faces: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    crop: str | None = None,
+    flips: bool = False,
     which: str = "best",
     weights: str | Path | None = None,
-    flips: bool = False,
-    centre: float = 1.0,
-    precision: str | None = None,
-    device: str = "auto",
-    batch: int = 64,
-    max_megapixels: float = MAX_PIXELS / 1e6,
 ) -> FaceReader:
-    """Load a network that reads faces: the options are those of ``hpe predict``.
+    """Load a network that reads faces. A line on stderr says on which device and in which precision it runs.
 
     Args:
-        network: run folder of ``hpe train``, or a head-pose estimator (YAML, or .onnx with a YAML beside it).
+        source: run folder of ``hpe train``; ``.onnx`` of ``hpe export`` or its YAML; another head-pose estimator (its
+            YAML, or Hopenet weights); or the folder of a landmark model.
+        faces: what finds the faces in images: ``mtcnn`` or ``hog``; None: each image is one face, cropped as in
+            training. A landmark model finds them itself: ``largest`` (also None), ``centre`` or ``all``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto``: a GPU if torch sees one.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training; runs only.
+        crop: crop rule for faces that a detector or you found; None: that of the training.
+        flips: average each face with its mirror image; runs only.
         which: checkpoint of a run: ``best``, ``last``, or ``step-00001234``.
         weights: file to use instead of the weights that an estimator's YAML names.
-        flips: average each face with its mirror image; runs only.
-        centre: use a central crop with this fraction of the image's side; runs only.
-        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; default: that of the training; runs only.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        batch: faces that go through the network at once.
-        max_megapixels: larger images are refused.
 
     Raises:
-        UserError: there is no such network or device, or an option does not fit it.
+        UserError: there is no such network, device or detector, or an option does not fit the network.
     """
-    if batch < 1:
-        raise UserError(f"batch: expected 1 or more, found {batch}")
-    max_pixels = pixels_of(max_megapixels)
-    predictor = open_predictor(
-        Path(network), named_device(device), which=which, weights=None if weights is None else Path(weights),
-        views=Views(flips, centre), precision=precision, batch=batch, fall_back=device == "auto",
-    )  # fmt: skip
-    return FaceReader(predictor, batch, max_pixels)
+    path, on = Path(source), named_device(device)
+    if (landmarks := model_folder(path)) is not None:
+        reader = _landmarks(landmarks, faces, refused=bool(precision or crop or flips or weights))
+    else:
+        if faces is not None and faces not in DETECTORS:
+            raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, DETECTORS))} (with this network)")
+        predictor = open_predictor(
+            path, on, which=which, weights=None if weights is None else Path(weights), views=Views(flips),
+            precision=precision, batch=_BATCH, fall_back=device == "auto",
+        )  # fmt: skip
+        rule, notes = detector_rule(crop, predictor)
+        finder: FaceFinder = GivenFaces(predictor, keep_pictures=False)
+        if faces is not None:
+            pool = ThreadPoolExecutor(_threads(), "faces", initializer=one_thread)
+            finder = DetectedFaces(predictor, faces, on, rule, pool)
+        for note in [*([] if predictor.note is None else [predictor.note]), *(notes if faces is not None else [])]:
+            say(f"hpe: {note}")
+        reader = FaceReader(
+            predictor.name, predictor, finder, faces=faces, device=predictor.device, precision=predictor.precision,
+            predictor=predictor, crop=rule,
+        )  # fmt: skip
+    cropped = ""
+    if reader._predictor is not None and faces is None:
+        rules = " or ".join(sorted(map(str, reader._predictor.crops - {CropRule()})))
+        cropped = "; each image is to be one face" + (
+            f", cropped by {rules} (whole photos: faces='mtcnn')" * bool(rules)
+        )
+    say(f"hpe: {str(reader).strip('<>')}{cropped}")
+    return reader
+
+
+def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
+    if refused:
+        raise UserError(f"{folder}: landmark models do not take weights, crop, flips or precision; leave them out")
+    which = faces or "largest"
+    if which not in WHICH:
+        raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, WHICH))} (with this network)")
+    mesh = MeshFinder(folder, which, keep_pictures=False)  # pyright: ignore[reportArgumentType]
+    on, name = torch.device("cpu"), folder.resolve().name
+    return FaceReader(
+        name, mesh, mesh, faces=which, device=on, precision=Precision("fp32", "landmark models have no other")
+    )
+
+
+def _threads() -> int:
+    return min(len(os.sched_getaffinity(0)), 8)

@@ -2,19 +2,24 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hpe.core.errors import UserError
+from hpe.core.console import count_of
+from hpe.core.errors import UserError, redacted
 from hpe.core.files import short_name
+from hpe.data.crops import Box
 from hpe.data.image_files import Other, in_words, walk
+from hpe.data.images import RGBImage
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
+from hpe.data.video import VIDEOS, is_video
+from hpe.stream.shard_sets import Shard
 
-VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _LARGEST_FILE: Final = 1 << 28
 _LONGEST_NAME: Final = 120
 
@@ -25,12 +30,14 @@ class Skipped:
 
     Attributes:
         unread: whether the image could not be read, which makes the exit code 1.
+        item: the image; None where the reason is that of a whole file or shard.
     """
 
     source: str
     key: str
     reason: str
     unread: bool = True
+    item: "Item | None" = None
 
     def __str__(self) -> str:
         return f"{self.source}{f', {self.key}' if self.key else ''}: {self.reason}"
@@ -55,29 +62,33 @@ Input = ImageFile | ShardFile | Skipped | Other
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded image.
+    """One image.
 
     Attributes:
         source: the file, or the shard.
         key: see :class:`ImageFile`; in a shard, the sample's key.
         place: relative path for output files about this image, without a suffix.
-        data: the bytes, or the file that holds them.
+        data: a shard's sample, an image file or its bytes, or RGB pixels.
+        boxes: where its faces are, if that is known.
     """
 
     source: str
     key: str
     place: str
-    data: memoryview | Path
+    data: memoryview | Path | bytes | RGBImage
+    boxes: tuple[Box, ...] | None = None
 
-    def read(self) -> bytes:
-        """The encoded image.
+    def read(self) -> bytes | RGBImage:
+        """The encoded image, or its pixels.
 
         Raises:
             OSError: it cannot be read.
             ValueError: the file is far too large for an image.
         """
-        if not isinstance(self.data, Path):
+        if isinstance(self.data, memoryview):
             return bytes(self.data)
+        if not isinstance(self.data, Path):
+            return self.data
         if (size := self.data.stat().st_size) > _LARGEST_FILE:
             raise ValueError(f"{size:,} bytes, more than the {_LARGEST_FILE:,} allowed")
         return self.data.read_bytes()
@@ -106,6 +117,44 @@ def find_inputs(named: Sequence[str], split: str | None = None) -> list[Input]:
     return [one for one in found if isinstance(one, Skipped) or not (one.path in seen or seen.add(one.path))]
 
 
+def find_videos(named: Sequence[str]) -> list[str] | None:
+    """The videos of the command line, each once; None if it names images or shards, or nothing that is there.
+
+    Args:
+        named: videos as :class:`hpe.data.video.Video` takes them, globs of videos, and folders that have videos and
+            neither images nor shards.
+
+    Raises:
+        UserError: images and videos together, whose tables have other columns.
+    """
+    videos: list[str] = []
+    others = []
+    for text in named:
+        if found := [text] if is_video(text) else _videos_of(text):
+            videos += found
+        else:
+            others.append(text)
+    if videos and others:
+        raise UserError(
+            f"{videos[0]} is a video, {others[0]} is none: their tables have other columns; use one command for each"
+        )
+    return list(dict.fromkeys(videos)) or None
+
+
+def _videos_of(text: str) -> list[str]:
+    """The videos of a glob, or of a folder without images and shards."""
+    path = Path(text)
+    found = matching(text)
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        found = []
+        for one in walk(path):
+            if isinstance(one, Path) or one.kind == ".tar":
+                return []
+            found.append(one.path)
+    videos = [str(one) for one in found or () if one.suffix.lower() in VIDEOS and one.is_file()]
+    return videos if path.is_dir() or len(videos) == len(found or ()) else []
+
+
 def split_inputs(found: Sequence[Input]) -> tuple[list[ImageFile | ShardFile | Skipped], Counter[str]]:
     """The inputs to read, and how many files are passed over, by kind."""
     read = [one for one in found if not isinstance(one, Other)]
@@ -117,10 +166,6 @@ def _of(text: str, split: str | None) -> list[Input]:
     if path.is_dir():
         return _folder(path, split)
     if path.is_file():
-        if path.suffix.lower() in VIDEOS:
-            raise UserError(
-                f"{text}: is a video, but hpe predict reads images: write its frames into a folder and use that"
-            )
         return [_file(path, path.parent)]
     if (matches := matching(text)) is not None:
         found: list[Input] = []
@@ -172,27 +217,37 @@ def items(inputs: Sequence[Input]) -> Iterator[Item | Skipped]:
             case ImageFile():
                 yield Item(printable(str(one.path)), printable(one.key), safe_place(one.key), one.path)
             case ShardFile():
-                yield from _samples(one)
+                yield from _samples(str(one.path), one.path, one.samples)
             case Skipped():
                 yield Skipped(printable(one.source), "", printable(one.reason))
             case Other():
                 pass
 
 
-def _samples(shard: ShardFile) -> Iterator[Item | Skipped]:
-    source = printable(str(shard.path))
+def samples_of(shards: Iterable[Shard]) -> Iterator[Item | Skipped]:
+    """Every image of shards, wherever they lie; remote ones are fetched first."""
+    for shard in shards:
+        if not shard.remote:
+            yield from _samples(shard.url, Path(shard.url), shard.samples)
+            continue
+        with RemoteCache.of_node().opened(shard.url, shard.sha256, shard.bytes) as file:
+            yield from _samples(redacted(shard.url), file, shard.samples)
+
+
+def _samples(source: str, file: Path | int, samples: int | None) -> Iterator[Item | Skipped]:
+    stem, source = Path(source).stem, printable(source)
     try:
-        opened = open_tar(shard.path)
+        opened = open_tar(file)
     except OSError as error:
         yield Skipped(source, "", f"cannot be read ({error.strerror or error})")
         return
     for row, key in enumerate(opened.keys):
-        place = safe_place(f"{shard.path.stem}/{key.replace('/', '_')}")
+        place = safe_place(f"{stem}/{key.replace('/', '_')}")
         yield Item(source, printable(key), place, opened.image(row))
     if opened.damage:
         yield Skipped(source, "", opened.damage)
-    elif shard.samples not in (None, len(opened)):
-        yield Skipped(source, "", f"{len(opened)} samples, its manifest says {shard.samples}")
+    elif samples not in (None, len(opened)):
+        yield Skipped(source, "", f"{count_of(len(opened), 'sample')}, its manifest lists {samples:,}")
     elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
     if opened.index.unpaired:

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from hpe.data.directions import OURS
-from hpe.data.images import MAX_PIXELS, decode_rgb
+from hpe.data.images import MAX_PIXELS, RGBImage
 from hpe.landmarks.estimator import LandmarkEstimator
 from hpe.landmarks.mesh import MeshFace, Which
-from hpe.predict.face_finders import NO_FACE, FoundFace, LoadedImage, load_image
+from hpe.predict.face_finders import NO_FACE, FoundFace, LoadedImage, load_image, picture_of, skipped
 from hpe.predict.inputs import Item, Skipped
 from hpe.predict.network import Answers
 
@@ -49,9 +49,9 @@ class MeshFinder:
     def load(self, item: Item | Skipped) -> LoadedImage | Skipped:
         """Read, decode and find faces, in a thread."""
 
-        def decode(data: bytes) -> LoadedImage:
+        def decode(data: bytes | RGBImage) -> LoadedImage:
             assert isinstance(item, Item)
-            picture = decode_rgb(data, max_pixels=self._max_pixels)
+            picture = picture_of(data, self._max_pixels)
             height, width = picture.shape[:2]
             return _MeshedImage(item, width, height, picture if self._keep else None, (), self._estimator.find(picture))
 
@@ -63,7 +63,7 @@ class MeshFinder:
         for one in group:
             assert isinstance(one, _MeshedImage)
             if not one.meshes:
-                found.append(Skipped(one.item.source, one.item.key, NO_FACE, unread=False))
+                found.append(skipped(one.item, NO_FACE, unread=False))
             found += [FoundFace(one, number, mesh.box, None, mesh.points) for number, mesh in enumerate(one.meshes)]
         return found
 

@@ -10,8 +10,9 @@ from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor
 
 from hpe.core.errors import UserError
+from hpe.core.precision import Precision
 from hpe.data.crops import Box, CropRule
-from hpe.data.decode import decode_into
+from hpe.data.decode import Colour, decode_into, pixels_into
 from hpe.data.directions import OURS
 from hpe.data.images import MAX_PIXELS, RGBImage, crop_resize, decode_rgb, to_grey
 from hpe.data.normalise import normalised
@@ -71,12 +72,16 @@ class Predictor(Answerer, Protocol):
         size: side of its input in pixels.
         crops: the crop rules of its training images, as far as they are known.
         note: a message for the user about the preparation of its input, or None.
+        device: where it runs.
+        precision: of its arithmetic.
     """
 
     name: str
     size: int
     crops: frozenset[CropRule]
     note: str | None
+    device: torch.device
+    precision: Precision
 
     def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """An encoded image of a shard, decoded as in evaluation.
@@ -86,8 +91,8 @@ class Predictor(Answerer, Protocol):
         """
         ...
 
-    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
-        """An image file that is one face, with the same pixels as if it had been packed and read from its shard.
+    def whole(self, image: bytes | RGBImage, max_pixels: int = MAX_PIXELS) -> FacePixels:
+        """An image that is one face, with the same pixels as if it had been packed and read from its shard.
 
         Raises:
             DecodeError: the bytes are not a whole image.
@@ -166,23 +171,27 @@ class RunPredictor:
                 f"{self.name} {why}: image files are scaled straight to {self.size} px, and predictions may differ "
                 "slightly from those of hpe evaluate on packed images"
             )
-        self._grey, self._device, self._views, self._batch = config.data.grey, device, views, batch
+        self._colour: Colour = "grey" if config.data.grey else "rgb"
+        self.device, self._views, self._batch = device, views, batch
         self._network: MultiTask = network.to(device)
 
     def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
         row = np.empty((self.size, self.size, 3), np.uint8)
-        decode_into(data, row, "grey" if self._grey else "rgb", max_pixels=max_pixels)
+        decode_into(data, row, self._colour, max_pixels=max_pixels)
         return row
 
-    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
+    def whole(self, image: bytes | RGBImage, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`."""
-        if (
-            self._recipe is None or self._recipe.crop is None
-        ):  # the recipe is unknown, or packing kept the image as it is
-            return self.stored(data, max_pixels)
-        picture = decode_rgb(data, max_pixels=max_pixels)
-        return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
+        if self._recipe is not None and self._recipe.crop is not None:
+            picture = decode_rgb(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
+            return self.cut(picture, (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))
+        # The recipe is unknown, or packing kept the image as it is.
+        if isinstance(image, bytes):
+            return self.stored(image, max_pixels)
+        row = np.empty((self.size, self.size, 3), np.uint8)
+        pixels_into(image, row, self._colour)
+        return row
 
     def cut(self, picture: RGBImage, box: Box) -> FacePixels:
         """See :class:`Predictor`."""
@@ -190,12 +199,12 @@ class RunPredictor:
             # Through the same bytes as in a shard: the network's predictions depend on their size and JPEG quality.
             return self.stored(encoded(crop_resize(picture, box, self._recipe.size), self._recipe))
         face = crop_resize(picture, box, self.size)
-        return np.repeat(to_grey(face)[..., None], 3, 2) if self._grey else face
+        return np.repeat(to_grey(face)[..., None], 3, 2) if self._colour == "grey" else face
 
     @torch.inference_mode()
     def answer(self, faces: UInt8[np.ndarray, "faces size size 3"]) -> Answers:
         """See :class:`Predictor`."""
-        images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self._device)
+        images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self.device)
         found = judge(
             self._network, normalised(images, self._network.normalisation), self._views, self.precision, self._batch
         )
@@ -219,14 +228,15 @@ class EstimatorPredictor:
         self._estimator = estimator
         self.heads = (*estimator.heads, *(() if estimator.output is None else ("pose",)))
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
+        self.device, self.precision = estimator.device, Precision("fp32", "the only one of an estimator")
 
     def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
         return self.whole(data, max_pixels)
 
-    def whole(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
+    def whole(self, image: bytes | RGBImage, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
-        picture = decode_rgb(data, max_pixels=max_pixels)
+        picture = decode_rgb(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
         height, width = picture.shape[:2]
         return picture if height == width == self.size else crop_resize(picture, (0, 0, width, height), self.size)
 

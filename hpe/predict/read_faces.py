@@ -1,4 +1,4 @@
-"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards.
+"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards (videos: video.py).
 
 The table has one row per face. Its columns, as far as the network has the heads:
 
@@ -28,7 +28,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
-import numpy as np
 from PIL import Image
 
 from hpe.core.console import count_of, say
@@ -36,7 +35,7 @@ from hpe.core.distributed import named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
-from hpe.data.annotate import Marker, Overlay, angles_note, card, photo, with_axes, with_cube
+from hpe.data.annotate import Marker
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
 from hpe.data.face_sizes import face_shares, sizes_differ
@@ -51,25 +50,32 @@ from hpe.landmarks.model import model_folder
 from hpe.models.views import PLAIN
 from hpe.pack.rows import read_rows
 from hpe.pack.shard import RefusedError, labelled_box
-from hpe.predict.face_finders import NO_FACE, DetectedFaces, FaceFinder, FoundFace, GivenFaces, LoadedImage, groups
-from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, images_in, items, split_inputs
+from hpe.predict.face_finders import (
+    NO_FACE,
+    DetectedFaces,
+    FaceFinder,
+    FoundFace,
+    GivenFaces,
+    LoadedImage,
+    detector_rule,
+    groups,
+)
+from hpe.predict.faces import MARKERS, Face, Row, answered, columns, drawn
+from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, find_videos, images_in, items, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
-from hpe.predict.network import Answerer, Answers, Predictor, RunPredictor, open_predictor
-from hpe.predict.options import PredictOptions
-from hpe.predict.output import BOX, Format, Row, answer_columns, format_of, open_table
+from hpe.predict.network import Answerer, Predictor, RunPredictor, open_predictor
+from hpe.predict.options import AUTO, GIVEN, PredictOptions
+from hpe.predict.output import Format, format_of, open_table
+from hpe.predict.video import read_videos
 from hpe.predict.whole_photos import whole_photos
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
 
-MARKERS: Final[dict[str, Marker | None]] = {"none": None, "axes": with_axes, "cube": with_cube}
-GIVEN: Final = "given"
 DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
-_USUAL_CROP: Final = "square-1.3@detector"
 _PRINTED_SKIPS: Final = 20
 Labelled = dict[Path, list[tuple[Box, Box]]]
 """For each resolved path: the box of each face, and the box of its crop."""
-_CARD_SIDES: Final = (256, 512)
 _QUALITY: Final = 92
 
 
@@ -78,7 +84,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
 
     Args:
         network: run folder, head-pose estimator, or folder of a landmark model.
-        inputs: images, folders, tar files, folders of shards, globs.
+        inputs: images, folders, tar files, folders of shards, globs; or videos and cameras.
 
     Returns:
         The exit code: 1 if an input could not be read, or its drawing not be written (a message gives its name).
@@ -86,6 +92,13 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     Raises:
         UserError: there is no such network or input, or two options exclude each other.
     """
+    if (videos := find_videos(inputs)) is not None:
+        return read_videos(network, videos, options)
+    options = replace(
+        options,
+        draw="none" if options.draw == AUTO else options.draw,
+        faces=GIVEN if options.faces == AUTO else options.faces,
+    )
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
@@ -104,7 +117,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         if landmarks is not None:
             which = "largest" if options.faces == GIVEN else options.faces
             mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None, max_pixels=max_pixels)  # pyright: ignore[reportArgumentType]
-            opened = _Opened(stack.enter_context(closing(mesh)), mesh, whole_images=False)
+            opened = _Opened(stack.enter_context(closing(mesh)), mesh)
         else:
             predictor = open_predictor(
                 network, device,
@@ -115,9 +128,10 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             if options.faces == GIVEN:
                 opened = _open_given(predictor, inputs, found, max_pixels, keep_pictures=marker is not None)
             else:
-                rule = _rule(options.crop, predictor)
+                rule, notes = detector_rule(options.crop, predictor)
+                _print_notes(notes)
                 finder = DetectedFaces(predictor, options.faces, device, rule, pool, max_pixels)
-                opened = _Opened(finder, predictor, whole_images=False)
+                opened = _Opened(finder, predictor)
         # After the network is open, so that a wrong option leaves no folder behind.
         results = _open_results(stack, options.out, table_format, opened, marker, pool)
         results.tally.passed = passed.total()
@@ -141,12 +155,10 @@ class _Opened:
     Attributes:
         finder: finds the faces in images.
         answerer: predicts for faces.
-        whole_images: whether each image is one face, without a box.
     """
 
     finder: FaceFinder
     answerer: Answerer
-    whole_images: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +213,7 @@ def _open_given(
         ]
     )
     finder = GivenFaces(predictor, keep_pictures=keep_pictures, labelled=labelled, max_pixels=max_pixels)
-    return _Opened(finder, predictor, whole_images=not labelled)
+    return _Opened(finder, predictor)
 
 
 def _open_results(
@@ -215,8 +227,8 @@ def _open_results(
         part = stack.enter_context(aside(out / SKIPPED))
         tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
-            drawing = Drawing(out / DRAWN, marker, tally, whole=opened.whole_images, pool=pool)
-    write = stack.enter_context(open_table(table, form, opened.answerer.heads))
+            drawing = Drawing(out / DRAWN, marker, tally, pool)
+    write = stack.enter_context(open_table(table, form, columns(opened.answerer.heads)))
     return _Results(write, drawing, tally)
 
 
@@ -226,24 +238,13 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 def _marker(draw: str, out: Path | None) -> Marker | None:
+    if draw == "none":
+        return None
     if draw not in MARKERS:
-        raise UserError(f"--draw {draw}: expected {', '.join(MARKERS)}")
-    if draw != "none" and out is None:
+        raise UserError(f"--draw {draw}: expected none, {', '.join(MARKERS)}")
+    if out is None:
         raise UserError(f"--draw {draw}: needs a folder for the annotated images; choose one with --out")
     return MARKERS[draw]
-
-
-def _rule(crop: str | None, predictor: Predictor) -> CropRule:
-    """The crop rule for detected faces: that of the network's training images, with the detector's box."""
-    if crop is not None:
-        return CropRule.parse(crop)
-    rules = {replace(rule, basis="detector") for rule in predictor.crops if rule.shape != "none"}
-    if len(rules) == 1:
-        return rules.pop()
-    _print_notes(
-        [f"the crop rule of {predictor.name}'s training is unknown here; using {_USUAL_CROP} (another: --crop)"]
-    )
-    return CropRule.parse(_USUAL_CROP)
 
 
 def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
@@ -282,8 +283,8 @@ def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelle
                     found.setdefault(row.image.resolve(), []).append((box, rules[0].apply(box)))
         if len(found) > before:
             notes.append(
-                f"{folder}: dataset {name}: {len(found) - before:,} images are cropped by the dataset's own labels "
-                f"({rules[0]}), like the training images"
+                f"{folder}: dataset {name}: {count_of(len(found) - before, 'image')} cropped by the dataset's own "
+                f"labels ({rules[0]}), like the training images"
             )
     return found, notes
 
@@ -321,23 +322,20 @@ def _threads() -> int:
 def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:
     """Find the faces of some images, run the network, write the rows and the annotated images."""
     faces = _find_faces(group, opened.finder, results.tally)
-    rows: list[Row] = []
-    marks: list[Overlay] = []
-    for start in range(0, len(faces), batch):
-        part = faces[start : start + batch]
-        answers = opened.answerer.answer(np.stack([one.face for one in part]))
-        rows += [_row(one, answers, place) for place, one in enumerate(part)]
-        marks += [_overlay(one, answers, place) for place, one in enumerate(part)]
-    results.tally.nan += sum(
-        None in (row.get("emotion", ""), row.get("yaw", ""), row.get("valence", "")) for row in rows
-    )
-    results.tally.answers.update(str(row["emotion"]) for row in rows if row.get("emotion"))
-    results.write(rows)
+    read = answered(faces, opened.answerer, batch)
+    results.tally.nan += sum(face.unanswered for face in read)
+    results.tally.answers.update(face.emotion for face in read if face.emotion is not None)
+    results.write([_row(one, face) for one, face in zip(faces, read, strict=True)])
     if results.drawing is not None:
         # All faces of one image follow each other. By identity: == would compare arrays of pixels and fail.
-        pairs = zip(faces, marks, strict=True)
+        pairs = zip(faces, read, strict=True)
         grouped = [list(of_one) for _, of_one in itertools.groupby(pairs, key=lambda pair: id(pair[0].owner))]
-        results.drawing.draw([(owned[0][0].owner, [mark for _, mark in owned]) for owned in grouped])
+        results.drawing.draw([(owned[0][0].owner, [face for _, face in owned]) for owned in grouped])
+
+
+def _row(one: FoundFace, face: Face) -> Row:
+    item = one.owner.item
+    return {"source": item.source, "key": item.key, "face": one.number} | face.to_dict()
 
 
 def _find_faces(group: Sequence[LoadedImage | Skipped], finder: FaceFinder, tally: "Tally") -> list[FoundFace]:
@@ -353,30 +351,6 @@ def _find_faces(group: Sequence[LoadedImage | Skipped], finder: FaceFinder, tall
             tally.skip(one)
     tally.images, tally.faces = tally.images + len(group), tally.faces + len(faces)
     return faces
-
-
-def _row(one: FoundFace, answers: Answers, place: int) -> Row:
-    item = one.owner.item
-    box = {name: round(side, 2) for name, side in zip(BOX, one.box, strict=True)}
-    score = None if one.score is None else round(one.score, 6)
-    known = {"source": item.source, "key": item.key, "face": one.number, **box, "score": score}
-    return known | answer_columns(answers, place)
-
-
-def _overlay(one: FoundFace, answers: Answers, place: int) -> Overlay:
-    angles = None
-    if answers.angles is not None and np.isfinite(answers.angles[place]).all():
-        yaw, pitch, roll = (float(angle) for angle in answers.angles[place])
-        angles = (yaw, pitch, roll)
-    shares = None if answers.emotion_p is None else answers.emotion_p[place]
-    direction = None if answers.direction is None else int(answers.direction[place])
-    return Overlay(
-        one.box,
-        angles,
-        None if direction is None or direction < 0 else direction,
-        None if shares is None or not np.isfinite(shares).all() else [float(share) for share in shares],
-        "" if angles is None else angles_note(angles),
-    )
 
 
 @dataclass
@@ -432,8 +406,8 @@ class Tally:
         if self.nan:
             _print_notes(
                 [
-                    f"WARNING: for {self.nan:,} faces the network gave NaN; its weights are damaged or overflow: try "
-                    "another --which"
+                    f"WARNING: for {count_of(self.nan, 'face')} the network gave NaN; its weights are damaged or "
+                    "overflow: try another --which"
                 ]
             )
 
@@ -441,18 +415,18 @@ class Tally:
 class Drawing:
     """Writes annotated images, each under a name of its own."""
 
-    def __init__(self, folder: Path, marker: Marker, tally: Tally, *, whole: bool, pool: ThreadPoolExecutor) -> None:
-        self._folder, self._marker, self._tally, self._whole, self._pool = folder, marker, tally, whole, pool
+    def __init__(self, folder: Path, marker: Marker, tally: Tally, pool: ThreadPoolExecutor) -> None:
+        self._folder, self._marker, self._tally, self._pool = folder, marker, tally, pool
         self._taken: set[str] = set()
 
-    def draw(self, pictures: Sequence[tuple[LoadedImage, list[Overlay]]]) -> None:
+    def draw(self, pictures: Sequence[tuple[LoadedImage, list[Face]]]) -> None:
         """Write images with their predictions drawn on them; one that fails is counted, and the others are drawn."""
         paths = [self._path(one.item.place) for one, _ in pictures]
         for problem in self._pool.map(self._try, pictures, paths):
             if problem is not None:
                 self._tally.not_drawn(problem)
 
-    def _try(self, given: tuple[LoadedImage, list[Overlay]], path: Path) -> Skipped | None:
+    def _try(self, given: tuple[LoadedImage, list[Face]], path: Path) -> Skipped | None:
         try:
             self._draw(given, path)
         except (OSError, ValueError, MemoryError) as error:
@@ -461,19 +435,14 @@ class Drawing:
             return Skipped(item.source, item.key, f"{DRAWN}/{path.name} cannot be written: {why}", unread=False)
         return None
 
-    def _draw(self, given: tuple[LoadedImage, list[Overlay]], path: Path) -> None:
-        one, marks = given
+    def _draw(self, given: tuple[LoadedImage, list[Face]], path: Path) -> None:
+        one, faces = given
         if one.picture is None:
             return
-        image = Image.fromarray(one.picture)
-        if self._whole:
-            height = int(np.clip(one.height, *_CARD_SIDES))
-            drawn = card(image, marks[0], height=height, marker=self._marker)
-        else:
-            drawn = photo(image, marks, self._marker)
+        image = drawn(Image.fromarray(one.picture), faces, self._marker)
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside_unsynced(path) as part:  # a sync takes as long as the drawing
-            drawn.save(part, "JPEG", quality=_QUALITY)
+            image.save(part, "JPEG", quality=_QUALITY)
 
     def _path(self, place: str) -> Path:
         name = next(n for count in itertools.count(1) if (n := _numbered(place, count)).lower() not in self._taken)

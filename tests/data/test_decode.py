@@ -117,7 +117,8 @@ def test_rows_of_a_batch_are_decoded_as_one_by_one() -> None:
         plain, encoded(pixels, "jpeg", progressive=True), encoded(pixels, "jpeg", exif=turned), held.getvalue(),
         encoded(pixels[..., 0], "jpeg"), encoded(photo(64, 65), "jpeg"), encoded(photo(65, 64), "jpeg"),
         encoded(pixels, "png"), encoded(photo(200, 200), "webp"), plain[: len(plain) // 2], plain[:30],
-        b"\xff\xd8", b"", plain[:20] + bytes(20) + plain[40:], plain.replace(b"\x00\x40\x00\x40", b"\xff\xff\xff\xff", 1),
+        b"\xff\xd8", b"", plain[:20] + bytes(20) + plain[40:],
+        plain.replace(b"\x00\x40\x00\x40", b"\xff\xff\xff\xff", 1),
     ]  # fmt: skip
     for colour in ("rgb", "grey"):
         out, expected = (np.zeros((len(data), 64, 64, 3), np.uint8) for _ in range(2))
