@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
+
+
+def _type_shown(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.display_type(ctx)
+
+
+# A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
+TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
 app = typer.Typer(
     name="hpe",
@@ -126,9 +134,7 @@ def _main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and a checkout's commit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
@@ -212,7 +218,7 @@ def pack(
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
     Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
-    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.png` before you train.
+    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
@@ -240,7 +246,7 @@ def pack(
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
-        f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
+        f"\nWritten to {out}; check the images in {out}/contact-*.jpg. Next: hpe pose {out} --estimator ESTIMATOR "
         f"for angles, or {then}"
     )
 
@@ -269,15 +275,19 @@ def index(
 
 
 @app.command(rich_help_panel=_DATA)
-def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
+def verify(shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
     Example: `hpe verify data/aflw2000`
     """
     from hpe.core.errors import EXIT_INCOMPLETE
+    from hpe.data.shard_files import refuse_remote
     from hpe.pack.verify import verify
 
-    damage = verify(shards)
+    refuse_remote(
+        shards, "copy the folder here first; training compares each shard that it fetches with its sha256 anyway"
+    )
+    damage = verify(Path(shards))
     for found in damage:
         print(found)
     print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
@@ -287,8 +297,8 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
 
 @app.command(rich_help_panel=_DATA)
 def balance(
-    shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` wrote.")],
-    poses: Annotated[Path, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
+    shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, or its URL.")],
+    poses: Annotated[str, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
     out: Annotated[Path, typer.Argument(help="Folder for the subset.")],
     per_cell: Annotated[str, typer.Option(help="Samples per direction and emotion, in train/val/test.")] = "80/40/20",
     rule: Annotated[
@@ -319,7 +329,7 @@ def balance(
 
 @app.command(rich_help_panel=_POSE)
 def pose(
-    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files or globs.")],
+    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files, globs or URLs.")],
     estimator: Annotated[
         Path,
         typer.Option(
@@ -560,9 +570,9 @@ def evaluate(
     """
     _relaunch(processes)
     from hpe import evaluate as module
+    from hpe.data.shard_files import names_folder
     from hpe.models.views import Views
     from hpe.stream import ShardSet
-    from hpe.stream.shard_sets import names_folder
 
     one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
     code = module.evaluate(
@@ -804,8 +814,8 @@ def study(
 @app.command(rich_help_panel=_STUDY)
 def association(
     table: Annotated[
-        Path,
-        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote."),
+        str,
+        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote, or its URL."),
     ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",

@@ -77,8 +77,8 @@ def test_importing_hpe_loads_nothing_heavy() -> None:
     assert int(count) < 40, "import hpe is to take less than 0.1 s: it loads few modules beside Python's own"
 
 
-def names_shown(page: str) -> set[str]:
-    """Names of ``hpe`` in the Python code of a page, or as `hpe.Name` in its text."""
+def names_on(page: str) -> set[str]:
+    """Names of hpe in the Python of a page, or as `hpe.Name` in its text."""
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     code = [ast.parse(part.partition("```")[0]) for part in text.split("```python\n")[1:]]
     used = {
@@ -90,9 +90,9 @@ def names_shown(page: str) -> set[str]:
     return used | set(re.findall(r"`hpe\.([A-Z]\w+)`", text))
 
 
-def test_readme_and_docs_show_every_name_and_no_other() -> None:
-    assert names_shown("README.md") <= set(hpe.__all__)
-    assert names_shown("docs/api.md") | names_shown("docs/python.md") == set(hpe.__all__)
+def test_the_pages_show_every_name_and_no_other() -> None:
+    assert names_on("README.md") <= set(hpe.__all__)
+    assert names_on("docs/api.md") | names_on("docs/python.md") == set(hpe.__all__)
 
 
 def test_load_reads_as_hpe_predict_does(run: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

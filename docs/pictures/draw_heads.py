@@ -16,7 +16,7 @@ from PIL import Image
 
 import hpe
 from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.data.annotate import Overlay, angles_note, card
+from hpe.data.annotate import Angles, Overlay, angles_note, card
 from hpe.data.images import encode_jpeg
 from hpe.sources.synthetic import Shot, express, face_box, person, render, shot, split_of
 
@@ -31,13 +31,18 @@ def posed(number: int, emotion: str, yaw: float, pitch: float, roll: float) -> S
     """A clear view of somebody."""
     code = EMOTIONS.index(emotion)
     units = express(code, 1.0, side=1 if yaw >= 0 else -1)
-    calm = {"noise": 0.0, "blur": 0.0, "blobs": 0.04, "gaze": (0.0, 0.0), "centre": (0.0, 0.0), "ambient": 0.68}
-    return replace(shot(SEED, number), yaw=yaw, pitch=pitch, roll=roll, emotion=code, units=units, intensity=1.0, **calm)
+    seen = replace(shot(SEED, number), yaw=yaw, pitch=pitch, roll=roll, emotion=code, units=units, intensity=1.0)
+    return replace(seen, noise=0.0, blur=0.0, blobs=0.04, gaze=(0.0, 0.0), centre=(0.0, 0.0), ambient=0.68)
+
+
+def angles_of(found: dict[str, Any]) -> Angles:
+    """Yaw, pitch, roll in degrees."""
+    return found["yaw"], found["pitch"], found["roll"]
 
 
 def tile(found: dict[str, Any], number: int, seen: Shot) -> Image.Image:
     """A head with the predictions of the network on it and beside it."""
-    who, angles = person(SEED, number), (found["yaw"], found["pitch"], found["roll"])
+    who, angles = person(SEED, number), angles_of(found)
     overlay = Overlay(
         box=face_box(who, seen, SIDE),
         angles=angles,
@@ -57,7 +62,7 @@ if __name__ == "__main__":
         assert split_of(number) == "test"
         seen = posed(number, *pose)
         found = network.read(encode_jpeg(render(person(SEED, number), seen, READ), 95))
-        print(number, pose, found["emotion"], found["direction"], [round(found[key]) for key in ("yaw", "pitch", "roll")])
+        print(number, pose, found["emotion"], found["direction"], angles_note(angles_of(found)))
         tiles.append(tile(found, number, seen))
     width, height = tiles[0].size
     rows = -(-len(tiles) // COLUMNS)

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
@@ -187,6 +187,10 @@ def _warn_of_no_locks(folder: Path) -> None:
         "another machine goes unnoticed and would damage the results; start only one at a time, or use a folder on "
         "another disk"
     )
+
+
+Place = Callable[[Path], AbstractContextManager[Path]]
+""":func:`aside` or :func:`aside_unsynced`: what leads a file to its name."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
@@ -216,7 +216,7 @@ def _name_passed_over(kinds: Mapping[str, int]) -> None:
     from hpe.data.image_files import in_words
 
     if kinds:
-        print(f"{sum(kinds.values()):,} other files passed over: {in_words(Counter(kinds))}")
+        print(f"{count_of(sum(kinds.values()), 'other file')} passed over: {in_words(Counter(kinds))}")
 
 
 def _name_unread(problems: Sequence[str], where: str = "") -> None:

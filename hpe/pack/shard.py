@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from hpe.core.errors import UserError
-from hpe.core.files import open_regular
+from hpe.core.files import aside_unsynced, open_regular
 from hpe.data.crops import Box, CropRule, box_around, box_text
 from hpe.data.images import LARGEST_CROP, RGBImage, crop_resize, decode_rgb, encode_jpeg, map_box, map_points, to_grey
 from hpe.data.recipe import Recipe
@@ -60,7 +60,7 @@ class ShardTask:
 
 
 def make_shard(task: ShardTask) -> int:
-    """Make the shard, unless it is finished already; returns its number of rows.
+    """Make the shard, unless it is finished already; returns its number of rows. The tar may not be on the disk yet.
 
     Raises:
         StaleError: a finished shard of this name was made from other rows.
@@ -73,6 +73,8 @@ def make_shard(task: ShardTask) -> int:
         if done.digest != digest:
             raise StaleError(task.name)
         if done.shard is None or _whole(task.folder, done.shard):
+            if done.shard is not None:  # after a power cut its index may be damaged
+                save_part(task.folder / JOURNAL, task.folder / task.name, aside_unsynced)
             return len(rows)
     refused: list[tuple[int, str, str]] = []
     counts: Counter[str] = Counter()
@@ -91,10 +93,11 @@ def make_shard(task: ShardTask) -> int:
             known.append((number, raw.key, record.emotion, record.subject, exact, near))
             yield made.sample
 
-    shard = write_shard(task.folder / task.name, task.split, samples())
-    # The journal last: where it exists, the tar and its index are whole.
+    # Unsynced: whoever takes the result waits for the disk, while the next shard is made here.
+    shard = write_shard(task.folder / task.name, task.split, samples(), place=aside_unsynced)
+    # The journal last: where it exists, the tar and its index are whole, as long as the machine has power.
     if shard.samples:
-        save_part(task.folder / JOURNAL, task.folder / task.name)
+        save_part(task.folder / JOURNAL, task.folder / task.name, aside_unsynced)
     else:
         (task.folder / task.name).unlink()
     ShardJournal(digest, shard if shard.samples else None, refused, counts, known).save(place)

@@ -160,7 +160,7 @@ def run(
     """
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; expected a file name such as {out / 'ours.json'}")
-    pairs = [(shard, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
+    pairs = [(shard, table_path(shard, poses, estimator)) for shard in find_shards(sources, split)]
     rows = join_with_truth(pairs)
     people = [str(subject) for subject in rows.subjects]
     good = usable(rows.predicted, rows.true_direction, people)

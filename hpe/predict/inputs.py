@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import short_name
 from hpe.data.crops import Box
 from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import RGBImage
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
 from hpe.data.video import VIDEOS, is_video
-from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 _LARGEST_FILE: Final = 1 << 28
@@ -246,7 +247,7 @@ def _samples(source: str, file: Path | int, samples: int | None) -> Iterator[Ite
     if opened.damage:
         yield Skipped(source, "", opened.damage)
     elif samples not in (None, len(opened)):
-        yield Skipped(source, "", f"{len(opened)} samples, its manifest says {samples}")
+        yield Skipped(source, "", f"{count_of(len(opened), 'sample')}, its manifest lists {samples:,}")
     elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
     if opened.index.unpaired:

@@ -283,8 +283,8 @@ def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelle
                     found.setdefault(row.image.resolve(), []).append((box, rules[0].apply(box)))
         if len(found) > before:
             notes.append(
-                f"{folder}: dataset {name}: {len(found) - before:,} images are cropped by the dataset's own labels "
-                f"({rules[0]}), like the training images"
+                f"{folder}: dataset {name}: {count_of(len(found) - before, 'image')} cropped by the dataset's own "
+                f"labels ({rules[0]}), like the training images"
             )
     return found, notes
 
@@ -406,8 +406,8 @@ class Tally:
         if self.nan:
             _print_notes(
                 [
-                    f"WARNING: for {self.nan:,} faces the network gave NaN; its weights are damaged or overflow: try "
-                    "another --which"
+                    f"WARNING: for {count_of(self.nan, 'face')} the network gave NaN; its weights are damaged or "
+                    "overflow: try another --which"
                 ]
             )
 

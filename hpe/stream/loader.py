@@ -3,6 +3,7 @@
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -44,6 +45,7 @@ class Loader:
         self.damaged_samples = 0
         self._reported = 0, 0
         self._iterator: Iterator[Any] | None = None
+        self._message: deque[BatchBlock | Refusal] = deque()
         self._decoder: DeviceDecoder | None = None
 
     def insert(self, stage: Stage, *, after: str) -> Self:
@@ -97,8 +99,9 @@ class Loader:
         workers, size = self._reading.workers, self._reading.size
         if workers:
             rows = -(-self._plan.batch // self._plan.ranks)
-            # What waits in the queue, and two that the trainer may hold.
-            self._reader.memory = SharedMemory(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
+            # What waits in the queue, the message that the trainer is at, and one more batch that it may hold.
+            slots = self._reader.together * (self._reading.prefetch + 1) + 1
+            self._reader.memory = SharedMemory(workers, slots, layout(rows, size, size)[1])
         if cuda():
             # Memory is page-locked for the device that is current in the thread that asks: DataLoader's takes over
             # what is current here. Before Accelerate starts that is GPU 0 for every rank.
@@ -111,7 +114,7 @@ class Loader:
             # a training shows how long it has waited for its readers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = wds.WebLoader(
-                self.pipeline().compose(_refused),
+                self.pipeline().compose(self._reader.messages),
                 batch_size=None,
                 num_workers=workers,
                 prefetch_factor=self._reading.prefetch if workers else None,
@@ -147,8 +150,10 @@ class Loader:
         Raises:
             UserError: a reader has refused it.
         """
-        assert self._iterator is not None
-        block = next(self._iterator)
+        if not self._message:
+            assert self._iterator is not None
+            self._message.extend(next(self._iterator))
+        block = self._message.popleft()
         if isinstance(block, Refusal):
             raise UserError(block.message)
         return block
@@ -166,6 +171,7 @@ class Loader:
         self._ahead.close()
         iterator: Any = self._iterator
         self._iterator = self._decoder = None
+        self._message.clear()
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 
@@ -184,13 +190,6 @@ def _signals_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _refused(batches: Iterator[BatchBlock]) -> Iterator[BatchBlock | Refusal]:
-    try:
-        yield from batches
-    except UserError as error:  # torch would hand on an exception as a traceback of the reader
-        yield Refusal(str(error))
 
 
 def _start_worker(_: int) -> None:

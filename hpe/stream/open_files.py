@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
-from hpe.stream.remote_cache import RemoteCache
+from hpe.data.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.index import rows_of
 from hpe.data.pose_labels import mismatch
 from hpe.data.records import Record
+from hpe.data.remote_cache import RemoteCache, tables_folder
 from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import LABELS
 from hpe.stream.loader import Loader
 from hpe.stream.open_files import OpenFiles, Unreadable
 from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
-from hpe.stream.remote_cache import RemoteCache, tables_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.shard_table import ShardRows, ShardTables, label_columns
 from hpe.stream.worker import BatchReader, Reading

@@ -30,7 +30,7 @@ from hpe.data.shard_reader import is_image_of
 from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
 from hpe.stream.open_files import Unreadable
-from hpe.stream.open_tables import OpenTables
+from hpe.stream.open_tables import OpenTable, OpenTables
 from hpe.stream.order import Order, Plan
 from hpe.stream.shard_sets import Shard
 from hpe.stream.shard_table import WHOLE_SHARD, LabelSource, ShardTable
@@ -39,6 +39,8 @@ from hpe.stream.shared_memory import SharedMemory
 _ELSEWHERE: Final = (
     "not at its place in the tar: the tar or its index was changed; see `hpe verify`, or run `hpe index`"
 )
+_ROWS_OF_MESSAGE: Final = 256
+"""Samples that travel to the trainer together: a message costs it as much as 1,000 µs, and a batch in it 40."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class BatchReader:
         self, sets: Sequence[Sequence[Shard]], order: Order, plan: Plan, reading: Reading, tables: OpenTables
     ) -> None:
         self._sets, self._order, self._plan, self._reading, self._tables = sets, order, plan, reading, tables
+        self.together = _together(plan, reading.workers)
         self.memory: SharedMemory | None = None
 
     @property
@@ -146,11 +149,26 @@ class BatchReader:
         """This reader's batches. The trainer asks its readers in turn, so together they keep the global order."""
         worker = torch.utils.data.get_worker_info()
         first, readers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in itertools.count(first, readers):
-            draft = Draft(number, *self._plan.part(number))
-            if not len(draft):
-                return
-            yield draft
+        for message in itertools.count(first, readers):
+            for number in range(message * self.together, (message + 1) * self.together):
+                draft = Draft(number, *self._plan.part(number))
+                if not len(draft):
+                    return
+                yield draft
+
+    def messages(self, batches: Iterator[BatchBlock]) -> "Iterator[list[BatchBlock | Refusal]]":
+        """What travels to the trainer at once: ``together`` batches, or those before an error and then the error."""
+        message: list[BatchBlock | Refusal] = []
+        try:
+            for batch in batches:
+                message.append(batch)
+                if len(message) == self.together:
+                    yield message
+                    message = []
+        except UserError as error:  # torch would hand on an exception as a traceback of the reader
+            message.append(Refusal(str(error)))
+        if message:
+            yield message
 
     def places(self, draft: Draft) -> Draft:
         """Where the samples lie, and their labels; what has no place is damaged. No tar is opened for it."""
@@ -161,9 +179,10 @@ class BatchReader:
         draft.keys, draft.places = [], np.zeros((len(draft), 2), np.int64)
         draft.labels = np.full((len(draft), COLUMNS), np.nan, np.float32)
         tables = {shard: self._tables.table(*shard) for shard in set(draft.shards)}
+        lengths = {shard: 0 if isinstance(table, Unreadable) else len(table) for shard, table in tables.items()}
         for at, (shard, row) in enumerate(zip(draft.shards, draft.rows, strict=True)):
             table = tables[shard]
-            if isinstance(table, Unreadable) or row >= len(table):
+            if isinstance(table, Unreadable) or row >= lengths[shard]:
                 draft.keys.append(f"row-{row}")
                 self._lose(draft, at, table.reason if isinstance(table, Unreadable) else _end(table))
                 continue
@@ -180,44 +199,45 @@ class BatchReader:
         each read would wait for the disk before the next one is asked for.
         """
         draft.data, places = [b""] * len(draft), draft.places.tolist()
-        for file, members in self._files(draft):
-            for at in members:
-                start, size = places[at]
-                os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
-        for file, members in self._files(draft):
-            for at in members:
-                start, size = places[at]
-                try:
-                    member = os.pread(file, BLOCK + size, start - BLOCK)
-                except OSError as error:
-                    self._lose(draft, at, str(error))
-                    continue
-                # Decoding finds no fault with the picture of another sample.
-                if is_image_of(member[:BLOCK], draft.keys[at], size):
-                    draft.data[at] = member[BLOCK:]
-                else:
-                    self._lose(draft, at, _ELSEWHERE)
-        return draft
-
-    def _files(self, draft: Draft) -> Iterator[tuple[int, list[int]]]:
-        """Descriptors, each with what is read from it: shard by shard, so that few files need be open at once."""
         members: dict[tuple[int, int], list[int]] = {}
         for at, shard in enumerate(draft.shards):
             if at not in draft.damage:
                 members.setdefault(shard, []).append(at)
+        # Shard by shard, and each file opened again for the second time, so that few need be open at once.
+        for shard, here in members.items():
+            if not isinstance(opened := self._tables.open(*shard), Unreadable):
+                for at in here:
+                    os.posix_fadvise(opened.file, *places[at], os.POSIX_FADV_WILLNEED)
         for shard, here in members.items():
             opened = self._tables.open(*shard)
             if isinstance(opened, Unreadable):
-                lost = dict.fromkeys(here, opened.reason)
+                self._lose_all(draft, here, opened.reason)
             # Once for each shard of a batch, not for each sample. Without it the pixels of a file that was written over
             # would go with the labels of the old one.
             elif self._tables.overwritten(*shard):
-                lost = dict.fromkeys(here, "the shard was written over while in use")
-            else:  # some where it was truncated since its index was made
-                lost = {at: _end(opened.table) for at in here if draft.rows[at] >= len(opened.table)}
-                yield opened.file, [at for at in here if at not in lost]
-            for at, why in lost.items():
-                self._lose(draft, at, why)
+                self._lose_all(draft, here, "the shard was written over while in use")
+            else:
+                self._read(draft, here, opened, places)
+        return draft
+
+    def _read(self, draft: Draft, here: Sequence[int], opened: OpenTable, places: Sequence[Sequence[int]]) -> None:
+        """The pictures of some samples, all of one shard."""
+        file, rows = opened.file, len(opened.table)
+        for at in here:
+            if draft.rows[at] >= rows:  # the file was truncated since its index was made
+                self._lose(draft, at, _end(opened.table))
+                continue
+            start, size = places[at]
+            try:
+                member = os.pread(file, BLOCK + size, start - BLOCK)
+            except OSError as error:
+                self._lose(draft, at, str(error))
+                continue
+            # Decoding finds no fault with the picture of another sample.
+            if is_image_of(member[:BLOCK], draft.keys[at], size):
+                draft.data[at] = member[BLOCK:]
+            else:
+                self._lose(draft, at, _ELSEWHERE)
 
     def pixels(self, draft: Draft) -> Draft:
         """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
@@ -281,9 +301,21 @@ class BatchReader:
             draft.memory = draft.block.numpy()
         draft.images = draft.memory[: fields["images"].stop].reshape(rows, size, size, 3)
 
+    def _lose_all(self, draft: Draft, these: Sequence[int], why: str) -> None:
+        for at in these:
+            self._lose(draft, at, why)
+
     def _lose(self, draft: Draft, at: int, why: str) -> None:
         dataset, shard = draft.shards[at]
         draft.damage[at] = Damage(self._sets[dataset][shard].name, draft.keys[at], why)
+
+
+def _together(plan: Plan, workers: int) -> int:
+    """How many batches travel in one message: of small ones several, but no reader is left without work."""
+    if not workers:
+        return 1
+    together = max(1, _ROWS_OF_MESSAGE // -(-plan.batch // plan.ranks))
+    return together if plan.batches is None else max(1, min(together, plan.batches // workers))
 
 
 def _end(table: ShardTable) -> str:

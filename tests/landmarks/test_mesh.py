@@ -350,7 +350,7 @@ def test_pose_takes_the_models_folder_and_any_crop(fake, model, tmp_path, monkey
     Manifest("d", "v", "l", True, "square-1.4@landmarks", {}, (info,)).save(shards)
     done = CliRunner().invoke(app, ["pose", str(shards), "-e", str(model), "--threads", "2"])
     assert done.exit_code == 0, done.output
-    assert "1 faces have no angles; 1 of them: no face found by the mesh" in done.stderr
+    assert "no angles for 1 face; 1 of them: no face found by the mesh" in done.stderr
     assert "without a face 1; unreadable 0" in done.stdout
     table = pq.read_table(shards / "pose/landmarks-ridge/test-000000.parquet").to_pylist()
     assert [row["yaw"] is None or math.isnan(row["yaw"]) for row in table] == [False, True]

@@ -168,7 +168,8 @@ def test_every_split_holds_every_emotion_in_every_direction_alike() -> None:
     counts: dict[str, Counter[tuple[int, str]]] = {split: Counter() for split in ("train", "val", "test")}
     emotions: dict[str, Counter[int]] = {split: Counter() for split in counts}
     for index in range(people * turns):
-        who, seen = cast(index, seed=1, people=people)
+        shown = cast(index, seed=1, people=people)
+        who, seen = shown.person_id, shown.seen
         counts[split_of(who)][seen.emotion, direction_of(seen)] += 1
         emotions[split_of(who)][seen.emotion] += 1
     for split, found in counts.items():
@@ -177,7 +178,7 @@ def test_every_split_holds_every_emotion_in_every_direction_alike() -> None:
 
 
 def test_shots_of_two_splits_are_never_the_same() -> None:
-    drawn = [cast(index, seed=0, people=20)[1] for index in range(200)]
+    drawn = [cast(index, seed=0, people=20).seen for index in range(200)]
     assert len({seen.grain for seen in drawn}) == len(drawn)
 
 
@@ -247,7 +248,8 @@ def test_valence_and_arousal_follow_emotion_and_intensity() -> None:
 def test_the_box_holds_the_face() -> None:
     for index in range(20):
         _, picture, labels = head_at(index, seed=0, people=20, size=SIZE)
-        who, seen = cast(index, seed=0, people=20)
+        shown = cast(index, seed=0, people=20)
+        who, seen = shown.person_id, shown.seen
         x0, y0, x1, y1 = labels.box
         assert 0 <= x0 < x1 <= picture.shape[1]
         assert 0 <= y0 < y1 <= picture.shape[0]

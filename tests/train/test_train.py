@@ -627,14 +627,6 @@ def test_a_run_keeps_the_precision_that_it_used_and_the_same_command_resumes(
     assert [line["precision"] for line in lines if line["split"] == "start"] == ["bf16", "bf16", "fp32"]
 
 
-def test_a_run_of_an_older_hpe_whose_precision_is_auto_goes_on(folder: Path, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", ("train.precision=auto", "train.epochs=0.2")
-    assert train(made.config(folder, run, *settings)) == 0
-    (run / "config.yaml").write_text(made.config(folder, run, *settings).dump())
-    assert train(made.config(folder, run, *settings)) == 0
-    assert run_folder.load_config(run).train.precision in ("bf16", "fp32")
-
-
 def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
-from hpe.sources.synthetic import anatomy
-from hpe.sources.synthetic.paint import Canvas, paint_face
+from hpe.sources.synthetic import anatomy, wild
+from hpe.sources.synthetic.paint import Canvas, paint_face, paint_glasses
 from hpe.sources.synthetic.people import Colour, Head
 from hpe.sources.synthetic.shots import Shot
 from hpe.sources.synthetic.solids import FAR, Cut, Matrix, Screen, Solid, clipped, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.wild import Scene
 
 FINE = 2  # rays per pixel and axis
 HAIR_THICKNESS = {
@@ -49,13 +50,17 @@ def face_box(head: Head, shot: Shot, size: int) -> tuple[float, float, float, fl
     return x0, y0, x1, y1
 
 
-def render(head: Head, shot: Shot, size: int) -> Image:
-    """The picture of a head, RGB. A pure function: equal arguments give equal bytes."""
+def render(head: Head, shot: Shot, size: int, scene: Scene | None = None) -> Image:
+    """The picture of a head, RGB, in a scene of :mod:`wild`, if any. A pure function: equal arguments, equal bytes."""
     rows = (np.arange(size * FINE) + 0.5) / FINE
     x = (rows / size - 0.5 - shot.centre[0]) / shot.scale
     y = -(rows / size - 0.5 - shot.centre[1]) / shot.scale
-    colour, cover = _figure(head, shot, x, y, soft=1.2 / (FINE * size * shot.scale))
+    colour, cover = _figure(head, shot, x, y, soft=1.2 / (FINE * size * shot.scale), scene=scene)
     colour, cover = _per_pixel(colour), _per_pixel(cover)
+    if scene is not None:
+        rng = np.random.default_rng([*scene.seed, 1])
+        picture = (1 - cover[..., None]) * wild.background(rng, size) + colour
+        return wild.compressed(_bytes(wild.camera(picture, rng)), rng)
     picture = (1 - cover[..., None]) * _background(shot, size)
     picture += colour
     if shot.blur > 0:
@@ -64,6 +69,10 @@ def render(head: Head, shot: Shot, size: int) -> Image:
         noise = np.random.default_rng([shot.grain, 1]).standard_normal(picture.shape, dtype=np.float32)
         noise *= np.float32(shot.noise)
         picture += noise
+    return _bytes(picture)
+
+
+def _bytes(picture: np.ndarray) -> Image:
     picture = clipped(picture)
     picture *= 255
     picture += 0.5
@@ -79,7 +88,7 @@ def _per_pixel(rays: np.ndarray) -> np.ndarray:
 
 
 def _figure(
-    head: Head, shot: Shot, x: np.ndarray, y: np.ndarray, soft: float
+    head: Head, shot: Shot, x: np.ndarray, y: np.ndarray, soft: float, scene: Scene | None
 ) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
     """Colours, black where nothing is, and coverage 0 or 1, both per ray."""
     matrix = rotation(shot.yaw, shot.pitch, shot.roll)
@@ -96,10 +105,12 @@ def _figure(
         layer("ears", face.ears, matrix)
     for name, solids, keep in _hair(head):
         layer(name, solids, matrix, keep)
-    body = rotation(0.35 * shot.yaw, 0.0, 0.0)
+    for number, part in enumerate(scene.parts if scene else ()):
+        layer(f"part {number}", list(part.solids), matrix if part.turns else np.eye(3), part.cut)
+    body = rotation(scene.body_yaw if scene else 0.35 * shot.yaw, 0.0, 0.0)
     top, bottom = matrix.T @ np.array([0, -0.42, -0.2]), np.array([0.0, -1.5, -0.42])
     layer("neck", [spindle(top, bottom, 0.31, melt=0.1)], np.eye(3))
-    layer("cloth", [ellipsoid((0, -1.56, -0.42), (1.05, 0.55, 0.5))], body)
+    layer("cloth", [ellipsoid((0, -1.56, -0.42), scene.shoulders if scene else (1.05, 0.55, 0.5))], body)
 
     depth = np.full((len(y), len(x)), FAR, np.float32)
     owner = np.full(depth.shape, -1, np.int8)
@@ -119,9 +130,9 @@ def _figure(
             continue
         at = rays // len(x)
         place = matrix.astype(np.float32) @ np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
-        paint, gloss = _material(name, head, face, shot, place, soft)
+        paint, gloss = _material(name, head, face, shot, place, soft, scene)
         normal = screen.normal.reshape(3, -1).take(rays, axis=1)
-        factor, shine = _light(shot, normal, gloss, occlusion.take(rays))
+        factor, shine = _light(shot, normal, gloss, occlusion.take(rays), scene)
         paint *= factor
         paint += shine
         colour[rays] = paint
@@ -129,13 +140,17 @@ def _figure(
 
 
 def _material(
-    name: str, head: Head, face: anatomy.Face, shot: Shot, place: np.ndarray, soft: float
+    name: str, head: Head, face: anatomy.Face, shot: Shot, place: np.ndarray, soft: float, scene: Scene | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colours [n, 3] and gloss [n] of a material at places [3, n] of the head frame."""
     base: dict[str, Colour] = {"cloth": head.cloth, "hair": head.hair, "back": head.hair}
+    if scene is not None:
+        base |= {f"part {number}": part.colour for number, part in enumerate(scene.parts)}
     canvas = Canvas(place, base.get(name, head.skin), soft)
     if name == "skin":
         paint_face(canvas, head, face, shot.gaze, shot.light[0])
+        if scene is not None and scene.shades >= 0:
+            paint_glasses(canvas, face, scene.shades)
     elif name == "ears":
         hollow = ((place[1] + 0.01) / 0.13) ** 2 + ((place[2] + 0.07) / 0.075) ** 2
         canvas.colour *= (1 - 0.3 * np.clip(1.3 - hollow, 0, 1))[:, None]
@@ -151,23 +166,35 @@ def _material(
         canvas.gloss[:] = 0.03
     else:
         canvas.gloss[:] = 0.0
+    if scene is not None:
+        rng = np.random.default_rng([*scene.seed, 2, sum(map(ord, name))])
+        most = 0.12 if name in ("skin", "ears", "neck") else 0.45
+        canvas.colour *= wild.textured(place, rng, float(rng.uniform(0, most)))
+        canvas.gloss *= np.float32(rng.uniform(0, 2))
     return canvas.colour, canvas.gloss
 
 
-def _light(shot: Shot, normal: np.ndarray, gloss: np.ndarray, open_sky: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _light(
+    shot: Shot, normal: np.ndarray, gloss: np.ndarray, open_sky: np.ndarray, scene: Scene | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Factor [n, 3] on the material's colour, by wrapped Lambert, and highlight [n, 1] to add, by Blinn."""
     light = np.array(shot.light, np.float32)
     halfway = light + np.array([0, 0, 1], np.float32)
     halfway /= np.linalg.norm(halfway)
     facing, shine = np.stack([light, halfway]) @ normal
     rim = 1 - np.float32(0.25) * np.square(clipped(1 - normal[2]))
-    diffuse = clipped((facing + np.float32(0.3)) * np.float32(1 / 1.3))
+    wrap = np.float32(scene.wrap if scene else 0.3)
+    diffuse = clipped((facing + wrap) * (1 / (1 + wrap)))
     diffuse *= rim
     sky = np.float32(0.14 * shot.ambient) * normal[1] + np.float32(0.86 * shot.ambient)
     sky *= open_sky
     sky *= rim
-    warm = [(1.22 - shot.ambient) * part for part in shot.light_colour]
+    strength = 1.22 - shot.ambient if scene is None else (1.22 - shot.ambient) * scene.shadow
+    warm = [strength * part for part in shot.light_colour]
     factor = np.stack([diffuse, sky]).T @ np.array([warm, [1, 1, 1]], np.float32)
+    if scene is not None and any(scene.fill_colour):
+        other = clipped(np.array(scene.fill, np.float32) @ normal)
+        factor += other[:, None] * np.array(scene.fill_colour, np.float32)
     power = clipped(shine) ** 2  # the 24th power by squares: a general power takes ten times as long
     power *= power
     power *= power
