@@ -50,9 +50,9 @@ function bar(share, colour) {
 }
 
 function card(face, number) {
-  const made = element("section", "", "card"), title = element("h2", `Face ${name(face, number)}`);
-  if (face.direction) title.append(element("span", `${ARROWS[face.direction]} ${face.direction}`));
-  made.append(title);
+  const made = element("section", "", "card"), head = element("h2", `Face ${title(face, number)}`);
+  if (face.direction) head.append(element("span", `${ARROWS[face.direction]} ${face.direction}`));
+  made.append(head);
   const pairs = [];
   if (face.angles) ["yaw", "pitch", "roll"].forEach((angle, at) => pairs.push([angle, `${signed(face.angles[at], 0)}°`]));
   if (face.affect) ["valence", "arousal"].forEach((one, at) => pairs.push([one, signed(face.affect[at], 2)]));
@@ -74,7 +74,7 @@ function card(face, number) {
   return made;
 }
 
-const name = (face, number) => face.track === null ? number + 1 : `#${face.track}`;
+const title = (face, number) => face.track === null ? number + 1 : `#${face.track}`;
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
 function show(image, answer) {
@@ -97,7 +97,7 @@ function mark(pen, face, number, scale, canvas) {
     pen.strokeStyle = ABOUT.directions[face.direction] || "#fff";
     pen.lineWidth = thin;
     pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
-    const size = Math.min(Math.max(side / 9, 13), 40), label = `${name(face, number)}`;
+    const size = Math.min(Math.max(side / 9, 13), 40), label = `${title(face, number)}`;
     pen.font = `600 ${size}px system-ui, sans-serif`;
     const width = pen.measureText(label).width + size * 0.7, top = Math.max(y0 - size * 1.45, 0);
     pen.fillStyle = "rgba(18, 20, 24, 0.8)";

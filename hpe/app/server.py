@@ -46,6 +46,7 @@ _QUALITY: Final = 90
 _WAIT_SECONDS: Final = 30.0
 """A browser that sends nothing for so long is hung up on."""
 _PIECE: Final = 1 << 20
+_MOST_DRAINED: Final = 1 << 30
 _LONGEST_GAP_SECONDS: Final = 5.0
 
 
@@ -250,6 +251,8 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
 
+    _left = 0
+    """Bytes of the upload that were not read yet."""
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "hpe", ""
     timeout = _WAIT_SECONDS
@@ -292,11 +295,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             match path:
                 case "/photo":
-                    self._json(self._state.photo(self.rfile.read(size)))
+                    self._json(self._state.photo(self._taken(self._left)))
                 case "/frame":
-                    self._json(self._state.frame(self.rfile.read(size), float(query)))
+                    self._json(self._state.frame(self._taken(self._left), float(query)))
                 case "/video":
-                    self._video(size)
+                    self._video()
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
         except (UserError, ValueError) as error:
@@ -306,19 +309,22 @@ class Handler(BaseHTTPRequestHandler):
         except (OSError, MemoryError) as error:
             self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, getattr(error, "strerror", None) or "out of memory")
 
-    def _video(self, size: int) -> None:
+    def _taken(self, size: int) -> bytes:
+        data = self.rfile.read(size)
+        if len(data) < size:
+            raise ConnectionError("the browser has gone")
+        self._left -= size
+        return data
+
+    def _video(self) -> None:
         if not can_read_videos():
             raise UserError(f"videos are read by PyAV, which is not installed; {PACKAGE}")
         with self._state.uploads:
             upload = self._state.folder / f"upload-{secrets.token_hex(4)}"
             try:
                 with upload.open("wb") as file:
-                    while size:
-                        piece = self.rfile.read(min(size, _PIECE))
-                        if not piece:
-                            raise ConnectionError("the browser has gone")
-                        file.write(piece)
-                        size -= len(piece)
+                    while self._left:
+                        file.write(self._taken(min(self._left, _PIECE)))
             except BaseException:
                 upload.unlink(missing_ok=True)
                 raise
@@ -339,7 +345,11 @@ class Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(value, allow_nan=False).encode(), "application/json", {})
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self.close_connection = True  # what was sent may still wait to be read
+        # A browser that still sends when the connection is closed reports a broken network, and not the reason.
+        for _ in range(min(self._left, _MOST_DRAINED) // _PIECE + 1):
+            if self._left:
+                self._taken(min(self._left, _PIECE))
+        self.close_connection = True
         self._send(json.dumps({"error": why}).encode(), "application/json", {}, status)
 
     def _file(self, path: Path, kind: str) -> None:
