@@ -170,15 +170,17 @@ def _turned(matrix: Matrix, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list
     return [(row[0] * x + row[1] * y) + row[2] * z for row in matrix.tolist()]
 
 
-def reach(solids: list[Solid], height: float, angle: float) -> Float[np.ndarray, " 3"]:
-    """The outermost point of the solids at a height and an angle (radians from z towards x) of the head."""
-    direction = np.array([np.sin(angle), 0.0, np.cos(angle)])
-    start = np.array([0.0, height, 0.0])
-    far = 0.0
-    for solid in solids:
-        inverse = np.linalg.inv(solid.axes)
-        a, b = inverse @ direction, inverse @ (start - solid.centre)
-        root = (a @ b) ** 2 - (a @ a) * (b @ b - 1)
-        if root > 0:
-            far = max(far, (-(a @ b) + np.sqrt(root)) / (a @ a))
-    return start + far * direction
+def reach(
+    solids: list[Solid], heights: Float[np.ndarray, " points"], angles: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "points 3"]:
+    """The outermost points of the solids at heights and angles (radians from z towards x) of the head."""
+    directions = np.stack([np.sin(angles), np.zeros_like(angles), np.cos(angles)], axis=1)
+    starts = np.stack([np.zeros_like(heights), heights, np.zeros_like(heights)], axis=1)
+    axes = np.stack([solid.axes for solid in solids])
+    inverse = (axes / np.square(axes).sum(axis=1, keepdims=True)).transpose(0, 2, 1)  # its columns are orthogonal
+    a = directions @ inverse.transpose(0, 2, 1)
+    b = (starts - np.stack([solid.centre for solid in solids])[:, None]) @ inverse.transpose(0, 2, 1)
+    aa, ab, bb = (np.einsum("spi,spi->sp", one, other) for one, other in ((a, a), (a, b), (b, b)))
+    root = ab**2 - aa * (bb - 1)
+    far = np.where(root > 0, (np.sqrt(np.maximum(root, 0)) - ab) / aa, 0)
+    return starts + np.maximum(far.max(axis=0), 0)[:, None] * directions
