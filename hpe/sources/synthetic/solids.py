@@ -39,6 +39,12 @@ def rotation(yaw: float, pitch: float, roll: float) -> Matrix:
     )
 
 
+def stretched(matrix: Matrix, wide: float) -> tuple[Matrix, Matrix]:
+    """For a head `wide` times as wide as its solids: X·first is a place of the head in view, second·V one back."""
+    along = np.array([[wide], [1.0], [1.0]])
+    return matrix * along, matrix / along
+
+
 @dataclass(frozen=True)
 class Solid:
     """An ellipsoid in the head frame. `axes` holds its orthogonal semi-axes as columns; `melt` is the width, in
@@ -86,14 +92,21 @@ class Screen:
         self.normal = np.zeros((3, len(y), len(x)), np.float32)
         self.touched = (slice(0, 0), slice(0, 0))  # rows and columns outside of which nothing was drawn
 
-    def add(self, solids: Sequence[Solid], matrix: Matrix, keep: Cut | None = None) -> None:
-        """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame."""
+    def add(self, solids: Sequence[Solid], matrix: Matrix, keep: Cut | None = None, *, wide: float = 1.0) -> None:
+        """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame.
+
+        `matrix` turns the view frame into the head's; `wide` stretches the head along its x axis.
+        """
         # all the small algebra at once: a picture has some twenty solids, and calls cost more than sums
-        centres = np.stack([solid.centre for solid in solids]) @ matrix
-        axes = matrix.T @ np.stack([solid.axes for solid in solids])
+        into, back = stretched(matrix, wide)
+        centres = np.stack([solid.centre for solid in solids]) @ into
+        axes = into.T @ np.stack([solid.axes for solid in solids])
         shapes = axes @ axes.transpose(0, 2, 1)
-        axes = axes / np.square(axes).sum(axis=1, keepdims=True)  # orthogonal: axes·axesᵀ is now shape⁻¹
-        gradients = (axes @ axes.transpose(0, 2, 1)).tolist()
+        if wide == 1.0:
+            axes = axes / np.square(axes).sum(axis=1, keepdims=True)  # orthogonal: axes·axesᵀ is now shape⁻¹
+            gradients = (axes @ axes.transpose(0, 2, 1)).tolist()
+        else:
+            gradients = np.linalg.inv(shapes).tolist()
         halves = np.sqrt(shapes[:, (0, 1, 2), (0, 1, 2)])
         low, high = (centres - halves)[:, :2].T, (centres + halves)[:, :2].T
         columns = np.searchsorted(self.x, [low[0], high[0]])
@@ -107,7 +120,7 @@ class Screen:
                 front = float(centres[number, 2] + halves[number, 2])
                 if front > self.depth[window].min() - solid.melt:
                     shape = (shapes[number].tolist(), gradients[number])
-                    self._melt(window, centres[number].tolist(), *shape, solid.melt, matrix, keep)
+                    self._melt(window, centres[number].tolist(), *shape, solid.melt, back, keep)
 
     def _melt(
         self,
