@@ -21,8 +21,6 @@ from hpe.data.records import Record
 from hpe.sources.base import Raw, Reader, Reject, Source
 
 Look = Literal["studio", "wild"]
-CROP: Final = 1.4
-"""Side of a picture of the wild look through the longer side of the box around the face's landmarks."""
 _LARGEST_SIDE: Final = 1024
 _MOST_DIGITS: Final = 20
 
@@ -73,6 +71,8 @@ def open_rendered(
     """
     if look not in get_args(Look):
         raise UserError(f"source rendered: option look is {look[:40]!r}; expected studio or wild")
+    from hpe.sources.synthetic.wild import CROP
+
     chosen: Look = look  # pyright: ignore[reportAssignmentType]
     pictures = _whole("count", count, 1, 10**8)
     persons = _whole("people", people, 1, 10**6)
