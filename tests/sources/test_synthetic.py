@@ -63,8 +63,8 @@ def bare(person_id: int = 0) -> Head:
 def by_scipy(points: np.ndarray, seen: Shot) -> np.ndarray:
     """Pixels of head-frame points, by SciPy: F Rᵀ X, scaled to the picture and moved to the shot's centre."""
     turn = Rotation.from_euler("xyz", [seen.pitch, seen.yaw, seen.roll], degrees=True)
-    x, y, _ = turn.inv().apply(points).T
-    return SIZE * (0.5 + np.array(seen.centre) + seen.scale * np.stack([x, -y], axis=1))
+    x, y, z = turn.inv().apply(points).T
+    return SIZE * (0.5 + np.array(seen.centre) + seen.scale * np.stack([x, -y], axis=1) / (1 - seen.near * z)[:, None])
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -98,6 +98,7 @@ def test_eyes_and_mouth_stand_in_the_picture_where_scipy_turns_them(
     seen = calm(yaw, pitch, roll)
     for number in (0, 3):
         head = replace(bare(number), wide=1.0 if number else 0.85)
+        seen = replace(seen, near=0.0 if number else 0.18)
         red, blue = (replace(head, **{part: colour}) for colour in [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
         found = changed(render(red, seen, SIZE), render(blue, seen, SIZE))
         names = ("left eye", "right eye") if part == "iris" else ("upper lip", "lower lip")

@@ -18,6 +18,7 @@ from hpe.sources.synthetic.solids import (
     Solid,
     clipped,
     ellipsoid,
+    nearer,
     rotation,
     spindle,
     stretched,
@@ -34,7 +35,7 @@ Image = UInt8[np.ndarray, "size size 3"]
 
 def project(points: Float[np.ndarray, "points 3"], shot: Shot, size: int) -> Float[np.ndarray, "points 2"]:
     """Head-frame points to pixels by F·Rᵀ·X: x right, y down, the first pixel's centre at 0.5."""
-    turned = points @ rotation(shot.yaw, shot.pitch, shot.roll) @ IMAGE_FROM_VIEW
+    turned = nearer(points @ rotation(shot.yaw, shot.pitch, shot.roll), shot.near) @ IMAGE_FROM_VIEW
     return size * (0.5 + np.array(shot.centre) + shot.scale * turned[:, :2])
 
 
@@ -110,9 +111,9 @@ def _figure(
     def layer(name: str, solids: list[Solid], keep: Cut | None = None, frame: Matrix | None = None) -> None:
         screen = Screen(x, y)
         if frame is None:
-            screen.add(solids, matrix, keep, wide=head.wide)
+            screen.add(solids, matrix, keep, wide=head.wide, near=shot.near)
         else:
-            screen.add(solids, frame, keep)
+            screen.add(solids, frame, keep, near=shot.near)
         layers.append((screen, name))
 
     layer("skin", face.skin)
@@ -144,7 +145,8 @@ def _figure(
         if len(rays) == 0:
             continue
         at = rays // len(x)
-        place = back.astype(np.float32) @ np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
+        place = np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
+        place = back.astype(np.float32) @ (place / (1 + np.float32(shot.near) * place[2]))
         paint, gloss = _material(name, head, face, shot, place, soft, scene)
         normal = screen.normal.reshape(3, -1).take(rays, axis=1)
         factor, shine = _light(shot, normal, gloss, occlusion.take(rays), scene)

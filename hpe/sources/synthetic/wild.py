@@ -21,7 +21,7 @@ from scipy import ndimage
 from hpe.sources.synthetic import anatomy
 from hpe.sources.synthetic.people import Colour, Head, person
 from hpe.sources.synthetic.shots import ACTION_UNITS, EMOTIONS, Shot, express
-from hpe.sources.synthetic.solids import Cut, Solid, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.solids import Cut, Solid, ellipsoid, nearer, rotation, spindle
 
 Picture = Float[np.ndarray, "size size 3"]
 Look = Literal["studio", "wild"]
@@ -149,7 +149,8 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
     units = express(emotion, intensity, side=side, jitter=jitter)
     azimuth, height = np.radians(rng.uniform(-110, 110)), np.radians(rng.uniform(-35, 75))
     warm = rng.normal(0, 0.08)
-    half, centre = _frame(head, units, yaw, pitch, roll)
+    near = float(rng.uniform(0, 0.2)) if rng.random() < 0.7 else 0.0  # from a passport photo to a selfie
+    half, centre = _frame(head, units, (yaw, pitch, roll), near)
     scale = 0.5 / (CROP * half)
     return Shot(
         yaw=yaw,
@@ -174,6 +175,7 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
         blur=0.0,
         noise=0.0,
         grain=int(rng.integers(2**31)),
+        near=near,
     )
 
 
@@ -195,10 +197,10 @@ def _outline(head: Head, units: tuple[tuple[float, float], ...]) -> Float[np.nda
 
 
 def _frame(
-    head: Head, units: tuple[tuple[float, float], ...], yaw: float, pitch: float, roll: float
+    head: Head, units: tuple[tuple[float, float], ...], pose: tuple[float, float, float], near: float
 ) -> tuple[float, np.ndarray]:
     """Half of the longer side of the box around the landmarks, and its centre [2] (x right, y down), in head units."""
-    turned = _outline(head, units) @ rotation(yaw, pitch, roll) @ np.diag([1.0, -1.0, 1.0])
+    turned = nearer(_outline(head, units) @ rotation(*pose), near) @ np.diag([1.0, -1.0, 1.0])
     low, high = turned[:, :2].min(axis=0), turned[:, :2].max(axis=0)
     return float((high - low).max() / 2), (low + high) / 2
 
