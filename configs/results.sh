@@ -32,7 +32,6 @@ train() { # NAME CONFIG SEED SHARDS, then more settings
 
 evaluate() { # NAME SEED SHARDS, then more options of hpe evaluate
     hpe evaluate "$out/$1-seed$2" "$out/shards/$3" --flips --name "$3" "${@:4}"
-    mkdir -p "$results"
     cp "$out/$1-seed$2/evaluate/$3.json" "$results/$1-$3-seed$2.json"
 }
 
@@ -44,6 +43,7 @@ on_ferplus() { # NAME CONFIG, then more settings: trained and judged on FER+, ev
     done
 }
 
+case $what in ferplus | joint | pointing04 | aflw2000 | cross | study) mkdir -p "$results" ;; esac
 case $what in
 ferplus)
     ferplus
