@@ -93,11 +93,12 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     """
     if (videos := find_videos(inputs)) is not None:
         return read_videos(network, videos, options)
-    options = replace(
-        options,
-        draw="none" if options.draw == AUTO else options.draw,
-        faces=GIVEN if options.faces == AUTO else options.faces,
-    )
+    draw = "none" if options.draw == AUTO else options.draw
+    faces = GIVEN if options.faces == AUTO else options.faces
+    return _read_images(network, inputs, replace(options, draw=draw, faces=faces))
+
+
+def _read_images(network: Path, inputs: Sequence[str], options: PredictOptions) -> int:
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
