@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
+import torch
 from PIL import Image
 
 from hpe.core.console import count_of, say
@@ -94,11 +95,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     """
     if (videos := find_videos(inputs)) is not None:
         return read_videos(network, videos, options)
-    options = replace(
-        options,
-        draw="none" if options.draw == AUTO else options.draw,
-        faces=GIVEN if options.faces == AUTO else options.faces,
-    )
+    options = _for_images(options)
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
@@ -119,11 +116,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None, max_pixels=max_pixels)  # pyright: ignore[reportArgumentType]
             opened = _Opened(stack.enter_context(closing(mesh)), mesh)
         else:
-            predictor = open_predictor(
-                network, device,
-                which=options.which, weights=options.weights, views=options.views, precision=options.precision,
-                batch=options.batch, fall_back=options.device == "auto",
-            )  # fmt: skip
+            predictor = _open_predictor(network, options, device)
             _print_notes(notes_of(found, predictor))
             if options.faces == GIVEN:
                 opened = _open_given(predictor, inputs, found, max_pixels, keep_pictures=marker is not None)
@@ -146,6 +139,23 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
         _print_notes([f"{count_of(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
+
+
+def _for_images(options: PredictOptions) -> PredictOptions:
+    """The options with what ``auto`` means for images."""
+    return replace(
+        options,
+        draw="none" if options.draw == AUTO else options.draw,
+        faces=GIVEN if options.faces == AUTO else options.faces,
+    )
+
+
+def _open_predictor(network: Path, options: PredictOptions, device: torch.device) -> Predictor:
+    return open_predictor(
+        network, device,
+        which=options.which, weights=options.weights, views=options.views, precision=options.precision,
+        batch=options.batch, fall_back=options.device == "auto",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
