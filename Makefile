@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
 # make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
 # make docs   the site of docs/, into build/site          make clean  forget the environment
+# make weights   a head-pose network from rendered heads alone, half an hour on 2 cores (docs/weights.md)
 # make cluster   a real Slurm and lost links, as root
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,11 +10,19 @@ EXTRAS ?= dev,docs,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo test quick cluster docs lint check install clean
+.PHONY: demo weights test quick cluster docs lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/hpe demo
+
+# Nobody's pictures, so nobody's terms. Run it again to resume; the same seed gives the same weights on the same machine.
+weights: $(STAMP)
+	[ -f shards/rendered/summary.md ] || $(BIN)/hpe pack synthetic shards/rendered --size 64 --option look=wild \
+		--option count=40000 --option people=4000 --option seed=1 --option size=64
+	$(BIN)/hpe train configs/rendered_pose.yaml
+	$(BIN)/hpe evaluate runs/rendered_pose shards/rendered --split test --flips --name rendered
+	[ -f runs/rendered_pose/head_pose.onnx ] || $(BIN)/hpe export runs/rendered_pose runs/rendered_pose/head_pose.onnx
 
 # worksteal: neighbours share what a file makes once, and no worker waits for the last one's slow tests.
 test: $(STAMP)

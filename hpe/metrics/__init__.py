@@ -14,11 +14,12 @@ From there to the page: evaluate/measure.py (rows_of) writes the table as RUN/ev
 :func:`figures` as RUN/evaluate/NAME.json. report/load.py reads them; report/page.py, report/tables.py and
 report/templates/run.html make the page. markdown.headline_figures chooses the headline values.
 
-Why the values do not come from torchmetrics: evaluation needs each a thousand times, once per draw. A torchmetrics
-function takes predictions, so each draw would process all samples again. A function of sums takes all draws at once as
-an array, and value and interval cannot follow different definitions. Drawing people needs all their samples together,
-wherever the ranks read them: that is why rank 0 computes everything from one table. Values without an interval (Brier
-score, quantiles) come from the samples directly. The tests judge by scikit-learn, SciPy and torchmetrics.
+Why the values do not come from torchmetrics, whose ``Metric`` training uses (hpe.train.metrics): training needs each
+value once per epoch. Evaluation needs it a thousand times, once per draw. A torchmetrics function takes predictions,
+so each draw would process all samples again. A function of sums takes all draws at once as an array, and value and
+interval cannot follow different definitions. Drawing people needs all their samples together, wherever the ranks
+read them: that is why rank 0 computes everything from one table. Values without an interval (Brier score, quantiles)
+come from the samples directly. The tests judge by scikit-learn and SciPy.
 
 In reading order:
 

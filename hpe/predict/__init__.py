@@ -13,6 +13,8 @@ In reading order:
     output.py         their rows as JSON lines, CSV or Parquet
     given.py          the images of a Python program: paths, PIL images, arrays, tensors
     face_reader.py    the same in Python: `hpe.load(run)(image)`
+    tracks.py         faces followed and smoothed over the frames of a video
+    video.py          `hpe predict` on videos and cameras: one row per face and frame, the video annotated
 """
 
 from typing import TYPE_CHECKING

@@ -19,7 +19,6 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +27,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
-import torch
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import named_device
+from hpe.core.distributed import cores, named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
@@ -95,7 +93,12 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     """
     if (videos := find_videos(inputs)) is not None:
         return read_videos(network, videos, options)
-    options = _for_images(options)
+    draw = "none" if options.draw == AUTO else options.draw
+    faces = GIVEN if options.faces == AUTO else options.faces
+    return _read_images(network, inputs, replace(options, draw=draw, faces=faces))
+
+
+def _read_images(network: Path, inputs: Sequence[str], options: PredictOptions) -> int:
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
@@ -116,7 +119,11 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
             mesh = MeshFinder(landmarks, which, keep_pictures=marker is not None, max_pixels=max_pixels)  # pyright: ignore[reportArgumentType]
             opened = _Opened(stack.enter_context(closing(mesh)), mesh)
         else:
-            predictor = _open_predictor(network, options, device)
+            predictor = open_predictor(
+                network, device,
+                which=options.which, weights=options.weights, views=options.views, precision=options.precision,
+                batch=options.batch, fall_back=options.device == "auto",
+            )  # fmt: skip
             _print_notes(notes_of(found, predictor))
             if options.faces == GIVEN:
                 opened = _open_given(predictor, inputs, found, max_pixels, keep_pictures=marker is not None)
@@ -139,23 +146,6 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
         _print_notes([f"{count_of(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
-
-
-def _for_images(options: PredictOptions) -> PredictOptions:
-    """The options with what ``auto`` means for images."""
-    return replace(
-        options,
-        draw="none" if options.draw == AUTO else options.draw,
-        faces=GIVEN if options.faces == AUTO else options.faces,
-    )
-
-
-def _open_predictor(network: Path, options: PredictOptions, device: torch.device) -> Predictor:
-    return open_predictor(
-        network, device,
-        which=options.which, weights=options.weights, views=options.views, precision=options.precision,
-        batch=options.batch, fall_back=options.device == "auto",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +316,7 @@ def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
 
 
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    return min(cores(), 8)
 
 
 def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:

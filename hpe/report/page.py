@@ -19,7 +19,7 @@ from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import holm
 from hpe.evaluate.gallery import KINDS, gallery
 from hpe.metrics.columns import numbers
-from hpe.metrics.markdown import asides, of_classifier, shared_text
+from hpe.metrics.markdown import asides, of_classifier, protocol, shared_text
 from hpe.metrics.paired import paired
 from hpe.metrics.pose import ANGLES, on_branch_of
 from hpe.report import tables
@@ -281,6 +281,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
         "association": association,
         "by_direction": _by_direction(association),
         "pose": tables.pose(made["pose"], f"{one.name}-pose"),
+        "protocol": protocol(one.about),
         "pose_charts": _pose_charts(made["pose"]),
         "scatter": _scatters(one),
         "affect": tables.affect(made, f"{one.name}-affect"),

@@ -17,7 +17,7 @@ from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK
 from hpe.core.files import resolved
 
 _PACKAGES: Final = (
-    "torch", "torchvision", "accelerate", "datasets", "webdataset", "typer", "tensorboard",
+    "torch", "torchvision", "accelerate", "datasets", "webdataset", "torchmetrics", "typer", "tensorboard",
     "timm", "simplejpeg",
 )  # fmt: skip
 _ONNX_BUILDS: Final = ("onnxruntime", "onnxruntime-gpu")

@@ -5,8 +5,9 @@ stays on the device until the end: adding a batch never makes the host wait, and
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,22 +15,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+from torchmetrics import Metric
 
 from hpe.core.geometry import angle_errors, geodesic_degrees, maev_degrees, rotation_from_euler
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs, angles_of
 
-_OF_CLASSES: Final = ("accuracy", "macro_f1", "ece")
-_OF_POSES: Final = ("mae", *(f"{name}_mae" for name in ANGLES), "geodesic", "maev")
-FIGURES: Final = {
-    "emotion": tuple(f"emotion/{name}" for name in _OF_CLASSES),
-    "direction": tuple(f"direction/{name}" for name in _OF_CLASSES),
-    "pose": tuple(f"pose/{name}" for name in _OF_POSES),
-    "affect": ("affect/rmse",),
-}
-"""What can be said of a head's labelled samples, and a run be chosen by."""
-LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
 _BINS: Final = 15
 _CLASSES: Final = {"emotion": len(EMOTIONS), "direction": len(DIRECTIONS)}
 _SUMS: Final = {
@@ -40,20 +32,16 @@ _SUMS: Final = {
 """How many sums a head has; the number of its labels comes first."""
 
 
-class HeadMetrics:
-    """Metrics of the heads that are on; ``figures`` are named ``emotion/accuracy``, ``pose/yaw_mae`` …
+class HeadMetrics(Metric):
+    """Metrics of the heads that are on; ``figures`` are named ``emotion/accuracy``, ``pose/yaw_mae`` …"""
 
-    A state of sums needs no library: to import torchmetrics, with all the packages that it looks for, takes longer than
-    to import torch.
-    """
+    sums: Float[Tensor, " sums"]
+    full_state_update = False
 
     def __init__(self, heads: tuple[str, ...]) -> None:
+        super().__init__(dist_sync_fn=_of_all_ranks)
         self.heads = heads
-        self._sums = torch.zeros(sum(_SUMS[head] for head in heads), dtype=torch.float64)
-
-    def to(self, device: torch.device) -> None:
-        """Add up on a device from now on."""
-        self._sums = self._sums.to(device)
+        self.add_state("sums", torch.zeros(sum(_SUMS[head] for head in heads), dtype=torch.float64), "sum")
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Add a batch; samples without a head's label do not count for it."""
@@ -63,16 +51,11 @@ class HeadMetrics:
             "pose": lambda: _pose_sums(angles_of(outputs["pose"]), batch.angles, batch.angles_mask),
             "affect": lambda: _affect_sums(outputs["affect"].float(), batch.affect, batch.affect_mask),
         }
-        self._sums += torch.cat([of_head[head]() for head in self.heads])
+        self.sums += torch.cat([of_head[head]() for head in self.heads])
 
-    def _of_all_ranks(self) -> Float64[np.ndarray, " sums"]:
-        """The sums over all ranks, on the host. A collective call."""
-        sums = self._sums
-        if dist.is_available() and dist.is_initialized():
-            parts = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, sums)
-            sums = torch.stack(parts).sum(0)  # in the order of the ranks, so that all get the same
-        return sums.cpu().numpy()  # the host waits here, once, for every batch of the validation
+    def compute(self) -> Float[Tensor, " sums"]:
+        """The sums over all ranks, on the host."""
+        return self.sums.cpu()  # the host waits here, once, for every batch of the validation
 
     def figures(self) -> tuple[dict[str, float], Mapping[str, Int64[Tensor, "classes classes"]]]:
         """Figures, and confusion matrices (rows are truth) by head. A head without labels has none.
@@ -80,7 +63,10 @@ class HeadMetrics:
         Where an output of a labelled sample is no finite number, its head's figures are none either.
         With several ranks this is a collective call.
         """
-        sums = self._of_all_ranks()
+        with warnings.catch_warnings():
+            # A rank may have seen no label of a head: its sums are rightly zero.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            sums = self.compute().numpy()
         figures: dict[str, float] = {}
         confusions: dict[str, Tensor] = {}
         ends = np.cumsum([_SUMS[head] for head in self.heads])
@@ -103,6 +89,13 @@ class HeadMetrics:
                     confusions[head] = torch.from_numpy(confusion.astype(np.int64))
                     figures |= {f"{head}/{name}": value for name, value in _class_figures(confusion, reliability)}
         return figures, confusions
+
+
+def _of_all_ranks(sums: Tensor, group: Any = None) -> list[Tensor]:
+    """Every rank's sums; torchmetrics' own gathering asks each rank for its shape first, and waits for the answer."""
+    found = [torch.empty_like(sums) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, sums.contiguous(), group)
+    return found
 
 
 def _class_sums(
@@ -158,10 +151,3 @@ def _masked_sums(values: Float[Tensor, "batch kinds"], mask: Bool[Tensor, " batc
     # A NaN of a labelled sample stays in its sum: left out, it would count as no error at all.
     summed = torch.where(mask[:, None], values.double(), 0.0).sum(0)
     return torch.cat((mask.sum()[None].double(), summed))
-
-
-def better(name: str, value: float, than: float | None) -> bool:
-    """Whether a figure beats another one of the same name; one that is not finite beats none, and any finite one it."""
-    if than is None or not (math.isfinite(value) and math.isfinite(than)):
-        return math.isfinite(value)
-    return value < than if name.rsplit("/", 1)[-1].endswith(LOWER_IS_BETTER) else value > than

@@ -16,8 +16,8 @@ from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.datasets import balance_of
-from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
+from hpe.train.selection import FIGURES
 
 _ROWS: Final = 1024
 

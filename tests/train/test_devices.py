@@ -27,7 +27,7 @@ CONFIGS = PACKAGE.parent / "configs"
 RANKS = Ranks(RANK, WORLD, RANK, WORLD)
 ONCE_AN_INTERVAL = {("train/step.py:log", "a copy from cuda to cpu")}
 BEFORE_A_VALIDATION = {("train/step.py:validate", "a copy from pageable memory to cuda")}
-AFTER_A_VALIDATION = {("train/metrics.py:_of_all_ranks", "a copy from cuda to cpu")}
+AFTER_A_VALIDATION = {("train/metrics.py:compute", "a copy from cuda to cpu")}
 
 
 @pytest.fixture(scope="module")

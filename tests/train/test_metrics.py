@@ -90,7 +90,7 @@ def test_batches_of_any_size_and_parts_added_up_give_the_same_figures() -> None:
     parts = [HeadMetrics(HEADS) for _ in range(2)]  # as two ranks see them
     for part, rows in zip(parts, (slice(0, 60), slice(60, ROWS)), strict=True):
         part.update({head: values[rows] for head, values in outputs.items()}, batch[rows])
-    parts[0]._sums += parts[1]._sums
+    parts[0].sums += parts[1].sums
     assert parts[0].figures()[0] == pytest.approx(whole, rel=1e-6)
 
 
