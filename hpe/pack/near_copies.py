@@ -101,6 +101,7 @@ def near_pairs(hashes: UInt8[np.ndarray, "samples 32"]) -> Iterator[Int64[np.nda
     copies = np.flatnonzero(same != known)
     if len(copies):
         yield np.stack((same[copies], known[copies], np.zeros_like(copies)), 1)
+    # The same hashes twice: as 64-bit words to count differing bits, as 16-bit bands to find candidates.
     words = np.ascontiguousarray(unique).view(np.uint64)
     bands = np.ascontiguousarray(unique).view(np.uint16)
     for band in range(_BANDS):
@@ -121,6 +122,7 @@ def _agreeing(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     edges = np.flatnonzero(np.diff(values[ranked])) + 1
     starts, ends = np.concatenate(([0], edges)), np.concatenate((edges, [len(ranked)]))
     lengths = ends - starts
+    # All runs of one length together: a loop over runs, of which there are as many as samples, would be Python's.
     for length in np.unique(lengths[lengths > 1]):
         runs = ranked[starts[lengths == length][:, None] + np.arange(length)]
         if length <= _RUN:

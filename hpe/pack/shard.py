@@ -122,6 +122,7 @@ def fingerprints(recipe: Recipe, rows: tuple[bytes, ...]) -> list[tuple[int, byt
 
 
 def _digest(task: ShardTask, rows: list[tuple[int, Raw]]) -> str:
+    # Of keys and labels, not of the pictures: to read those again would take as long as to make the shard.
     digest = hashlib.sha256(repr((task.name, task.split, task.recipe)).encode())
     for number, raw in rows:
         digest.update(b"%d %s " % (number, raw.key.encode()))
@@ -186,7 +187,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
             stored = crop_resize(picture, box, recipe.size)
         except (ValueError, MemoryError) as error:
             raise RefusedError(_reason(error)) from error
-        green = stored[..., 1]
+        green = stored[..., 1]  # for the near hash: of the three colours the nearest to brightness
         image, extension = encoded(stored, recipe), "jpg"
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
     return FinishedSample(
