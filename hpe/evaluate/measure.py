@@ -25,7 +25,7 @@ from hpe.core.progress import Bar, progress
 from hpe.data.batch import Batch
 from hpe.data.images import encode_jpeg
 from hpe.data.normalise import prepare
-from hpe.data.provenance import about_package, about_shards
+from hpe.data.provenance import about_command, about_package, about_shards
 from hpe.evaluate.gallery import choose_rows, write_faces
 from hpe.evaluate.subject import Subject
 from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, untrained_labels
@@ -117,7 +117,7 @@ def evaluate(
     about: dict[str, Any] = {"title": title, "split": subject.split, "weights": str(weights), "precision": judged.name}
     about |= _estimated(data, sets)
     about |= {"views": str(views)} if views != PLAIN else {}
-    about |= {"identity": dict(subject.identity), "warnings": warnings}
+    about |= {"identity": dict(subject.identity), "warnings": warnings, **about_command(here.device.type)}
     problem = None
     if ranks.main:
         problem = _write_results(parts, name, stream, damaged, about, trained, replicates)
