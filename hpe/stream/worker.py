@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from hpe.core.errors import UserError
+from hpe.core.files import read_soon
 from hpe.data.decode import Colour, decode_rows
 from hpe.data.gpu_decode import hand_on
 from hpe.data.images import Encoded
@@ -222,7 +223,7 @@ class BatchReader:
             if not isinstance(opened := self._tables.open(*shard), Unreadable):
                 for at in here:
                     start, size = places[at]
-                    os.posix_fadvise(opened.file, start, size, os.POSIX_FADV_WILLNEED)
+                    read_soon(opened.file, start, size)
         for shard, here in members.items():
             opened = self._tables.open(*shard)
             if isinstance(opened, Unreadable):
