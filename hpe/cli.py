@@ -125,7 +125,10 @@ _ON_EVERY_RANK: Final = frozenset(("train", "evaluate", "pose", "doctor"))
 def _main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
@@ -518,7 +521,14 @@ def train(
 
 @app.command(rich_help_panel=_EVALUATION)
 def evaluate(
-    run: Run,
+    network: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder, exported network (.onnx or its YAML), or another estimator.",
+            show_default=False,
+        ),
+    ],
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[
         str, typer.Option(help="Split to evaluate, or all, if SHARDS is a folder.", rich_help_panel=_WHAT)
@@ -534,9 +544,21 @@ def evaluate(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose evaluate/ gets the result; default: the run, or a folder such as face-onnx beside the "
+            "weights of an estimator.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     which: Annotated[
-        str, typer.Option(help="Checkpoint: best, last, or step-00001234.", rich_help_panel=_HOW)
+        str, typer.Option(help="Checkpoint of a run: best, last, or step-00001234.", rich_help_panel=_HOW)
     ] = "best",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights file to use instead of that of an estimator's YAML.", rich_help_panel=_HOW),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size over all processes.", rich_help_panel=_MACHINE)] = 256,
     workers: Annotated[
         int | None,
@@ -549,9 +571,10 @@ def evaluate(
     precision: JudgedPrecision = None,
     processes: Processes = None,
 ) -> None:
-    """Evaluate a run on shards: metrics with confidence intervals, and a table of the predictions.
+    """Evaluate a network on shards: metrics with confidence intervals, and a table of the predictions.
 
-    Every sample is evaluated exactly once.
+    Every sample is evaluated exactly once. The results of an exported network can be compared with those of its run:
+    `hpe report RUN FOLDER`.
 
     Example: `hpe evaluate runs/ferplus shards/ferplus --split test --pose shards/ferplus/pose/lwpose66`
     """
@@ -562,11 +585,11 @@ def evaluate(
     from hpe.stream.shard_sets import names_folder
 
     one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
-    code = module.evaluate(
-        run, [one], name=name, which=which, batch=batch, workers=workers, views=Views(flips, centre),
+    options = module.EvaluateOptions(
+        name=name, out=out, which=which, weights=weights, batch=batch, workers=workers, views=Views(flips, centre),
         precision=precision,
     )  # fmt: skip
-    raise typer.Exit(code)
+    raise typer.Exit(module.evaluate(network, [one], options))
 
 
 @app.command(rich_help_panel=_EVALUATION)

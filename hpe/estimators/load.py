@@ -153,6 +153,9 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         device=device,
         channels_last=not onnx,
         heads=tuple(spec.heads.named),
+        weights=file,
+        learned=spec.learned.classes,
+        faces=spec.learned.faces,
     )
 
 

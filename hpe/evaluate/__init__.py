@@ -3,6 +3,8 @@
 In reading order:
 
     measure.py   predict every sample once, write the table, compute the metrics
+    options.py   the command's options
+    judged.py    what is judged: a run, or an estimator
     subject.py   what an evaluation judges, and the name of its files
     warnings.py  other framing, other labels, one answer for all
     gallery.py   which faces a report shows, with predictions drawn on them
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hpe.evaluate.measure import evaluate
+    from hpe.evaluate.options import EvaluateOptions
 
-__all__ = ["evaluate"]
+__all__ = ["EvaluateOptions", "evaluate"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,5 +24,5 @@ def __getattr__(name: str) -> object:
     if name in __all__:
         from hpe.evaluate import measure
 
-        return getattr(measure, name)
+        return getattr(measure, name)  # it imports EvaluateOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

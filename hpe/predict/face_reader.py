@@ -211,10 +211,11 @@ def _item(image: Image, at: int | None, colour: Colour, boxes: Iterable[Box] | N
 
 
 def _box(box: Box, name: str, number: int) -> Box:
-    sides = tuple(float(side) for side in box) if isinstance(box, Iterable) else ()
-    if len(sides) != 4:
-        raise UserError(f"{name}: boxes: box {number} is {box!r}; expected x0, y0, x1, y1 in pixels")
-    return sides
+    try:
+        x0, y0, x1, y1 = (float(side) for side in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: boxes: box {number} is {box!r}; expected x0, y0, x1, y1 in pixels") from error
+    return x0, y0, x1, y1
 
 
 def load(
@@ -238,7 +239,7 @@ def load(
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto``: a GPU if torch sees one.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training; runs only.
         crop: crop rule for faces that a detector or you found; None: that of the training.
-        flips: average each face with its mirror image; runs only.
+        flips: average each face with its mirror image.
         which: checkpoint of a run: ``best``, ``last``, or ``step-00001234``.
         weights: file to use instead of the weights that an estimator's YAML names.
 
