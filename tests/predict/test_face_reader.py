@@ -11,7 +11,7 @@ from PIL import Image
 
 import hpe
 from hpe.core.labels import EMOTIONS
-from hpe.data import detect
+from hpe.data.detect import Face as Found
 from hpe.data.images import RGBImage, crop_resize, decode_rgb, encode_jpeg
 from hpe.predict import face_finders
 from tests import made
@@ -47,11 +47,11 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reds:
         name = "reds"
 
-        def detect(self, images: Sequence[RGBImage]) -> list[list[detect.Face]]:
+        def detect(self, images: Sequence[RGBImage]) -> list[list[Found]]:
             return [list(self._faces(image)) for image in images]
 
         @staticmethod
-        def _faces(image: RGBImage) -> Iterator[detect.Face]:
+        def _faces(image: RGBImage) -> Iterator[Found]:
             y, x = np.nonzero((image[..., 0] > 200) & (image[..., 1] < 60))
             if len(x):
                 yield (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)), 0.75
@@ -193,7 +193,7 @@ def test_results_become_dicts_tables_and_drawings(model: hpe.FaceReader, pixels:
     faces = model([pixels, made.picture(5, 2, 1)])
     table = pandas.concat([one.to_pandas() for one in faces], ignore_index=True)
     assert table.shape[0] == 2
-    assert table["emotion"].isin(EMOTIONS).all()
+    assert set(table["emotion"]) <= set(EMOTIONS)
     np.testing.assert_allclose(table[[f"emotion_{name}" for name in EMOTIONS]].sum(axis=1), 1, atol=1e-5)
     assert faces[0].to_dict()["faces"][0]["yaw"] == faces[0][0].yaw == table["yaw"][0]
     drawn = faces[0].draw("cube")
