@@ -688,6 +688,32 @@ def export(
     print(f"{out}, {out.with_suffix('.yaml')}")
 
 
+@app.command(rich_help_panel=_EVALUATION)
+def share(
+    run: Run,
+    target: Annotated[str, typer.Argument(metavar="FOLDER|hf://ORG/NAME", help="New folder, or repository on a hub.")],
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    permitted: Annotated[
+        str | None,
+        typer.Option(
+            help="Why weights trained on these datasets may be published, if a dataset's terms forbid to pass on its "
+            "images; the model card quotes it."
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="On a hub: for you and your organisation alone.")] = False,
+) -> None:
+    """Share a trained network: safetensors, config and model card, without paths of this machine.
+
+    `hpe.load` and the other commands read the folder like a run; `hpe.load("hf://org/name")` fetches it. A network
+    that was trained on a dataset which may not be published is refused with the reason.
+
+    Example: `hpe share runs/demo/multitask shared/heads`
+    """
+    from hpe.share import share as write
+
+    print(write(run, target, which=which, permitted=permitted, private=private))
+
+
 @app.command("runs", rich_help_panel=_EVALUATION)
 def list_runs(
     folders: Annotated[

@@ -23,7 +23,7 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.evaluate.options import EvaluateOptions
 from hpe.models.build import load_run
 from hpe.models.inference import CPU_PIECE, judge, judging_precision
-from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules
+from hpe.models.run_folder import TrainedOn, crop_rules, is_run
 from hpe.models.views import PLAIN, Estimates
 from hpe.stream import LabelSource, Reading
 from hpe.train.datasets import reading
@@ -77,7 +77,7 @@ def open_judged(network: Path, options: EvaluateOptions, device: torch.device, *
     Raises:
         UserError: there is no such network, or an option does not fit it.
     """
-    if (network / CONFIG).is_file():
+    if is_run(network):
         return _of_run(network, options, device)
     return _of_estimator(network, options, device, pose_tables=pose_tables)
 

@@ -1,8 +1,7 @@
 """The command ``hpe export``: read a network, write it as ONNX, compare the two, and only then keep the file."""
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +29,7 @@ from hpe.export.parity import Parity, compare, stacked
 from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules
+from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, training_sets
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.stream.shard_sets import names_folder
 from hpe.train.datasets import reading as reading_of
@@ -76,7 +75,7 @@ class _Source:
     crop: CropRule | None
     size: int
     grey: bool
-    trained_on: dict[str, Any]
+    trained_on: Sequence[Mapping[str, Any]]
     learned: LearnedSpec
     val: tuple[list[ShardSet], Reading] | None
 
@@ -135,12 +134,11 @@ def _read(source: Path, which: str) -> _Source:
         if not source.is_file():
             raise UserError(f"{source}: no such file; expected a run folder or Hopenet weights")
         network, crop = load_hopenet(source), CropRule.parse(HOPENET_CROP)
-        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, {}, LearnedSpec(), None)
+        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, (), LearnedSpec(), None)
     network, config, weights = load_run(source, which)
     if network.takes_angles:
         raise UserError(f"{source}: this run's input is angles (backbone angles), not images; nothing to export")
     rules = crop_rules(source)
-    recorded = source / SHARDS
     return _Source(
         name=source.resolve().name,
         network=network,
@@ -148,7 +146,7 @@ def _read(source: Path, which: str) -> _Source:
         crop=next(iter(rules)) if len(rules) == 1 else None,
         size=config.data.size,
         grey=config.data.grey,
-        trained_on=json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {},
+        trained_on=training_sets(source),
         learned=_learned(TrainedOn.load(source)),
         val=(shard_sets(config.data, "val"), reading_of(config.data, workers=0)),
     )
@@ -243,7 +241,7 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
         "learned": found.learned.model_dump(mode="json"),
         "trained_on": [
             {name: one.get(name) for name in ("dataset", "variant", "licence", "publishable")}
-            for one in found.trained_on.values()
+            for one in found.trained_on
         ],
     }
 
