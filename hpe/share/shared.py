@@ -48,6 +48,7 @@ class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
         self._run, self._sets = run, trained_on(run)
         self._permitted = permitted or (pretrained(run) or {}).get("permitted")
         self._config = _without_places(config, run).model_dump(mode="json")
+        self.eval()
 
     def refuse_unpublishable(self) -> None:
         """Refuse weights that may not be published.
@@ -157,14 +158,11 @@ def push(network: SharedNetwork, repo: str, *, private: bool) -> str:
     Raises:
         UserError: the hub refuses, or cannot be reached.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
     network.refuse_unpublishable()
     say(f"hpe: publishing to hf://{repo}")
     try:
         return str(network.push_to_hub(repo, private=private or None, commit_message=f"hpe {hpe.__version__}"))
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # as in hpe.share.hub
         raise UserError(
             f"hf://{repo}: not published ({first_line(error)}); log in with `hf auth login`, check the name and the "
             "connection; $HF_ENDPOINT names another hub"

@@ -38,7 +38,7 @@ def exported(shards: Path, tmp_path_factory: pytest.TempPathFactory, request: py
     return folder
 
 
-def figures(folder: Path, name: str = "shards-val") -> dict[str, Any]:
+def figures(folder: Path, name: str = "made-val") -> dict[str, Any]:
     return json.loads((folder / f"evaluate/{name}.json").read_text())
 
 
@@ -53,7 +53,7 @@ def test_an_export_has_the_figures_of_its_run(exported: Path, shards: Path, netw
     options = EvaluateOptions(workers=0, replicates=30, views=Views(flips=flips))
     for path in (exported / "face", exported / network):
         assert evaluate(path, [ShardSet(str(shards), "val")], options) == 0
-    name = "shards-val-flips" if flips else "shards-val"
+    name = "made-val-flips" if flips else "made-val"
     one, two = figures(exported / "face", name), figures(exported / "face-onnx", name)
     for head in ("emotion", "direction"):
         assert one[head]["accuracy"] == two[head]["accuracy"]

@@ -63,7 +63,7 @@ def test_a_shared_folder_reads_as_its_run(run: Path, folder: Path, shards: Path)
     assert [faces.to_dict() for faces in one(list(PIXELS))] == [faces.to_dict() for faces in two(list(PIXELS))]
     assert one.crop == two.crop
     assert evaluate(folder, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0, replicates=20)) == 0
-    first, second = (json.loads((path / "evaluate/shards-val.json").read_text()) for path in (run, folder))
+    first, second = (json.loads((path / "evaluate/made-val.json").read_text()) for path in (run, folder))
     assert first["emotion"] == second["emotion"]
     assert first["about"]["trained_on"] == second["about"]["trained_on"]
     shutil.rmtree(folder / "evaluate")
@@ -177,9 +177,7 @@ class _Bomb:
         return os.mkdir, (self._path,)
 
 
-@pytest.mark.parametrize(
-    "name", ["hf://", "hf://one", "hf://a/b/c", "hf://../b@c", "hf://a/..", "hf://a/b c"]
-)
+@pytest.mark.parametrize("name", ["hf://", "hf://one", "hf://a/b/c", "hf://../b@c", "hf://a/..", "hf://a/b c"])
 def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"expected hf://org/name|cannot be fetched"):
         hpe.load(name, device="cpu")
@@ -193,7 +191,7 @@ class Hub(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
     sha = "a" * 40
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
     @property
@@ -279,7 +277,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[str]:
     """The address of a hub on loopback."""
-    Hub.files.clear(), Hub.objects.clear(), Hub.asked.clear()
+    for kept in (Hub.files, Hub.objects, Hub.asked):
+        kept.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
