@@ -1,8 +1,9 @@
 """Build the docs site: ``python docs/build.py`` stages the pages in ``build/docs`` and writes ``build/site``.
 
-Staging adds what is generated (the options of every command, the Python API, the files of ``configs/`` and the like), makes
-README.md the first page, and lets links to files of the repository lead to the page that shows them. The site is built by
-Zensical, the successor of Material for MkDocs, from ``mkdocs.yml``; any warning, such as a broken link, is an error.
+Staging adds what is generated (the options of every command, the Python API, the files of ``configs/`` and the like),
+makes README.md the first page, and lets links to files of the repository lead to the page that shows them. The site is
+built by Zensical, the successor of Material for MkDocs, from ``mkdocs.yml``; any warning, such as a broken link, is an
+error.
 """
 
 import os
@@ -22,6 +23,7 @@ PAGES: Final = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "
 SHOWN: Final = ("examples", "configs", "launch", "docker")
 FILES: Final = "files.md"
 """The page that shows the files of these folders."""
+_LONGEST_WHOLE: Final = 30
 _LANGUAGE: Final = {".py": "python", ".yaml": "yaml", ".sh": "sh", ".def": "sh", ".cff": "yaml", ".ipynb": "json"}
 
 
@@ -36,6 +38,8 @@ def stage() -> list[Path]:
         home = homes.get(page, Path("docs") / page.name)
         page.write_text(_linked(page.read_text(encoding="utf-8"), home), encoding="utf-8")
     _append("commands.md", "\n".join(commands()))
+    for page in STAGED.glob("*.md"):
+        page.write_text(_with_whole_options(page.read_text(encoding="utf-8")), encoding="utf-8")
     _append("api.md", "\n".join(api()))
     (STAGED / FILES).write_text("\n".join(files()), encoding="utf-8")
     return sorted(STAGED.glob("*.md"))
@@ -57,6 +61,18 @@ def _linked(text: str, home: Path) -> str:
         return f"{match[1]}{_on_site(place)}{heading})"
 
     return re.sub(r"(\]\()([^)#\s]+)(#[^)]*)?\)", target, text)
+
+
+def _with_whole_options(text: str) -> str:
+    """A page in whose prose no line breaks inside a short option; ``|`` in code of tables stands as it is."""
+
+    def span(match: re.Match[str]) -> str:
+        code = match[1].replace("\\|", "|")
+        short = len(code) <= _LONGEST_WHOLE and re.search(r"(^|\s)--?\w", code)
+        return f"`{code}`" + "{.whole}" * bool(short)
+
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else re.sub(r"`([^`\n]+)`", span, part) for part in parts)
 
 
 def _on_site(place: str) -> str:
@@ -89,7 +105,7 @@ def commands() -> Iterator[str]:
         yield "| argument or option | |\n|---|---|"
         for parameter in command.params:  # type: ignore[attr-defined]
             if (record := parameter.get_help_record(context)) is not None:
-                words, told = (part.replace("|", "\\|") for part in record)
+                words, told = record[0], record[1].replace("|", "\\|")
                 yield f"| `{words}` | {told.replace('  [', ' [')} |"
 
     yield from of("hpe", typer.main.get_command(app))

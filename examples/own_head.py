@@ -3,9 +3,9 @@
     hpe pack synthetic shards/heads --size 64 --option count=2000 --option people=60 --option size=64
     python examples/own_head.py shards/heads --epochs 3
 
-The von Mises distribution is the normal distribution of angles: it knows that -179 and 179 degrees are neighbours. The head
-gives a direction and a concentration, so each face gets a yaw and how sure the network is of it. To keep a head in hpe
-itself, with configs, metrics and reports, see "A head" in docs/architecture.md.
+The von Mises distribution is the normal distribution of angles: it knows that -179 and 179 degrees are neighbours. The
+head gives a direction and a concentration, so each face gets a yaw and how sure the network is of it. To keep a head in
+hpe itself, with configs, metrics and reports, see "A head" in docs/architecture.md.
 """
 
 import argparse

@@ -4,10 +4,10 @@
 
 The dataset here has pictures and a file ``faces.jsonl`` with one face per line, in words and units of its own::
 
-    {"file": "img/0001.jpg", "who": "anna", "mood": "joy", "turn_left": -12.5, "nod_up": 3.0, "face": [40, 30, 200, 190]}
+    {"file": "img/1.jpg", "who": "anna", "mood": "joy", "turn_left": -12.5, "nod_up": 3.0, "face": [40, 30, 200, 190]}
 
-Shards, splits by person, crops, quarantine, contact sheets and resuming then come from hpe. If others have the dataset too,
-put the reader into hpe: "A dataset" in docs/architecture.md.
+Shards, splits by person, crops, quarantine, contact sheets and resuming then come from hpe. If others have the dataset
+too, put the reader into hpe: "A dataset" in docs/architecture.md.
 """
 
 import argparse

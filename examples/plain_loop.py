@@ -3,8 +3,8 @@
     hpe pack synthetic shards/heads --size 64 --option count=2000 --option people=60 --option size=64
     python examples/plain_loop.py shards/heads --epochs 3
 
-Stop it and start it again: it goes on with the next sample. The position in the stream is all that a checkpoint needs for
-that, and it holds for any number of processes.
+Start it again with more epochs: it goes on with the next sample. The position in the stream is all that a checkpoint
+needs for that, and it holds for any number of processes.
 """
 
 import argparse

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from hpe import __version__
 from hpe.landmarks.commands import app as landmarks
+
+
+def _type_shown(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.display_type(ctx)
+
+
+# A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
+TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
 app = typer.Typer(
     name="hpe",
@@ -126,9 +134,7 @@ def _main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version, and the commit of a checkout."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and a checkout's commit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
@@ -212,7 +218,7 @@ def pack(
     """Turn a raw dataset into clean, verified shards, with a record of what was done.
 
     Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
-    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.png` before you train.
+    become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
     Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
@@ -240,7 +246,7 @@ def pack(
     else:
         then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
     print(
-        f"\nWritten to {out}; check the images in {out}/contact-*.png. Next: hpe pose {out} --estimator ESTIMATOR "
+        f"\nWritten to {out}; check the images in {out}/contact-*.jpg. Next: hpe pose {out} --estimator ESTIMATOR "
         f"for angles, or {then}"
     )
 
@@ -269,15 +275,19 @@ def index(
 
 
 @app.command(rich_help_panel=_DATA)
-def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
+def verify(shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
     Example: `hpe verify data/aflw2000`
     """
     from hpe.core.errors import EXIT_INCOMPLETE
+    from hpe.data.shard_files import refuse_remote
     from hpe.pack.verify import verify
 
-    damage = verify(shards)
+    refuse_remote(
+        shards, "copy the folder here first; training compares each shard that it fetches with its sha256 anyway"
+    )
+    damage = verify(Path(shards))
     for found in damage:
         print(found)
     print(f"{shards}: " + (f"faults found: {len(damage)}" if damage else "nothing wrong was found"))
@@ -287,8 +297,8 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` o
 
 @app.command(rich_help_panel=_DATA)
 def balance(
-    shards: Annotated[Path, typer.Argument(help="Folder that `hpe pack` wrote.")],
-    poses: Annotated[Path, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
+    shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, or its URL.")],
+    poses: Annotated[str, typer.Argument(help="Pose tables of these shards: SHARDS/pose/ESTIMATOR.")],
     out: Annotated[Path, typer.Argument(help="Folder for the subset.")],
     per_cell: Annotated[str, typer.Option(help="Samples per direction and emotion, in train/val/test.")] = "80/40/20",
     rule: Annotated[
@@ -319,7 +329,7 @@ def balance(
 
 @app.command(rich_help_panel=_POSE)
 def pose(
-    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files or globs.")],
+    shards: Annotated[list[str], typer.Argument(help="Folders that `hpe pack` wrote, tar files, globs or URLs.")],
     estimator: Annotated[
         Path,
         typer.Option(
@@ -580,9 +590,9 @@ def evaluate(
     """
     _relaunch(processes)
     from hpe import evaluate as module
+    from hpe.data.shard_files import names_folder
     from hpe.models.views import Views
     from hpe.stream import ShardSet
-    from hpe.stream.shard_sets import names_folder
 
     one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
     options = module.EvaluateOptions(
@@ -601,7 +611,12 @@ def predict(
         ),
     ],
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Images, folders, tar files, folders of shards, globs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Images, folders, tar files, folders of shards, globs; or videos: files, addresses such as "
+            "rtsp://…, 0 for a camera, - for the standard input.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -609,16 +624,21 @@ def predict(
     ] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.", rich_help_panel=_WHAT)] = "jsonl",
     draw: Annotated[
-        str, typer.Option(help="Also write annotated images: axes, cube or none.", rich_help_panel=_WHAT)
-    ] = "none",
+        str,
+        typer.Option(
+            help="Also write annotated images or videos: axes, cube or none; auto: axes for videos, none for images.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "auto",
     faces: Annotated[
         str,
         typer.Option(
-            help="Where the faces are: given (each image is one face), or found by mtcnn or hog. A landmark model "
-            "finds them itself: largest, centre or all.",
+            help="Where the faces are: given (each image is one face), or found by mtcnn or hog; auto: given for "
+            "images, the detector that is installed for videos. A landmark model finds them itself: largest, centre "
+            "or all.",
             rich_help_panel=_WHAT,
         ),
-    ] = "given",
+    ] = "auto",
     split: Annotated[
         str | None, typer.Option(help="With folders of shards: read only this split.", rich_help_panel=_WHAT)
     ] = None,
@@ -637,14 +657,22 @@ def predict(
     centre: Centre = 1.0,
     max_megapixels: MaxMegapixels = 64,
     precision: JudgedPrecision = None,
+    steady: Annotated[
+        float,
+        typer.Option(
+            help="Videos: smoothing's cutoff for a still head, in hertz; inf: no smoothing.", rich_help_panel=_HOW
+        ),
+    ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Faces per batch.", rich_help_panel=_MACHINE)] = 64,
 ) -> None:
-    """Predict head pose, direction and emotion of every face in images or shards: one row per face.
+    """Predict head pose, direction and emotion of every face in images, shards or videos: one row per face.
 
-    Images that cannot be read (exit code 1) and images without a face are counted and listed.
+    Images that cannot be read (exit code 1) and images without a face are counted and listed. In videos, faces are
+    followed over the frames, with raw and smoothed values (docs/video.md); Ctrl-C ends a camera.
 
-    Example: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`
+    Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`,
+    `hpe predict runs/joint talk.mp4 -o read`, `hpe predict runs/joint 0 -o read`
     """
     from hpe import predict as module
     from hpe.models.views import Views
@@ -653,8 +681,53 @@ def predict(
     options = PredictOptions(
         out=out, form=form, draw=draw, faces=faces, which=which, batch=batch, device=device, weights=weights,
         crop=crop, split=split, views=Views(flips, centre), precision=precision, max_megapixels=max_megapixels,
+        steady=steady,
     )  # fmt: skip
     raise typer.Exit(module.predict(network, inputs, options))
+
+
+@app.command("app", rich_help_panel=_EVALUATION)
+def show_app(
+    network: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Run folder, estimator (YAML, or .onnx with a YAML beside it), or landmark model."
+        ),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 7860,
+    faces: Annotated[
+        str,
+        typer.Option(
+            help="Where the faces are: mtcnn or hog finds them, or given (each image is one face); auto: the detector "
+            "that is installed. A landmark model finds them itself: largest, centre or all."
+        ),
+    ] = "auto",
+    which: Annotated[str, typer.Option(help="Checkpoint of the run: best, last, or step-00001234.")] = "best",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file to use instead of that of an estimator's YAML.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Crop rule for detected faces; default: that of the training shards.")
+    ] = None,
+    precision: JudgedPrecision = None,
+    max_megapixels: MaxMegapixels = 64,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest video that can be uploaded, MB.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Show a network in the browser: photos, camera and videos, on a page of this machine alone.
+
+    Nothing leaves the machine. For a server, forward the port: `ssh -L 7860:127.0.0.1:7860 server`.
+
+    Example: `hpe app runs/joint`
+    """
+    from hpe.app import app as module
+    from hpe.app.server import AppOptions
+
+    options = AppOptions(
+        port=port, faces=faces, which=which, weights=weights, crop=crop, precision=precision, device=device,
+        max_megapixels=max_megapixels, max_megabytes=max_megabytes,
+    )  # fmt: skip
+    raise typer.Exit(module(network, options))
 
 
 @app.command(rich_help_panel=_EVALUATION)
@@ -787,8 +860,8 @@ def study(
 @app.command(rich_help_panel=_STUDY)
 def association(
     table: Annotated[
-        Path,
-        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote."),
+        str,
+        typer.Argument(help="CSV or Parquet file with a row per image, or a folder that `hpe pack` wrote, or its URL."),
     ],
     rows: Annotated[str, typer.Option(help="Column of TABLE whose values become the rows.")] = "direction",
     columns: Annotated[str, typer.Option(help="Column of TABLE whose values become the columns.")] = "emotion",

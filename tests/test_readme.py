@@ -1,8 +1,8 @@
-"""What README.md, the docs and the head comments say can be typed: commands parse, Python runs, configs load, paths exist.
+"""What README.md, the docs and the head comments say can be typed: commands parse, Python runs, paths exist.
 
-One rule for code on pages. ``sh`` blocks are parsed by hpe's own command line; ``python`` blocks of a page run in their order and
-in one namespace, here or in a test that names the page; ``yaml`` blocks are read. A block that needs what a test does not
-have is behind a line ``<!-- needs: WHAT -->``. A block without a language is no code.
+One rule for code on pages. ``sh`` blocks are parsed by hpe's own command line; ``python`` blocks of a page run in their
+order and in one namespace, here or in a test that names the page; ``yaml`` blocks are read. A block that needs what a
+test does not have is behind a line ``<!-- needs: WHAT -->``. A block without a language is no code.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.images import encode_jpeg
-from hpe.models import checkpoints, run_folder
-from hpe.models.build import build_network
+from hpe.models import run_folder
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.study.config import StudyConfig
 from tests import made, test_config_page
@@ -183,7 +182,7 @@ def parse(one: Shown) -> list[dict[str, object] | None]:
 
 
 def parse_hpe(one: Shown, words: list[str]) -> dict[str, object] | None:
-    if words[1:] in (["--install-completion"], ["COMMAND", "--help"]):
+    if words[1:] in (["--install-completion"], ["--show-completion"], ["--version"], ["COMMAND", "--help"]):
         return None
     path = tuple(words[1:3]) if tuple(words[1:3]) in KNOWN else tuple(words[1:2])
     groups = {known[:1] for known in KNOWN if len(known) > 1}
@@ -216,7 +215,8 @@ def test_every_command_that_a_page_shows_parses() -> None:
     )
     for page in (*MARKDOWN, ROOT / "launch/slurm.sh", ROOT / "launch/cpu2.yaml", ROOT / "configs/direction_folds.sh"):
         name = str(page.relative_to(ROOT))
-        assert any(one.page == name for one in ALL), f"nothing is found in {name}"
+        if page.suffix != ".md" or "\nhpe " in page.read_text(encoding="utf-8"):
+            assert any(one.page == name for one in ALL), f"nothing is found in {name}"
 
 
 def test_the_configs_of_shown_commands_load_with_their_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,18 +364,14 @@ def test_the_python_of_a_page_runs(
 ) -> None:
     """In order and in one namespace, as a reader would paste them: beside a run, its shards and a picture."""
     shards = made.shards(tmp_path / "shards" / "ferplus", counts=(16,), val=8)
-    config = made.config(shards, tmp_path / "runs" / "ferplus")
-    run = Path(config.run)
-    run.mkdir(parents=True)
-    (run / run_folder.METRICS).write_text(
-        '{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n', encoding="utf-8"
-    )
-    run_folder.record(run, config, lambda: run_folder.TrainedOn({}, {}))
-    network = build_network(config.model)
-    checkpoints.save_checkpoint(run, checkpoints.State(8, 1), network, {}, ema=None, keep=1, best=True)
+    (tmp_path / "runs").mkdir()
+    run = made.untrained(tmp_path / "runs" / "ferplus", shards)
+    (run / run_folder.METRICS).write_text('{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n')
     (tmp_path / "runs" / "demo").mkdir()
     (tmp_path / "runs" / "demo" / "multitask").symlink_to(run)
-    (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
+    (tmp_path / "photos").mkdir()
+    for name in ("face.jpg", "photo.jpg", "photos/1.jpg"):
+        (tmp_path / name).write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     names: dict[str, object] = {"__name__": "page"}
@@ -391,7 +387,7 @@ def test_every_block_of_code_is_tested_or_says_what_it_needs() -> None:
             assert one.language == "sh", f"{page.name}: no test knows a block in {one.language}: <!-- needs: … -->"
             lines = (line for line in one.code.splitlines() if line.strip() and not line.lstrip().startswith("#"))
             words = (next(word for word in line.split() if not re.match(r"[A-Z_]+=", word)) for line in lines)
-            assert {word for word in words} <= PROGRAMS, page.name
+            assert set(words) <= PROGRAMS, page.name
     assert any(one.needs for page in PAGES for one in fenced(text_of(page)))
     assert {page.name for page in WITH_PYTHON} >= {"README.md", "api.md"}
 
@@ -432,9 +428,8 @@ def test_the_targets_and_extras_that_pages_name_are_there() -> None:
 
 
 def test_the_commands_table_names_every_command() -> None:
-    named = {
-        tuple(some[1:2]) for cell in spans(text_of(ROOT / "docs/commands.md")) if cell.startswith("hpe ") for some in alternatives(words_of(cell))
-    }
+    cells = [cell for cell in spans(text_of(ROOT / "docs/commands.md")) if cell.startswith("hpe ")]
+    named = {tuple(some[1:2]) for cell in cells for some in alternatives(words_of(cell))}
     assert {path[:1] for path in KNOWN} <= named
 
 

@@ -213,7 +213,9 @@ class ModelConfig(Section):
     """The network: backbone, weights to start from, and heads."""
 
     backbone: str = "resnet18"
-    """A name of torchvision.models, ``timm/NAME``, ``tiny``, or ``angles`` (the direction network of the thesis)."""
+    """A name of torchvision.models, ``timm/NAME``, ``tiny``, ``resnet9``, or ``angles`` (the direction network of the
+    thesis).
+    """
     stem: Stem = "standard"
     """First layer of a ResNet for images of about 32 to 64 pixels: ``small`` keeps the resolution; ``half`` halves
     it, for a quarter of the work.

@@ -9,10 +9,11 @@ import itertools
 import json
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
@@ -96,6 +97,12 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(number)
         raise OSError(f"{path.name}: not a regular file")
     return os.fdopen(number, "rb")
+
+
+def read_soon(file: int, start: int, size: int) -> None:
+    """Tell the kernel that a part of an open file will be read. macOS has no such call, and reads it when asked."""
+    if sys.platform == "linux":
+        os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
 
 
 def refuse_unwritable(path: Path, told: str) -> None:
@@ -187,6 +194,10 @@ def _warn_of_no_locks(folder: Path) -> None:
         "another machine goes unnoticed and would damage the results; start only one at a time, or use a folder on "
         "another disk"
     )
+
+
+Place = Callable[[Path], AbstractContextManager[Path]]
+""":func:`aside` or :func:`aside_unsynced`: what leads a file to its name."""
 
 
 @contextmanager

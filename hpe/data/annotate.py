@@ -44,6 +44,7 @@ class Overlay:
         direction: 0..4, as the viewer sees it.
         emotion_p: a probability per emotion.
         note: a line of text above the bars.
+        label: a short name above the box.
     """
 
     box: Box
@@ -51,6 +52,7 @@ class Overlay:
     direction: int | None = None
     emotion_p: Sequence[float] | None = None
     note: str = ""
+    label: str = ""
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -152,6 +154,8 @@ def annotate(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = w
     drawn = image.convert("RGB")
     for overlay in sorted(overlays, key=lambda one: one.side):
         drawn = marker(with_box(drawn, overlay), overlay)
+    for overlay in overlays:
+        drawn = _with_label(drawn, overlay)
     taken = [overlay.box for overlay in overlays]
     for overlay in overlays:
         drawn = _with_panel(drawn, overlay, taken)
@@ -200,11 +204,32 @@ def card(image: Image.Image, overlay: Overlay, *, height: int = 256, marker: Mar
     return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)))
 
 
+def _with_label(image: Image.Image, overlay: Overlay) -> Image.Image:
+    """The picture with an overlay's label above the top left corner of its box, inside the picture."""
+    if not overlay.label:
+        return image
+    size = _letters(overlay)
+    width, height = size * (0.7 * len(overlay.label) + 0.9), size * 1.5
+    x = min(max(overlay.box[0], 0.0), max(image.width - width, 0.0))
+    y = max(overlay.box[1] - height - size * 0.3, 0.0)
+
+    def paint(draw: ImageDraw.ImageDraw, at: "_Map") -> None:
+        draw.rounded_rectangle((*at((x, y)), *at((x + width, y + height))), radius=at.scale * size * 0.4, fill=_PANEL)
+        _text(draw, at, (x + width / 2, y + height / 2), overlay.label, size, _INK, anchor="mm")
+
+    return _painted(image, (x, y, x + width, y + height), paint)
+
+
+def _letters(overlay: Overlay) -> float:
+    """The size of the letters beside a face, pixels."""
+    return float(np.clip(overlay.side / 15, 11, 34))
+
+
 def _with_panel(image: Image.Image, overlay: Overlay, taken: list[Box]) -> Image.Image:
     """The picture with an overlay's panel; the panel's box is appended to ``taken``."""
     if overlay.emotion_p is None and overlay.direction is None and not overlay.note:
         return image
-    size = float(np.clip(overlay.side / 15, 11, 34))
+    size = _letters(overlay)
     width, height = _panel_size(overlay, size)
     x, y = _panel_corner(overlay, (width, height), image.size, taken)
     taken.append((x, y, x + width, y + height))

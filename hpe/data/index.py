@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
-from hpe.core.files import aside, open_regular
+from hpe.core.console import count_of
+from hpe.core.files import Place, aside, open_regular
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.records import FARTHEST_PIXEL, IMAGE_EXTENSIONS, LARGEST_DEGREES, Record
 from hpe.data.shard_reader import OpenShard, open_tar
@@ -139,7 +140,7 @@ class IndexedShard:
     @property
     def missing(self) -> list[str]:
         """What of the tar is no sample, and why, a line each."""
-        before = f"; {self.samples:,} samples before it can be read" if self.samples else ""
+        before = f"; {count_of(self.samples, 'sample')} before it can be read" if self.samples else ""
         lines = [f"{self.name}: {self.damage}{before}"] * bool(self.damage)
         return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
 
@@ -251,20 +252,23 @@ def record_of(row: Mapping[str, Any]) -> Record:
     )
 
 
-def write_index(path: Path, entries: Sequence[IndexedShard], batches: Iterable[pa.RecordBatch]) -> tuple[int, str]:
+def write_index(
+    path: Path, entries: Sequence[IndexedShard], batches: Iterable[pa.RecordBatch], *, place: Place = aside
+) -> tuple[int, str]:
     """Write an index, aside and then renamed; same shards, same bytes. Returns its size and sha256.
 
     Args:
         path: of the index.
         entries: the tars.
         batches: the rows of each, of which one at a time is held in memory.
+        place: how the file comes to its name.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
     head = json.dumps({"format": FORMAT, "shards": [asdict(entry) for entry in entries]}, ensure_ascii=False)
     schema = SCHEMA.with_metadata({_METADATA: head.encode(), b"huggingface": _FEATURES})
-    with aside(path) as part:
+    with place(path) as part:
         with pa.OSFile(str(part), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
             for number, batch in enumerate(batches):
                 numbers = _column([number] * batch.num_rows, pa.int32())

@@ -1,22 +1,28 @@
-"""Local shards that a user names: folders that ``hpe pack`` wrote, tars, and globs of tars.
+"""Shards that a user names: folders that ``hpe pack`` wrote, here or in a store; local tars, and globs of tars.
 
-What else may be named is resolved where it is used, on top of these functions: URLs, commands and brace patterns by
-:mod:`hpe.stream.shard_sets`, pictures by :mod:`hpe.predict.inputs`.
+What else may be named is resolved where it is used, on top of these functions: remote tars, commands and brace patterns
+by :mod:`hpe.stream.shard_sets`, pictures by :mod:`hpe.predict.inputs`.
 """
 
 import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.data import store
 from hpe.data.index import FOREIGN, IndexFile, open_index
+from hpe.data.remote_cache import RemoteCache
+from hpe.data.shard_reader import OpenShard, open_shard
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
+from hpe.data.store import FetchError, below, is_remote
 
 ALL_SPLITS: Final = "all"
 """What names all splits together."""
 _GLOB_CHARACTERS: Final = frozenset("*?[")
+_TAR: Final = re.compile(r"\.tar($|\?)")
 
 
 class SplitError(UserError):
@@ -25,11 +31,13 @@ class SplitError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A local shard, and what its manifest contains about it (None: there is no manifest, or it lists no such shard).
+    """A shard, and what its manifest contains about it (None: there is no manifest, or it lists no such shard).
 
     Attributes:
+        path: of the tar; of a remote one, its name.
         crop: the crop rule of the whole manifest.
         index: of the manifest, or the one beside the tar that ``hpe index`` wrote.
+        url: of a remote tar.
     """
 
     path: Path
@@ -38,19 +46,65 @@ class ShardFile:
     crop: str | None = None
     bytes: int | None = None
     index: IndexFile | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return self.url or str(self.path)
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of the folder that it lies in."""
+        return self.url.partition("?")[0].rpartition("/")[0] if self.url else str(self.path.parent)
+
+    def open(self) -> OpenShard:
+        """Map the tar, which must be whole; a remote one is fetched to this node, where it stays while it is mapped.
+
+        Raises:
+            ValueError: it cannot be read, or it is damaged.
+            UserError: its store refuses, or does not answer; the node's cache has no room.
+        """
+        if self.url is None:
+            return open_shard(self.path)
+        try:
+            with RemoteCache.of_node().opened(self.url, self.sha256, self.bytes) as descriptor:
+                return open_shard(descriptor)
+        except FetchError as error:
+            raise ValueError(str(error)) from error
 
 
-def packed_shards(folder: Path, split: str | None = None) -> list[ShardFile]:
-    """The shards of a folder that ``hpe pack`` finished, in order; None: of every split.
+def manifest_at(folder: str | Path) -> Manifest:
+    """The manifest of a folder of shards, or of the URL of one.
+
+    Raises:
+        UserError: there is none, it is not one, or it cannot be fetched.
+    """
+    if isinstance(folder, Path) or not is_remote(folder):
+        return Manifest.load(Path(folder))
+    store.require_driver(folder)
+    return RemoteCache.of_node().text(below(folder, MANIFEST), Manifest.parse)
+
+
+def packed_shards(folder: str | Path, split: str | None = None) -> list[ShardFile]:
+    """The shards of a folder that ``hpe pack`` finished, or of the URL of one, in order; None: of every split.
 
     Raises:
         UserError: the folder has no manifest, or the manifest lists no such split.
     """
-    manifest = Manifest.load(folder)
+    return of_manifest(manifest_at(folder), folder, split)
+
+
+def of_manifest(manifest: Manifest, folder: str | Path, split: str | None = None) -> list[ShardFile]:
+    """The same where the manifest is known."""
     shards = manifest.shards if split is None else of_split(manifest, split, str(folder))
-    indexes = indexes_of(manifest, folder)
+    if isinstance(folder, str) and is_remote(folder):
+        indexes = {i.split: IndexFile(below(folder, i.name), folder, i.sha256, remote=True) for i in manifest.indexes}
+        places = [(Path(s.name), below(folder, s.name)) for s in shards]
+    else:
+        indexes = indexes_of(manifest, Path(folder))
+        places = [(Path(folder) / s.name, None) for s in shards]
     return [
-        ShardFile(folder / s.name, s.samples, s.sha256, manifest.crop, s.bytes, indexes.get(s.split)) for s in shards
+        ShardFile(path, s.samples, s.sha256, manifest.crop, s.bytes, indexes.get(s.split), url)
+        for s, (path, url) in zip(shards, places, strict=True)
     ]
 
 
@@ -91,19 +145,22 @@ def _sizes(index: Path) -> dict[str, int]:
 
 
 def find_shards(sources: Sequence[str | Path], split: str | None = None) -> list[ShardFile]:
-    """The shards that paths name: folders of ``hpe pack`` (with a manifest), tar files, or globs of them.
+    """The shards that paths name: folders of ``hpe pack`` (with a manifest) or their URLs, tar files, globs of them.
 
     Args:
-        sources: the paths.
+        sources: the paths and URLs.
         split: of folders; None: every split.
 
     Raises:
         UserError: a path names no shard.
     """
-    found: dict[Path, ShardFile] = {}
+    found: dict[Path | str, ShardFile] = {}
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        if isinstance(source, str) and is_remote(source):
+            refuse_remote_tar(source)
+            shards = packed_shards(source, split)
+        elif path.is_dir():
             shards = packed_shards(path, split)
         else:
             tars = [path] if (matches := matching(str(source))) is None else matches
@@ -111,8 +168,38 @@ def find_shards(sources: Sequence[str | Path], split: str | None = None) -> list
                 raise UserError(f"{source}: no such shards; expected a folder that `hpe pack` wrote, or tar files")
             shards = with_manifests(tars)
         for shard in shards:
-            found.setdefault(shard.path.resolve(), shard)
+            found.setdefault(shard.url or shard.path.resolve(), shard)
     return list(found.values())
+
+
+def refuse_remote_tar(url: str) -> None:
+    """Let only URLs of folders pass: of them a manifest and an index tell what is there before a tar is fetched.
+
+    Raises:
+        UserError: it names a tar, or a command.
+    """
+    if not names_folder(url):
+        raise UserError(
+            f"{url}: of remote shards expected the URL of the folder that `hpe pack` wrote; only `hpe train` and "
+            "`hpe evaluate` read remote tars one by one"
+        )
+
+
+def refuse_remote(named: str | Path, way_out: str) -> None:
+    """For what reads local files only.
+
+    Raises:
+        UserError: a URL is named.
+    """
+    if is_remote(text := str(named)):
+        raise UserError(f"{text}: is remote, and this reads local folders; {way_out}")
+
+
+def names_folder(shards: str) -> bool:
+    """True where shards are named by a folder or the URL of one, which has splits; false for tars and commands."""
+    if is_remote(shards):
+        return not shards.startswith("pipe:") and not _TAR.search(shards)
+    return Path(shards).is_dir()
 
 
 def matching(pattern: str) -> list[Path] | None:

@@ -1,7 +1,7 @@
 """The one way to open a shard: a tar mapped into memory, its layout checked, and where each sample lies in it.
 
 A tar is indexed by its headers alone, so opening a shard of 300 MB reads some 2 MB of it; pictures and records are
-read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.stream.remote_cache`). Nothing here
+read from disk when they are looked at. Remote shards are fetched first (:mod:`hpe.data.remote_cache`). Nothing here
 imports torch, whose import takes longer than ``hpe verify`` needs for a small dataset.
 """
 
@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
+from hpe.core.console import count_of
 from hpe.core.files import open_regular
 from hpe.data.records import IMAGE_EXTENSIONS, Record
 from hpe.data.shards import BLOCK, Sample
@@ -139,14 +140,14 @@ def open_tar(file: Path | int) -> OpenShard:
     return OpenShard(data, index_tar(data))
 
 
-def open_shard(path: Path) -> OpenShard:
-    """Map and index a shard that must be whole.
+def open_shard(file: Path | int) -> OpenShard:
+    """Map and index a shard that must be whole: its path, or the descriptor of an open file.
 
     Raises:
         ValueError: it cannot be read, or it is damaged.
     """
     try:
-        shard = open_tar(path)
+        shard = open_tar(file)
     except OSError as error:
         raise ValueError(f"cannot be read ({error})") from error
     if shard.damage:
@@ -226,8 +227,8 @@ def _unpaired(halves: Mapping[str, Mapping[str, object]], keys: Collection[str],
         return None
     pictures = [key for key, parts in lone.items() if "json" not in parts]
     records = [key for key, parts in lone.items() if "json" in parts]
-    counts = [f"{len(pictures):,} pictures without a record (NAME.json)"] * bool(pictures)
-    counts += [f"{len(records):,} records without a picture (NAME.jpg, .png or .webp)"] * bool(records)
+    counts = [f"{count_of(len(pictures), 'picture')} without a record (NAME.json)"] * bool(pictures)
+    counts += [f"{count_of(len(records), 'record')} without a picture (NAME.jpg, .png or .webp)"] * bool(records)
     text = f"{' and '.join(counts)}, such as {(pictures or records)[0]}, are no samples"
     beside = Counter(extension for key, extension in map(_key_of, others) if key in lone)
     if not beside:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, write_json
+from hpe.core.files import Place, aside, write_json
 from hpe.data.records import Record
 
 FORMAT: Final = "hpe-shards/1"
@@ -224,10 +224,17 @@ def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "a value") + f" ({shown if len(shown) <= 40 else shown[:39] + '…'})"
 
 
-def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
+def write_shard(path: Path, split: str, samples: Iterable[Sample], *, place: Place = aside) -> ShardInfo:
     """Write one tar, aside and then renamed; same samples, same bytes.
 
     Only one sample at a time is held in memory.
+
+    Args:
+        path: of the tar.
+        split: for its entry.
+        samples: in order.
+        place: how the file comes to its name: :func:`hpe.core.files.aside`, or ``aside_unsynced`` where the caller
+            waits for the disk.
 
     Raises:
         ValueError: a key twice, or a key that is not a plain file name without a dot.
@@ -235,7 +242,7 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
     """
     seen: set[str] = set()
     digest, size = hashlib.sha256(), 0
-    with aside(path) as part, part.open("wb", buffering=1 << 20) as stream:
+    with place(path) as part, part.open("wb", buffering=1 << 20) as stream:
         for data in _members(path.name, samples, seen):
             digest.update(data)
             size += stream.write(data)

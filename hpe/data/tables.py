@@ -23,8 +23,9 @@ from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.index import SCHEMA, IndexedShard, IndexFile, index_open_shard, open_index
 from hpe.data.pose_labels import read_poses
 from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, read_metadata, table_of_shard
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, find_shards
-from hpe.data.shard_reader import open_shard
+from hpe.data.store import FetchError, below, is_remote
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +47,7 @@ def tables(
 ) -> "Dataset":
     """Labels and pose tables of shards as one ``datasets.Dataset``, a row per sample in the order of the shards.
 
-    Columns (null: not known): ``key``, ``shard`` (path of the tar), ``row`` (in it), ``split``; ``emotion`` and
+    Columns (null: not known): ``key``, ``shard`` (path or URL of the tar), ``row`` (in it), ``split``; ``emotion`` and
     ``direction`` (ClassLabel), ``emotion_votes`` (8 numbers), ``valence``, ``arousal`` (-1..1), ``yaw``, ``pitch``,
     ``roll`` (true angles, degrees), ``box`` (x0, y0, x1, y1 in pixels of the stored picture), ``subject``,
     ``source``, ``group_<name>``; ``extension``, ``image_offset``, ``image_bytes``, ``record_offset``,
@@ -58,7 +59,8 @@ def tables(
     are read. Nothing is written: what ``filter`` and ``map`` make is kept in memory.
 
     Args:
-        shards: folders that ``hpe pack`` wrote, local tars, or globs of tars.
+        shards: folders that ``hpe pack`` wrote, or their URLs in any store that fsspec reads (of which only the
+            manifest, the index and the pose tables are fetched); local tars, or globs of tars.
         split: of the folders, one or several; None: all.
         pose: an estimator, whose tables lie in ``pose/<estimator>/`` beside the shards, or a folder of tables. Of
             several, the names of all their columns begin with the name of their folder: ``lwpose66_yaw_hat``.
@@ -70,7 +72,7 @@ def tables(
     """
     names = [shards] if isinstance(shards, str | Path) else shards
     splits = [split] if split is None or isinstance(split, str) else split
-    found = {shard.path: shard for one in splits for shard in find_shards(names, one)}
+    found = {str(shard): shard for one in splits for shard in find_shards(names, one)}
     folders = [pose] if isinstance(pose, str | Path) else list(pose or ())
     estimators = ["" if len(folders) == 1 else f"{Path(folder).name}_" for folder in folders]
     if double := next((name for name, count in Counter(estimators).items() if count > 1), None):
@@ -90,17 +92,30 @@ def pose_files(shards: Sequence[ShardFile], pose: str | Path) -> list[Path]:
         UserError: no such tables, a shard without one, or two shards that would share one.
     """
     beside = isinstance(pose, str) and Path(pose).name == pose
+    if beside and shards and shards[0].url and not Path(pose).is_dir():
+        pose = below(shards[0].folder, f"{POSE_FOLDER}/{pose}")
+    if isinstance(pose, str) and is_remote(pose):
+        found = RemoteCache.of_node().small_files(pose, [table_of_shard(Path(), s.path.name).name for s in shards])
+        return _complete(shards, found, pose)
     folders = [shard.path.parent / POSE_FOLDER / pose if beside else Path(pose) for shard in shards]
     try:
         if beside and not any(folder.is_dir() for folder in folders) and Path(pose).is_dir():
             folders = [Path(pose)] * len(shards)
         absent = next((folder for folder in folders if not folder.is_dir()), None)
-        paths = [table_of_shard(folder, shard.path.name) for folder, shard in zip(folders, shards, strict=True)]
-        without = [shard.path.name for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     except OSError as error:
         raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
     if absent is not None:
         raise UserError(f"{absent}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
+    paths = [table_of_shard(folder, shard.path.name) for folder, shard in zip(folders, shards, strict=True)]
+    return _complete(shards, paths, pose)
+
+
+def _complete(shards: Sequence[ShardFile], paths: list[Path], pose: str | Path) -> list[Path]:
+    """The paths, if each shard has a table of its own there."""
+    try:
+        without = [shard.path.name for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
+    except OSError as error:
+        raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
     if without:
         raise UserError(
             f"{pose}: no table for {len(without):,} of {len(shards):,} shards, such as {without[0]}; "
@@ -154,7 +169,7 @@ def _feature(name: str, kind: pa.DataType) -> "FeatureType":
 def _fingerprint(shards: Sequence[ShardFile], poses: Mapping[str, Sequence[Path]], direction: str) -> str:
     """Identifies the table's content to datasets: the same for the same files, and found without reading the rows."""
     identity: list[object] = [direction]
-    identity += [[str(shard.path), shard.sha256 or _written(shard.path)] for shard in shards]
+    identity += [[str(shard), shard.sha256 or _written(shard.path)] for shard in shards]
     identity += [[prefix, str(path), _written(path)] for prefix, paths in poses.items() for path in paths]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
@@ -190,15 +205,15 @@ def sample_table(
 
 def _batches(shards: Sequence[ShardFile]) -> list[pa.RecordBatch]:
     """The rows of each shard as an index has them: from the index, or from the tar where there is none."""
-    found: dict[Path, tuple[IndexedShard, pa.RecordBatch]] = {}
-    for file in {shard.index for shard in shards if shard.index}:
-        found |= _open(file)
-    if tars := [shard.path for shard in shards if shard.index is None]:
+    opened = {file: _open(file) for file in {shard.index for shard in shards if shard.index}}
+    read: dict[str, tuple[IndexedShard, pa.RecordBatch]] = {}
+    if tars := [shard for shard in shards if shard.index is None]:
         with progress("labels", len(tars), unit="shards") as bar:
             for tar in tars:
-                found[tar] = _read(tar)
+                read[str(tar)] = _read(tar)
                 bar.advance()
-    return [_fitting(shard, *found.get(shard.path, (None, None))) for shard in shards]
+    found = [opened[s.index].get(s.path.name, (None, None)) if s.index else read[str(s)] for s in shards]
+    return [_fitting(shard, *rows) for shard, rows in zip(shards, found, strict=True)]
 
 
 def _fitting(shard: ShardFile, entry: IndexedShard | None, rows: pa.RecordBatch | None) -> pa.RecordBatch:
@@ -212,46 +227,46 @@ def _fitting(shard: ShardFile, entry: IndexedShard | None, rows: pa.RecordBatch 
         raise UserError(f"{shard.index.url}: does not list {shard.path.name}; {shard.index.way_out}")
     problem = entry.damage
     # The tar itself may be elsewhere; one that is here must be the one that was indexed.
-    size = shard.path.stat().st_size if shard.path.is_file() else None
+    size = shard.path.stat().st_size if not shard.url and shard.path.is_file() else None
     for what, count, expected in (
         ("samples", entry.samples, shard.samples), ("bytes", entry.bytes, shard.bytes), ("bytes", size, entry.bytes),
     ):  # fmt: skip
         if None not in (count, expected) and count != expected:
             problem = problem or f"{count:,} {what}, expected {expected:,}"
     if problem:
-        raise UserError(f"{shard.path}: {problem}; see `hpe verify {shard.path.parent}`")
+        raise UserError(f"{shard}: {problem}; see `hpe verify {shard.folder}`")
     for line in entry.missing:
         say(f"hpe: {line}")
     return rows
 
 
-def _open(file: IndexFile) -> dict[Path, tuple[IndexedShard, pa.RecordBatch]]:
-    """The shards of an index.
+def _open(file: IndexFile) -> dict[str, tuple[IndexedShard, pa.RecordBatch]]:
+    """The shards of an index by name.
 
     Raises:
-        UserError: it is damaged, or not the one that the manifest names.
+        UserError: it is damaged, or not the one that the manifest names; it cannot be fetched.
     """
-    path = Path(file.url)
     try:
+        path = RemoteCache.of_node().local_copy(file.url, file.sha256) if file.remote else Path(file.url)
         file.check(path)
         index = open_index(path)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; {file.way_out}") from error
-    return {path.parent / one.name: (one, rows) for one, rows in zip(index.shards, index.batches, strict=True)}
+    except (FetchError, ValueError) as error:
+        raise UserError(f"{file.url}: {error}; {file.way_out}") from error
+    return {one.name: (one, rows) for one, rows in zip(index.shards, index.batches, strict=True)}
 
 
-def _read(tar: Path) -> tuple[IndexedShard, pa.RecordBatch]:
+def _read(shard: ShardFile) -> tuple[IndexedShard, pa.RecordBatch]:
     try:
-        return index_open_shard(tar.name, open_shard(tar))
+        return index_open_shard(shard.path.name, shard.open())
     except ValueError as error:
-        raise UserError(f"{tar}: {error}; see `hpe verify {tar.parent}`") from error
+        raise UserError(f"{shard}: {error}; see `hpe verify {shard.folder}`") from error
 
 
 def _label_columns(shards: Sequence[ShardFile], batches: Sequence[pa.RecordBatch]) -> dict[str, pa.ChunkedArray]:
     """The columns of an index, with the path of each tar instead of its number, and a column per group."""
     table = pa.Table.from_batches(batches, SCHEMA)
     samples = [len(batch) for batch in batches]
-    paths = pa.array([str(shard.path) for shard in shards], pa.string())
+    paths = pa.array([str(shard) for shard in shards], pa.string())
     columns: dict[str, Any] = {
         "key": table["key"],
         "shard": paths.take(pa.array(np.repeat(np.arange(len(samples)), samples))),

@@ -19,6 +19,8 @@ from hpe.models.views import Estimates
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
 Precision = Literal["fp32", "bf16", "fp16"]
+_SUMS_APART = 0.02
+"""From 1, of probabilities in half precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ class Estimator:
                     f"{self.name}: {head}: the network gives {list(values.shape)} values for {len(images)} pictures; "
                     f"expected {[len(images), HEAD_VALUES[head]]}"
                 )
+            if head != "affect" and not _are_probabilities(values):
+                raise UserError(
+                    f"{self.name}: {head}: its values are no probabilities (they are negative, or do not sum to 1); "
+                    "export the network with a softmax, or correct the names under heads: in its YAML"
+                )
         poses = None if self.output is None else self._poses(outputs, len(images))
         return Estimates(
             *(found[head].float() if head in found else None for head in ("emotion", "direction")),
@@ -138,6 +145,12 @@ class Estimator:
         """Mean and deviation of pixels, copied to the device only once, because the host waits for such a copy."""
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.input.mean, self.input.std))
         return mean.to(self.device), std.to(self.device)
+
+
+def _are_probabilities(values: Float[Tensor, "batch classes"]) -> bool:
+    """NaN, which is counted elsewhere, passes."""
+    values = values.float().nan_to_num(1 / values.shape[1])
+    return bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= _SUMS_APART).all())
 
 
 def _luma(images: UInt8[Tensor, "batch 3 size size"]) -> UInt8[Tensor, "batch 3 size size"]:

@@ -12,17 +12,11 @@ In reading order:
 
 from typing import TYPE_CHECKING
 
+from hpe.core.handed_on import handed_on
+
 if TYPE_CHECKING:
     from hpe.evaluate.measure import evaluate
     from hpe.evaluate.options import EvaluateOptions
 
 __all__ = ["EvaluateOptions", "evaluate"]
-
-
-def __getattr__(name: str) -> object:
-    # Imported late, so that importing one file of this package does not import everything that the command needs.
-    if name in __all__:
-        from hpe.evaluate import measure
-
-        return getattr(measure, name)  # it imports EvaluateOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, {"EvaluateOptions": "options", "evaluate": "measure"})

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.data.shard_files import ALL_SPLITS
@@ -136,10 +136,8 @@ class Subject:
             return None
         except (OSError, ValueError, RecursionError, LookupError, TypeError):
             return "something that cannot be read"
-        if not isinstance(about, dict):
+        if not isinstance(about, dict) or not isinstance(known := about.get("identity"), dict):
             return "something that cannot be read"
-        if not isinstance(known := about.get("identity"), dict):
-            return None if self._is_old(about) else "other shards"
         mine = self.identity
         same = all(known.get(key) == mine[key] for key in ("views", "checkpoint", "precision"))
         for content, place in (("data", "paths"), ("tables", "pose")):
@@ -148,13 +146,6 @@ class Subject:
         shards = about.get("shards")
         where = f" ({shards[0]})" if isinstance(shards, list) and shards else ""
         return None if same else f"{about.get('title', 'something else')}{where}"
-
-    def _is_old(self, about: Mapping[str, Any]) -> bool:
-        """Whether the result of an older version, which recorded the paths of the shards alone, is of these shards."""
-        shards = about.get("shards")
-        if not isinstance(shards, list) or about.get("views", "") != self.identity["views"]:
-            return False
-        return _digest([str(Path(str(url)).resolve()) for url in shards]) == self.identity["paths"]
 
 
 def _named(one: ShardSet, shards: Sequence[Shard]) -> tuple[str, str, str]:

@@ -19,6 +19,7 @@ from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
+from hpe.data.shard_files import names_folder
 from hpe.estimators.load import HOPENET_CROP, sha256_of
 from hpe.estimators.onnx import one_thread
 from hpe.estimators.spec import HEAD_VALUES, EstimatorSpec, HeadOutputs, InputSpec, LearnedSpec, OutputSpec
@@ -31,7 +32,6 @@ from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, training_sets
 from hpe.stream import Reading, ShardSet, Stream
-from hpe.stream.shard_sets import names_folder
 from hpe.train.datasets import reading as reading_of
 from hpe.train.datasets import shard_sets
 

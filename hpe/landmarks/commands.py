@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, UserError
 
 app = typer.Typer(
@@ -163,7 +163,7 @@ def compare(
 def draw(
     model: Annotated[Path, typer.Argument(help="Folder that `hpe landmarks compare` wrote.")],
     source: Annotated[Path, typer.Argument(help="A picture, a folder of pictures or of shards, or a video.")],
-    out: Annotated[Path, typer.Argument(help="File to write: .png or .jpg; for a video .mp4 or .avi.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .png or .jpg; for a video .mp4.")],
     count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet at most, chosen evenly from SOURCE.")] = 36,
     faces: _Faces = "largest",
     steady: Annotated[
@@ -182,14 +182,19 @@ def draw(
     """
     which = _which(faces)
     from hpe.data.images import pixels_of
+    from hpe.data.video import is_video
     from hpe.landmarks.draw import draw_pictures
-    from hpe.landmarks.video import VIDEOS, draw_video
+    from hpe.landmarks.video import draw_video
 
-    if source.suffix.lower() in VIDEOS:
-        found, shown = draw_video(
-            model, source, out, which=which, python=python, slowest_hertz=steady, workers=workers
+    if is_video(str(source)):
+        found, shown, unread = draw_video(
+            model, source, out, which=which, python=python, slowest_hertz=steady, workers=workers,
+            max_pixels=pixels_of(max_megapixels),
         )  # fmt: skip
         print(f"{out}: {found:,} of {shown:,} frames have a face")
+        _name_unread(unread)
+        if unread:
+            raise typer.Exit(EXIT_INCOMPLETE)
     else:
         most = pixels_of(max_megapixels)
         drawn = draw_pictures(model, source, out, count=count, which=which, python=python, max_pixels=most)
@@ -211,7 +216,7 @@ def _name_passed_over(kinds: Mapping[str, int]) -> None:
     from hpe.data.image_files import in_words
 
     if kinds:
-        print(f"{sum(kinds.values()):,} other files passed over: {in_words(Counter(kinds))}")
+        print(f"{count_of(sum(kinds.values()), 'other file')} passed over: {in_words(Counter(kinds))}")
 
 
 def _name_unread(problems: Sequence[str], where: str = "") -> None:

@@ -19,9 +19,10 @@ from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.pose_tables import POSE_FOLDER, read_pose_table, table_of_shard
-from hpe.data.shard_files import packed_shards
-from hpe.data.shard_reader import OpenShard, open_shard
+from hpe.data.shard_files import ShardFile, manifest_at, of_manifest
+from hpe.data.shard_reader import OpenShard
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
+from hpe.data.store import is_remote
 from hpe.data.tables import dataset_of, pose_files, refuse_damaged
 from hpe.pack import summary
 from hpe.pack.cells import COMMAND_LINE, OptionNames, choose, samples_per_cell
@@ -61,13 +62,13 @@ class Subset:
     seed: int = 0
     samples_per_shard: int = 1000
 
-    def recorded(self, manifest: Manifest, poses: Path, rule: str, wanted: Mapping[str, int]) -> dict[str, Any]:
+    def recorded(self, manifest: Manifest, poses: str, rule: str, wanted: Mapping[str, int]) -> dict[str, Any]:
         """The options as the subset's manifest records them: all that decides its bytes."""
         options: dict[str, Any] = {
             "from": manifest.dataset,
             "per_cell": wanted,
             "rule": rule,
-            "poses": poses.name,
+            "poses": poses,
             "seed": self.seed,
             "samples_per_shard": self.samples_per_shard,
             "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
@@ -79,15 +80,17 @@ class Subset:
         return options
 
 
-def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: OptionNames = COMMAND_LINE) -> Manifest:
+def balance(
+    folder: str | Path, poses: str | Path, out: Path, subset: Subset, option_names: OptionNames = COMMAND_LINE
+) -> Manifest:
     """Write the subset's shards and pose tables to ``out``, and return its manifest.
 
     Each split of ``folder`` gives its own samples: none changes its split, so that none leaks. The choice depends on
     the keys and the seed alone.
 
     Args:
-        folder: shards with emotions.
-        poses: their pose tables with directions, one per shard.
+        folder: shards with emotions, or the URL of such a folder: then only tars with chosen samples are fetched.
+        poses: their pose tables with directions, one per shard; the folder of them, or its URL.
         option_names: how messages name the options.
 
     Raises:
@@ -95,20 +98,23 @@ def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: 
         UserError: a cell is too small (the message names each, and what would work), the tables do not fit,
             ``out`` holds something else or cannot be written, the disk is full.
     """
-    manifest = Manifest.load(folder)
+    if not is_remote(str(poses)):
+        poses = Path(poses)
+    estimator = Path(poses).name
+    manifest = manifest_at(folder)
     wanted = samples_per_cell(subset.per_cell, manifest.splits, option_names)
     if subset.samples_per_shard < 1:
         raise UserError(f"--samples-per-shard {subset.samples_per_shard}: expected 1 or more")
-    shards = packed_shards(folder)
+    shards = of_manifest(manifest, folder)
     tables = dict(zip(shards, pose_files(shards, poses), strict=True))
     rule = chosen_rule(next(iter(tables.values())), subset.rule)
-    options = subset.recorded(manifest, poses, rule, wanted)
+    options = subset.recorded(manifest, estimator, rule, wanted)
     if _finished(out, options):
         print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
         return Manifest.load(out)
     faces = {}
     for name in wanted:
-        of_split = packed_shards(folder, name)
+        of_split = of_manifest(manifest, folder, name)
         faces[name] = dataset_of(of_split, {"": [tables[shard] for shard in of_split]}, rule)
         refuse_damaged(faces[name])
     directions = tuple(Direction) if subset.directions is None else subset.directions
@@ -117,7 +123,9 @@ def balance(folder: Path, poses: Path, out: Path, subset: Subset, option_names: 
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _Writing(out, manifest, poses).write(chosen, options)
+            return _Writing(out, manifest, estimator, {str(s): (s, t) for s, t in tables.items()}).write(
+                chosen, options
+            )
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
@@ -189,21 +197,25 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[OpenShard]:
+def _opened(shard: ShardFile) -> Iterator[OpenShard]:
     """A whole shard; damage found while it is read becomes a ``UserError``, too."""
     try:
-        yield open_shard(path)
+        yield shard.open()
     except ValueError as error:
-        raise UserError(f"{path}: {error}; see `hpe verify {path.parent}`") from error
+        raise UserError(f"{shard}: {error}; see `hpe verify {shard.folder}`") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """Writes chosen samples with their rows of the pose tables to ``out``."""
+    """Writes chosen samples with their rows of the pose tables to ``out``.
+
+    ``estimator``: of the pose tables; ``sources``: shards and their tables by the name in the column ``shard``.
+    """
 
     out: Path
     manifest: Manifest
-    poses: Path
+    estimator: str
+    sources: Mapping[str, tuple[ShardFile, Path]]
 
     def write(self, chosen: Mapping[str, "Dataset"], options: dict[str, Any]) -> Manifest:
         """Shards, tables and summary; the manifest last, which marks the folder as finished."""
@@ -218,7 +230,7 @@ class _Writing:
                     samples, poses = self._gather(faces.select(rows))
                     info = write_shard(self.out / f"{name}-{part:06d}.tar", name, samples)
                     infos.append(info)
-                    _write_table(poses, self.out / POSE_FOLDER / self.poses.name, info)
+                    _write_table(poses, self.out / POSE_FOLDER / self.estimator, info)
                     bar.advance(len(rows))
                 emotions = [EMOTIONS[label] for label in faces["emotion"]]
                 by_split[name] = Counter(f"emotion/{emotion}" for emotion in emotions)
@@ -247,10 +259,11 @@ class _Writing:
         for shard, row, key in zip(faces["shard"], faces["row"], keys, strict=True):
             by_shard[shard].append((row, key))
         found: dict[str, tuple[Sample, pa.Table]] = {}
-        for shard, places in by_shard.items():
+        for name, places in by_shard.items():
+            shard, poses = self.sources[name]
             # As it is in the file, so that columns of others are kept, too.
-            table = read_pose_table(table_of_shard(self.poses, Path(shard).name))
-            with _opened(Path(shard)) as opened:
+            table = read_pose_table(poses)
+            with _opened(shard) as opened:
                 for row, key in places:
                     if row >= len(opened) or opened.keys[row] != key:
                         raise ValueError(f"row {row} is not {key!r}: the tar has changed")

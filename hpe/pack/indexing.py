@@ -14,7 +14,7 @@ from typing import Final
 
 from hpe.core.console import count_of
 from hpe.core.errors import UserError
-from hpe.core.files import locked
+from hpe.core.files import Place, aside, locked
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
 from hpe.core.signals import signals
@@ -28,14 +28,19 @@ _PER_WORKER: Final = 16
 """Shards; for fewer a process is not worth its start."""
 
 
-def save_part(folder: Path, tar: Path) -> None:
+def save_part(folder: Path, tar: Path, place: Place = aside) -> None:
     """Write the index of one tar into a folder.
+
+    Args:
+        folder: of the parts.
+        tar: to index.
+        place: how the file comes to its name.
 
     Raises:
         OSError: the tar cannot be read, or the folder cannot be written to.
     """
     entry, batch = index_shard(tar)
-    write_index(_part(folder, tar), [entry], [batch])
+    write_index(_part(folder, tar), [entry], [batch], place=place)
 
 
 def _part(folder: Path, tar: Path) -> Path:
@@ -111,10 +116,7 @@ class Indexed:
         counts = f"{count_of(samples, 'sample')} in {count_of(len(self.shards), 'shard')}"
         lines = [f"{self.path}: {counts}, {self.path.stat().st_size:,} bytes"]
         for shard in self.shards:
-            lines += [f"{shard.name}: {shard.damage}; {shard.samples:,} samples before it can be read"] * bool(
-                shard.damage
-            )
-            lines += [f"{shard.name}: {shard.unpaired}"] * bool(shard.unpaired)
+            lines += shard.missing
         return "\n".join(lines)
 
 

@@ -1,16 +1,19 @@
 """The job of ``hpe pack``: read the rows, draw the splits, make the shards, and record what came out."""
 
+import contextlib
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
-from hpe.core.files import aside, write_json, write_text
+from hpe.core.files import aside, sync, write_json, write_text
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
 from hpe.core.signals import signals
@@ -116,7 +119,7 @@ class Packing:
         name = self.source.name
         if not rows.rows:
             raise UserError(
-                f"{name}: {rows.read:,} rows read, and none can become a sample "
+                f"{name}: {count_of(rows.read, 'row')} read, and none can become a sample "
                 f"({_most_frequent(rows.refused) or 'no rows'})"
             )
         foreign = rows.kinds["foreign"]
@@ -141,11 +144,12 @@ class Packing:
             return
         if self.options.crop is None:
             raise UserError(
-                f"{self.source.name}: {several:,} pictures have several faces with a box each, and the default crop "
-                "would store the whole picture for each: cut them out with --crop square-1.2@box, or give --crop none"
+                f"{self.source.name}: several faces with a box each in {count_of(several, 'picture')}, and the default "
+                "crop would store the whole picture for each: cut them out with --crop square-1.2@box, or give "
+                "--crop none"
             )
         self.notes.append(
-            f"faces: {several:,} pictures have several faces, and the whole picture is stored for each of them"
+            f"faces: several in {count_of(several, 'picture')}, and the whole picture is stored for each of them"
         )
 
     def _compare_size(self, rows: Rows) -> None:
@@ -178,7 +182,7 @@ class Packing:
             found: list[str | None] = lists.assign(rows.rows)
             note = f"splits: by the lists in {options.splits.name}/"
             if lists.unused:
-                note += f"; {len(lists.unused):,} of their lines name no sample, such as {lists.unused[0]}"
+                note += f"; no sample for {count_of(len(lists.unused), 'line')} of them, such as {lists.unused[0]}"
         else:
             own = self.source.splits if options.splits == "own" else ()
             val, test = options.shares
@@ -194,7 +198,7 @@ class Packing:
             else:
                 note = f"splits: the dataset's own ({official}); val was cut from train with seed {options.seed}"
             if official and (without := sum(row.split is None for row in rows.rows)):
-                note += f"; {without:,} rows name no split and are in train"
+                note += f"; {count_of(without, 'row')} without a split in train"
         self.notes.append(note)
         subjects, photos = [row.subject for row in rows.rows], [row.photo for row in rows.rows]
         for kind, names in (("subjects", subjects), ("pictures", photos)):
@@ -266,10 +270,21 @@ class Packing:
         tasks = (
             ShardTask(self.out, shard.name, shard.split, self.recipe, rows.pickled(shard.rows)) for shard in shards
         )
-        with progress("pack", sum(len(shard.rows) for shard in shards), unit="images") as bar:
+        with (
+            progress("pack", sum(len(shard.rows) for shard in shards), unit="images") as bar,
+            ThreadPoolExecutor(1, "sync") as disk,
+        ):
             try:
-                for done in self.workers.run(make_shard, tasks):
+                syncing: deque[Future[None]] = deque()
+                for shard, done in zip(shards, self.workers.run(make_shard, tasks), strict=True):
+                    # Here, as a worker would wait for the disk: a tenth of its time for small shards.
+                    syncing.append(disk.submit(_sync_if_there, self.out / shard.name))
+                    while syncing and syncing[0].done():
+                        syncing.popleft().result()  # raises that the disk is full
                     bar.advance(done)
+                for one in syncing:
+                    one.result()
+                sync(self.out)
             except StaleError as error:
                 raise self._changed(str(error)) from error
 
@@ -295,12 +310,32 @@ class Packing:
                 packed.hashes[place[number]] = bytes.fromhex(exact), bytes.fromhex(near)
         if not packed.shards:
             raise UserError(
-                f"{self.out}: none of {rows.read:,} rows became a sample ({_most_frequent(packed.refused)})"
+                f"{self.out}: of {count_of(rows.read, 'row')} none became a sample ({_most_frequent(packed.refused)})"
             )
         return packed
 
     def _finish(self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None, beside: NotTaken) -> Manifest:
         """Write everything beside the shards, the manifest last: it marks the folder as finished."""
+        total = sum(packed.by_split.values(), Counter[str]())
+        with ThreadPoolExecutor(1, "sheets") as meanwhile:
+            drawn = meanwhile.submit(self._draw_sheets, packed.shards, total)
+            manifest = self._manifest(rows, packed, dropped, beside)
+            drawn.result()
+        text = summary.summary(manifest, total, self.notes)
+        write_text(self.out / SUMMARY, text)
+        manifest.save(self.out)
+        print(text)
+        return manifest
+
+    def _draw_sheets(self, shards: Sequence[ShardInfo], total: Mapping[str, int]) -> None:
+        title = self.source.name, "" if self.source.publishable else "not to be passed on"
+        for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, shards, total, title)):
+            pass
+
+    def _manifest(
+        self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None, beside: NotTaken
+    ) -> Manifest:
+        """The manifest; what it counts and names is written."""
         reasons = Counter(summary.category(reason) for _, _, reason in packed.refused)
         counts = summary.counts(packed.by_split, reasons, rows.read)
         assert counts["samples"] + counts["quarantined"] == rows.read, "rows were lost"
@@ -315,7 +350,7 @@ class Packing:
         self._write_quarantine(packed.refused)
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in duplicates]
         write_text(self.out / DUPLICATES, "".join(lines))
-        manifest = Manifest(
+        return Manifest(
             dataset=self.source.name,
             variant=self.source.variant,
             licence=self.source.licence,
@@ -328,14 +363,6 @@ class Packing:
             notes=tuple(self.notes),
             indexes=write_indexes(self.out, packed.shards, self.out / JOURNAL),
         )
-        total = sum(packed.by_split.values(), Counter[str]())
-        for _ in self.workers.run(summary.draw_sheet, summary.contact_sheets(self.out, manifest, total)):
-            pass
-        text = summary.summary(manifest, total, self.notes)
-        write_text(self.out / SUMMARY, text)
-        manifest.save(self.out)
-        print(text)
-        return manifest
 
     def _picture(self) -> dict[str, Any]:
         if self.keep:
@@ -350,6 +377,11 @@ class Packing:
         ):
             for _, source, reason in sorted(refused):
                 stream.write(json.dumps({"source": source, "reason": reason}, ensure_ascii=False) + "\n")
+
+
+def _sync_if_there(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # no row became a sample
+        sync(path)
 
 
 def _most_frequent(refused: Sequence[tuple[int, str, str]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from hpe.core.files import write_text
+from hpe.core.files import aside_unsynced
 from hpe.data.shards import ShardInfo
 
 JOURNAL: Final = ".pack"
@@ -44,9 +44,19 @@ class ShardJournal:
             return None
 
     def save(self, path: Path) -> None:
-        """Write the journal, whole or not at all."""
-        raw = asdict(self) | {"counts": dict(self.counts)}
-        write_text(path, json.dumps(raw, separators=(",", ":")))
+        """Write the journal, whole or not at all while the machine has power.
+
+        After a power cut it may be damaged, and so may its tar: then the shard is made again.
+        """
+        raw = {
+            "digest": self.digest,
+            "shard": None if self.shard is None else asdict(self.shard),
+            "refused": self.refused,
+            "counts": self.counts,
+            "samples": self.samples,
+        }
+        with aside_unsynced(path) as part:
+            part.write_text(json.dumps(raw, separators=(",", ":")), encoding="utf-8")
 
 
 def journal(folder: Path, shard: str) -> Path:

@@ -16,7 +16,7 @@ from hpe.data.records import Record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hpe.data.shards import Manifest
+    from hpe.data.shards import Manifest, ShardInfo
 
 HOPENET_DEGREES: Final = 99
 """Hopenet's bins end here; samples with a larger angle are kept, and counted apart."""
@@ -25,6 +25,7 @@ _SIDES: Final = (0, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 _TILE: Final = 96
 _COLUMNS, _ROWS = 10, 4
 _MOST_SHARDS: Final = 64
+_QUALITY: Final = 90
 _BAR: Final = 40
 _DIRECTION_SHEET: Final = "direction-"
 _POSES, _UNLABELLED = "poses", "unlabelled"
@@ -221,39 +222,50 @@ def sheets_of(record: Record) -> list[str]:
     return found or [_POSES if _angles(record) else _UNLABELLED]
 
 
-def contact_sheets(folder: Path, manifest: "Manifest", total: Mapping[str, int]) -> list[ContactSheet]:
-    """A ``contact-<class>.png`` of forty pictures for each emotion and direction; see :func:`sheets_of`.
+def contact_sheets(
+    folder: Path, shards: Sequence["ShardInfo"], total: Mapping[str, int], title: tuple[str, str]
+) -> list[ContactSheet]:
+    """A ``contact-<class>.jpg`` of forty pictures for each emotion and direction; see :func:`sheets_of`.
 
     The sheets of directions and poses show the heads' axes where yaw and pitch are known, in order of yaw. Shards
     are in random order, so that the first pictures are a random choice; only the first 64 shards are read.
 
     Args:
+        folder: of the shards, where the sheets are to be.
+        shards: in order.
         total: of all samples; see :func:`tally`.
+        title: how the title of a sheet begins and ends.
     """
     from hpe.data.shard_reader import read_samples
 
     have = {name.partition("/")[2]: count for name, count in sorted(total.items()) if name.startswith("sheet/")}
     chosen: dict[str, list[Record]] = {name: [] for name in have}
     images: dict[str, list[bytes]] = {name: [] for name in have}
-    for shard in manifest.shards[:_MOST_SHARDS]:
+    for shard in shards[:_MOST_SHARDS]:
         for sample in read_samples(folder / shard.name):
             for name in sheets_of(sample.record):
                 if name in have and len(chosen[name]) < _COLUMNS * _ROWS:
                     chosen[name].append(sample.record)
                     images[name].append(sample.image)
-        if all(len(chosen[name]) >= min(_COLUMNS * _ROWS, count) for name, count in have.items()):
-            break
+            if all(len(chosen[name]) >= min(_COLUMNS * _ROWS, count) for name, count in have.items()):
+                break
+        else:
+            continue
+        break
     return [
         ContactSheet(
-            folder / f"contact-{name}.png",
-            f"{manifest.dataset} · {name.replace('-', ' ')} · {len(records)} of {have[name]:,}"
-            + _order_of(name, records)
-            + ("" if manifest.publishable else " · not to be passed on"),
+            folder / f"contact-{name}.jpg",
+            " · ".join(
+                text
+                for text in (title[0], name.replace("-", " "), f"{len(records)} of {have[name]:,}",
+                             _order_of(name, records), title[1])
+                if text
+            ),
             _tiles(name, records, images[name]),
         )
         for name, records in chosen.items()
         if records
-    ]
+    ]  # fmt: skip
 
 
 def _angles(record: Record) -> tuple[float, float, float] | None:
@@ -270,7 +282,7 @@ def _has_axes(name: str) -> bool:
 def _order_of(name: str, records: Sequence[Record]) -> str:
     if not _has_axes(name) or not any(map(_angles, records)):
         return ""
-    return " · from left to right" + (" · no roll given" if all(r.roll is None for r in records) else "")
+    return "from left to right" + (" · no roll given" if all(r.roll is None for r in records) else "")
 
 
 def _tiles(name: str, records: Sequence[Record], images: Sequence[bytes]) -> tuple[Tile, ...]:
@@ -285,8 +297,8 @@ def draw_sheet(sheet: ContactSheet) -> None:
     from hpe.core.files import aside
 
     with aside(sheet.path) as part:
-        # Level 1: three times as quick as the default for a tenth more bytes.
-        _sheet(sheet.title, sheet.tiles).save(part, "PNG", compress_level=1)
+        # A PNG of photos is three times as large and takes ten times as long.
+        _sheet(sheet.title, sheet.tiles).save(part, "JPEG", quality=_QUALITY, subsampling=0)
 
 
 def _sheet(title: str, tiles: Sequence[Tile]) -> "Image":
@@ -305,10 +317,10 @@ def _sheet(title: str, tiles: Sequence[Tile]) -> "Image":
 def _drawn(tile: Tile) -> "Image":
     from PIL import Image, ImageOps
 
-    from hpe.data.images import decode_rgb
+    from hpe.data.images import decode_small, image_size
 
-    picture = Image.fromarray(decode_rgb(tile.image))
-    width = picture.width
+    width, _ = image_size(tile.image)
+    picture = Image.fromarray(decode_small(tile.image, _TILE))
     picture.thumbnail((_TILE, _TILE))
     if tile.angles is not None:
         from hpe.data.annotate import Overlay, with_axes

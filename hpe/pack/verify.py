@@ -14,7 +14,7 @@ from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
-from hpe.data.index import FOREIGN, check_index, equal_rows, index_open_shard, open_index
+from hpe.data.index import FOREIGN, IndexFile, equal_rows, index_open_shard, open_index
 from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
@@ -55,6 +55,7 @@ def verify(folder: Path) -> list[Fault]:
         return _verify_foreign(folder, tars)
     manifest = Manifest.load(folder)
     found, rows = _indexes(folder, {index.name: index.sha256 for index in manifest.indexes})
+    unsound = {fault.shard for fault in found}
     keys: Counter[str] = Counter()
 
     def check(shard: ShardInfo) -> tuple[list[Fault], tuple[str, ...]]:
@@ -73,11 +74,11 @@ def verify(folder: Path) -> list[Fault]:
         for path in tars
         if path.name not in listed
     ]
-    indexed = {index.split for index in manifest.indexes}
+    indexed = {index.split for index in manifest.indexes if index.name not in unsound}
     found += [
         Fault(shard.name, "is not in the index of its split: run `hpe index`")
         for shard in manifest.shards
-        if shard.split in indexed and rows and shard.name not in rows
+        if shard.split in indexed and shard.name not in rows
     ]
     return found + [Fault(MANIFEST, what) for what in _contradictions(manifest)]
 
@@ -108,14 +109,13 @@ def _indexes(folder: Path, indexes: Mapping[str, str | None]) -> tuple[list[Faul
     found: list[Fault] = []
     rows: dict[str, pa.RecordBatch] = {}
     for name, expected in indexes.items():
+        file = IndexFile(str(folder / name), str(folder), expected)
         try:
-            digest = check_index(folder / name)
-            if expected not in (None, digest):
-                raise ValueError("sha256 differs from the manifest's")
+            file.check(folder / name)
             index = open_index(folder / name)
         except ValueError as error:
             missing = not (folder / name).exists()
-            found.append(Fault(name, f"{'is missing' if missing else error}: run `hpe index {folder}`"))
+            found.append(Fault(name, f"{'is missing' if missing else error}; {file.way_out}"))
             continue
         rows |= {shard.name: batch for shard, batch in zip(index.shards, index.batches, strict=True)}
     return found, rows
@@ -127,7 +127,8 @@ def _against_index(name: str, own: pa.RecordBatch, indexed: pa.RecordBatch | Non
         return
     pairs = zip(own.to_pylist(), indexed.to_pylist(), strict=False)
     other = tuple(here["key"] for here, there in pairs if here | {"shard": 0} != there | {"shard": 0})
-    what = f"its index has {indexed.num_rows:,} samples" if own.num_rows != indexed.num_rows else "its index differs"
+    count = count_of(indexed.num_rows, "sample")
+    what = f"its index has {count}" if own.num_rows != indexed.num_rows else "its index differs"
     yield Fault(name, f"{what}: run `hpe index`; samples that differ", other)
 
 
@@ -183,7 +184,7 @@ def _compare(
     else:
         found += _against_index(shard.name, rows, indexed)
     if impossible := tuple(_impossible(rows, shard.split, damaged)):
-        found.append(Fault(shard.name, f"{len(impossible):,} records hold impossible values", impossible))
+        found.append(Fault(shard.name, f"impossible values in {count_of(len(impossible), 'record')}", impossible))
     if entry.unpaired:
         found.append(Fault(shard.name, entry.unpaired))
     if len(opened) != shard.samples:

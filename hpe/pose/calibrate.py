@@ -68,6 +68,7 @@ def _fit_confidence(thresholds: Thresholds, angles: Angles, deviations: Angles, 
     spreads = _SPREADS if np.isfinite(deviations).any() else (0.0,)
 
     def likelihood(one: Thresholds) -> float:
+        # One face that is wrong with certainty would have a likelihood of 0, whatever the others say.
         confidence = one.confidence(angles, deviations).clip(0.01, 0.99)
         return float(np.log(np.where(right, confidence, 1 - confidence)).mean())
 
@@ -87,6 +88,7 @@ def cross_validate(
     """
     from sklearn.model_selection import GroupKFold
 
+    # By person: two pictures of one head, one of them fitted on, would make the rule look better than it is.
     decided = np.full(len(truth), ABSTAIN)
     always, confidence = decided.copy(), np.zeros(len(truth))
     for train, test in GroupKFold(FOLDS).split(angles, truth, people):
@@ -160,7 +162,7 @@ def run(
     """
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; expected a file name such as {out / 'ours.json'}")
-    pairs = [(shard, table_path(shard.path, poses, estimator)) for shard in find_shards(sources, split)]
+    pairs = [(shard, table_path(shard, poses, estimator)) for shard in find_shards(sources, split)]
     rows = join_with_truth(pairs)
     people = [str(subject) for subject in rows.subjects]
     good = usable(rows.predicted, rows.true_direction, people)

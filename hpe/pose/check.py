@@ -64,7 +64,7 @@ def check_tables(tasks: Sequence[Task]) -> None:
     for folder, there in by_folder.items():
         joined = join_with_truth([(task.shard, task.table) for task in there])
         found = check(joined)
-        title = f"{there[0].identity.estimator} on {there[0].shard.path.parent}"
+        title = f"{there[0].identity.estimator} on {there[0].shard.folder}"
         report = folder / FOLDER
         report.mkdir(exist_ok=True)
         write_report(report, title, found, joined)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import leftovers, refuse_unwritable
@@ -36,7 +36,7 @@ from hpe.data.faces import read_faces
 from hpe.data.pose_tables import Identity, ShardPoses, differences, read_pose_table, write_table
 from hpe.data.prefetch import ahead
 from hpe.data.shard_files import ShardFile
-from hpe.data.shard_reader import OpenShard, open_shard
+from hpe.data.shard_reader import OpenShard
 from hpe.data.shards import MANIFEST
 from hpe.estimators.estimator import Estimator, Poses, averaged
 from hpe.estimators.load import sha256_of
@@ -153,7 +153,7 @@ def pose_pass(
             say("hpe: stopped; every finished table is kept; run the same command again to resume")
         return EXIT_AGAIN
     for number, problem in damaged.items():
-        say(f"hpe: {tasks[number].shard.path}: {problem}; skipped, no table")
+        say(f"hpe: {tasks[number].shard}: {problem}; skipped, no table")
     unread = _report_unread(tasks) if ranks.main else 0
     return EXIT_INCOMPLETE if damaged or unread else EXIT_OK
 
@@ -177,7 +177,8 @@ def _report_unread(tasks: Sequence[Task]) -> int:
             reasons.update(reason for reason in column.to_pylist() if reason is not None)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        say(f"hpe: {reasons.total():,} faces have no angles; {count:,} of them: {reason} (see the `problem` column)")
+        without = count_of(reasons.total(), "face")
+        say(f"hpe: no angles for {without}; {count:,} of them: {reason} (see the `problem` column)")
     return reasons.total() - reasons[NO_FACE]
 
 
@@ -354,7 +355,7 @@ class _RankPass:
         """On rank 0, wait for the other ranks, and do the tasks of those that died."""
         for number in self.queue.abandoned():
             if number is not None:
-                path = self.tasks[number].shard.path
+                path = self.tasks[number].shard
                 say(f"hpe: the rank that processed {path} died; processing it again here")
                 self.run([number])
             self._show_progress()
@@ -376,12 +377,13 @@ class _RankPass:
                     self.queue.finish(number)
                     continue
                 try:
-                    shard = open_shard(task.shard.path)
+                    shard = task.shard.open()
                 except ValueError as error:
                     self.queue.finish(number, str(error))
                     continue
                 if shard.index.unpaired:
-                    say(f"hpe: WARNING: {task.shard.path}: {shard.index.unpaired}")
+                    say(f"hpe: WARNING: {task.shard}: {shard.index.unpaired}")
+                # Hashed beside the network's work: the hash decides whether the table is written, not what is in it.
                 origin = _ShardInProgress(number, task, shard, hashing.submit(_sha256, shard.data))
                 # An empty shard gives one empty batch, so that its (empty) table is written all the same.
                 for start in range(0, max(len(shard), 1), self.batch):
@@ -389,6 +391,7 @@ class _RankPass:
 
     def _write(self, origin: _ShardInProgress) -> None:
         """Write a shard's table, unless the shard's bytes differ from its manifest."""
+        # A table of other bytes than the manifest's would be accepted later by the manifest's sha256.
         task, digest = origin.task, origin.digest.result()
         if task.shard.sha256 is not None and digest != task.shard.sha256:
             self.queue.finish(
@@ -397,7 +400,8 @@ class _RankPass:
             return
         self._name_rows_without_angles(origin)
         if not len(origin.shard):
-            say(f"hpe: {task.shard.path}: holds no samples; its table is empty")
+            say(f"hpe: {task.shard}: holds no samples; its table is empty")
+        # In float64, as whoever applies a rule to the table's angles later has them: the same side of a threshold.
         angles, deviations = origin.angles.astype(np.float64), origin.deviations.astype(np.float64)
         poses = ShardPoses(
             origin.shard.index.keys, origin.angles, origin.deviations,

@@ -27,7 +27,6 @@ from hpe.data.directions import (
 )
 from hpe.data.pose_tables import POSE_FOLDER, Identity, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, find_shards
-from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.models.build import load_run
@@ -39,17 +38,17 @@ CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
 
 
-def _records_lack(shard: Path, basis: str) -> bool:
+def _records_lack(shard: ShardFile, basis: str) -> bool:
     """Whether the first records of a shard all lack a box, or landmarks."""
     try:
-        opened = open_shard(shard)
+        opened = shard.open()
         records = [opened.record(row) for row in range(min(len(opened), FIRST_ROWS))]
     except ValueError:  # damaged: the pass names and skips it
         return False
     return bool(records) and all(getattr(record, basis) is None for record in records)
 
 
-def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: Path) -> tuple[Framing, str]:
+def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: ShardFile) -> tuple[Framing, str]:
     """Which part of the stored pictures the estimator gets to see, and the crop rule that results.
 
     Args:
@@ -62,7 +61,7 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
         UserError: the rules differ, and the user has chosen no way out, or an impossible one.
     """
     whole = Framing(CropRule(), inside=False)
-    where, rule = shard.parent, None if stored is None else CropRule.parse(stored)
+    where, rule = shard.folder, None if stored is None else CropRule.parse(stored)
     if rule == wanted:
         return whole, str(wanted)
     if on_mismatch == "force":
@@ -80,7 +79,7 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
             )
         if _records_lack(shard, wanted.basis):
             raise UserError(
-                f"{where}: --recrop needs the records' {wanted.basis}, and they have none ({shard.name}); "
+                f"{where}: --recrop needs the records' {wanted.basis}, and they have none ({shard.path.name}); "
                 f"{_without(wanted)}"
             )
         return Framing(wanted, inside=rule != CropRule()), str(wanted)
@@ -122,18 +121,16 @@ def tasks_of(
         UserError: crop rules that do not fit, or two shards with one name in ``out``.
     """
     tasks: dict[Path, Task] = {}
-    framings: dict[Path, tuple[Framing, str]] = {}
+    framings: dict[str, tuple[Framing, str]] = {}
     if estimator.finds_faces and on_mismatch == "refuse":
         on_mismatch = "force"
     for shard in shards:
-        if (folder := shard.path.parent) not in framings:  # one dataset per folder: its first shard shows the crop
-            framings[folder] = framing_of(shard.crop, estimator.crop, on_mismatch, shard.path)
+        if (folder := shard.folder) not in framings:  # one dataset per folder: its first shard shows the crop
+            framings[folder] = framing_of(shard.crop, estimator.crop, on_mismatch, shard)
         framing, crop = framings[folder]
-        table = table_path(shard.path, out, estimator.name)
+        table = table_path(shard, out, estimator.name)
         if table in tasks:
-            raise UserError(
-                f"{shard.path} and {tasks[table].shard.path} would share the table {table}; run them with two --out"
-            )
+            raise UserError(f"{shard} and {tasks[table].shard} would share the table {table}; run them with two --out")
         identity = Identity(
             estimator=estimator.name,
             weights_sha256=estimator.weights_sha256,
@@ -150,9 +147,17 @@ def tasks_of(
     return list(tasks.values())
 
 
-def table_path(shard: Path, out: Path | None, estimator: str) -> Path:
-    """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``."""
-    return table_of_shard((out or shard.parent / POSE_FOLDER) / estimator, shard.name)
+def table_path(shard: ShardFile, out: Path | None, estimator: str) -> Path:
+    """The pose table of a shard: ``pose/<estimator>/`` beside it, or ``<out>/<estimator>/``.
+
+    Raises:
+        UserError: a remote shard has no place beside it.
+    """
+    if shard.url and out is None:
+        raise UserError(
+            f"{shard.folder}: its pose tables lie in a folder of this machine; name it, too (--out, --poses)"
+        )
+    return table_of_shard((out or shard.path.parent / POSE_FOLDER) / estimator, shard.path.name)
 
 
 def pose(sources: Sequence[str], options: PoseOptions) -> int:

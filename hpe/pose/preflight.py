@@ -13,7 +13,6 @@ from torch import Tensor
 from hpe.core.errors import UserError
 from hpe.data.faces import read_faces
 from hpe.data.records import Record
-from hpe.data.shard_reader import open_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.pose.passes import Task
@@ -58,7 +57,7 @@ def first_faces(
     truth: list[list[float]] = []
     for task in tasks:
         try:
-            shard = open_shard(task.shard.path)
+            shard = task.shard.open()
         except ValueError:  # the pass will name it
             continue
         wanted = PROBE_FACES - len(faces)
@@ -88,7 +87,7 @@ def refuse_without_truth(tasks: Sequence[Task]) -> None:
     opened = False
     for task in tasks:
         try:
-            shard = open_shard(task.shard.path)
+            shard = task.shard.open()
         except ValueError:  # the pass will name it
             continue
         records = []

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
@@ -244,9 +244,18 @@ def answered(found: Sequence[FoundFace], answerer: Answerer, batch: int) -> list
     return faces
 
 
-def drawn(image: "Image", faces: Sequence[Face], marker: Marker) -> "Image":
-    """An image with its faces drawn on it: beside it if the one face is the whole image, else into it."""
-    marks = [face.overlay() for face in faces]
+def drawn(image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequence[str] = ()) -> "Image":
+    """An image with its faces drawn on it: beside it if the one face is the whole image, else into it.
+
+    Args:
+        image: RGB.
+        faces: in its pixels.
+        marker: axes or cube.
+        labels: of the faces, drawn above their boxes in photos.
+    """
+    marks = [
+        replace(face.overlay(), label=label) for face, label in zip(faces, labels or [""] * len(faces), strict=True)
+    ]
     if len(faces) == 1 and faces[0].score is None and faces[0].box == (0, 0, image.width, image.height):
         return card(image, marks[0], height=int(np.clip(image.height, *_CARD_SIDES)), marker=marker)
     return photo(image, marks, marker)

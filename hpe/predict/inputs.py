@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hpe.core.console import count_of
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import short_name
 from hpe.data.crops import Box
 from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import RGBImage
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
-from hpe.stream.remote_cache import RemoteCache
+from hpe.data.video import VIDEOS, is_video
 from hpe.stream.shard_sets import Shard
 
-VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _LARGEST_FILE: Final = 1 << 28
 _LONGEST_NAME: Final = 120
 
@@ -116,6 +117,44 @@ def find_inputs(named: Sequence[str], split: str | None = None) -> list[Input]:
     return [one for one in found if isinstance(one, Skipped) or not (one.path in seen or seen.add(one.path))]
 
 
+def find_videos(named: Sequence[str]) -> list[str] | None:
+    """The videos of the command line, each once; None if it names images or shards, or nothing that is there.
+
+    Args:
+        named: videos as :class:`hpe.data.video.Video` takes them, globs of videos, and folders that have videos and
+            neither images nor shards.
+
+    Raises:
+        UserError: images and videos together, whose tables have other columns.
+    """
+    videos: list[str] = []
+    others = []
+    for text in named:
+        if found := [text] if is_video(text) else _videos_of(text):
+            videos += found
+        else:
+            others.append(text)
+    if videos and others:
+        raise UserError(
+            f"{videos[0]} is a video, {others[0]} is none: their tables have other columns; use one command for each"
+        )
+    return list(dict.fromkeys(videos)) or None
+
+
+def _videos_of(text: str) -> list[str]:
+    """The videos of a glob, or of a folder without images and shards."""
+    path = Path(text)
+    found = matching(text)
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        found = []
+        for one in walk(path):
+            if isinstance(one, Path) or one.kind == ".tar":
+                return []
+            found.append(one.path)
+    videos = [str(one) for one in found or () if one.suffix.lower() in VIDEOS and one.is_file()]
+    return videos if path.is_dir() or len(videos) == len(found or ()) else []
+
+
 def split_inputs(found: Sequence[Input]) -> tuple[list[ImageFile | ShardFile | Skipped], Counter[str]]:
     """The inputs to read, and how many files are passed over, by kind."""
     read = [one for one in found if not isinstance(one, Other)]
@@ -127,10 +166,6 @@ def _of(text: str, split: str | None) -> list[Input]:
     if path.is_dir():
         return _folder(path, split)
     if path.is_file():
-        if path.suffix.lower() in VIDEOS:
-            raise UserError(
-                f"{text}: is a video, but hpe predict reads images: write its frames into a folder and use that"
-            )
         return [_file(path, path.parent)]
     if (matches := matching(text)) is not None:
         found: list[Input] = []
@@ -212,7 +247,7 @@ def _samples(source: str, file: Path | int, samples: int | None) -> Iterator[Ite
     if opened.damage:
         yield Skipped(source, "", opened.damage)
     elif samples not in (None, len(opened)):
-        yield Skipped(source, "", f"{len(opened)} samples, its manifest says {samples}")
+        yield Skipped(source, "", f"{count_of(len(opened), 'sample')}, its manifest lists {samples:,}")
     elif not len(opened) and not opened.index.unpaired:
         yield Skipped(source, "", "no sample (a picture and its json) in this tar")
     if opened.index.unpaired:

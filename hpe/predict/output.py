@@ -3,14 +3,16 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, get_args
 
+import numpy as np
+
 from hpe.core.errors import UserError
 from hpe.core.files import aside
-from hpe.predict.faces import Row, columns
+from hpe.predict.faces import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +34,13 @@ def format_of(name: str) -> Format:
 
 
 @contextmanager
-def open_table(path: Path | None, form: Format, heads: Sequence[str]) -> Iterator[Callable[[Sequence[Row]], None]]:
+def open_table(path: Path | None, form: Format, kinds: Mapping[str, type]) -> Iterator[Callable[[Sequence[Row]], None]]:
     """A function that writes a batch of rows, to a file or to the standard output. After an error, an older file stays.
+
+    Args:
+        path: of the file; None: the standard output.
+        form: of the file.
+        kinds: the columns, and their types as :func:`hpe.predict.faces.columns` gives them.
 
     Raises:
         UserError: Parquet for the standard output.
@@ -42,35 +49,35 @@ def open_table(path: Path | None, form: Format, heads: Sequence[str]) -> Iterato
         if path is None:
             raise UserError("--format parquet: cannot be printed; choose a folder with --out")
         with aside(path) as part:
-            yield from _parquet(part, heads)
+            yield from _parquet(part, kinds)
         return
     write = _jsonl if form == "jsonl" else _csv
     if path is None:
-        yield write(sys.stdout, heads)
+        yield write(sys.stdout, kinds)
         sys.stdout.flush()
         return
     with aside(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
-        yield write(stream, heads)
+        yield write(stream, kinds)
 
 
-def _jsonl(stream: IO[str], _: Sequence[str]) -> Callable[[Sequence[Row]], None]:
+def _jsonl(stream: IO[str], _: Mapping[str, type]) -> Callable[[Sequence[Row]], None]:
     def write(rows: Sequence[Row]) -> None:
         stream.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
     return write
 
 
-def _csv(stream: IO[str], heads: Sequence[str]) -> Callable[[Sequence[Row]], None]:
-    writer = csv.DictWriter(stream, list(columns(heads)), lineterminator="\n")
+def _csv(stream: IO[str], kinds: Mapping[str, type]) -> Callable[[Sequence[Row]], None]:
+    writer = csv.DictWriter(stream, list(kinds), lineterminator="\n")
     writer.writeheader()
     return writer.writerows
 
 
-def _parquet(part: Path, heads: Sequence[str]) -> Iterator[Callable[[Sequence[Row]], None]]:
+def _parquet(part: Path, kinds: Mapping[str, type]) -> Iterator[Callable[[Sequence[Row]], None]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(heads)
+    schema = _schema(kinds)
     held: list[Row] = []
 
     with pq.ParquetWriter(part, schema, compression="zstd") as file:
@@ -86,8 +93,8 @@ def _parquet(part: Path, heads: Sequence[str]) -> Iterator[Callable[[Sequence[Ro
             file.write_table(pa.Table.from_pylist(held, schema))
 
 
-def _schema(heads: Sequence[str]) -> "pa.Schema":
+def _schema(kinds: Mapping[str, type]) -> "pa.Schema":
     import pyarrow as pa
 
-    types = {str: pa.string(), int: pa.int32(), float: pa.float32()}
-    return pa.schema([(name, types[kind]) for name, kind in columns(heads).items()])
+    types = {str: pa.string(), int: pa.int32(), float: pa.float32(), np.float64: pa.float64()}
+    return pa.schema([(name, types[kind]) for name, kind in kinds.items()])

@@ -1,4 +1,4 @@
-"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards.
+"""``hpe predict``: what a network predicts for the faces in images, folders, globs and shards (videos: video.py).
 
 The table has one row per face. Its columns, as far as the network has the heads:
 
@@ -19,19 +19,18 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import named_device
+from hpe.core.distributed import cores, named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
@@ -60,17 +59,17 @@ from hpe.predict.face_finders import (
     detector_rule,
     groups,
 )
-from hpe.predict.faces import MARKERS, Face, Row, answered, drawn
-from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, images_in, items, split_inputs
+from hpe.predict.faces import MARKERS, Face, Row, answered, columns, drawn
+from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, find_videos, images_in, items, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Predictor, RunPredictor, open_predictor
-from hpe.predict.options import PredictOptions
+from hpe.predict.options import AUTO, GIVEN, PredictOptions
 from hpe.predict.output import Format, format_of, open_table
+from hpe.predict.video import read_videos
 from hpe.predict.whole_photos import whole_photos
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
 
-GIVEN: Final = "given"
 DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
 _PRINTED_SKIPS: Final = 20
@@ -84,7 +83,7 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
 
     Args:
         network: run folder, head-pose estimator, or folder of a landmark model.
-        inputs: images, folders, tar files, folders of shards, globs.
+        inputs: images, folders, tar files, folders of shards, globs; or videos and cameras.
 
     Returns:
         The exit code: 1 if an input could not be read, or its drawing not be written (a message gives its name).
@@ -92,6 +91,14 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     Raises:
         UserError: there is no such network or input, or two options exclude each other.
     """
+    if (videos := find_videos(inputs)) is not None:
+        return read_videos(network, videos, options)
+    draw = "none" if options.draw == AUTO else options.draw
+    faces = GIVEN if options.faces == AUTO else options.faces
+    return _read_images(network, inputs, replace(options, draw=draw, faces=faces))
+
+
+def _read_images(network: Path, inputs: Sequence[str], options: PredictOptions) -> int:
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
@@ -221,7 +228,7 @@ def _open_results(
         tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
             drawing = Drawing(out / DRAWN, marker, tally, pool)
-    write = stack.enter_context(open_table(table, form, opened.answerer.heads))
+    write = stack.enter_context(open_table(table, form, columns(opened.answerer.heads)))
     return _Results(write, drawing, tally)
 
 
@@ -276,8 +283,8 @@ def labelled_faces(inputs: Sequence[str], predictor: Predictor) -> tuple[Labelle
                     found.setdefault(row.image.resolve(), []).append((box, rules[0].apply(box)))
         if len(found) > before:
             notes.append(
-                f"{folder}: dataset {name}: {len(found) - before:,} images are cropped by the dataset's own labels "
-                f"({rules[0]}), like the training images"
+                f"{folder}: dataset {name}: {count_of(len(found) - before, 'image')} cropped by the dataset's own "
+                f"labels ({rules[0]}), like the training images"
             )
     return found, notes
 
@@ -309,7 +316,7 @@ def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
 
 
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    return min(cores(), 8)
 
 
 def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:
@@ -399,8 +406,8 @@ class Tally:
         if self.nan:
             _print_notes(
                 [
-                    f"WARNING: for {self.nan:,} faces the network gave NaN; its weights are damaged or overflow: try "
-                    "another --which"
+                    f"WARNING: for {count_of(self.nan, 'face')} the network gave NaN; its weights are damaged or "
+                    "overflow: try another --which"
                 ]
             )
 

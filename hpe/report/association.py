@@ -15,6 +15,7 @@ from hpe.core.table_files import read_table
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.shard_files import find_shards
 from hpe.data.shards import MANIFEST, refuse_unfinished
+from hpe.data.store import is_remote
 from hpe.data.tables import arrow, dataset_of, pose_files
 from hpe.metrics.association import SIGNIFICANT, accuracy_by_row, associate, classes_of, cross
 from hpe.metrics.columns import guesses
@@ -40,7 +41,7 @@ class ShardLabels:
 
 
 def write_association(
-    path: Path,
+    source: str | Path,
     out: Path,
     *,
     rows: str,
@@ -54,9 +55,10 @@ def write_association(
     Raises:
         UserError: the table or shards cannot be read, or a column is missing or holds other values.
     """
-    if path.is_dir() or path.suffix == ".tar":
-        name, read = _of_shards(path, labels)
-        _refuse_unlabelled(path, read, (rows, columns), labels)
+    path = Path(source)
+    if is_remote(str(source)) or path.is_dir() or path.suffix == ".tar":
+        name, read = _of_shards(source, labels)
+        _refuse_unlabelled(source, read, (rows, columns), labels)
     elif labels != ShardLabels():
         raise UserError(f"{path}: --split, --pose and --rule are for shards; expected a folder that `hpe pack` wrote")
     else:
@@ -78,17 +80,18 @@ def write_association(
     return made
 
 
-def _of_shards(path: Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
+def _of_shards(source: str | Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
     """What is read, in words, and the rows; classes are named."""
     import pyarrow as pa
     from datasets import ClassLabel
 
+    path = Path(source)
     if path.is_dir() and not (path / MANIFEST).is_file():
         refuse_unfinished(path)
         raise UserError(
             f"{path}: no {MANIFEST}; expected a CSV or Parquet file, or a folder where `hpe pack` has finished"
         )
-    shards = find_shards([path], labels.split)
+    shards = find_shards([source], labels.split)
     words = [labels.split] if labels.split else []
     if labels.pose is None:
         if labels.rule is not None:
@@ -106,11 +109,11 @@ def _of_shards(path: Path, labels: ShardLabels) -> tuple[str, "pa.Table"]:
     return f"{path.resolve().name}" + f" ({'; '.join(words)})" * bool(words), read
 
 
-def _refuse_unlabelled(path: Path, read: "pa.Table", wanted: Sequence[str], labels: ShardLabels) -> None:
+def _refuse_unlabelled(source: str | Path, read: "pa.Table", wanted: Sequence[str], labels: ShardLabels) -> None:
     for name in read.column_names:
         if name in map(str.lower, wanted) and read[name].null_count == len(read):
             hint = "; name pose tables with --pose ESTIMATOR" if name == "direction" and labels.pose is None else ""
-            raise UserError(f"{path}: no sample has a label in the column {name}{hint}")
+            raise UserError(f"{source}: no sample has a label in the column {name}{hint}")
 
 
 def _correct(read: "pa.Table") -> tuple[np.ndarray, np.ndarray] | None:

@@ -35,7 +35,7 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """What it judges, such as ``RAF-DB test``; results of older versions state only their name."""
+        """What it judges, such as ``RAF-DB test``; its name where it does not say."""
         return str(self.about.get("title") or self.name)
 
     @property

@@ -125,7 +125,7 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _title(name: str, figures: Mapping[str, Any]) -> str:
-    """What a result is on; those of older versions state only their name."""
+    """What a result is on; its name where it does not say."""
     about = figures.get("about")
     return str(about.get("title", name)) if isinstance(about, dict) else name
 

@@ -10,21 +10,11 @@ In reading order:
 
 from typing import TYPE_CHECKING
 
+from hpe.core.handed_on import handed_on
+
 if TYPE_CHECKING:
     from hpe.share.hub import local_folder
     from hpe.share.shared import SharedNetwork, share
 
 __all__ = ["SharedNetwork", "local_folder", "share"]
-
-
-def __getattr__(name: str) -> object:
-    # Imported late, so that importing one file of this package does not import everything that the command needs.
-    if name == "local_folder":
-        from hpe.share.hub import local_folder
-
-        return local_folder
-    if name in __all__:
-        from hpe.share import shared
-
-        return getattr(shared, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, {"SharedNetwork": "shared", "local_folder": "hub", "share": "shared"})

@@ -13,8 +13,7 @@
 A batch's way through the files, which is also their reading order::
 
     trainer     shard_sets.py     what a user names → shards: files, URLs, commands
-       │        store.py          what a URL names, copied to a file: tries, a limit, a word to who waits
-       │        remote_cache.py   those copies, once per node, in a bounded folder
+       │                          (hpe/data/store.py and remote_cache.py fetch what is not here)
        │        shard_table.py    a shard → a table: where each sample lies, and its labels; no tar is opened
        │        open_files.py     the tars that a process has open
        │        open_tables.py    a tar and its table, which fit each other

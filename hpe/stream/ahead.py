@@ -17,8 +17,8 @@ import numpy as np
 from hpe.core.distributed import from_parent
 from hpe.core.errors import UserError
 from hpe.core.files import locked
+from hpe.data.remote_cache import NoRoomError, RemoteCache
 from hpe.stream.order import Order
-from hpe.stream.remote_cache import NoRoomError, RemoteCache
 from hpe.stream.shard_sets import Shard
 
 _AT_ONCE: Final = 8
@@ -39,6 +39,8 @@ class Ahead:
         self._needed = any(shard.copied for shards in sets for shard in shards)
         # The position, which the trainer writes, and whether it has begun: first comes the first window, alone.
         self._state = np.frombuffer(mmap.mmap(-1, 16), np.int64)
+        if self._needed:
+            self._cache.refuse_without_locks()
         self.refuse_too_little_room()
 
     def refuse_too_little_room(self) -> None:

@@ -1,14 +1,17 @@
 """The trainer's side of the stream: worker processes, their memory, and batches in the order of the plan."""
 
 import signal
+import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 
+from hpe.core.console import say
 from hpe.core.distributed import cuda, device, from_parent
 from hpe.core.errors import UserError
 from hpe.stream.ahead import Ahead
@@ -43,7 +46,9 @@ class Loader:
         self.named_damage: list[Damage] = []
         self.damaged_samples = 0
         self._reported = 0, 0
+        self._workers = _readers(reading.workers)
         self._iterator: Iterator[Any] | None = None
+        self._message: deque[BatchBlock | Refusal] = deque()
         self._decoder: DeviceDecoder | None = None
 
     def insert(self, stage: Stage, *, after: str) -> Self:
@@ -94,11 +99,12 @@ class Loader:
     def _start(self) -> Iterator[Any]:
         import webdataset.compat as wds
 
-        workers, size = self._reading.workers, self._reading.size
+        workers, size = self._workers, self._reading.size
         if workers:
             rows = -(-self._plan.batch // self._plan.ranks)
-            # What waits in the queue, and two that the trainer may hold.
-            self._reader.memory = SharedMemory(workers, self._reading.prefetch + 2, layout(rows, size, size)[1])
+            # What waits in the queue, the message that the trainer is at, and one more batch that it may hold.
+            slots = self._reader.together * (self._reading.prefetch + 1) + 1
+            self._reader.memory = SharedMemory(workers, slots, layout(rows, size, size)[1])
         if cuda():
             # Memory is page-locked for the device that is current in the thread that asks: DataLoader's takes over
             # what is current here. Before Accelerate starts that is GPU 0 for every rank.
@@ -111,7 +117,7 @@ class Loader:
             # a training shows how long it has waited for its readers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = wds.WebLoader(
-                self.pipeline().compose(_refused),
+                self.pipeline().compose(self._reader.messages),
                 batch_size=None,
                 num_workers=workers,
                 prefetch_factor=self._reading.prefetch if workers else None,
@@ -122,7 +128,8 @@ class Loader:
                 # forked process could not use.
                 multiprocessing_context="fork" if workers else None,
             )
-            self._ahead.start()
+            if _forks():
+                self._ahead.start()
             # Not `iter`, which forks the readers at the first batch, when signals no longer wait.
             return loader.iterator1()
 
@@ -147,8 +154,10 @@ class Loader:
         Raises:
             UserError: a reader has refused it.
         """
-        assert self._iterator is not None
-        block = next(self._iterator)
+        if not self._message:
+            assert self._iterator is not None
+            self._message.extend(next(self._iterator))
+        block = self._message.popleft()
         if isinstance(block, Refusal):
             raise UserError(block.message)
         return block
@@ -166,6 +175,7 @@ class Loader:
         self._ahead.close()
         iterator: Any = self._iterator
         self._iterator = self._decoder = None
+        self._message.clear()
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 
@@ -176,6 +186,19 @@ class Loader:
         self.close()
 
 
+def _forks() -> bool:
+    """Whether processes can be forked: macOS ends a forked process that uses its frameworks, as its BLAS does."""
+    return sys.platform == "linux"
+
+
+def _readers(asked: int) -> int:
+    """How many processes read: those that ``data.workers`` asks for; none where they cannot be forked."""
+    if asked and not _forks():
+        say("hpe: reads in this process, and not in the processes of data.workers: these need Linux")
+        return 0
+    return asked
+
+
 @contextmanager
 def _signals_wait() -> Iterator[None]:
     """Hold signals back while workers are forked: one that comes before a worker ignores it would end that worker."""
@@ -184,13 +207,6 @@ def _signals_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _refused(batches: Iterator[BatchBlock]) -> Iterator[BatchBlock | Refusal]:
-    try:
-        yield from batches
-    except UserError as error:  # torch would hand on an exception as a traceback of the reader
-        yield Refusal(str(error))
 
 
 def _start_worker(_: int) -> None:

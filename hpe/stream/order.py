@@ -21,6 +21,10 @@ from hpe.core.randomness import hashes, permutation
 BLOCK: Final = 1000
 """Positions within which the datasets of a mix (or the classes of a balance) have their exact shares."""
 
+_SHARDS_OF_CLASSES: Final = 96
+"""Shards in the windows of all classes of a balance together. Their readers have these and the next ones open (192 in
+:mod:`hpe.stream.open_files`), and a node has them in its cache."""
+
 # What is drawn, as the first number behind the seed, so that draws of one kind never repeat those of another. With
 # other numbers a resumed run would see other samples than it would have seen without the stop.
 _SHARDS_OF_WINDOWS, _ROWS_OF_WINDOW, _PARTS_OF_BLOCK, _SEED_OF_CLASS = 1, 2, 3, 4
@@ -252,24 +256,26 @@ def balanced(
 
     Args:
         labels: per dataset and shard, the class of each row, or -1.
-        seed, window: as for :class:`Shuffled`; each class is shuffled, and repeated, on its own.
+        seed, window: as for :class:`Shuffled`; each class is shuffled, and repeated, on its own. Of many classes the
+            windows are smaller, so that all together have at most 96 shards, or ``window`` where that is more.
         power: 1 gives every class the same share, 0 the share that it has; values between lie between.
 
     Raises:
         ValueError: no sample has a label.
     """
     classes = np.unique(np.concatenate([rows for shards in labels for rows in shards] or [[]]))
-    parts, weights = [], []
+    found, weights = [], []
     for label in classes[classes >= 0].astype(int).tolist():
         members = [[np.flatnonzero(rows == label) for rows in shards] for shards in labels]
         counts = [sum(map(len, shards)) for shards in members]
         for dataset, (shards, count) in enumerate(zip(members, counts, strict=True)):
             if count:
-                part_seed = int(hashes(seed, _SEED_OF_CLASS, label, dataset, count=1)[0])
-                parts.append(OfClass(shards, seed=part_seed, window=window, dataset=dataset))
+                found.append((int(hashes(seed, _SEED_OF_CLASS, label, dataset, count=1)[0]), shards, dataset))
                 weights.append(count / sum(counts) * sum(counts) ** (1 - power))
-    if not parts:
+    if not found:
         raise ValueError("no sample has a label")
+    of_class = max(1, min(window, max(window, _SHARDS_OF_CLASSES) // len(found)))
+    parts = [OfClass(shards, seed=own, window=of_class, dataset=dataset) for own, shards, dataset in found]
     return Mixed(parts, weights, seed=seed)
 
 

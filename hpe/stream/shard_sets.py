@@ -1,29 +1,30 @@
 """What a user names as shards, resolved into files and URLs with their sample counts."""
 
 import glob
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside
+from hpe.data import store
 from hpe.data.index import IndexFile
 from hpe.data.pose_tables import table_of_shard
-from hpe.data.shard_files import ALL_SPLITS, SplitError, indexes_of, matching, of_split, with_manifests
-from hpe.data.shards import MANIFEST, Manifest, ShardInfo, refuse_unfinished
-from hpe.stream import store
-from hpe.stream.remote_cache import RemoteCache, tables_folder
-from hpe.stream.store import FetchError, below, is_remote
-
-_FETCHES: Final = 16
-"""Pose tables fetched at the same time: they are small, so it is the answers that are waited for."""
-_TAR: Final = re.compile(r"\.tar($|\?)")
+from hpe.data.remote_cache import RemoteCache
+from hpe.data.shard_files import (
+    ALL_SPLITS,
+    ShardFile,
+    SplitError,
+    manifest_at,
+    matching,
+    names_folder,
+    of_manifest,
+    with_manifests,
+)
+from hpe.data.shards import MANIFEST, refuse_unfinished
+from hpe.data.store import is_remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,6 @@ def _setting(key: str | None, name: str) -> Iterator[None]:
         raise UserError(f"{key}.{'split' if isinstance(error, SplitError) else name}: {error}") from error
 
 
-def names_folder(shards: str) -> bool:
-    """True where shards are named by a folder or the URL of one, which has splits; false for tars and commands."""
-    if is_remote(shards):
-        return not shards.startswith("pipe:") and not _TAR.search(shards)
-    return Path(shards).is_dir()
-
-
 def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards, each with the path of its pose table."""
     if not is_remote(folder) and not Path(folder).is_dir():
@@ -132,7 +126,7 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
     if is_remote(folder):
-        tables = _fetched(folder, [table_of_shard(Path(), name).name for name in names])
+        tables = RemoteCache.of_node().small_files(folder, [table_of_shard(Path(), name).name for name in names])
     else:
         tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
@@ -144,37 +138,13 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 
 
-def _fetched(folder: str, files: Sequence[str]) -> list[Path]:
-    """Copies of a store's pose tables on this node; a path where nothing is for one that is missing."""
-    store.require_driver(folder)
-    cache, place = RemoteCache.of_node(), tables_folder()
-
-    def fetched(file: str) -> Path:
-        url = below(folder, file)
-        try:
-            with cache.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
-                data = source.read()
-        except FetchError:
-            return Path(url)
-        # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
-        path = place / hashlib.sha256(data).hexdigest()[:40] / file
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            with aside(path) as part:
-                part.write_bytes(data)
-        return path
-
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        return list(pool.map(fetched, files))
-
-
 def _of(text: str, split: str | None) -> list[Shard]:
     if is_remote(text):
         store.require_driver(text)
         if text.startswith("pipe:"):
             return [Shard(url, _name(url)) for url in _braces(text)]
         if names_folder(text):
-            return _remote_folder(text, split)
+            return _packed(text, split)
         tell = RemoteCache.of_node().tell
         urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
         return [Shard(url, _name(url)) for url in urls]
@@ -194,44 +164,30 @@ def _of(text: str, split: str | None) -> list[Shard]:
 
 def _folder(folder: Path, split: str | None) -> list[Shard]:
     if (folder / MANIFEST).is_file():
-        shards = _of_one_split(manifest := Manifest.load(folder), split, str(folder))
-        indexes = indexes_of(manifest, folder)
-        return [
-            Shard(str(folder / s.name), s.name, s.samples, s.sha256, bytes=s.bytes, index=indexes.get(s.split))
-            for s in shards
-        ]
+        return _packed(folder, split)
     refuse_unfinished(folder)
     pattern = "*.tar" if split in (None, ALL_SPLITS) else f"{glob.escape(split)}-*.tar"
     return _tars(sorted(folder.glob(pattern)))
 
 
-def _tars(paths: Sequence[Path]) -> list[Shard]:
-    """Local tars, with what a manifest or an index beside them contains."""
-    return [
-        Shard(str(file.path), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
-        for file in with_manifests(paths)
-    ]
-
-
-def _remote_folder(url: str, split: str | None) -> list[Shard]:
-    manifest = RemoteCache.of_node().text(below(url, MANIFEST), Manifest.parse)
-    indexes = {
-        index.split: IndexFile(below(url, index.name), url, index.sha256, remote=True) for index in manifest.indexes
-    }
-    return [
-        Shard(below(url, s.name), s.name, s.samples, s.sha256, None, s.bytes, indexes.get(s.split))
-        for s in _of_one_split(manifest, split, url)
-    ]
-
-
-def _of_one_split(manifest: Manifest, split: str | None, where: str) -> list[ShardInfo]:
-    """The shards of a split, which must be named where there are several: a mix of them would leak."""
+def _packed(folder: str | Path, split: str | None) -> list[Shard]:
+    """The shards of a split of a folder with a manifest; it must be named where there are several, which would leak."""
+    manifest = manifest_at(folder)
     if split is None and len(manifest.splits) == 1:
         split = manifest.splits[0]
     if not split:
         known = ", ".join(manifest.splits)
-        raise SplitError(f"{where}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
-    return of_split(manifest, split, where)
+        raise SplitError(f"{folder}: a split is needed; expected one of {known}, or {ALL_SPLITS}")
+    return [_shard(file) for file in of_manifest(manifest, folder, split)]
+
+
+def _tars(paths: Sequence[Path]) -> list[Shard]:
+    """Local tars, with what a manifest or an index beside them contains."""
+    return [_shard(file) for file in with_manifests(paths)]
+
+
+def _shard(file: ShardFile) -> Shard:
+    return Shard(str(file), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
 
 
 def _braces(text: str) -> list[str]:

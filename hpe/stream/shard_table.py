@@ -34,10 +34,10 @@ from hpe.data.index import (
     write_index,
 )
 from hpe.data.pose_labels import read_labels
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import LABELS, LabelRows
 from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
-from hpe.stream.remote_cache import RemoteCache
 from hpe.stream.shard_sets import Shard
 
 WHOLE_SHARD: Final = -1

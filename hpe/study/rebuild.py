@@ -23,6 +23,7 @@ from hpe.core.console import say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import locked, rename_aside, write_text
 from hpe.core.progress import Bar, progress
+from hpe.data.shard_files import refuse_remote
 from hpe.study.config import (
     AUTO,
     CONFIG_FILE,
@@ -121,11 +122,13 @@ def _stopped(config: StudyConfig) -> int:
 
 
 def _check(config: StudyConfig) -> None:
-    """Check that every backbone takes the study's images, and that every file of weights exists.
+    """Check that the shards are local, that every backbone takes the study's images, and every file of weights exists.
 
     Raises:
         UserError: every mistake found.
     """
+    for named in (config.shards, config.pose, *([config.directions.shards] if config.directions else [])):
+        refuse_remote(named, "`hpe balance` makes local sets of remote shards; or copy the folder here first")
     named = [(f"networks.{one.name}", one) for one in config.networks]
     if config.directions:
         named += [(f"directions.networks.{one.name}", one) for one in config.directions.networks]

@@ -199,7 +199,7 @@ def _summary(out: Path, settings: dict[str, int], seconds: float) -> None:
         relation = "at most" if unit else "at least"
         print(f"  {name:20}{value:8.3f}{unit}   {'ok' if good else 'LOW'} ({relation} {bound:g}{unit} expected)")
     print(f"\n  report       {(out / 'multitask' / 'report' / 'index.html').resolve()}")
-    print(f"  faces        {(out / 'shards').resolve()}/contact-*.png")
+    print(f"  faces        {(out / 'shards').resolve()}/contact-*.jpg")
     print(f"  TensorBoard  {_tensorboard()} --logdir {shlex.quote(os.fspath(out))}")
 
 

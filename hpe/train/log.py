@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 from torch import Tensor
 
-from hpe.core.console import say
+from hpe.core.console import count_of, say
 from hpe.core.distributed import Ranks
 from hpe.core.files import write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
@@ -145,7 +145,7 @@ class Damages:
     def close(self) -> None:
         """Print how many there were, if not all were named."""
         if self.count > self._named:
-            say(f"{self._prefix} could not read … {self.count:,} samples in all")
+            say(f"{self._prefix} could not read … {count_of(self.count, 'sample')} in all")
 
 
 def _confusion_picture(head: str, matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Trackers beside TensorBoard, on request (``train.trackers``): Weights & Biases, MLflow and others, through Accelerate."""
+"""Trackers beside TensorBoard, on request (``train.trackers``): Weights & Biases and others, through Accelerate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

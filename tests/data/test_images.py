@@ -20,6 +20,7 @@ from hpe.data.images import (
     DecodeError,
     crop_resize,
     decode_rgb,
+    decode_small,
     encode_jpeg,
     image_size,
     map_box,
@@ -360,3 +361,20 @@ def test_a_jpeg_that_pillow_does_not_recognise_is_damaged_and_what_is_none_is_no
         decode_rgb(bytes(damaged))
     with pytest.raises(DecodeError, match="not a picture: it starts with b'GARBAGE"):
         decode_rgb(b"GARBAGE" * 9)
+
+
+def test_a_jpeg_is_decoded_no_larger_than_asked_for_and_shows_the_same():
+    picture = smooth(300, 400)
+    small = decode_small(encode_jpeg(picture, 95), 100)
+    assert min(small.shape[:2]) >= 100
+    assert max(small.shape[:2]) <= 150
+    expected = np.asarray(Image.fromarray(picture).resize(small.shape[1::-1], Image.Resampling.BOX), int)
+    assert np.abs(small.astype(int) - expected).mean() < 2
+    assert decode_small(encode_jpeg(picture, 95), 1000).shape == picture.shape
+
+
+def test_only_jpegs_are_decoded_smaller():
+    picture = smooth(40, 50)
+    assert np.array_equal(decode_small(encoded(Image.fromarray(picture), "PNG"), 8), picture)
+    with pytest.raises(DecodeError):
+        decode_small(encode_jpeg(picture, 95)[:-40], 8)

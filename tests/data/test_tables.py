@@ -30,6 +30,7 @@ from hpe.pack.indexing import index
 from hpe.pose.check import join_with_truth
 from hpe.study.sets import add_true_directions
 from tests import made, stated
+from tests.served import served
 from tests.test_readme import blocks
 
 SAMPLES = {"train": 230, "val": 90}
@@ -322,3 +323,37 @@ def test_the_snippets_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     for snippet in snippets:
         exec(compile(snippet, "docs/formats.md", "exec"), names)
     assert capsys.readouterr().out
+
+
+def test_of_a_remote_folder_only_manifest_index_and_pose_tables_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    folder = with_tars(tmp_path / "shards")
+    list(index(str(folder)))
+    here = hpe.tables(folder, pose="first", direction="ours")
+    with served(folder) as server:
+        for pose in ("first", f"{server.url}/pose/first", folder / "pose" / "first"):
+            there = hpe.tables(server.url, pose=pose, direction="ours")
+            assert there.remove_columns("shard").to_list() == here.remove_columns("shard").to_list()
+            assert set(there["shard"]) == {f"{server.url}/{shard.path.name}" for shard in packed_shards(folder)}
+        assert len(hpe.tables(server.url, split="val")) == 8
+        assert not server.tars
+        with pytest.raises(UserError, match="second: no table for 3 of 3 shards"):
+            hpe.tables(server.url, pose="second")
+        with pytest.raises(UserError, match="expected the URL of the folder that `hpe pack` wrote"):
+            hpe.tables(f"{server.url}/train-000000.tar")
+        (folder / "train.arrow").write_bytes(b"no index")
+        monkeypatch.setenv("HPE_CACHE", str(tmp_path / "other"))
+        with pytest.raises(UserError, match=r"train.arrow: .*sha256 is .*make it again with `hpe index"):
+            hpe.tables(server.url)
+
+
+def test_a_remote_folder_without_an_index_is_read_by_its_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    folder = with_tars(tmp_path / "shards")
+    here = hpe.tables(folder)
+    with served(folder) as server:
+        there = hpe.tables(server.url)
+        assert len(server.tars) == 3
+    assert there.remove_columns("shard").to_list() == here.remove_columns("shard").to_list()

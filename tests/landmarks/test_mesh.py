@@ -12,15 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.data.shards import Manifest, Sample, write_shard
+from hpe.data.video import Video
 from hpe.estimators.landmarks import as_pose_estimator
-from hpe.landmarks.align import rotations_of
 from hpe.landmarks.draw import _lines, draw_pictures, sheet
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
 from hpe.landmarks.extract import extract, input_images
@@ -29,9 +28,10 @@ from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
 from hpe.landmarks.table import read_faces
 from hpe.landmarks.topology import MESH468
-from hpe.landmarks.video import SmoothedHeads, SmoothedRotation, draw_video
+from hpe.landmarks.video import SmoothedHeads, draw_video
 from hpe.predict import predict
 from hpe.predict.options import PredictOptions
+from tests import made_video
 
 RNG = np.random.default_rng(5)
 FAKE = """
@@ -291,62 +291,6 @@ def test_the_commands_tell_what_they_did(fake, tmp_path):
     assert isinstance(refused.exception, UserError)
 
 
-def smoothed(angles: np.ndarray, frames_per_second: float) -> np.ndarray:
-    filtered = SmoothedRotation()
-    return np.stack([filtered.next(row, frame / frames_per_second) for frame, row in enumerate(angles)])
-
-
-def _jittered(steady: np.ndarray, degrees: float) -> np.ndarray:
-    noise = Rotation.from_rotvec(np.random.default_rng(0).normal(size=(len(steady), 3)) * degrees, degrees=True)
-    turned = noise * Rotation.from_matrix(rotations_of(steady))
-    return turned.as_euler("ZYX", degrees=True)[:, [1, 2, 0]]
-
-
-def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    turn = Rotation.from_matrix(rotations_of(one)).inv() * Rotation.from_matrix(rotations_of(other))
-    return np.rad2deg(turn.magnitude())
-
-
-def test_a_steady_head_stays_where_it_is():
-    steady = np.tile((30.0, -20.0, 175.0), (50, 1))
-    assert _distance(smoothed(steady, 30), steady).max() < 1e-6
-
-
-@pytest.mark.parametrize("pose", [(0.0, 0.0, 0.0), (10.0, 5.0, 179.5), (88.0, 0.0, 0.0)])
-def test_trembling_is_less_after_smoothing_also_at_180_and_90_degrees(pose):
-    steady = np.tile(pose, (300, 1))
-    raw = _jittered(steady, 2.0)
-    assert _distance(smoothed(raw, 30), steady)[30:].mean() < 0.5 * _distance(raw, steady)[30:].mean()
-
-
-def test_smoothing_turns_with_the_camera():
-    path = _jittered(np.stack((np.linspace(-40, 40, 60), np.zeros(60), np.zeros(60)), 1), 1.0)
-    turn = Rotation.from_euler("xyz", (20, -30, 40), degrees=True)
-    turned = turn * Rotation.from_matrix(rotations_of(path))
-    seen = smoothed(turned.as_euler("ZYX", degrees=True)[:, [1, 2, 0]], 30)
-    expected = turn * Rotation.from_matrix(rotations_of(smoothed(path, 30)))
-    np.testing.assert_allclose(rotations_of(seen), expected.as_matrix(), atol=1e-9)
-
-
-def test_a_fast_turn_is_followed_with_less_lag_than_a_plain_low_pass():
-    path = np.stack((np.linspace(-80, 80, 31), np.zeros(31), np.zeros(31)), 1)
-    plain = SmoothedRotation(speed_factor=0.0)
-    slow = np.stack([plain.next(row, frame / 30) for frame, row in enumerate(path)])
-    assert _distance(smoothed(path, 30), path)[-1] < 0.5 * _distance(slow, path)[-1]
-
-
-def test_frames_without_a_face_are_passed_over_and_long_gaps_start_afresh():
-    one, other = np.array((0.0, 0.0, 0.0)), np.array((60.0, 0.0, 0.0))
-    filtered = SmoothedRotation()
-    filtered.next(one, 0.0)
-    assert np.isnan(filtered.next(np.full(3, np.nan), 0.1)).all()
-    near = filtered.next(other, 0.2)
-    assert 0 < near[0] < 60
-    np.testing.assert_allclose(filtered.next(other, 5.0), other, atol=1e-9)
-    with pytest.raises(ValueError, match="times must increase"):
-        filtered.next(one, 5.0)
-
-
 def _posed(x: float, yaw: float) -> PosedFace:
     return PosedFace(np.array((yaw, 0.0, 0.0)), (x, 0.0, x + 100.0, 100.0), 0.0)
 
@@ -360,23 +304,19 @@ def test_each_of_two_heads_has_a_filter_of_its_own_whatever_their_order():
 
 
 def test_a_video_has_axes_where_there_are_faces_and_as_many_frames(fake, model, tmp_path):
-    import cv2
-
-    source, out = tmp_path / "in.avi", tmp_path / "out.avi"
-    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
-    for shade in (14, 14, 0, 14):
-        writer.write(np.full((64, 96, 3), shade, np.uint8))
-    writer.release()
-    assert draw_video(model, source, out, python=fake, workers=2) == (3, 4)
-    video = cv2.VideoCapture(str(out))
-    frames = [video.read()[1] for _ in range(4)]
-    assert not video.read()[0]
-    assert [bool(frame.max() > 60) for frame in frames] == [True, True, False, True]
+    pictures = [np.full((64, 96, 3), shade, np.uint8) for shade in (14, 14, 0, 14)]
+    source = made_video.write(tmp_path / "in.mp4", pictures, options={"crf": "0"})
+    out = tmp_path / "out.mp4"
+    assert draw_video(model, source, out, python=fake, workers=2) == (3, 4, [])
+    with Video(out) as video:
+        frames = list(video)
+    assert [frame.seconds for frame in frames] == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-3)
+    assert [bool(frame.picture.max() > 60) for frame in frames] == [True, True, False, True]
     assert not list(tmp_path.glob(".out*"))
-    with pytest.raises(UserError, match=r"\.mp4 or \.avi"):
+    with pytest.raises(UserError, match=r"ends with \.mp4"):
         draw_video(model, source, tmp_path / "out.png", python=fake)
     (tmp_path / "no.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match="cannot read it as a video"):
+    with pytest.raises(UserError, match="cannot be read as a video"):
         draw_video(model, tmp_path / "no.mp4", out, python=fake)
 
 
@@ -410,7 +350,7 @@ def test_pose_takes_the_models_folder_and_any_crop(fake, model, tmp_path, monkey
     Manifest("d", "v", "l", True, "square-1.4@landmarks", {}, (info,)).save(shards)
     done = CliRunner().invoke(app, ["pose", str(shards), "-e", str(model), "--threads", "2"])
     assert done.exit_code == 0, done.output
-    assert "1 faces have no angles; 1 of them: no face found by the mesh" in done.stderr
+    assert "no angles for 1 face; 1 of them: no face found by the mesh" in done.stderr
     assert "without a face 1; unreadable 0" in done.stdout
     table = pq.read_table(shards / "pose/landmarks-ridge/test-000000.parquet").to_pylist()
     assert [row["yaw"] is None or math.isnan(row["yaw"]) for row in table] == [False, True]

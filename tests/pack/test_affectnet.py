@@ -170,7 +170,7 @@ def test_the_copy_in_yolos_format(tmp_path: Path) -> None:
     (labels / "train-fear.txt").write_text("8 0.5 0.5 0.5 0.5\n")
     (labels / "train-happy.txt").write_text("4 .5 .5 .5 .5\n4 .2 .2 .1 .1\n")
     told = CliRunner().invoke(app, ["pack", "auto", str(raw), str(out)])
-    assert "1 pictures have several faces with a box each" in str(told.exception)
+    assert "several faces with a box each in 1 picture" in str(told.exception)
     assert not out.exists()
     manifest, refused, told = packed("auto", raw, out, "--crop", "margin-0@box")
     assert "YOLO's format" in told

@@ -20,7 +20,9 @@ from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.pack.balance import Subset, balance
+from hpe.pack.indexing import index
 from hpe.pack.verify import verify
+from tests.served import served
 
 EMOTIONS = (0, 1, 6)
 
@@ -287,3 +289,24 @@ def test_a_path_that_no_file_system_takes_is_one_message(made, tmp_path):
     for shards, poses in ((long, made[1]), (made[0], long)):
         with pytest.raises(UserError, match="cannot be read"):
             balance(shards, poses, tmp_path / "out", Subset(per_cell="1/1/0"))
+
+
+def test_a_remote_folder_gives_the_same_subset_and_only_its_tars_with_chosen_samples_are_fetched(
+    made, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    folder, poses = made
+    list(index(str(folder)))
+    subset = Subset(per_cell="5/0/0")
+    here = balance(folder, poses, tmp_path / "here", subset)
+    with served(folder) as server:
+        there = balance(server.url, f"{server.url}/pose/hopenet", tmp_path / "there", subset)
+        assert len(server.tars) == 2
+        assert all("train" in name for name in server.tars)
+        result = CliRunner().invoke(app, ["verify", server.url])
+        assert isinstance(result.exception, UserError)
+        assert "copy the folder here first" in str(result.exception)
+    assert there == here
+    assert not verify(tmp_path / "there")
+    tables = [sorted((tmp_path / out / "pose/hopenet").iterdir()) for out in ("here", "there")]
+    assert [path.read_bytes() for path in tables[0]] == [path.read_bytes() for path in tables[1]]

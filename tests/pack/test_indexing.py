@@ -103,7 +103,7 @@ def test_verify_names_the_samples_whose_labels_are_not_those_of_the_index(shards
     (shards / "val.arrow").write_bytes(data[:-100])
     assert "val.arrow: not an index of shards" in told(shards)
     (shards / "val.arrow").unlink()
-    assert f"val.arrow: is missing: run `hpe index {shards}`" in told(shards)
+    assert f"val.arrow: is missing; make it again with `hpe index {shards}`" in told(shards)
     list(index(str(shards), 1))
     assert "index" not in told(shards)
 

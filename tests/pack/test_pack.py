@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from hpe.cli import app
 from hpe.core.errors import UserError
+from hpe.core.files import Place
 from hpe.data.images import decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
@@ -182,7 +183,7 @@ def test_no_bytes_crash_the_packer(tmp_path_factory, data: bytes, cut: int, at: 
 def test_nothing_to_pack_is_one_message(tmp_path):
     with pytest.raises(UserError, match="2 rows read, and none"):
         packed(tmp_path / "out", [Reject("a", "no picture"), Reject("b", "no picture")])
-    with pytest.raises(UserError, match="none of 1 rows became a sample"):
+    with pytest.raises(UserError, match="of 1 row none became a sample"):
         packed(tmp_path / "other", [Raw("a", b"x", Record())])
 
 
@@ -241,11 +242,11 @@ def test_a_restart_makes_only_what_is_missing(tmp_path, monkeypatch):
     made: list[str] = []
     write = shardjob.write_shard
 
-    def failing(path: Path, split: str, some: Iterator[Sample]):
+    def failing(path: Path, split: str, some: Iterator[Sample], *, place: Place):
         if len(made) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         made.append(path.name)
-        return write(path, split, some)
+        return write(path, split, some, place=place)
 
     monkeypatch.setattr(shardjob, "write_shard", failing)
     with pytest.raises(UserError, match=r"disk is full.*3 finished shards"):
@@ -258,6 +259,41 @@ def test_a_restart_makes_only_what_is_missing(tmp_path, monkeypatch):
     packed(tmp_path / "whole", rows)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == before[name] for name in made[1:])
+
+
+def test_every_tar_is_on_the_disk_before_the_manifest_names_it(tmp_path, monkeypatch):
+    synced, fsync, save = set(), os.fsync, Manifest.save
+
+    def sync(number: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{number}").readlink().name)
+        fsync(number)
+
+    def saved(self: Manifest, folder: Path) -> None:
+        assert {shard.name for shard in self.shards} | {index.name for index in self.indexes} <= {
+            name.split(".part")[0].lstrip(".").rsplit(".", 1)[0] if name.endswith(".part") else name for name in synced
+        }
+        save(self, folder)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Manifest, "save", saved)
+    packed(tmp_path / "out", [row(i) for i in range(60)])
+    assert "out" in synced
+
+
+def test_what_a_power_cut_left_half_written_is_made_again(tmp_path, monkeypatch):
+    rows = [row(i) for i in range(60)]
+    packed(tmp_path / "whole", rows)
+    monkeypatch.setattr("hpe.pack.summary.contact_sheets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        packed(tmp_path / "out", rows)
+    monkeypatch.undo()
+    tar, other, third = sorted((tmp_path / "out").glob("*.tar"))[:3]
+    tar.write_bytes(bytes(tar.stat().st_size))
+    (tmp_path / "out" / ".pack" / f"{other.name}.json").write_bytes(b"")
+    index = tmp_path / "out" / ".pack" / f"{third.name}.arrow"
+    index.write_bytes(index.read_bytes()[:-900] + bytes(900))
+    packed(tmp_path / "out", rows)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
@@ -480,7 +516,7 @@ def test_the_audit_counts_what_the_shards_hold(tmp_path):
     assert "+ to the picture's left" in text
     assert "   48 to 63 █" in text
     for name in ("neutral", "happy", "sad"):
-        with Image.open(tmp_path / f"contact-{name}.png") as sheet:
+        with Image.open(tmp_path / f"contact-{name}.jpg") as sheet:
             assert sheet.width > 900
 
 
@@ -495,12 +531,12 @@ def test_contact_sheets_are_per_emotion_and_direction_and_heads_of_known_pose_ha
         "nothing": Record(),
     }
     packed(tmp_path, [Raw(name, grey, record) for name, record in records.items()])
-    found = {path.stem.removeprefix("contact-") for path in tmp_path.glob("contact-*.png")}
+    found = {path.stem.removeprefix("contact-") for path in tmp_path.glob("contact-*.jpg")}
     assert found == {"happy", "direction-left", "direction-right", "poses", "unlabelled"}
 
     def blue(name: str) -> list[int]:
         """Columns of the first tile where the axis out of the face is painted."""
-        with Image.open(tmp_path / f"contact-{name}.png") as opened:
+        with Image.open(tmp_path / f"contact-{name}.jpg") as opened:
             tile = np.asarray(opened)[26:122, 2:98].astype(int)
         return np.flatnonzero(((tile[..., 2] - tile[..., 0]) > 60).any(0)).tolist()
 
@@ -592,7 +628,7 @@ def test_a_refused_command_leaves_nothing_so_that_the_corrected_one_works(tmp_pa
         with pytest.raises(UserError, match=r"no lists there|none of the 12 rows of made has a box"):
             packed(out, rows, options)
         assert not out.exists()
-    with pytest.raises(UserError, match=r"none of 1 rows became a sample \(1 × "):
+    with pytest.raises(UserError, match=r"of 1 row none became a sample \(1 × "):
         packed(out, [Raw("a", b"x", Record())])
     assert not out.exists()
     (out / ".pack").mkdir(parents=True)  # of a job that was killed before its first shard
@@ -612,7 +648,9 @@ def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
         lines += [f"{i:02d}.png,0,0,48,48,happy", f"{i:02d}.png,48,0,96,48,sad"]
     (raw / "faces.csv").write_text("\n".join(lines))
     options = replace(SMALL, crop=None, val_share=0.2, test_share=0.2)
-    with pytest.raises(UserError, match=r"12 pictures have several faces.*--crop square-1.2@box, or give --crop none"):
+    with pytest.raises(
+        UserError, match=r"several faces with a box each in 12 pictures.*--crop square-1.2@box, or give --crop none"
+    ):
         pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, options)
     assert not (tmp_path / "out").exists()
     manifest = pack_source("table", [str(raw), str(tmp_path / "out")], [], 1, replace(options, crop="margin-0@box"))
@@ -627,14 +665,14 @@ def test_faces_of_one_picture_are_cut_out_and_stay_in_one_split(tmp_path):
     assert {len(found) for found in of_photo.values()} == {1}
     assert set().union(*of_photo.values()) == {"train", "val", "test"}
     whole = pack_source("table", [str(raw), str(tmp_path / "whole")], [], 1, replace(options, crop="none"))
-    assert "faces: 12 pictures have several faces, and the whole picture is stored for each of them" in whole.notes
+    assert "faces: several in 12 pictures, and the whole picture is stored for each of them" in whole.notes
 
 
 def test_rows_without_the_tables_split_and_pictures_in_two_are_noted(tmp_path):
     rows = [row(i, split="train" if i % 2 else "test") for i in range(12)] + [row(20)]
     rows.append(replace(row(0), key="again", image=encoded(picture(40)), record=replace(rows[0].record, split="train")))
     notes = packed(tmp_path / "out", rows, replace(SMALL, val_share=0), splits=("train", "test")).notes
-    assert "splits: the dataset's own (train, test); 1 rows name no split and are in train" in notes
+    assert "splits: the dataset's own (train, test); 1 row without a split in train" in notes
     assert any(
         note.startswith("LEAK: 1 pictures appear in more than one split, such as raw/0.jpg in") for note in notes
     )

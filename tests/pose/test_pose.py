@@ -34,6 +34,7 @@ from hpe.pose.check import check_tables
 from hpe.pose.passes import Task, pose_pass
 from hpe.pose.plan import summary, tasks_of
 from hpe.pose.preflight import refuse_without_truth
+from tests.served import served
 
 SIZE = 32
 RULES = direction_rules(OURS)
@@ -426,3 +427,21 @@ def test_a_stop_signal_keeps_finished_tables_and_says_again(tmp_path: Path) -> N
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 75
     assert not list((shards / "pose" / "mean").glob(".*"))
+
+
+def test_remote_shards_give_the_tables_of_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    folder, network = make_shards(tmp_path / "shards"), estimator(Mean(), "square-1@box")
+    local = tasks_for(folder, network)
+    with served(folder) as server:
+        shards = find_shards([server.url])
+        with pytest.raises(UserError, match=f"{server.url}: its pose tables lie in a folder of this machine"):
+            tasks_of(shards, network, RULES, out=None, on_mismatch="recrop", precision="fp32", flips="none")
+        remote = tasks_of(
+            shards, network, RULES, out=tmp_path / "out", on_mismatch="recrop", precision="fp32", flips="none"
+        )
+        assert do(remote, network) == do(local, network) == 0
+        assert digests(remote) == digests(local)
+        asked = len(server.tars)
+        assert do(remote, network) == 0
+        assert len(server.tars) == asked

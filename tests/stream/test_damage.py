@@ -15,7 +15,7 @@ from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, stream, taken
 def test_what_a_tar_without_a_manifest_has_lost_is_named(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("hpe.stream.store._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.01)
     cut = tmp_path / "cut.tar"
     cut.write_bytes((made.folder / "train-000002.tar").read_bytes()[:7000])
     loader = stream(ShardSet(str(cut) if way == "file" else f"pipe:head -c 9999 {cut}")).once(batch=8)

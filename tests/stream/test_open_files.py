@@ -11,7 +11,7 @@ import gc, os, resource, sys
 from hpe.core.errors import UserError
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.stream.open_files import OpenFiles
-from hpe.stream.remote_cache import RemoteCache
+from hpe.data.remote_cache import RemoteCache
 
 def read(workers):
     loader = Stream([ShardSet(sys.argv[1])], Reading(size=16, workers=workers)).once(batch=90)

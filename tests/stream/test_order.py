@@ -191,3 +191,14 @@ def test_a_class_sorted_dataset_trains_as_well_as_a_shuffled_one_and_in_its_stor
     assert min(shuffled) > 0.8
     assert np.mean(streamed) == pytest.approx(np.mean(shuffled), abs=0.01)
     assert stored < np.mean(streamed) - 0.2
+
+
+def test_windows_of_many_classes_together_have_no_more_shards_than_can_be_open() -> None:
+    labels = [np.arange(40) % 8 for _ in range(300)]
+    order = balanced([labels], seed=3, window=64)
+    for position in range(0, 50 * BLOCK, 7 * BLOCK):
+        now, after = order.windows(position)
+        assert len(now) <= 96
+        assert len(after) <= 96
+    shards = {int(shard) for shard in order.at(0, 20 * BLOCK)[:, 1]}
+    assert len(shards) == 300  # every class still comes from every shard

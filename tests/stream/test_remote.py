@@ -1,32 +1,26 @@
 """Laws of shards behind a server or a command: the same batches as from files, and failures named."""
 
+import errno
 import http.server
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hpe.core.errors import UserError
+from hpe.data.remote_cache import RemoteCache
 from hpe.stream import Balance, ShardSet
-from hpe.stream.remote_cache import RemoteCache
+from tests.served import served as serve
 from tests.stream.tiny import COUNTS, Made, keys_of, same, stream, taken
 
 
 @pytest.fixture
 def served(made: Made) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(made.folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with serve(made.folder) as server:
+        yield server.url
 
 
 def test_http_and_pipe_give_the_batches_of_files(made: Made, served: str) -> None:
@@ -91,9 +85,9 @@ class Unsteady(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def unsteady(made: Made, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("hpe.stream.store._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("hpe.stream.store._TICK_SECONDS", 0.01)
-    monkeypatch.setattr("hpe.stream.store._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hpe.data.store._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("hpe.data.store._LONGEST_PAUSE", 0.01)
     monkeypatch.setenv("HPE_STORE_TIMEOUT", "0.7")
     handler = type("Handler", (Unsteady,), {"folder": made.folder, "asked": Counter()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -152,7 +146,7 @@ def test_a_shard_that_cannot_be_fetched_in_the_middle_is_counted_and_masked(made
 def test_a_pipe_that_fails_is_a_mistake_also_when_bytes_came(
     made: Made, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("hpe.stream.store._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.01)
     named = "pipe:" + command.format(made.folder / "train-000002.tar")
     with pytest.raises(UserError, match=r"pipe:.*5 tries.*exit status [1-9]"):
         stream(ShardSet([named]))
@@ -172,3 +166,14 @@ def test_the_cache_keeps_within_its_bound_and_what_is_open_in_it(made: Made, ser
         assert cache.path_of(f"{served}/{first.name}", first.sha256).exists()
     assert not list(folder.glob("*.want"))
     assert not list(folder.glob(".*.part"))
+
+
+def test_a_cache_without_file_locks_is_refused(made: Made, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    remote, local = stream(ShardSet(served)), stream(made.folder)
+    monkeypatch.setattr("hpe.data.remote_cache.fcntl", SimpleNamespace(flock=no_locks, LOCK_SH=1, LOCK_EX=2, LOCK_NB=4))
+    with pytest.raises(UserError, match=r"has no file locks .*set HPE_CACHE to a folder on a disk of this machine"):
+        remote.endless(seed=0, batch=4)
+    assert taken(local.endless(seed=0, batch=4), 1)  # nothing is copied, so nothing needs protection

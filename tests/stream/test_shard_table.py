@@ -199,9 +199,9 @@ def test_halves_of_samples_are_counted_with_the_likely_cause(
     names = ["a.jpg", "a.json", "a.seg.png", "b.jpg", "b.cls", "c.jpg", "c.cls", "d.json", "._a.jpg"]
     assert stream(_tar(tmp_path / "a.tar", names)).samples == 1
     told = capsys.readouterr().err
-    assert "a.tar: 2 pictures without a record (NAME.json) and 1 records without a picture" in told
+    assert "a.tar: 2 pictures without a record (NAME.json) and 1 record without a picture" in told
     assert "2 of them have a .cls file instead, which hpe does not read" in told
-    with pytest.raises(UserError, match=r"no sample in these shards: b\.tar: 1 pictures without a record"):
+    with pytest.raises(UserError, match=r"no sample in these shards: b\.tar: 1 picture without a record"):
         stream(_tar(tmp_path / "b.tar", ["b.jpg"]))
     (tmp_path / "c.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(UserError, match=r"c\.tar: compressed with gzip.*decompress it"):

@@ -19,9 +19,9 @@ import pytest
 
 from hpe.core.errors import UserError
 from hpe.data.index import index_shard, write_index
+from hpe.data.remote_cache import RemoteCache
 from hpe.data.shards import IndexInfo, Manifest
 from hpe.stream import LabelSource, ShardSet
-from hpe.stream.remote_cache import RemoteCache
 from tests.stream.tiny import Made, keys_of, make, pose_tables, same, stream, taken
 
 
@@ -148,7 +148,7 @@ def test_staged_shards_give_the_batches_of_files_and_a_damaged_copy_is_named(
     staged = taken(stream(made.folder, stage="node", workers=workers).endless(seed=2, batch=6, window=2), 8)
     assert all(same(a.batch, b.batch) for a, b in zip(staged, files, strict=True))
     assert len(list(_cache().glob("*.tar"))) == len(made.infos)
-    monkeypatch.setattr("hpe.stream.store._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.01)
     monkeypatch.setenv("HPE_CACHE", str(made.folder.parent / "another"))  # or the whole copy would be read again
     tar = made.folder / made.infos[0].name
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8", b"\xff\xd7", 1))

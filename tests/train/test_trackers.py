@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ class Recorder(GeneralTracker):
 
     name = "mlflow"
     requires_logging_directory = False
-    opened: "list[Recorder]" = []
+    opened: ClassVar[list["Recorder"]] = []
 
     def __init__(self, project: str, **settings: Any) -> None:
         super().__init__()

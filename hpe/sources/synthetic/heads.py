@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hpe.sources.synthetic.people import Head, Split, person, split_of
+from hpe.sources.synthetic.people import SPLIT_PATTERN, Head, Split, person, split_of
 from hpe.sources.synthetic.render import Image, face_box, render
 from hpe.sources.synthetic.shots import Shot, shot
+from hpe.sources.synthetic.wild import Look, scene, wild_person, wild_shot
 
 # Each split draws from its own range of shots. A multiple of the 40 pairs of emotion and direction, so that
 # any 40 pictures of a split from a multiple of 40 on hold every pair once.
@@ -35,22 +36,40 @@ class Labels:
 @lru_cache(maxsize=4096)
 def _rank(person_id: int, people: int) -> tuple[int, int]:
     """The person's place among the people of the same split, and how many these are."""
-    alike = [other for other in range(people) if split_of(other) == split_of(person_id)]
-    return alike.index(person_id), len(alike)
+    split, period = split_of(person_id), len(SPLIT_PATTERN)
+    each = SPLIT_PATTERN.count(split)
+
+    def alike(until: int) -> int:
+        whole, rest = divmod(until, period)
+        return whole * each + SPLIT_PATTERN[:rest].count(split)
+
+    return alike(person_id), alike(people)
 
 
-def cast(index: int, *, seed: int, people: int) -> tuple[int, Shot]:
-    """Person and shot of a picture: person index mod `people`, with shots dealt evenly within the split."""
+@dataclass(frozen=True)
+class Cast:
+    """Who is seen, and how."""
+
+    person_id: int
+    head: Head
+    seen: Shot
+
+
+def cast(index: int, *, seed: int, people: int, look: Look = "studio") -> Cast:
+    """What a picture shows: person index mod `people`, with shots dealt evenly within the split."""
     turn, person_id = divmod(index, people)
+    if look == "wild":
+        head = wild_person(seed, person_id)
+        return Cast(person_id, head, wild_shot(seed, index, head))
     place, alike = _rank(person_id, people)
     start = SPLIT_ORDER.index(split_of(person_id)) * SHOTS_PER_SPLIT
-    return person_id, shot(seed, start + turn * alike + place)
+    return Cast(person_id, person(seed, person_id), shot(seed, start + turn * alike + place))
 
 
-def head_at(index: int, *, seed: int, people: int, size: int) -> tuple[str, Image, Labels]:
+def head_at(index: int, *, seed: int, people: int, size: int, look: Look = "studio") -> tuple[str, Image, Labels]:
     """Key, picture and labels of one index, whatever else is rendered."""
-    person_id, seen = cast(index, seed=seed, people=people)
-    head: Head = person(seed, person_id)
+    shown = cast(index, seed=seed, people=people, look=look)
+    seen = shown.seen
     labels = Labels(
         yaw=seen.yaw,
         pitch=seen.pitch,
@@ -59,13 +78,16 @@ def head_at(index: int, *, seed: int, people: int, size: int) -> tuple[str, Imag
         intensity=seen.intensity,
         valence=seen.valence,
         arousal=seen.arousal,
-        subject=f"head{person_id:04d}",
-        box=face_box(head, seen, size),
-        split=split_of(person_id),
+        subject=f"head{shown.person_id:04d}",
+        box=face_box(shown.head, seen, size),
+        split=split_of(shown.person_id),
     )
-    return f"head{person_id:04d}-{index:07d}", render(head, seen, size), labels
+    around = scene(seed, index, shown.head, seen) if look == "wild" else None
+    return f"{labels.subject}-{index:07d}", render(shown.head, seen, size, around), labels
 
 
-def heads(count: int, *, seed: int, people: int, size: int) -> Iterator[tuple[str, Image, Labels]]:
+def heads(
+    count: int, *, seed: int, people: int, size: int, look: Look = "studio"
+) -> Iterator[tuple[str, Image, Labels]]:
     """`count` pictures of `people` people, `size` pixels square, lazily and in order."""
-    return (head_at(index, seed=seed, people=people, size=size) for index in range(count))
+    return (head_at(index, seed=seed, people=people, size=size, look=look) for index in range(count))

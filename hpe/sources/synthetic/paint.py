@@ -68,7 +68,7 @@ def paint_face(canvas: Canvas, head: Head, face: Face, gaze: tuple[float, float]
         _brow(canvas, head, side, brow)
     _mouth(canvas, head, face.mouth)
     if head.glasses:
-        _glasses(canvas, face)
+        paint_glasses(canvas, face)
 
 
 def _fade(distance: Pixels, width: float) -> Pixels:
@@ -218,13 +218,17 @@ def _beard(canvas: Canvas, head: Head, mouth: Mouth, drop: float) -> None:
     canvas.over(pixels, head.beard * cover * (1 - 0.7 * bare * (y < mouth.y + 0.06 - drop)), np.array(head.hair) * 0.9)
 
 
-def _glasses(canvas: Canvas, face: Face) -> None:
+def paint_glasses(canvas: Canvas, face: Face, shades: float = 0.0) -> None:
+    """Glasses whose lenses hide this share of the eyes."""
     frame = (0.10, 0.10, 0.12)
     for side, eye in zip(SIDES, face.eyes, strict=True):
         bounds = sorted([side * 0.02, side * 1.05])
         pixels = canvas.window((bounds[0], bounds[1]), (-0.22, 0.26))
         a, y = side * canvas.u[pixels] - eye.u, canvas.y[pixels] - eye.y + 0.01
         ring = ((np.abs(a) / 0.21) ** 3 + (np.abs(y) / 0.165) ** 3) ** np.float32(1 / 3)
+        if shades:
+            canvas.over(pixels, shades * canvas.edge(0.18 * (1 - ring)), frame)
+            canvas.gloss[pixels] += 0.3 * shades * (ring < 1)
         canvas.over(pixels, canvas.edge(0.013 - 0.18 * np.abs(ring - 1)), frame)
         rod = (ring > 1) & ((a > 0) | (a < -0.15))
         canvas.over(pixels, canvas.edge(0.013 - np.abs(y - 0.04)) * rod, frame)

@@ -6,11 +6,24 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
-from hpe.sources.synthetic import anatomy
-from hpe.sources.synthetic.paint import Canvas, paint_face
+from hpe.sources.synthetic import anatomy, wild
+from hpe.sources.synthetic.paint import Canvas, paint_face, paint_glasses
 from hpe.sources.synthetic.people import Colour, Head
 from hpe.sources.synthetic.shots import Shot
-from hpe.sources.synthetic.solids import FAR, Cut, Matrix, Screen, Solid, clipped, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.solids import (
+    FAR,
+    Cut,
+    Matrix,
+    Screen,
+    Solid,
+    clipped,
+    ellipsoid,
+    nearer,
+    rotation,
+    spindle,
+    stretched,
+)
+from hpe.sources.synthetic.wild import Scene
 
 FINE = 2  # rays per pixel and axis
 HAIR_THICKNESS = {
@@ -22,7 +35,7 @@ Image = UInt8[np.ndarray, "size size 3"]
 
 def project(points: Float[np.ndarray, "points 3"], shot: Shot, size: int) -> Float[np.ndarray, "points 2"]:
     """Head-frame points to pixels by F·Rᵀ·X: x right, y down, the first pixel's centre at 0.5."""
-    turned = points @ rotation(shot.yaw, shot.pitch, shot.roll) @ IMAGE_FROM_VIEW
+    turned = nearer(points @ rotation(shot.yaw, shot.pitch, shot.roll), shot.near) @ IMAGE_FROM_VIEW
     return size * (0.5 + np.array(shot.centre) + shot.scale * turned[:, :2])
 
 
@@ -33,29 +46,33 @@ def landmarks(head: Head, shot: Shot, size: int) -> Float[np.ndarray, "20 2"]:
 
 def model_points(head: Head, shot: Shot) -> Float[np.ndarray, "20 3"]:
     """The same points in the head frame, under the shot's expression."""
-    return anatomy.model_points(anatomy.face_of(head, shot.units))
+    return anatomy.model_points(anatomy.face_of(head, shot.units)) * [head.wide, 1, 1]
 
 
 def face_box(head: Head, shot: Shot, size: int) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 in pixels of the head from chin to crown without hair, cut at the picture's border."""
     face = anatomy.face_of(head, shot.units)
-    matrix = rotation(shot.yaw, shot.pitch, shot.roll)
+    into, _ = stretched(rotation(shot.yaw, shot.pitch, shot.roll), head.wide)
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for solid in face.skin[:4]:
-        centre = project(solid.centre[None], shot, size)[0]
-        half = size * shot.scale * np.linalg.norm(matrix.T @ solid.axes, axis=1)[:2]
+        centre = project(solid.centre[None] * [head.wide, 1, 1], shot, size)[0]
+        half = size * shot.scale * np.linalg.norm(into.T @ solid.axes, axis=1)[:2]
         low, high = np.minimum(low, centre - half), np.maximum(high, centre + half)
     x0, y0, x1, y1 = np.clip([*low, *high], 0, size).tolist()
     return x0, y0, x1, y1
 
 
-def render(head: Head, shot: Shot, size: int) -> Image:
-    """The picture of a head, RGB. A pure function: equal arguments give equal bytes."""
+def render(head: Head, shot: Shot, size: int, scene: Scene | None = None) -> Image:
+    """The picture of a head, RGB, in a scene of :mod:`wild`, if any. A pure function: equal arguments, equal bytes."""
     rows = (np.arange(size * FINE) + 0.5) / FINE
     x = (rows / size - 0.5 - shot.centre[0]) / shot.scale
     y = -(rows / size - 0.5 - shot.centre[1]) / shot.scale
-    colour, cover = _figure(head, shot, x, y, soft=1.2 / (FINE * size * shot.scale))
+    colour, cover = _figure(head, shot, x, y, soft=1.2 / (FINE * size * shot.scale), scene=scene)
     colour, cover = _per_pixel(colour), _per_pixel(cover)
+    if scene is not None:
+        rng = np.random.default_rng([*scene.seed, 1])
+        picture = (1 - cover[..., None]) * wild.background(rng, size) + colour
+        return wild.compressed(_bytes(wild.camera(picture, rng)), rng)
     picture = (1 - cover[..., None]) * _background(shot, size)
     picture += colour
     if shot.blur > 0:
@@ -64,6 +81,10 @@ def render(head: Head, shot: Shot, size: int) -> Image:
         noise = np.random.default_rng([shot.grain, 1]).standard_normal(picture.shape, dtype=np.float32)
         noise *= np.float32(shot.noise)
         picture += noise
+    return _bytes(picture)
+
+
+def _bytes(picture: np.ndarray) -> Image:
     picture = clipped(picture)
     picture *= 255
     picture += 0.5
@@ -79,27 +100,33 @@ def _per_pixel(rays: np.ndarray) -> np.ndarray:
 
 
 def _figure(
-    head: Head, shot: Shot, x: np.ndarray, y: np.ndarray, soft: float
+    head: Head, shot: Shot, x: np.ndarray, y: np.ndarray, soft: float, scene: Scene | None
 ) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
     """Colours, black where nothing is, and coverage 0 or 1, both per ray."""
     matrix = rotation(shot.yaw, shot.pitch, shot.roll)
+    into, back = stretched(matrix, head.wide)
     face = anatomy.face_of(head, shot.units)
     layers: list[tuple[Screen, str]] = []
 
-    def layer(name: str, solids: list[Solid], frame: Matrix, keep: Cut | None = None) -> None:
+    def layer(name: str, solids: list[Solid], keep: Cut | None = None, frame: Matrix | None = None) -> None:
         screen = Screen(x, y)
-        screen.add(solids, frame, keep)
+        if frame is None:
+            screen.add(solids, matrix, keep, wide=head.wide, near=shot.near)
+        else:
+            screen.add(solids, frame, keep, near=shot.near)
         layers.append((screen, name))
 
-    layer("skin", face.skin, matrix)
+    layer("skin", face.skin)
     if head.hair_style not in ("bob", "long"):
-        layer("ears", face.ears, matrix)
+        layer("ears", face.ears)
     for name, solids, keep in _hair(head):
-        layer(name, solids, matrix, keep)
-    body = rotation(0.35 * shot.yaw, 0.0, 0.0)
-    top, bottom = matrix.T @ np.array([0, -0.42, -0.2]), np.array([0.0, -1.5, -0.42])
-    layer("neck", [spindle(top, bottom, 0.31, melt=0.1)], np.eye(3))
-    layer("cloth", [ellipsoid((0, -1.56, -0.42), (1.05, 0.55, 0.5))], body)
+        layer(name, solids, keep)
+    for number, part in enumerate(scene.parts if scene else ()):
+        layer(f"part {number}", list(part.solids), part.cut, None if part.turns else np.eye(3))
+    body = rotation(scene.body_yaw if scene else 0.35 * shot.yaw, 0.0, 0.0)
+    top, bottom = into.T @ np.array([0, -0.42, -0.2]), np.array([0.0, -1.5, -0.42])
+    layer("neck", [spindle(top, bottom, 0.31 * head.wide, melt=0.1)], frame=np.eye(3))
+    layer("cloth", [ellipsoid((0, -1.56, -0.42), scene.shoulders if scene else (1.05, 0.55, 0.5))], frame=body)
 
     depth = np.full((len(y), len(x)), FAR, np.float32)
     owner = np.full(depth.shape, -1, np.int8)
@@ -118,10 +145,11 @@ def _figure(
         if len(rays) == 0:
             continue
         at = rays // len(x)
-        place = matrix.astype(np.float32) @ np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
-        paint, gloss = _material(name, head, face, shot, place, soft)
+        place = np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
+        place = back.astype(np.float32) @ (place / (1 + np.float32(shot.near) * place[2]))
+        paint, gloss = _material(name, head, face, shot, place, soft, scene)
         normal = screen.normal.reshape(3, -1).take(rays, axis=1)
-        factor, shine = _light(shot, normal, gloss, occlusion.take(rays))
+        factor, shine = _light(shot, normal, gloss, occlusion.take(rays), scene)
         paint *= factor
         paint += shine
         colour[rays] = paint
@@ -129,13 +157,17 @@ def _figure(
 
 
 def _material(
-    name: str, head: Head, face: anatomy.Face, shot: Shot, place: np.ndarray, soft: float
+    name: str, head: Head, face: anatomy.Face, shot: Shot, place: np.ndarray, soft: float, scene: Scene | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colours [n, 3] and gloss [n] of a material at places [3, n] of the head frame."""
     base: dict[str, Colour] = {"cloth": head.cloth, "hair": head.hair, "back": head.hair}
+    if scene is not None:
+        base |= {f"part {number}": part.colour for number, part in enumerate(scene.parts)}
     canvas = Canvas(place, base.get(name, head.skin), soft)
     if name == "skin":
         paint_face(canvas, head, face, shot.gaze, shot.light[0])
+        if scene is not None and scene.shades >= 0:
+            paint_glasses(canvas, face, scene.shades)
     elif name == "ears":
         hollow = ((place[1] + 0.01) / 0.13) ** 2 + ((place[2] + 0.07) / 0.075) ** 2
         canvas.colour *= (1 - 0.3 * np.clip(1.3 - hollow, 0, 1))[:, None]
@@ -151,23 +183,35 @@ def _material(
         canvas.gloss[:] = 0.03
     else:
         canvas.gloss[:] = 0.0
+    if scene is not None:
+        rng = np.random.default_rng([*scene.seed, 2, sum(map(ord, name))])
+        most = 0.12 if name in ("skin", "ears", "neck") else 0.45
+        canvas.colour *= wild.textured(place, rng, float(rng.uniform(0, most)))
+        canvas.gloss *= np.float32(rng.uniform(0, 2))
     return canvas.colour, canvas.gloss
 
 
-def _light(shot: Shot, normal: np.ndarray, gloss: np.ndarray, open_sky: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _light(
+    shot: Shot, normal: np.ndarray, gloss: np.ndarray, open_sky: np.ndarray, scene: Scene | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Factor [n, 3] on the material's colour, by wrapped Lambert, and highlight [n, 1] to add, by Blinn."""
     light = np.array(shot.light, np.float32)
     halfway = light + np.array([0, 0, 1], np.float32)
     halfway /= np.linalg.norm(halfway)
     facing, shine = np.stack([light, halfway]) @ normal
     rim = 1 - np.float32(0.25) * np.square(clipped(1 - normal[2]))
-    diffuse = clipped((facing + np.float32(0.3)) * np.float32(1 / 1.3))
+    wrap = np.float32(scene.wrap if scene else 0.3)
+    diffuse = clipped((facing + wrap) * (1 / (1 + wrap)))
     diffuse *= rim
     sky = np.float32(0.14 * shot.ambient) * normal[1] + np.float32(0.86 * shot.ambient)
     sky *= open_sky
     sky *= rim
-    warm = [(1.22 - shot.ambient) * part for part in shot.light_colour]
+    strength = 1.22 - shot.ambient if scene is None else (1.22 - shot.ambient) * scene.shadow
+    warm = [strength * part for part in shot.light_colour]
     factor = np.stack([diffuse, sky]).T @ np.array([warm, [1, 1, 1]], np.float32)
+    if scene is not None and any(scene.fill_colour):
+        other = clipped(np.array(scene.fill, np.float32) @ normal)
+        factor += other[:, None] * np.array(scene.fill_colour, np.float32)
     power = clipped(shine) ** 2  # the 24th power by squares: a general power takes ten times as long
     power *= power
     power *= power

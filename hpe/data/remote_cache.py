@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +23,20 @@ from typing import Final, TypeVar
 from hpe.core.console import say
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import NO_LOCKS, aside, locked, open_regular
-from hpe.stream.store import FetchError, StoreError, Waiting, fetch, is_remote
+from hpe.data.store import FetchError, StoreError, Waiting, below, fetch, is_remote, require_driver
 
 _TEXT_LIMIT: Final = 1 << 28
 _TAR_END: Final = bytes(512)
 _FOLDER: Final = "spool"
-"""Below :func:`node_folder`; an older version's fetched shards are found there."""
+"""Below :func:`node_folder`."""
 _FIRST_WORD_SECONDS: Final = 3.0
 _NEXT_WORD_SECONDS: Final = 30.0
 _ROOM_SECONDS: Final = 20.0
 """For so long a reader waits until others close what they have open."""
 _STALE_SECONDS: Final = 300.0
 _OPENINGS: Final = 5
+_FETCHES: Final = 16
+"""Small files fetched at the same time: it is the answers that are waited for."""
 
 T = TypeVar("T")
 
@@ -178,19 +181,46 @@ class RemoteCache:
 
         Raises:
             FetchError, StoreError, NoRoomError: as for :meth:`local_copy`.
+            UserError: there are no file locks here.
             OSError: it cannot be opened.
         """
         for _ in range(_OPENINGS):
             try:
                 with open_regular(self.local_copy(url, sha256, size)) as file:
-                    with contextlib.suppress(OSError):  # no locks here: then it may go, and is read on nevertheless
-                        fcntl.flock(file, fcntl.LOCK_SH)
+                    self._mark_used(file.fileno())
                     if os.fstat(file.fileno()).st_nlink:
                         yield file.fileno()
                         return
             except FileNotFoundError:  # another process has removed this very file, before it was open here
                 continue
         raise NoRoomError(self.too_small("the shards in use need more"))
+
+    def refuse_without_locks(self) -> None:
+        """See that the folder's file system has locks: by them processes know what others read.
+
+        Without them a shard could be removed while it is read, and every node that shares the folder would fetch it.
+
+        Raises:
+            UserError: it has none.
+        """
+        with (self.folder / "room.lock").open("a+") as file:
+            self._mark_used(file.fileno())
+
+    def _mark_used(self, descriptor: int) -> None:
+        """Lock an open file for as long as it, or a copy of its descriptor, is open.
+
+        Raises:
+            UserError: there are no locks here.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UserError(
+                f"{self.folder}: has no file locks ({error.strerror}), and so no protection of shards that are in use; "
+                "set HPE_CACHE to a folder on a disk of this machine"
+            ) from error
 
     def text(self, url: str, parse: Callable[[str], T]) -> T:
         """A small text, parsed; a text that does not parse may have ended early and is fetched again.
@@ -214,6 +244,33 @@ class RemoteCache:
         finally:
             part.unlink(missing_ok=True)
         return parsed[0]
+
+    def small_files(self, folder: str, names: Sequence[str]) -> list[Path]:
+        """Copies of small files of a remote folder, such as pose tables; of a missing one, a path where nothing is.
+
+        Raises:
+            UserError: the store refuses, or does not answer.
+        """
+        require_driver(folder)
+        place = tables_folder()
+
+        def fetched(name: str) -> Path:
+            url = below(folder, name)
+            try:
+                with self.opened(url) as descriptor, open(descriptor, "rb", closefd=False) as source:
+                    data = source.read()
+            except FetchError:
+                return Path(url)
+            # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
+            path = place / hashlib.sha256(data).hexdigest()[:40] / name
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                with aside(path) as part:
+                    part.write_bytes(data)
+            return path
+
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            return list(pool.map(fetched, names))
 
     def tell(self, waiting: Waiting) -> None:
         """Let the user know what is waited for, if it is time."""
@@ -345,12 +402,8 @@ def _evicted(path: Path) -> int:
             path.unlink()
             path.with_suffix(".lock").unlink(missing_ok=True)
             return size
-    except OSError as error:
-        if error.errno not in NO_LOCKS:  # in use, or already gone
-            return 0
-        size = path.stat().st_size
-        path.unlink()
-        return size
+    except OSError:  # in use, or already gone
+        return 0
 
 
 def _ended(tar: Path) -> bool:
