@@ -47,6 +47,7 @@ MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
 _LARGEST_CONFIG: Final = 1 << 20
+_LONGEST_NAME: Final = 80
 _CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 
 
@@ -201,6 +202,18 @@ def pretrained(folder: Path) -> Mapping[str, Any] | None:
     if not all(isinstance(found.get(name), dict) for name in ("config", "shards", "trained_on")):
         raise UserError(f"{path}: damaged; expected config, shards and trained_on, as hpe share writes them")
     return found
+
+
+def name_of(run: Path) -> str:
+    """The name of a run: its folder's; of a folder of ``save_pretrained``, which may be named by a hash, its run's.
+
+    Raises:
+        UserError: its config is damaged.
+    """
+    if pretrained(run) is None:
+        return run.resolve().name
+    named = "".join(letter for letter in Path(load_config(run).run).name if letter.isprintable())
+    return named[:_LONGEST_NAME] or run.resolve().name
 
 
 def is_run(path: Path) -> bool:

@@ -21,7 +21,7 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, recipes
+from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, name_of, recipes
 from hpe.models.views import PLAIN, Estimates, Views
 from hpe.pack.shard import encoded
 
@@ -157,7 +157,7 @@ class RunPredictor:
         network, config, _ = load_run(run, which)
         if network.takes_angles:
             raise UserError(f"{run}: this run's input is angles (backbone angles), not images; use it with hpe pose")
-        self.name, self.size = run.resolve().name, config.data.size
+        self.name, self.size = name_of(run), config.data.size
         self.heads = config.model.heads.on
         self.crops, self.faces = crop_rules(run), TrainedOn.load(run).faces
         self.trained = config.train.precision

@@ -9,7 +9,8 @@ import yaml
 
 import hpe
 from hpe.metrics.markdown import cell, table
-from hpe.report.load import Evaluation, read_run
+from hpe.models.run_folder import TrainedOn, name_of, pretrained
+from hpe.report.load import Evaluation, Run, read_run
 from hpe.report.model_card import model_card
 
 _PLACES = ("weights", "shards", "estimated")
@@ -50,10 +51,13 @@ def card(run: Path, config: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]
 
 def _report(run: Path, config: Mapping[str, Any]) -> str:
     """The card that ``hpe report`` writes."""
-    if (run / "README.md").is_file() and not (run / "evaluate").is_dir() and not (run / "metrics.jsonl").is_file():
-        known = (run / "README.md").read_text(encoding="utf-8")  # a shared network that is shared again
-        return known.partition("\n---\n")[2].partition("\n## Use\n")[0].strip()
-    found = read_run(run)
+    if pretrained(run) is not None and not (run / "evaluate").is_dir():  # a shared network that is shared again
+        if (run / "README.md").is_file():
+            known = (run / "README.md").read_text(encoding="utf-8", errors="replace")
+            return known.partition("\n---\n")[2].partition("\n## Use\n")[0].strip()
+        found = Run(run, name_of(run), "", {}, {}, 0, (), TrainedOn.load(run))
+    else:
+        found = read_run(run)
     plain = replace(
         found,
         config=config,

@@ -61,7 +61,7 @@ def test_a_shared_folder_reads_as_its_run(run: Path, folder: Path, shards: Path)
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     one, two = (hpe.load(path, device="cpu") for path in (run, folder))
     assert [faces.to_dict() for faces in one(list(PIXELS))] == [faces.to_dict() for faces in two(list(PIXELS))]
-    assert one.crop == two.crop
+    assert (one.name, one.crop, one.heads) == (two.name, two.crop, two.heads)
     assert evaluate(folder, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0, replicates=20)) == 0
     first, second = (json.loads((path / "evaluate/made-val.json").read_text()) for path in (run, folder))
     assert first["emotion"] == second["emotion"]
@@ -120,6 +120,9 @@ def test_a_shared_folder_is_shared_again_with_its_terms(folder: Path, tmp_path: 
         share(folder, str(again))
     network = SharedNetwork.from_pretrained(folder)
     assert not network.training
+    (bare := copied(folder, tmp_path / "bare") / "README.md").unlink()
+    share(bare.parent, str(tmp_path / "third"))
+    assert "## Training data" in (tmp_path / "third/README.md").read_text()
 
 
 def refused(path: Path, why: str) -> None:
