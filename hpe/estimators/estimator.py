@@ -45,6 +45,7 @@ class Estimator:
         weights: the file.
         learned: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
         faces: how large the faces of its training are (:func:`hpe.data.face_sizes.face_shares`); empty if unknown.
+        precision: of its arithmetic; None: the file's own, which it does not state.
         finds_faces: it finds the face itself: any crop will do; angles are NaN where it finds none.
     """
 
@@ -61,6 +62,7 @@ class Estimator:
     weights: Path | None = None
     learned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     faces: Mapping[str, float] = field(default_factory=dict)
+    precision: str | None = "fp32"
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:

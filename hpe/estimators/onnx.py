@@ -59,6 +59,12 @@ class OnnxNetwork:
     def __init__(self, path: Path, session: Any, image: ImageInput, outputs: list[str], device: torch.device) -> None:
         self.path, self.session, self.image, self.outputs, self.device = path, session, image, outputs, device
 
+    @property
+    def precision(self) -> str | None:
+        """What ``hpe export`` has written into the file: ``fp32``, ``fp16`` or ``int8``; None: the file states none."""
+        stated = self.session.get_modelmeta().custom_metadata_map.get("hpe.precision", "").strip('"')
+        return stated if stated in ("fp32", "fp16", "int8") else None
+
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = self.image.prepared(images)
         if self.image.batch is None:

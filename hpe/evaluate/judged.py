@@ -130,7 +130,7 @@ def _of_estimator(path: Path, options: EvaluateOptions, device: torch.device, *,
         heads=(*found.heads, *(() if found.output is None else ("pose",))),
         bins=found.output is not None and found.output.kind.startswith("bins"),
         predict=_ThreadedEstimator(found, flips=options.views.flips),
-        precision=precision,
+        precision=precision if found.precision is None else Precision(found.precision, "that of the estimator"),
         recorded=None,
         reading=Reading(
             size=found.input.size,

@@ -1,6 +1,7 @@
 """``hpe.load``: a network that reads the faces in images, as one Python object."""
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -53,7 +54,7 @@ class FaceReader:
         heads: what it reads, among ``emotion``, ``direction``, ``pose`` and ``affect``.
         size: side of its input in pixels; faces of another size are scaled. None: a landmark model, which has none.
         device: where it runs.
-        precision: of its arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        precision: of its arithmetic: ``fp32``, ``bf16``, ``fp16``, or what an exported file states.
         faces: what finds the faces; None: every image is one face.
         crop: the crop rule for faces that a detector, or you, found.
     """
@@ -176,9 +177,7 @@ class FaceReader:
 
     def _shared(self) -> tuple[Path, str]:
         if self._source is None:
-            raise UserError(
-                f"{self.name}: expected a network of hpe train; share an exported file as it is"
-            )
+            raise UserError(f"{self.name}: expected a network of hpe train; share an exported file as it is")
         return self._source
 
     def _read(self, given: Iterable[Item | Skipped], *, boxed: bool = False) -> Iterator[Faces]:
@@ -329,9 +328,11 @@ def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
         raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, WHICH))} (with this network)")
     mesh = MeshFinder(folder, which, keep_pictures=False)  # pyright: ignore[reportArgumentType]
     on, name = torch.device("cpu"), folder.resolve().name
-    return FaceReader(
+    reader = FaceReader(
         name, mesh, mesh, faces=which, device=on, precision=Precision("fp32", "landmark models have no other")
     )
+    weakref.finalize(reader, mesh.close)
+    return reader
 
 
 def _threads() -> int:

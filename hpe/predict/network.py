@@ -220,7 +220,8 @@ class EstimatorPredictor:
         self._estimator, self._flips = estimator, flips
         self.heads = (*estimator.heads, *(() if estimator.output is None else ("pose",)))
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
-        self.device, self.precision = estimator.device, Precision("fp32", "the only one of an estimator")
+        self.device = estimator.device
+        self.precision = Precision(estimator.precision or "the precision of its file", "estimators have no other")
 
     def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import hpe
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES
 from hpe.evaluate import EvaluateOptions, evaluate
@@ -86,6 +87,15 @@ def test_options_that_do_not_fit_an_estimator_are_refused(exported: Path, shards
         evaluate(tmp_path / "absent.onnx", sets, USUAL)
     with pytest.raises(UserError, match=r"--weights .*own weights"):
         evaluate(exported / "face", sets, EvaluateOptions(weights=tmp_path / "x.onnx"))
+
+
+def test_a_smaller_file_says_in_which_precision_it_computes(exported: Path, shards: Path, tmp_path: Path) -> None:
+    export(exported / "face", tmp_path / "half.onnx", ExportOptions(images=8, precision="fp16"))
+    model = hpe.load(tmp_path / "half.onnx", device="cpu")
+    assert model.precision == "fp16"
+    options = EvaluateOptions(workers=0, replicates=20)
+    assert evaluate(tmp_path / "half.onnx", [ShardSet(str(shards), "val")], options) == 0
+    assert figures(tmp_path / "half-onnx")["about"]["precision"] == "fp16"
 
 
 def test_the_results_go_where_the_user_says(exported: Path, shards: Path, tmp_path: Path) -> None:
