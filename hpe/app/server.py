@@ -281,17 +281,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """An image, a camera's frame or a video to read."""
+        length = self.headers.get("Content-Length", "")
+        self._left = int(length) if length.isdecimal() else 0
         if not self._allowed():
-            return None
+            return
         path, _, query = self.path.partition("?")
         most = self._state.max_bytes if path == "/video" else _LARGEST_IMAGE
-        try:
-            size = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            return self._refuse(HTTPStatus.LENGTH_REQUIRED, "an upload needs its length")
-        if not 0 < size <= most:
-            what = "empty file" if size == 0 else f"{size / 1e6:,.0f} MB, more than the {most >> 20:,} MB allowed"
-            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
+        if not length.isdecimal():
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "an upload needs its length")
+        elif not self._left:
+            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, "empty file")
+        elif self._left > most:
+            found = f"{self._left / 1e6:,.1f} MB, more than the {most / 1e6:,.1f} MB allowed"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, found)
+        else:
+            self._answer(path, query)
+
+    def _answer(self, path: str, query: str) -> None:
         try:
             match path:
                 case "/photo":

@@ -132,7 +132,7 @@ def test_a_video_that_cannot_be_read_says_so_without_a_path(port: int, tmp_path:
 def test_bad_uploads_get_a_reason(port: int) -> None:
     for path, body, status, reason in (
         ("/photo", b"no picture", 422, "this file: not a picture"),
-        ("/photo", b"", 413, "empty file"),
+        ("/photo", b"", 422, "empty file"),
         ("/video", bytes(100_001), 413, "more than the"),
         ("/else", b"x", 404, "nothing here"),
     ):
