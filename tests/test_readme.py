@@ -215,7 +215,8 @@ def test_every_command_that_a_page_shows_parses() -> None:
     )
     for page in (*MARKDOWN, ROOT / "launch/slurm.sh", ROOT / "launch/cpu2.yaml", ROOT / "configs/direction_folds.sh"):
         name = str(page.relative_to(ROOT))
-        assert any(one.page == name for one in ALL), f"nothing is found in {name}"
+        if page.suffix != ".md" or "\nhpe " in page.read_text(encoding="utf-8"):
+            assert any(one.page == name for one in ALL), f"nothing is found in {name}"
 
 
 def test_the_configs_of_shown_commands_load_with_their_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +369,9 @@ def test_the_python_of_a_page_runs(
     (run / run_folder.METRICS).write_text('{"step": 1, "samples": 8, "split": "val", "emotion/macro_f1": 0.5}\n')
     (tmp_path / "runs" / "demo").mkdir()
     (tmp_path / "runs" / "demo" / "multitask").symlink_to(run)
-    (tmp_path / "face.jpg").write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
+    (tmp_path / "photos").mkdir()
+    for name in ("face.jpg", "photo.jpg", "photos/1.jpg"):
+        (tmp_path / name).write_bytes(encode_jpeg(made.picture(3, 1, 0), 95))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     names: dict[str, object] = {"__name__": "page"}

@@ -10,14 +10,12 @@ trained; the picture shows the same head rendered larger.
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 import hpe
-from hpe.core.labels import DIRECTIONS, EMOTIONS
-from hpe.data.annotate import Angles, Overlay, angles_note, card
-from hpe.data.images import encode_jpeg
+from hpe.core.labels import EMOTIONS
+from hpe.data.annotate import angles_note, card
 from hpe.sources.synthetic import Shot, express, face_box, person, render, shot, split_of
 
 OUT = Path(__file__).with_name("heads.jpg")
@@ -35,22 +33,11 @@ def posed(number: int, emotion: str, yaw: float, pitch: float, roll: float) -> S
     return replace(seen, noise=0.0, blur=0.0, blobs=0.04, gaze=(0.0, 0.0), centre=(0.0, 0.0), ambient=0.68)
 
 
-def angles_of(found: dict[str, Any]) -> Angles:
-    """Yaw, pitch, roll in degrees."""
-    return found["yaw"], found["pitch"], found["roll"]
-
-
-def tile(found: dict[str, Any], number: int, seen: Shot) -> Image.Image:
+def tile(face: hpe.Face, number: int, seen: Shot) -> Image.Image:
     """A head with the predictions of the network on it and beside it."""
-    who, angles = person(SEED, number), angles_of(found)
-    overlay = Overlay(
-        box=face_box(who, seen, SIDE),
-        angles=angles,
-        direction=DIRECTIONS.index(found["direction"]),
-        emotion_p=[found[f"emotion_{name}"] for name in EMOTIONS],
-        note=angles_note(angles),
-    )
-    return card(Image.fromarray(render(who, seen, SIDE)), overlay, height=SIDE)
+    who = person(SEED, number)
+    drawn = replace(face.overlay(), box=face_box(who, seen, SIDE), note=angles_note(face.angles))
+    return card(Image.fromarray(render(who, seen, SIDE)), drawn, height=SIDE)
 
 
 if __name__ == "__main__":
@@ -61,9 +48,9 @@ if __name__ == "__main__":
     for number, *pose in SHOWN:
         assert split_of(number) == "test"
         seen = posed(number, *pose)
-        found = network.read(encode_jpeg(render(person(SEED, number), seen, READ), 95))
-        print(number, pose, found["emotion"], found["direction"], angles_note(angles_of(found)))
-        tiles.append(tile(found, number, seen))
+        (face,) = network(render(person(SEED, number), seen, READ))
+        print(number, pose, face.emotion, face.direction, angles_note(face.angles))
+        tiles.append(tile(face, number, seen))
     width, height = tiles[0].size
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")

@@ -1,5 +1,6 @@
 """``hpe configs``: lists and copies the configs that come with hpe, for installs without a checkout."""
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,17 @@ def folder() -> Path:
     """Where the configs are: inside an installed package, or beside it in a checkout."""
     packaged = _PACKAGE / "recipes"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def way_to(path: Path) -> str:
+    """The end of a message: the command that puts a config of hpe where this path looks for it; empty: it is none."""
+    for name, _ in described():
+        home = path
+        for _ in Path(name).parts:
+            home = home.parent
+        if home / name == path:
+            return f"; `hpe configs {shlex.quote(str(home))}` copies the configs of hpe there"
+    return ""
 
 
 def described() -> list[tuple[str, str]]:

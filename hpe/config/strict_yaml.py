@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hpe.config import recipes
 from hpe.core.errors import UserError, mistakes
 
 Places = dict[tuple[Any, ...], str]
@@ -41,7 +42,8 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot read this config: {reason}; expected a YAML file (`hpe configs` lists those of hpe)"
+            f"{path}: cannot read this config: {reason}; expected a YAML file"
+            + (recipes.way_to(path) or " (`hpe configs` lists those of hpe)")
         ) from error
     return parse(text, str(path), schema, overrides)
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from hpe.config.recipes import way_to
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
 from hpe.data.crops import CropRule
@@ -94,7 +95,7 @@ def load_estimator(
     elif not path.is_file():
         raise UserError(
             f"{path}: no such estimator; expected a YAML file, an ONNX file with a YAML file beside it, "
-            f"Hopenet weights ({', '.join(_TORCH)}), a run folder, or a landmark model's folder"
+            f"Hopenet weights ({', '.join(_TORCH)}), a run folder, or a landmark model's folder{way_to(path)}"
         )
     elif path.suffix in _YAML:
         found = _of_spec(path, load(path, EstimatorSpec), weights, compute)

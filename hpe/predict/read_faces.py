@@ -19,7 +19,6 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from typing import IO, Final
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import named_device
+from hpe.core.distributed import cores, named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
@@ -317,7 +316,7 @@ def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
 
 
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    return min(cores(), 8)
 
 
 def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:

@@ -8,9 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpe.config import recipes
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
+from hpe.estimators.load import Compute, load_estimator
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +76,30 @@ def test_the_wheel_carries_configs_templates_and_the_typed_marker(tmp_path: Path
     assert {f"hpe/recipes/{name}" for name, _ in recipes.described()} <= names
     assert {"hpe/py.typed", "hpe/report/templates/base.html"} <= names
     assert not [name for name in names if not name.startswith(("hpe/", "hpe-"))]
+
+
+@pytest.mark.parametrize(
+    ("named", "command"),
+    [
+        ("configs/pose.yaml", "hpe configs configs"),
+        ("my configs/estimators/lwpose66.yaml", "hpe configs 'my configs'"),
+        ("pose.yaml", "hpe configs ."),
+        ("lwpose66.yaml", None),
+        ("configs/mine.yaml", None),
+    ],
+)
+def test_where_a_config_of_hpe_is_missing_the_command_that_copies_it_is_told(named: str, command: str | None) -> None:
+    told = recipes.way_to(Path(named))
+    assert told == (f"; `{command}` copies the configs of hpe there" if command else "")
+
+
+def test_a_missing_config_and_a_missing_estimator_are_told_with_that_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"expected a YAML file; `hpe configs configs` copies"):
+        load(Path("configs/pose.yaml"), RunConfig)
+    with pytest.raises(UserError, match=r"no such estimator; .*; `hpe configs configs` copies"):
+        load_estimator(Path("configs/estimators/lwpose66.yaml"), Compute(torch.device("cpu")))
+    with pytest.raises(UserError, match=r"expected a YAML file \(`hpe configs` lists those of hpe\)"):
+        load(Path("configs/mine.yaml"), RunConfig)
