@@ -96,7 +96,7 @@ def app(network: Path, options: AppOptions) -> int:
                 network, faces=faces, device=options.device, precision=options.precision, which=options.which,
                 weights=options.weights, crop=options.crop,
             )  # fmt: skip
-            server.state = State(reader, Path(folder), max_pixels, options.max_megabytes << 20)
+            server.state = State(reader, Path(folder), max_pixels, options.max_megabytes * 1_000_000)
             say(f"app: http://{HOST}:{server.server_port} shows {reader.name}, on this machine only; Ctrl-C ends it")
             try:
                 server.serve_forever()
@@ -158,7 +158,7 @@ class State:
             "directions": dict(zip(DIRECTIONS, DIRECTION_COLOURS, strict=True)),
             "axes": list(AXIS_COLOURS),
             "video": None if can_read_videos() else f"Videos need PyAV, which is not installed: {PACKAGE}",
-            "megabytes": self.max_bytes >> 20,
+            "most": self.max_bytes,
         }
         text = files("hpe.app").joinpath("page.html").read_text(encoding="utf-8")
         script = files("hpe.app").joinpath("page.js").read_text(encoding="utf-8")
