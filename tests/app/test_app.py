@@ -146,7 +146,7 @@ def test_other_pages_and_other_names_are_refused(port: int, tmp_path: Path) -> N
     data = photo(tmp_path / "a.png").read_bytes()
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
         assert ask(port, "POST", "/photo", data, **headers)[0] == 403
-        assert ask(port, "GET", "/", **headers)[0] == 403
+        assert ask(port, "GET", "/", None, **headers)[0] == 403
     assert ask(port, "POST", "/photo", data, Origin=f"http://localhost:{port}")[0] == 200
 
 
