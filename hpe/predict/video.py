@@ -260,7 +260,9 @@ def seen(
         yield done
 
 
-def _followed(video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None) -> Generator[SeenFrame, None, None]:
+def _followed(
+    video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None
+) -> Generator[SeenFrame, None, None]:
     waiting: deque[Frame] = deque()
 
     def pictures() -> Iterator[RGBImage]:
