@@ -1,18 +1,28 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
 # make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
 # make docs   the site of docs/, into build/site          make clean  forget the environment
+# make weights   a head-pose network from rendered heads alone, half an hour on 2 cores (docs/weights.md)
 # make cluster   a real Slurm and lost links, as root
 PYTHON ?= python3
 VENV   ?= .venv
+COMPILE ?= --compile-bytecode
 EXTRAS ?= dev,docs,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo test quick cluster docs lint check install clean
+.PHONY: demo weights test quick cluster docs lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/hpe demo
+
+# Nobody's pictures, so nobody's terms. Run it again to resume; the same seed gives the same weights on the same machine.
+weights: $(STAMP)
+	[ -f shards/rendered/summary.md ] || $(BIN)/hpe pack synthetic shards/rendered --size 64 --option look=wild \
+		--option count=40000 --option people=4000 --option seed=1 --option size=64
+	$(BIN)/hpe train configs/rendered_pose.yaml
+	$(BIN)/hpe evaluate runs/rendered_pose shards/rendered --split test --flips --name rendered
+	[ -f runs/rendered_pose/head_pose.onnx ] || $(BIN)/hpe export runs/rendered_pose runs/rendered_pose/head_pose.onnx
 
 # worksteal: neighbours share what a file makes once, and no worker waits for the last one's slow tests.
 test: $(STAMP)
@@ -39,12 +49,13 @@ check: lint test
 
 install: $(STAMP)
 
-# uv resolves and unpacks several times faster than pip; it comes from the same registry.
+# uv resolves and unpacks several times faster than pip; it comes from the same registry. Compiled bytecode pays where
+# commands are started often: they start in a third of the time from the first on.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 15); sys.exit(None if ok else "hpe needs Python 3.11 to 3.14, but $(PYTHON) is %d.%d: run make PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[$(EXTRAS)]'
+	UV_COMPILE_BYTECODE_TIMEOUT=600 $(BIN)/uv pip install --quiet $(COMPILE) --python $(BIN)/python --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

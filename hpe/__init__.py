@@ -15,6 +15,7 @@ Names are imported when they are first used, so that ``import hpe`` is fast and 
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Face", "FaceReader", "Faces", "Reading", "ShardSet", "Stream", "UserError", "load", "tables"]
+
+NOT_HERE: Final = (
+    "hpe runs on Linux and macOS. Windows has no links, file locks and signals of the kind that keep a run whole: "
+    "use WSL 2 (`wsl --install`), which is a Linux and sees the GPU"
+    if sys.platform == "win32"
+    else None
+)
+"""Why this operating system is refused; None where it is not."""
 
 _PUBLIC: Final = {
     "Face": "hpe.predict.faces",
@@ -44,6 +53,8 @@ _PUBLIC: Final = {
 def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if NOT_HERE is not None:
+        raise ImportError(NOT_HERE)
     found = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
     return found
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from hpe import NOT_HERE
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
-from hpe.core.signals import end_on_signals, signals
 
 _PATIENCE_SECONDS = 10
 _WAYS_OUT = {
@@ -182,6 +182,11 @@ def _rank() -> str:
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
+    if NOT_HERE is not None:
+        print(f"hpe: {NOT_HERE}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    from hpe.core.signals import end_on_signals  # it asks for signals that Windows does not have
+
     end_on_signals()  # first: imports take seconds, and a signal may come meanwhile
     from hpe.core.distributed import from_parent, leave
 
@@ -216,6 +221,8 @@ def _run() -> None:
 
 def _stopped_while_waiting() -> bool:
     """Wait a while for the launcher's signal; true when it comes."""
+    from hpe.core.signals import signals
+
     with signals() as stop:
         until = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < until and not stop.received:

@@ -666,6 +666,50 @@ def predict(
     raise typer.Exit(module.predict(network, inputs, options))
 
 
+@app.command("app", rich_help_panel=_EVALUATION)
+def show_app(
+    network: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Run folder, estimator (YAML, or .onnx with a YAML beside it), or landmark model."
+        ),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 7860,
+    faces: Annotated[
+        str,
+        typer.Option(
+            help="Where the faces are: mtcnn or hog finds them, or given (each image is one face); auto: the detector "
+            "that is installed. A landmark model finds them itself: largest, centre or all."
+        ),
+    ] = "auto",
+    which: Annotated[str, typer.Option(help="Checkpoint of the run: best, last, or step-00001234.")] = "best",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file to use instead of that of an estimator's YAML.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="Crop rule for detected faces; default: that of the training shards.")
+    ] = None,
+    precision: JudgedPrecision = None,
+    max_megapixels: MaxMegapixels = 64,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest video that can be uploaded, MB.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Show a network in the browser: photos, camera and videos, on a page of this machine alone.
+
+    Nothing leaves the machine. For a server, forward the port: `ssh -L 7860:127.0.0.1:7860 server`.
+
+    Example: `hpe app runs/joint`
+    """
+    from hpe.app import app as module
+    from hpe.app.server import AppOptions
+
+    options = AppOptions(
+        port=port, faces=faces, which=which, weights=weights, crop=crop, precision=precision, device=device,
+        max_megapixels=max_megapixels, max_megabytes=max_megabytes,
+    )  # fmt: skip
+    raise typer.Exit(module(network, options))
+
+
 @app.command(rich_help_panel=_EVALUATION)
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder, or Hopenet weights.", show_default=False)],

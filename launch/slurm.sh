@@ -34,10 +34,17 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
+# When a rank fails, srun ends the others and exits with the highest code of all: of a mistake (2) and of a rank that
+# saved because of it (75) with 75. The cause is the rank that srun reports first, so its reports are written down.
+ends=$(mktemp) || exit 1
+report='^srun: error: [^ ]*: tasks\{0,1\} [^:]*: '
+exec 3> >(trap "" TERM USR1 && exec sed -u -e h -e "s/$report//w $ends" -e g >&2)
+reports=$!
 # srun in the background, so that this shell sees signals and hands them on. Where hpe is called, words may follow.
 # shellcheck disable=SC2086
-srun --kill-on-bad-exit=1 --wait=0 ${HPE:-hpe} "$@" &
+srun --kill-on-bad-exit=1 --wait=0 ${HPE:-hpe} "$@" 2>&3 3>&- &
 ranks=$!
+exec 3>&-
 ended=
 trap 'signalled=yes; kill -USR1 "$ranks" 2>/dev/null' USR1
 trap 'signalled=yes; ended=yes; kill -TERM "$ranks" 2>/dev/null' TERM
@@ -48,6 +55,13 @@ while
   status=$?
   [ -n "$signalled" ]
 do :; done
+wait "$reports"
+first=$(head -n 1 "$ends")
+rm -f "$ends"
+case $first in
+  "Exited with exit code "*) status=${first##* } ;;
+  Killed | "Out Of Memory") status=137 ;;
+esac
 
 shows() { scontrol show job "$SLURM_JOB_ID" | grep "$1" >/dev/null; }
 

@@ -79,12 +79,16 @@ class Page:
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a file at a size and wait until it has loaded."""
+        self.visit(path.resolve().as_uri(), width=width, height=height, dark=dark)
+
+    def visit(self, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """The same for an address."""
         phone = width < 600
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=address)
         while "Page.loadEventFired" not in self._events:
             self._receive()
 
@@ -95,6 +99,20 @@ class Page:
             raise RuntimeError(json.dumps(got["exceptionDetails"])[:800])
         return got["result"].get("value")
 
+    def wait(self, condition: str, seconds: float = 60.0) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(condition):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{condition} is not true after {seconds:g} s")
+            time.sleep(0.05)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in an input, as a person does."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
     def screenshot(self, path: Path, *, clip: dict[str, float] | None = None) -> None:
         """Save what is seen, or a part of the page, as PNG."""
         more = {} if clip is None else {"clip": clip | {"scale": 1}, "captureBeyondViewport": True}
@@ -102,8 +120,8 @@ class Page:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Page]:
-    """A page of a fresh headless Chromium whose profile is in ``folder``."""
+def browser(folder: Path, *more: str) -> Iterator[Page]:
+    """A page of a fresh headless Chromium whose profile is in ``folder``, with further options."""
     path = found()
     assert path is not None
     to_read, to_write = os.pipe()
@@ -113,6 +131,7 @@ def browser(folder: Path) -> Iterator[Page]:
         path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio",
         "--remote-debugging-pipe", f"--user-data-dir={folder}", "--hide-scrollbars",
+        *more,
     ]  # fmt: skip
     # A shell moves the pipes to 3 and 4, whatever numbers they have here.
     script = f'exec "$@" 3<&{to_read} 4>&{from_write}'

@@ -12,7 +12,6 @@ PACKAGES = sorted(init.parent for init in Path(hpe.__file__).parent.glob("*/**/_
 LONGEST, MOST_PARAMETERS = 60, 8
 REASONS = {
     "evaluate/measure.py: evaluate": "its parameters are the options of the command, each explained in a line",
-    "predict/face_reader.py: load": "the public function: a keyword for each thing that a user may choose",
 }
 """Why a function may be longer, or take more parameters. Commands may: Typer reads a parameter per option."""
 _LISTED = re.compile(r"^ .*?([a-z_0-9]+\.py|[a-z_0-9]+/)  ", re.MULTILINE)

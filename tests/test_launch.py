@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
@@ -128,6 +130,31 @@ def test_slurm_sees_every_other_exit_code_of_the_ranks(tmp_path: Path, code: int
     assert "requeue 40711" not in said(tmp_path, "scontrol")
 
 
+@pytest.mark.parametrize(
+    ("reported", "code"),
+    [
+        (("task 0: Exited with exit code 2", "task 1: Exited with exit code 75"), 2),
+        (("tasks 1-3: Exited with exit code 1", "task 0: Terminated"), 1),
+        (("task 1: Killed", "task 0: Exited with exit code 75"), 137),
+        (("task 1: Out Of Memory", "task 0: Exited with exit code 75"), 137),
+        (("task 0: Exited with exit code 75", "task 1: Killed"), EXIT_AGAIN),
+    ],
+    ids=str,
+)
+def test_the_rank_that_fails_first_decides_about_a_job_and_not_what_the_others_do_then(
+    tmp_path: Path, reported: tuple[str, ...], code: int
+) -> None:
+    """srun ends the others, which may have saved; and it exits with the highest code of all."""
+    lines = [f"srun: error: node1: {line}" for line in reported]
+    srun = SRUN + "echo 'a rank prints: task 9: Exited with exit code 9' >&2\n"
+    srun += "".join(f"echo '{line}' >&2\n" for line in lines)
+    with slurm(tmp_path, "run.yaml", srun=srun + f"exit {max(code, EXIT_AGAIN)}\n", SRUN_ENDS="") as job:
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == (0 if code == EXIT_AGAIN else code)
+    assert ("requeue 40711" in said(tmp_path, "scontrol")) == (code == EXIT_AGAIN)
+    assert errors.splitlines()[1:] == lines
+
+
 def test_slurm_without_a_config_is_a_mistake_that_starts_nothing(tmp_path: Path) -> None:
     with slurm(tmp_path) as job:
         _, told = job.communicate(timeout=60)
@@ -196,9 +223,17 @@ def test_every_launch_config_is_tested() -> None:
     assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {"cpu2", "gpu1", "node8", "nodes", "kubernetes"}
 
 
+def kubernetes() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "launch" / "kubernetes.yaml").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("part", kubernetes(), ids=lambda part: part["kind"])
+def test_every_field_on_kubernetes_is_one_of_the_schema_that_it_publishes(part: dict[str, Any]) -> None:
+    kubernetes_validate.validate(part, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_the_job_on_kubernetes_starts_the_ranks_that_it_counts() -> None:
-    """Its fields are checked against Kubernetes' schema by tests/cluster/test_kubernetes.py."""
-    parts = list(yaml.safe_load_all((ROOT / "launch" / "kubernetes.yaml").read_text(encoding="utf-8")))
+    parts = kubernetes()
     by_name = {(part["kind"], part["metadata"]["name"]): part for part in parts}
     job, service = by_name["Job", "hpe-train"]["spec"], by_name["Service", "hpe-train"]["spec"]
     pod = job["template"]["spec"]

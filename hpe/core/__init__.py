@@ -18,4 +18,5 @@ In reading order:
     signals.py        stop signals as a request to stop
     process_pool.py   jobs on worker processes, results in order
     work_queue.py     shares items among ranks, even if a rank dies
+    handed_on.py      names of a package, each imported on first use
 """

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,12 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(number)
         raise OSError(f"{path.name}: not a regular file")
     return os.fdopen(number, "rb")
+
+
+def read_soon(file: int, start: int, size: int) -> None:
+    """Tell the kernel that a part of an open file will be read. macOS has no such call, and reads it when asked."""
+    if sys.platform == "linux":
+        os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
 
 
 def refuse_unwritable(path: Path, told: str) -> None:

@@ -74,6 +74,19 @@ def _pace(rate: float) -> str:
     return f"{rate * 3600:,.1f}/h"
 
 
+def duration(seconds: float) -> str:
+    """A length of time in words, such as ``40 s``, ``4 min``, ``1 h 20 min`` or ``3 d 4 h``."""
+    for limit, unit, large, small in ((90, 1, "s", ""), (5400, 60, "min", ""), (172_800, 3600, "h", "min")):
+        if seconds < limit:
+            whole, rest = divmod(seconds, unit)
+            if small:
+                minutes = round(rest / 60)
+                return f"{int(whole + minutes // 60)} {large} {minutes % 60} {small}"
+            return f"{round(seconds / unit)} {large}"
+    days, rest = divmod(round(seconds / 3600), 24)
+    return f"{days} d {rest} h"
+
+
 def _clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -175,6 +175,7 @@ def permuted_tables(table: Int[ndarray, "r c"], replicates: int, seed: int) -> I
 
 def exceedance_p(observed: float, permuted: Float[ndarray, " n"]) -> float:
     """Share of permutations at least as extreme, the observed one counted among them (never 0)."""
+    # Less a little: a permuted value that equals the observed one counts, whatever the rounding of its sums.
     return float((1 + np.sum(permuted >= observed - 1e-12)) / (1 + len(permuted)))
 
 
@@ -207,6 +208,7 @@ def _times_drawn(units: int, replicates: int, seed: int) -> Float[ndarray, "repl
 
 def _draw(units: int, replicates: int, rng: np.random.Generator) -> Float[ndarray, "replicates units"]:
     """How often each unit is drawn in each replicate."""
+    # Each replicate counts in a range of its own, so that one call of `bincount` does all of them.
     drawn = rng.integers(units, size=(replicates, units)) + np.arange(replicates)[:, None] * units
     return np.bincount(drawn.ravel(), minlength=replicates * units).reshape(replicates, units).astype(float)
 

@@ -41,6 +41,7 @@ class Claims:
 
     def __iter__(self) -> Iterator[int]:
         """The items that this rank is to do; each is handed to one rank only."""
+        # The store adds in one step, so no two ranks get the same number, and none asks another for its turn.
         while not self.stopped.is_set() and (item := self.store.add("next", 1) - 1) < self.total:
             self.store.set(f"owner/{item}", str(self.ranks.rank))
             yield item
@@ -70,6 +71,7 @@ class Claims:
         items = [f"done/{item}" for item in range(self.total)]
         while items and not self.store.check(items) and not self.stopped.is_set():
             for rank in range(1, self.ranks.world):
+                # A count that has not moved, timed by rank 0's own clock: clocks of nodes may differ by minutes.
                 beat, now = self.store.add(f"beat/{rank}", 0), time.monotonic()
                 if beats.get(rank, (-1, 0.0))[0] != beat:
                     beats[rank] = beat, now

@@ -26,5 +26,8 @@ In reading order:
     gpu_decode.py     the same on the training device
     detect.py         finding faces where a dataset has no boxes
     annotate.py       predictions drawn on a picture
+    video.py          videos and cameras: upright frames with their times, and annotated videos
+    tracks.py         which face of a frame is which face of the frames before
+    smoothing.py      angles and probabilities of one face, smoothed over time
     provenance.py     which version produced a result, from which data
 """

@@ -15,14 +15,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from hpe.data.decode import Colour, Row, decode_into, is_plain_jpeg
-from hpe.data.images import DecodeError
+from hpe.data.images import DecodeError, Encoded
 
 _END: Final = b"\xff\xd9"
 
 
-def hand_on(data: bytes, out: Row) -> int:
+def hand_on(data: Encoded, out: Row) -> int:
     """Put a whole plain JPEG's bytes into a row; how many, or 0 (nothing written) where the reader must decode."""
-    if len(data) > out.size or not data.endswith(_END) or not is_plain_jpeg(data):
+    if len(data) > out.size or data[-2:] != _END or not is_plain_jpeg(data):
         return 0
     out.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     return len(data)

@@ -42,6 +42,8 @@ LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
 RGBImage = UInt8[np.ndarray, "height width 3"]
+Encoded = bytes | memoryview
+"""A picture as it is stored."""
 
 
 class DecodeError(ValueError):
@@ -112,21 +114,42 @@ def _jpeg(data: bytes, max_pixels: int, least: int = 0) -> RGBImage | None:
         raise DecodeError(f"damaged or truncated JPEG: {error}") from error
 
 
-def may_be_turned(data: bytes) -> bool:
+def may_be_turned(data: Encoded) -> bool:
     """Whether the header of a JPEG has EXIF, or XMP with an orientation: Pillow's ``exif_transpose`` applies both."""
+    return _frame_header(data) == _TURNED
+
+
+def is_upright(data: Encoded, height: int, width: int) -> bool:
+    """Whether a JPEG has this size, one or three colours of 8 bits, and no orientation to apply, by its header.
+
+    In Python this takes as long as in libjpeg, and it is known without another call that sets libjpeg up.
+    """
+    at = _frame_header(data)
+    if at <= 0 or at + 5 >= len(data) or data[at] != 8 or data[at + 5] not in (1, 3):
+        return False
+    return data[at + 1] << 8 | data[at + 2] == height and data[at + 3] << 8 | data[at + 4] == width
+
+
+_TURNED, _NO_FRAME = -1, 0
+
+
+def _frame_header(data: Encoded) -> int:
+    """Where a JPEG states precision, height, width and colours; or that it may be turned, or that there is no such."""
     at = 2
     while at + 4 < len(data) and data[at] == 0xFF:
         kind = data[at + 1]
         if kind == 0xFF:  # a fill byte
             at += 1
             continue
-        if kind == 0xDA or 0xC0 <= kind <= 0xC3:  # the picture itself begins
-            return False
+        if 0xC0 <= kind <= 0xC3:  # the picture itself begins
+            return at + 4
+        if kind == 0xDA:
+            break
         end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if kind == 0xE1 and (data[at + 4 : at + 8] == b"Exif" or b"tiff:Orientation" in data[at + 4 : end]):
-            return True
+        if kind == 0xE1 and (data[at + 4 : at + 8] == b"Exif" or b"tiff:Orientation" in bytes(data[at + 4 : end])):
+            return _TURNED
         at = end
-    return False
+    return _NO_FRAME
 
 
 def _turned(data: bytes, max_pixels: int) -> bool:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -376,8 +377,8 @@ def _opened(url: str, one: _Try) -> Iterator[tuple[Callable[[int], bytes], int |
             yield response.read1, None if length is None else int(length)
     else:
         with open_regular(Path(url)) as file:
-            # Read once from start to end: the kernel may read far ahead.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            if sys.platform == "linux":  # read once from start to end: the kernel may read far ahead
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             yield file.read, os.fstat(file.fileno()).st_size
 
 

@@ -49,6 +49,8 @@ _HIGHEST_RATE: Final = 1000.0
 _CLOCK: Final = 90_000
 """Ticks per second of a written video: the times of frames are kept to 11 µs, whatever their rate."""
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
+_WRITING_THREADS: Final = 2
+"""A fixed number: the bytes that x264 writes depend on it."""
 _MOST_MISSING: Final = 0.5
 """Seconds that may be missing at the end of a video before it counts as cut off: containers round their length."""
 _LEFT_SECONDS: Final = 3600.0
@@ -383,7 +385,7 @@ class VideoWriter:
             self._stream = self._container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
             self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-            self._stream.codec_context.thread_count = min(cores(), 8)
+            self._stream.codec_context.thread_count = _WRITING_THREADS
             if codec == "libx264":
                 self._stream.options = {"preset": "veryfast", "crf": "21"}
             else:

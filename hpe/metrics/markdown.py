@@ -146,7 +146,7 @@ def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
         section = figures.get("shared", {}).get(name, {})
         if "accuracy" in section:
             parts += [f"## {name.capitalize()}: {len(section['names'])} shared labels", *_shared_classes(section)]
-    parts += ["## Head pose", *_pose(figures["pose"]), "## Valence and arousal", *_affect(figures)]
+    parts += ["## Head pose", *_pose(figures["pose"], about), "## Valence and arousal", *_affect(figures)]
     parts += ["## Emotion accuracy by direction", *_cells(figures["cells"])]
     for name, groups in figures["by"].items():
         parts += [f"## By {cell(name.removeprefix('group_'))}", _groups(name, groups)]
@@ -214,7 +214,17 @@ def _shared_classes(section: Figure) -> list[str]:
     ]
 
 
-def _pose(section: Figure) -> list[str]:
+def protocol(about: Mapping[str, Any]) -> str:
+    """Which faces, crops and angles a pose error is of: with others the same network has another error."""
+    crops = ", ".join(map(str, about.get("crop") or ["unknown"]))
+    variants = "; ".join(map(str, about.get("variant") or ["unknown data"]))
+    return (
+        f"Data: {variants}; crop {crops}. Angles are those of R = Rz(roll) Ry(yaw) Rx(pitch), "
+        "predictions on the branch of the truth; `±99°` leaves out faces with an angle beyond, as Hopenet does."
+    )
+
+
+def _pose(section: Figure, about: Mapping[str, Any]) -> list[str]:
     if "all" not in section:
         return [f"Absent: {section['reason']}."]
     rows = []
@@ -222,7 +232,10 @@ def _pose(section: Figure) -> list[str]:
         one = section[name]
         measures = ("mae", *ANGLES, "geodesic", "maev")
         rows.append((title, f"{one['n']:,}", *(degrees(one.get(measure, {})) for measure in measures)))
-    return [table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
+        if "mae" in (other := section.get("order_xyz", {}).get(name, {})):
+            means = (f"{other[measure]:.2f}{DEGREES}" for measure in measures[:4])
+            rows.append((f"{title}, angles of Rx Ry Rz", f"{other['n']:,}", *means, "same", "same"))
+    return [cell(protocol(about)), table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
 
 
 def _affect(figures: Mapping[str, Any]) -> list[str]:

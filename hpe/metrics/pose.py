@@ -33,6 +33,23 @@ def errors_degrees(predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "r
     return torch.cat((angles, torch.stack(parts, -1)), -1).numpy()
 
 
+def other_order_degrees(
+    predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "rows 3"]
+) -> Float[ndarray, "rows 4"]:
+    """Errors of yaw, pitch, roll and their mean, degrees, where a rotation is ``Rx(pitch) Ry(yaw) Rz(roll)``.
+
+    Biwi+ compares these angles ("pyr" in kuhnkeF/headposeplus); Hopenet, FSA-Net and 6DRepNet those of
+    ``Rz(roll) Ry(yaw) Rx(pitch)``, as :func:`errors_degrees` does. The arguments are angles of the latter.
+    """
+    # Rx(p) Ry(y) Rz(r) is the transpose of Rz(-r) Ry(-y) Rx(-p): signs do not change an absolute error.
+    p, t = (
+        geometry.euler_from_rotation(geometry.rotation_from_euler(torch.from_numpy(one).double()).transpose(-1, -2))
+        for one in (predicted, truth)
+    )
+    errors = geometry.angle_errors(p, t)
+    return torch.cat((errors, errors.mean(-1, keepdim=True)), -1).numpy()
+
+
 def on_branch_of(predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
     """The predicted angles on the branch of the truth, within ±180° of it."""
     p, t = torch.from_numpy(predicted).double(), torch.from_numpy(truth).double()
@@ -90,6 +107,7 @@ def pose(truth: Numbers | None, guess: Numbers | None, deviation: Numbers | None
     draw_all, t = draw.of(rows), truth.value[rows]
     errors = errors_degrees(guess.value[rows], t)
     kept = within_hopenet_range(t)
+    other = other_order_degrees(guess.value[rows], t)
     made: Figure = {
         "n": int(rows.sum()),
         "left_out": counted(
@@ -100,12 +118,20 @@ def pose(truth: Numbers | None, guess: Numbers | None, deviation: Numbers | None
         ),
         "all": mean_errors(errors, draw_all),
         "within_99": mean_errors(errors[kept], draw_all.of(kept)) | {"dropped": int((~kept).sum())},
+        "order_xyz": {"all": _means(other), "within_99": _means(other[kept])},
         "by_yaw": _curve(errors, t[:, 0], draw_all),
         "by_pitch": _curve(errors, t[:, 1], draw_all),
     }
     if deviation is None:
         return made | {"uncertainty": absent("the run gives no standard deviations", made["n"])}
     return made | {"uncertainty": _uncertainty(errors[:, :3], deviation, rows)}
+
+
+def _means(errors: Float[ndarray, "n 4"]) -> Figure:
+    """Means of the columns of :func:`other_order_degrees`."""
+    if not len(errors):
+        return absent("no sample in this range")
+    return {"n": len(errors)} | dict(zip((*ANGLES, "mae"), errors.mean(0).tolist(), strict=True))
 
 
 def brief(truth: Numbers | None, guess: Numbers | None, draw: Resampling) -> Figure:

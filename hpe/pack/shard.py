@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image as Pillow
 
 from hpe.core.errors import UserError
@@ -28,7 +29,7 @@ from hpe.data.records import Record
 from hpe.data.shards import Sample, ShardInfo, write_shard
 from hpe.pack.indexing import save_part
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
-from hpe.pack.near_copies import difference_hash, exact_digest
+from hpe.pack.near_copies import difference_hashes, exact_digest, thinned
 from hpe.pack.summary import tally
 from hpe.sources.base import Raw
 
@@ -78,7 +79,8 @@ def make_shard(task: ShardTask) -> int:
             return len(rows)
     refused: list[tuple[int, str, str]] = []
     counts: Counter[str] = Counter()
-    known: list[tuple[int, str, int | None, str | None, str, str]] = []
+    known: list[tuple[int, str, int | None, str | None, str]] = []
+    few: list[UInt8[np.ndarray, "rows columns"]] = []
 
     def samples() -> Iterator[Sample]:
         for number, raw in rows:
@@ -89,8 +91,8 @@ def make_shard(task: ShardTask) -> int:
                 continue
             counts.update(made.counts)
             record = made.sample.record
-            exact, near = made.exact.hex(), made.near.hex()
-            known.append((number, raw.key, record.emotion, record.subject, exact, near))
+            known.append((number, raw.key, record.emotion, record.subject, made.exact.hex()))
+            few.append(made.few)
             yield made.sample
 
     # Unsynced: whoever takes the result waits for the disk, while the next shard is made here.
@@ -100,23 +102,27 @@ def make_shard(task: ShardTask) -> int:
         save_part(task.folder / JOURNAL, task.folder / task.name, aside_unsynced)
     else:
         (task.folder / task.name).unlink()
-    ShardJournal(digest, shard if shard.samples else None, refused, counts, known).save(place)
+    entries = [(*one, near.hex()) for one, near in zip(known, difference_hashes(few), strict=True)]
+    ShardJournal(digest, shard if shard.samples else None, refused, counts, entries).save(place)
     return len(rows)
 
 
 def fingerprints(recipe: Recipe, rows: tuple[bytes, ...]) -> list[tuple[int, bytes, bytes]]:
     """Of each row that can become a sample: its number, and its exact and near hash."""
-    found = []
+    found: list[tuple[int, FinishedSample]] = []
     for number, raw in map(pickle.loads, rows):
         try:
             made = finish(raw, recipe, "train")
         except RefusedError:
             continue
-        found.append((number, made.exact, made.near))
-    return found
+        # Without the picture: these are many.
+        found.append((number, replace(made, sample=replace(made.sample, image=b""))))
+    near = difference_hashes([made.few for _, made in found])
+    return [(number, made.exact, its) for (number, made), its in zip(found, near, strict=True)]
 
 
 def _digest(task: ShardTask, rows: list[tuple[int, Raw]]) -> str:
+    # Of keys and labels, not of the pictures: to read those again would take as long as to make the shard.
     digest = hashlib.sha256(repr((task.name, task.split, task.recipe)).encode())
     for number, raw in rows:
         digest.update(b"%d %s " % (number, raw.key.encode()))
@@ -134,11 +140,12 @@ def _whole(folder: Path, shard: ShardInfo) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FinishedSample:
-    """A finished sample, its two hashes, and the names to count it under (:func:`hpe.pack.summary.tally`)."""
+    """A finished sample, its digest, what its near hash is made of, and the names to count it under
+    (:func:`hpe.pack.summary.tally`)."""
 
     sample: Sample
     exact: bytes
-    near: bytes
+    few: UInt8[np.ndarray, "rows columns"]
     counts: list[str]
 
 
@@ -180,13 +187,13 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
             stored = crop_resize(picture, box, recipe.size)
         except (ValueError, MemoryError) as error:
             raise RefusedError(_reason(error)) from error
-        green = stored[..., 1]
+        green = stored[..., 1]  # for the near hash: of the three colours the nearest to brightness
         image, extension = encoded(stored, recipe), "jpg"
     sample = Sample(raw.key, image, extension, _moved(raw.record, split, box, recipe.size))
     return FinishedSample(
         sample,
         exact_digest(image),
-        difference_hash(green),
+        thinned(green),
         tally(sample.record, extension, width, height) + overlap,
     )
 

@@ -63,7 +63,7 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
     size = Counter(groups)
     emotions: dict[str, Counter[int]] = defaultdict(Counter)
     for row, group in zip(rows, groups, strict=True):
-        emotions[group][-1 if row.emotion is None else row.emotion] += 1
+        emotions[group][-1 if row.emotion is None else row.emotion] += 1  # rows without one are a stratum, too
     strata: dict[int, list[str]] = defaultdict(list)
     for group, counted in emotions.items():
         strata[min(counted, key=lambda e: (-counted[e], e))].append(group)
@@ -73,6 +73,8 @@ def _draw(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -
         members.sort(key=lambda group: (order(seed, group), group))
         total, before = sum(size[group] for group in members), 0
         for group in members:
+            # A group goes where the middle of its samples falls. Decided by its start or end, groups with many samples
+            # would make the splits too large or too small on average.
             middle = (before + size[group] / 2) / total
             split[group] = "test" if middle < test_share else "val" if middle < test_share + val_share else "train"
             before += size[group]
@@ -157,6 +159,7 @@ class Lists:
         Raises:
             UserError: no line of one of the lists names any of the rows.
         """
+        # Counted by source, not by row: the faces of one picture share its name, and a line means all of them.
         short = Counter(name for source in {row.source for row in rows} for name in _short_names(source))
         found: list[str | None] = []
         used: set[str] = set()

@@ -12,21 +12,11 @@ In reading order:
 
 from typing import TYPE_CHECKING
 
+from hpe.core.handed_on import handed_on
+
 if TYPE_CHECKING:
     from hpe.pose.options import PoseOptions
     from hpe.pose.plan import pose
 
 __all__ = ["PoseOptions", "pose"]
-
-
-def __getattr__(name: str) -> object:
-    # Imported late, so that importing one file of this package does not import everything that the command needs.
-    if name == "pose":
-        from hpe.pose.plan import pose
-
-        return pose
-    if name == "PoseOptions":
-        from hpe.pose.options import PoseOptions
-
-        return PoseOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, {"PoseOptions": "options", "pose": "plan"})

@@ -68,6 +68,7 @@ def _fit_confidence(thresholds: Thresholds, angles: Angles, deviations: Angles, 
     spreads = _SPREADS if np.isfinite(deviations).any() else (0.0,)
 
     def likelihood(one: Thresholds) -> float:
+        # One face that is wrong with certainty would have a likelihood of 0, whatever the others say.
         confidence = one.confidence(angles, deviations).clip(0.01, 0.99)
         return float(np.log(np.where(right, confidence, 1 - confidence)).mean())
 
@@ -87,6 +88,7 @@ def cross_validate(
     """
     from sklearn.model_selection import GroupKFold
 
+    # By person: two pictures of one head, one of them fitted on, would make the rule look better than it is.
     decided = np.full(len(truth), ABSTAIN)
     always, confidence = decided.copy(), np.zeros(len(truth))
     for train, test in GroupKFold(FOLDS).split(angles, truth, people):

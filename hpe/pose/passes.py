@@ -383,6 +383,7 @@ class _RankPass:
                     continue
                 if shard.index.unpaired:
                     say(f"hpe: WARNING: {task.shard}: {shard.index.unpaired}")
+                # Hashed beside the network's work: the hash decides whether the table is written, not what is in it.
                 origin = _ShardInProgress(number, task, shard, hashing.submit(_sha256, shard.data))
                 # An empty shard gives one empty batch, so that its (empty) table is written all the same.
                 for start in range(0, max(len(shard), 1), self.batch):
@@ -390,6 +391,7 @@ class _RankPass:
 
     def _write(self, origin: _ShardInProgress) -> None:
         """Write a shard's table, unless the shard's bytes differ from its manifest."""
+        # A table of other bytes than the manifest's would be accepted later by the manifest's sha256.
         task, digest = origin.task, origin.digest.result()
         if task.shard.sha256 is not None and digest != task.shard.sha256:
             self.queue.finish(
@@ -399,6 +401,7 @@ class _RankPass:
         self._name_rows_without_angles(origin)
         if not len(origin.shard):
             say(f"hpe: {task.shard}: holds no samples; its table is empty")
+        # In float64, as whoever applies a rule to the table's angles later has them: the same side of a threshold.
         angles, deviations = origin.angles.astype(np.float64), origin.deviations.astype(np.float64)
         poses = ShardPoses(
             origin.shard.index.keys, origin.angles, origin.deviations,

@@ -13,20 +13,16 @@ In reading order:
     output.py         their rows as JSON lines, CSV or Parquet
     given.py          the images of a Python program: paths, PIL images, arrays, tensors
     face_reader.py    the same in Python: `hpe.load(run)(image)`
+    tracks.py         faces followed and smoothed over the frames of a video
+    video.py          `hpe predict` on videos and cameras: one row per face and frame, the video annotated
 """
 
 from typing import TYPE_CHECKING
+
+from hpe.core.handed_on import handed_on
 
 if TYPE_CHECKING:
     from hpe.predict.read_faces import predict
 
 __all__ = ["predict"]
-
-
-def __getattr__(name: str) -> object:
-    # Imported late, so that importing one file of this package does not import everything that the command needs.
-    if name in __all__:
-        from hpe.predict import read_faces
-
-        return getattr(read_faces, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, dict.fromkeys(__all__, "read_faces"))

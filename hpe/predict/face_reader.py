@@ -1,6 +1,5 @@
 """``hpe.load``: a network that reads the faces in images, as one Python object."""
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any, Final, get_args, overload
 import torch
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import named_device
+from hpe.core.distributed import cores, named_device
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision
 from hpe.data.crops import Box, CropRule
@@ -290,4 +289,4 @@ def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
 
 
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    return min(cores(), 8)

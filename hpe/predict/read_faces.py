@@ -19,7 +19,6 @@ Images that cannot be read, and images without a face, give no row; ``skipped.js
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from typing import IO, Final
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import named_device
+from hpe.core.distributed import cores, named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress
@@ -94,11 +93,12 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
     """
     if (videos := find_videos(inputs)) is not None:
         return read_videos(network, videos, options)
-    options = replace(
-        options,
-        draw="none" if options.draw == AUTO else options.draw,
-        faces=GIVEN if options.faces == AUTO else options.faces,
-    )
+    draw = "none" if options.draw == AUTO else options.draw
+    faces = GIVEN if options.faces == AUTO else options.faces
+    return _read_images(network, inputs, replace(options, draw=draw, faces=faces))
+
+
+def _read_images(network: Path, inputs: Sequence[str], options: PredictOptions) -> int:
     marker, table_format = _marker(options.draw, options.out), format_of(options.form)
     landmarks = model_folder(network)
     _check_options(network, landmarks, options)
@@ -316,7 +316,7 @@ def other_sizes(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
 
 
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    return min(cores(), 8)
 
 
 def _process(group: Sequence[LoadedImage | Skipped], opened: _Opened, results: _Results, batch: int) -> None:

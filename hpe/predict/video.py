@@ -67,8 +67,8 @@ def read_videos(network: Path, sources: Sequence[str], options: PredictOptions) 
     form, marker = format_of(options.form), _marker(options)
     if not options.steady > 0:
         raise UserError(f"--steady {options.steady:g}: expected a number above 0; inf smooths nothing")
-    if options.split is not None or options.views.centre != 1.0:
-        raise UserError("--split and --centre are not for videos; leave them out")
+    if options.split is not None or options.views.centre != 1.0 or options.batch != PredictOptions().batch:
+        raise UserError("--split, --centre and --batch are not for videos; leave them out")
     max_pixels = pixels_of(options.max_megapixels)
     places = _places(sources)
     if options.out is not None and marker is not None:

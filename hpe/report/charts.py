@@ -175,7 +175,7 @@ def intervals(
         parts.append(f'<text class="tick" x="{place(tick)}" y="{bottom + 17}" text-anchor="middle">{text(tick)}</text>')
     for index, (name, value, low, high) in enumerate(rows):
         y, colour = _TOP + pitch * (index + 0.5), f"s{index % SERIES}"
-        cut = name if len(name) <= 19 else name[:18] + "…"
+        cut = name if len(name) <= 19 else name[:18] + "…"  # what fits left of the axis; the tip shows all of it
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(cut)}<title>{escape(name)}</title></text>')
         if low is not None and high is not None:
             parts.append(f'<line class="{colour} whisker" x1="{place(low)}" y1="{y}" x2="{place(high)}" y2="{y}"/>')
@@ -187,6 +187,7 @@ def intervals(
 def _thinned(series: Series) -> Series:
     """At most a few hundred points: means of neighbours, which keep the shape of a noisy loss."""
     points = sorted(series.points) if series.band is None else list(series.points)
+    # A band has a pair of ends for each point: means of points would no longer lie between them.
     if len(points) <= _MOST_POINTS or series.band is not None:
         return Series(series.name, points, series.band, series.colour, series.dots)
     step = math.ceil(len(points) / _MOST_POINTS)

@@ -19,7 +19,7 @@ from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import holm
 from hpe.evaluate.gallery import KINDS, gallery
 from hpe.metrics.columns import numbers
-from hpe.metrics.markdown import asides, of_classifier, shared_text
+from hpe.metrics.markdown import asides, of_classifier, protocol, shared_text
 from hpe.metrics.paired import paired
 from hpe.metrics.pose import ANGLES, on_branch_of
 from hpe.report import tables
@@ -60,6 +60,7 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
         UserError: a folder is not a run or a file in it is damaged (nothing is written then), or ``out`` cannot be
             made.
     """
+    # By what the paths lead to: a link to a run is that run, and its page would be written twice.
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("hpe report: a run is named twice; name each run once")
     alone = out if len(folders) == 1 else None
@@ -83,6 +84,7 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
                 f"--out {at}: one of the runs has its own page there; choose another folder for the comparison"
             )
         files[at / PAGE] = comparison_page(runs, [_link(page, at) for page in pages])
+    # Written only now: a damaged run among several leaves no half of the pages behind.
     for path, text in files.items():
         make_folder(path.parent, f"--out {out}" if path.parent == out else str(path.parent))
         write_text(path, text)
@@ -279,6 +281,7 @@ def _evaluation_view(one: Evaluation) -> dict[str, Any]:
         "association": association,
         "by_direction": _by_direction(association),
         "pose": tables.pose(made["pose"], f"{one.name}-pose"),
+        "protocol": protocol(one.about),
         "pose_charts": _pose_charts(made["pose"]),
         "scatter": _scatters(one),
         "affect": tables.affect(made, f"{one.name}-affect"),

@@ -164,14 +164,17 @@ def association(table: "pa.Table", section: Mapping[str, Any]) -> dict[str, Any]
 
 
 def pose(section: Mapping[str, Any], name: str) -> Table | None:
-    """Mean errors with and without the ±99° filter."""
+    """Mean errors with and without the ±99° filter, in both orders of Euler angles."""
     if "all" not in section:
         return None
     measures = ("mae", *ANGLES, "geodesic", "maev")
-    rows = [
-        [word(title), count(section[key]["n"]), *(shown(section[key].get(m, {}), degrees) for m in measures)]
-        for title, key in (("all", "all"), ("no angle beyond ±99°", "within_99"))
-    ]
+    rows = []
+    for title, key in (("all", "all"), ("no angle beyond ±99°", "within_99")):
+        one, other = section[key], section.get("order_xyz", {}).get(key, {})
+        rows.append([word(title), count(one["n"]), *(shown(one.get(m, {}), degrees) for m in measures)])
+        if "mae" in other:  # absent in results of older versions
+            means = [shown({"value": other[m]}, degrees) for m in measures[:4]]
+            rows.append([word(f"{title}, angles of Rx Ry Rz"), count(other["n"]), *means, word("same"), word("same")])
     return Table(name, ["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)
 
 

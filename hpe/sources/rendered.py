@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+import numpy as np
+from jaxtyping import Float
+
 from hpe.core.errors import UserError
 from hpe.core.labels import Direction
 from hpe.data.records import Record
@@ -68,6 +71,8 @@ def open_rendered(
     """
     if look not in get_args(Look):
         raise UserError(f"source rendered: option look is {look[:40]!r}; expected studio or wild")
+    from hpe.sources.synthetic.wild import CROP
+
     chosen: Look = look  # pyright: ignore[reportAssignmentType]
     pictures = _whole("count", count, 1, 10**8)
     persons = _whole("people", people, 1, 10**6)
@@ -75,7 +80,7 @@ def open_rendered(
     side = _whole("size", size, 16, _LARGEST_SIDE)
 
     def rows() -> Iterator[Raw | Reject]:
-        from hpe.sources.synthetic import cast, face_box, split_of
+        from hpe.sources.synthetic import cast, face_box, outline, project, split_of
 
         for index in range(pictures):
             shown = cast(index, seed=start, people=persons, look=chosen)
@@ -84,6 +89,7 @@ def open_rendered(
                 emotion=int(seen.emotion), valence=seen.valence, arousal=seen.arousal,
                 yaw=seen.yaw, pitch=seen.pitch, roll=seen.roll, direction=direction_of(seen.yaw, seen.pitch),
                 box=face_box(shown.head, seen, side),
+                landmarks=_points(project(outline(shown.head, seen), seen, side)) if chosen == "wild" else None,
                 subject=name, source=f"seed{start}/{index}", split=split_of(shown.person_id),
             )  # fmt: skip
             yield Raw(f"{name}-{index:07d}", RenderedHead(index, start, persons, side, chosen), record)
@@ -94,7 +100,8 @@ def open_rendered(
         + ("" if chosen == "studio" else f", look {chosen}"),
         licence="rendered by this package; no rights of others",
         publishable=True,
-        default_crop="none",
+        # The wild look frames its pictures so: the crop is the whole picture, and its name tells how to crop a photo.
+        default_crop="none" if chosen == "studio" else f"square-{CROP}@landmarks",
         splits=("train", "val", "test"),
         rows=rows,
         total=pictures,
@@ -109,6 +116,10 @@ def direction_of(yaw: float, pitch: float) -> Direction:
     if abs(turned) >= abs(raised):
         return Direction.LEFT if turned > 0 else Direction.RIGHT
     return Direction.UP if raised > 0 else Direction.DOWN
+
+
+def _points(found: Float[np.ndarray, "points 2"]) -> tuple[tuple[float, float], ...]:
+    return tuple((round(x, 2), round(y, 2)) for x, y in found.tolist())
 
 
 def _whole(option: str, text: str, least: int, most: int) -> int:

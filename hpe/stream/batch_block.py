@@ -21,6 +21,7 @@ from hpe.stream.shared_memory import memory_of
 LABELS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll")
 """Columns of a label row, NaN where a label is missing; the emotion's distribution follows."""
 COLUMNS: Final = len(LABELS) + len(EMOTIONS)
+_CLASSES: Final = np.asarray((len(EMOTIONS), len(DIRECTIONS)), np.float32)
 LabelRows = Float32[np.ndarray, "rows columns"]
 _ALIGN: Final = 64
 """Bytes: a field starts on a cache line, and so where every dtype may be viewed."""
@@ -151,13 +152,14 @@ def write_labels(block: UInt8[np.ndarray, " bytes"], labels: LabelRows, height: 
     fields, _ = layout(len(labels), height, width)
 
     def field(name: str, dtype: type) -> np.ndarray:
-        return block[fields[name].start : fields[name].stop].view(dtype).reshape(fields[name].shape)
+        return np.ndarray(fields[name].shape, dtype, block, fields[name].start)
 
     known: Any = np.isfinite(labels)
-    for column, (name, classes) in enumerate((("emotion", EMOTIONS), ("direction", DIRECTIONS))):
-        named = known[:, column] & (labels[:, column] >= 0) & (labels[:, column] < len(classes))
-        field(name, np.int64)[:] = np.where(named, labels[:, column], 0).astype(np.int64)
-        field(f"{name}_mask", np.bool_)[:] = named
+    named = (labels[:, :2] >= 0) & (labels[:, :2] < _CLASSES)  # false where there is none
+    classes = np.where(named, labels[:, :2], 0)
+    for column, name in enumerate(("emotion", "direction")):
+        field(name, np.int64)[:] = classes[:, column]
+        field(f"{name}_mask", np.bool_)[:] = named[:, column]
     for name, columns in (("affect", slice(2, 4)), ("angles", slice(4, 7))):
         here = known[:, columns].all(1)
         field(name, np.float32)[:] = np.where(here[:, None], labels[:, columns], 0)

@@ -1,6 +1,7 @@
 """The trainer's side of the stream: worker processes, their memory, and batches in the order of the plan."""
 
 import signal
+import sys
 import time
 import warnings
 from collections import deque
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 
+from hpe.core.console import say
 from hpe.core.distributed import cuda, device, from_parent
 from hpe.core.errors import UserError
 from hpe.stream.ahead import Ahead
@@ -44,6 +46,7 @@ class Loader:
         self.named_damage: list[Damage] = []
         self.damaged_samples = 0
         self._reported = 0, 0
+        self._workers = _readers(reading.workers)
         self._iterator: Iterator[Any] | None = None
         self._message: deque[BatchBlock | Refusal] = deque()
         self._decoder: DeviceDecoder | None = None
@@ -96,7 +99,7 @@ class Loader:
     def _start(self) -> Iterator[Any]:
         import webdataset.compat as wds
 
-        workers, size = self._reading.workers, self._reading.size
+        workers, size = self._workers, self._reading.size
         if workers:
             rows = -(-self._plan.batch // self._plan.ranks)
             # What waits in the queue, the message that the trainer is at, and one more batch that it may hold.
@@ -125,7 +128,8 @@ class Loader:
                 # forked process could not use.
                 multiprocessing_context="fork" if workers else None,
             )
-            self._ahead.start()
+            if _forks():
+                self._ahead.start()
             # Not `iter`, which forks the readers at the first batch, when signals no longer wait.
             return loader.iterator1()
 
@@ -180,6 +184,19 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _forks() -> bool:
+    """Whether processes can be forked: macOS ends a forked process that uses its frameworks, as its BLAS does."""
+    return sys.platform == "linux"
+
+
+def _readers(asked: int) -> int:
+    """How many processes read: those that ``data.workers`` asks for; none where they cannot be forked."""
+    if asked and not _forks():
+        say("hpe: reads in this process, and not in the processes of data.workers: these need Linux")
+        return 0
+    return asked
 
 
 @contextmanager

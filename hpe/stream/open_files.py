@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -23,6 +24,8 @@ _MOST_OPEN: Final = 192
 _SPARE: Final = 16
 """Descriptors left for everything else that this process may open."""
 _MOST_DESCRIPTORS: Final = 1 << 16
+_DESCRIPTORS: Final = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+"""Lists what this process has open."""
 _RETRY_SECONDS: Final = 600.0
 """After this time a shard that could not be opened is tried again: somebody may have put it there."""
 
@@ -119,7 +122,7 @@ class OpenFiles:
         """How many tars may be open; counted once in each process, as a forked one has descriptors of its own."""
         process, most = self._most
         if process != os.getpid():
-            others = len(os.listdir("/proc/self/fd")) - len(self._open)  # noqa: PTH208
+            others = len(os.listdir(_DESCRIPTORS)) - len(self._open)  # noqa: PTH208
             most = min(_MOST_OPEN, max(1, raise_limit() - others - _SPARE))
             self._most = os.getpid(), most
         return most
@@ -130,7 +133,10 @@ def raise_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if 0 <= soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (ValueError, OSError):  # macOS names no hard limit, and has one
+            return soft
         return most
     return most if soft == resource.RLIM_INFINITY else soft
 

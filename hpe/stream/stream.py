@@ -25,7 +25,7 @@ from hpe.stream.open_tables import OpenTables
 from hpe.stream.order import InOrder, Mixed, Order, Plan, Shuffled, Together, balanced
 from hpe.stream.shard_sets import ShardSet, resolve
 from hpe.stream.shard_table import ShardRows, ShardTables, label_columns
-from hpe.stream.worker import BatchReader, Reading
+from hpe.stream.worker import BatchReader, Reading, together
 
 _TOLD: Final = 10
 _AT_ONCE: Final = 100
@@ -291,7 +291,9 @@ class Stream:
     def _loader(self, order: Order, plan: Plan) -> Loader:
         if plan.batch < plan.ranks:
             raise UserError(f"batch: {plan.batch} samples are fewer than {plan.ranks} ranks; use at least {plan.ranks}")
-        reader = BatchReader(self.sets, order, plan, self.reading, self._tables)
+        window = sum(self.counts[dataset][shard] for dataset, shard in order.windows(plan.first)[0])
+        several = together(plan, self.reading, window)
+        reader = BatchReader(self.sets, order, plan, self.reading, self._tables, several)
         # What was opened to be counted would stay in use as long as this process lives.
         self._files.close_others(())
         return Loader(reader, plan, self.reading, self.samples, Ahead(self.sets, order, plan.first, self._cache))

@@ -23,9 +23,10 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from hpe.core.errors import UserError
-from hpe.data.decode import Colour, decode_into
+from hpe.core.files import read_soon
+from hpe.data.decode import Colour, decode_rows
 from hpe.data.gpu_decode import hand_on
-from hpe.data.images import DecodeError
+from hpe.data.images import Encoded
 from hpe.data.shard_reader import is_image_of
 from hpe.data.shards import BLOCK
 from hpe.stream.batch_block import COLUMNS, BatchBlock, Damage, Slot, layout, write_labels
@@ -89,10 +90,11 @@ class Draft:
         keys: of each sample.
         places: offset and size of the encoded picture in its tar.
         labels: a row of :data:`hpe.stream.batch_block.LABELS` and the emotion's distribution; NaN: no label.
-        data: *data*: the encoded pictures; empty for what is damaged.
+        data: *data*: the bytes of the encoded pictures; empty for what is damaged.
         images: *pixels*: decoded; with decoder ``gpu`` the bytes of a JPEG where ``encoded`` is not 0.
         encoded: by sample: how many bytes of a JPEG lie in the place of its pixels.
         block, memory: where the batch lies, as the trainer finds it and as bytes here.
+        in_block: the pixels there, which ``images`` is unless a stage has put another array in its place.
         damage: by sample: what could not be read, whichever stage has found it. Later stages pass over it.
     """
 
@@ -104,11 +106,12 @@ class Draft:
     keys: list[str] = field(init=False)
     places: Int64[np.ndarray, "rows 2"] = field(init=False)
     labels: Float32[np.ndarray, "rows columns"] = field(init=False)
-    data: list[bytes] = field(init=False)
+    data: list[Encoded] = field(init=False)
     images: UInt8[np.ndarray, "rows size size 3"] = field(init=False)
     encoded: list[int] = field(init=False)
     block: UInt8[Tensor, " bytes"] | Slot = field(init=False)
     memory: UInt8[np.ndarray, " bytes"] = field(init=False)
+    in_block: UInt8[np.ndarray, "rows size size 3"] = field(init=False)
     damage: dict[int, Damage] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -123,13 +126,24 @@ Stage = Callable[[Draft], Draft]
 
 
 class BatchReader:
-    """The stages, for one rank of one plan."""
+    """The stages, for one rank of one plan.
+
+    Attributes:
+        together: batches that travel in one message.
+        memory: shared with the trainer, in its readers.
+    """
 
     def __init__(
-        self, sets: Sequence[Sequence[Shard]], order: Order, plan: Plan, reading: Reading, tables: OpenTables
+        self,
+        sets: Sequence[Sequence[Shard]],
+        order: Order,
+        plan: Plan,
+        reading: Reading,
+        tables: OpenTables,
+        together: int = 1,
     ) -> None:
         self._sets, self._order, self._plan, self._reading, self._tables = sets, order, plan, reading, tables
-        self.together = _together(plan, reading.workers)
+        self.together = together
         self.memory: SharedMemory | None = None
 
     @property
@@ -198,7 +212,8 @@ class BatchReader:
         Samples of a batch lie at random places of many files. The kernel is asked for all of them first: without that,
         each read would wait for the disk before the next one is asked for.
         """
-        draft.data, places = [b""] * len(draft), draft.places.tolist()
+        draft.data = list[Encoded](itertools.repeat(b"", len(draft)))
+        places = draft.places.tolist()
         members: dict[tuple[int, int], list[int]] = {}
         for at, shard in enumerate(draft.shards):
             if at not in draft.damage:
@@ -207,7 +222,8 @@ class BatchReader:
         for shard, here in members.items():
             if not isinstance(opened := self._tables.open(*shard), Unreadable):
                 for at in here:
-                    os.posix_fadvise(opened.file, *places[at], os.POSIX_FADV_WILLNEED)
+                    start, size = places[at]
+                    read_soon(opened.file, start, size)
         for shard, here in members.items():
             opened = self._tables.open(*shard)
             if isinstance(opened, Unreadable):
@@ -235,25 +251,21 @@ class BatchReader:
                 continue
             # Decoding finds no fault with the picture of another sample.
             if is_image_of(member[:BLOCK], draft.keys[at], size):
-                draft.data[at] = member[BLOCK:]
+                draft.data[at] = memoryview(member)[BLOCK:]  # nothing is copied
             else:
                 self._lose(draft, at, _ELSEWHERE)
 
     def pixels(self, draft: Draft) -> Draft:
         """Decoded into a block of memory; with decoder ``gpu`` a plain JPEG's bytes, for the device to decode."""
         self._allocate(draft)
-        colour, on_device = self._reading.colour, self._reading.decoder == "gpu"
         draft.encoded = [0] * len(draft)
-        for at, (data, out) in enumerate(zip(draft.data, draft.images, strict=True)):
-            if at in draft.damage:
-                continue
-            try:
-                if on_device:
-                    draft.encoded[at] = hand_on(data, out)
-                if not draft.encoded[at]:
-                    decode_into(data, out, colour)
-            except DecodeError as error:
-                self._lose(draft, at, str(error))
+        rows = [at for at in range(len(draft)) if at not in draft.damage]
+        if self._reading.decoder == "gpu":
+            for at in rows:
+                draft.encoded[at] = hand_on(draft.data[at], draft.images[at])
+            rows = [at for at in rows if not draft.encoded[at]]
+        for at, why in decode_rows(draft.data, rows, draft.images, self._reading.colour).items():
+            self._lose(draft, at, why)
         draft.data = []
         return draft
 
@@ -269,7 +281,7 @@ class BatchReader:
             raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
         for at in draft.damage:
             draft.images[at], draft.labels[at], draft.encoded[at] = 0, np.nan, 0
-        if draft.images.ctypes.data != draft.memory.ctypes.data:  # a stage has put other pixels in their place
+        if draft.images is not draft.in_block:  # a stage has put other pixels in their place
             draft.memory[: draft.images.size] = draft.images.reshape(-1)
         write_labels(draft.memory, draft.labels, size, size)
         names = (self._sets[dataset][shard].name for dataset, shard in draft.shards)
@@ -299,7 +311,7 @@ class BatchReader:
         else:
             draft.block = torch.empty(total, dtype=torch.uint8)
             draft.memory = draft.block.numpy()
-        draft.images = draft.memory[: fields["images"].stop].reshape(rows, size, size, 3)
+        draft.images = draft.in_block = draft.memory[: fields["images"].stop].reshape(rows, size, size, 3)
 
     def _lose_all(self, draft: Draft, these: Sequence[int], why: str) -> None:
         for at in these:
@@ -310,12 +322,21 @@ class BatchReader:
         draft.damage[at] = Damage(self._sets[dataset][shard].name, draft.keys[at], why)
 
 
-def _together(plan: Plan, workers: int) -> int:
-    """How many batches travel in one message: of small ones several, but no reader is left without work."""
-    if not workers:
+def together(plan: Plan, reading: Reading, window: int) -> int:
+    """How many batches travel in one message: of small ones several.
+
+    No reader is left without work, and what all have ready is no more than a window of samples: the shards of the next
+    window may not be here yet.
+    """
+    if not reading.workers:
         return 1
-    together = max(1, _ROWS_OF_MESSAGE // -(-plan.batch // plan.ranks))
-    return together if plan.batches is None else max(1, min(together, plan.batches // workers))
+    most = min(_ROWS_OF_MESSAGE // -(-plan.batch // plan.ranks), window // plan.batch // in_flight(reading))
+    return max(1, most if plan.batches is None else min(most, plan.batches // reading.workers))
+
+
+def in_flight(reading: Reading) -> int:
+    """How many messages the readers of a rank have ready or in the making, with the one that the trainer is at."""
+    return reading.workers * (reading.prefetch + 1)
 
 
 def _end(table: ShardTable) -> str:

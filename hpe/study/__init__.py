@@ -15,16 +15,10 @@ In reading order:
 
 from typing import TYPE_CHECKING
 
+from hpe.core.handed_on import handed_on
+
 if TYPE_CHECKING:
     from hpe.study.rebuild import study
 
 __all__ = ["study"]
-
-
-def __getattr__(name: str) -> object:
-    # Imported late, so that importing one file of this package does not import everything that the command needs.
-    if name in __all__:
-        from hpe.study import rebuild
-
-        return getattr(rebuild, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, dict.fromkeys(__all__, "rebuild"))

@@ -75,6 +75,7 @@ def hog(images: UInt8[np.ndarray, "batch height width"]) -> Float32[np.ndarray, 
         cells[..., orientation] = part.reshape(count, rows, _CELL, columns, _CELL).mean((2, 4))
     offsets = [(i, j) for i in range(_BLOCK) for j in range(_BLOCK)]
     blocks = np.concatenate([cells[:, i : rows - 1 + i, j : columns - 1 + j] for i, j in offsets], -1)
+    # Dalal and Triggs's "L2-Hys": cut off and scaled again, so that one strong edge does not hide the others.
     blocks = np.minimum(_unit(blocks), 0.2)
     return _unit(blocks).reshape(count, -1)
 
@@ -179,6 +180,7 @@ def _fit(train: "ShardSet", rows: "pa.Table", values: np.ndarray, boosting: Boos
     from sklearn.ensemble import AdaBoostClassifier
     from sklearn.tree import DecisionTreeClassifier
 
+    # `classes_` are the emotions that occur, so that `predict` gives their numbers, also where some are missing.
     labels = np.array([-1 if v is None else v for v in rows["emotion"].to_pylist()])
     if len(found := np.unique(labels[labels >= 0])) < 2:
         raise UserError(f"{train.shards}: {len(found)} emotions to learn from; AdaBoost needs two or more")

@@ -218,11 +218,12 @@ def _workers(count: int, threads: int) -> Iterator[list[Connection]]:
     Each has a pipe of its own. The workers of an executor share a lock, and one that is terminated while it holds the
     lock leaves the others waiting forever.
     """
+    # Spawned: a forked process could not choose its GPU any more, as torch has looked for GPUs here.
     context = multiprocessing.get_context("spawn")
     gpus = _gpus()
     connections, started = [], []
     for place in range(count):
-        here, there = context.Pipe()
+        here, there = context.Pipe()  # the worker sees the end of its work by the end of this pipe
         gpu = gpus[place % len(gpus)] if gpus else None
         process = context.Process(target=_serve, args=(there, threads, gpu, os.getpid()))
         process.start()

@@ -27,6 +27,10 @@ from hpe.train.validation import validate_and_save
 _SIGNAL_GRACE_SECONDS: Final = 5.0
 """A signal ends a wait for images of one of several ranks only after so long: until then all stop together."""
 
+_MEASURED_STEPS: Final = 19
+"""So many steps of a start are measured before it says how long it will take: the first ones, up to the second line of
+the log with the default ``train.log_steps``. The very first one, in which buffers are made, is not counted."""
+
 
 def train(config: RunConfig, *, change_precision: bool = False) -> int:
     """Train, or go on training, the run of a config, as one rank of the job.
@@ -84,6 +88,7 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
 def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) -> int:
     """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     learner.start_interval(state)
+    first, foretold = state.step, False
     stopping = False  # whether some rank has caught a signal; it changes at the same step on all ranks
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
@@ -100,8 +105,11 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
             state = replace(after, unvalidated=due.validation)  # due, not yet done
             log.advance(job.batch)
             if due.log:
-                learner.log(state, log, loader)
+                images_per_second = learner.log(state, log, loader)
                 job.damage.tell(loader)
+                if not foretold and state.step - first >= _MEASURED_STEPS:
+                    foretold = True
+                    job.say(job.timetable.forecast(images_per_second, state.samples_seen, size=job.config.data.size))
             if due.validation and not stopping:
                 state, stopping = validate_and_save(job, learner, state, log, signal)
             elif stopping or due.checkpoint:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hpe.config.run import TrainConfig
+from hpe.core.progress import duration
 from hpe.models.checkpoints import State
 
 
@@ -52,3 +53,24 @@ class Timetable:
         start = max(state.best_samples, self.settings.small_epochs * self.epoch_samples)
         impatient = bool(patience) and state.samples_seen - start >= patience
         return impatient or state.samples_seen >= self.total_samples
+
+    def forecast(self, images_per_second: float, samples_seen: int, *, size: int) -> str:
+        """How long an epoch and the rest of the run take at the rate of the last steps, validations apart.
+
+        Args:
+            images_per_second: of all ranks together.
+            samples_seen: so far.
+            size: ``data.size``. Images of ``train.small_size`` are taken to need time as they have pixels.
+        """
+        small_until = min(round(self.settings.small_epochs * self.epoch_samples), self.total_samples)
+        share = (self.settings.small_size / size) ** 2 if self.settings.small_size and small_until else 1.0
+        second_per_image = 1 / max(images_per_second, 1e-9)
+        if samples_seen < small_until:
+            second_per_image /= share
+        small = max(0, small_until - samples_seen)
+        large = self.total_samples - max(samples_seen, small_until)
+        epoch = duration(self.epoch_samples * second_per_image)
+        if small_until:
+            epoch = f"{duration(self.epoch_samples * second_per_image * share)}, later {epoch}"
+        rest = duration((small * share + large) * second_per_image)
+        return f"one epoch takes about {epoch}, the training about {rest} more, validations not counted"

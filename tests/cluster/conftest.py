@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parent.chmod(0o755)  # munged asks for it
     program = folder / "bin" / "hpe"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m hpe "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH=${{BEFORE:+$BEFORE:}}{ROOT} exec {sys.executable} -m hpe "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "run.yaml").write_text(CONFIG)
     subprocess.run(
@@ -104,6 +104,22 @@ def files(folder: Path, *patterns: str) -> dict[str, bytes]:
 def weights(run: Path) -> dict[str, bytes]:
     """The last checkpoint's weights and state."""
     return files(run, "checkpoints/last/*.safetensors", "checkpoints/last/state.json")
+
+
+def slow_disk(place: Path) -> Path:
+    """A folder for PYTHONPATH that makes the second checkpoint of a process slow."""
+    folder = place / "slow"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "fsync, calls = os.fsync, []\n"
+        "def slow(number):\n"
+        "    calls.append(number)\n"
+        "    if len(calls) == 12: time.sleep(25)\n"
+        "    fsync(number)\n"
+        "os.fsync = slow\n"
+    )
+    return folder
 
 
 def step(run: Path) -> int:

@@ -138,6 +138,15 @@ class Slurm:
         self._until(f"{number}: {states}", lambda: self.job(number)["JobState"] in states, seconds, number)
         return self.job(number)
 
+    def says(self, number: str, words: str) -> None:
+        """Wait until a job has printed some words."""
+        self._until(f"{words!r} of {number}", lambda: words in self.log(number), 120, number)
+
+    def started(self, number: str) -> None:
+        """Wait until both ranks of a job load their modules."""
+        self._until(f"two ranks of {number}", lambda: len(self.ranks(f"SLURM_JOB_ID={number}")) >= 2, 60, number)
+        time.sleep(1)
+
     def requeued(self, number: str) -> None:
         """Wait until a job has been put into the queue again, and can start: Slurm first revokes its credential."""
         self._until(f"{number} in the queue again", lambda: self.job(number)["Restarts"] != "0", 300, number)

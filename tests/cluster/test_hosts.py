@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpe.core.errors import EXIT_AGAIN
-from tests.cluster.conftest import ROOT, Events, step, stopwatch, weights
+from tests.cluster.conftest import ROOT, Events, slow_disk, step, stopwatch, weights
 from tests.cluster.hosts import Host, Network, why_not
 from tests.cluster.slurm import environment
 
@@ -126,22 +126,6 @@ def test_a_checkpoint_slower_than_the_time_limit_ends_nothing(
         assert [job.wait(300) for job in jobs] == [0, 0], logs(place, run)
     events.add("a checkpoint of 25 s, `HPE_RANK_TIMEOUT=10`", took[0], "done", weights(run) == whole)
     assert weights(run) == whole
-
-
-def slow_disk(place: Path) -> Path:
-    """A folder for PYTHONPATH that makes the second checkpoint of a process slow."""
-    folder = place / "slow"
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(
-        "import os, time\n"
-        "fsync, calls = os.fsync, []\n"
-        "def slow(number):\n"
-        "    calls.append(number)\n"
-        "    if len(calls) == 12: time.sleep(25)\n"
-        "    fsync(number)\n"
-        "os.fsync = slow\n"
-    )
-    return folder
 
 
 def test_a_frozen_rank_is_named_and_a_suspended_job_goes_on(

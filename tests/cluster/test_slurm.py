@@ -3,13 +3,19 @@
 import shlex
 import shutil
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
-from tests.cluster.conftest import PACK, ROOT, Events, files, step, stopwatch, weights
+from tests.cluster.conftest import PACK, ROOT, Events, files, slow_disk, step, stopwatch, weights
+from tests.cluster.hosts import CONTROLLER
 from tests.cluster.slurm import Slurm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -63,6 +69,61 @@ def test_scancel_ends_the_job_and_submitting_it_again_resumes(
     again = submit(slurm, "run.yaml", "--run", str(run))
     slurm.until(again, "COMPLETED")
     events.add("`scancel`", took[0], "saved and cancelled; submitted again: resumed", weights(run) == whole)
+    assert weights(run) == whole
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, threading.Event]]:
+    """A web server for a folder, that takes requests and answers none until the event is set."""
+    answers = threading.Event()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers.wait()
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer((CONTROLLER, 0), partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://{CONTROLLER}:{server.server_port}", answers
+        finally:
+            answers.set()
+            server.shutdown()
+
+
+@pytest.mark.parametrize("phase", ["start", "store", "checkpoint"])
+def test_scancel_in_any_phase_loses_nothing(
+    slurm: Slurm, place: Path, whole: dict[str, bytes], events: Events, phase: str
+) -> None:
+    """While hpe imports, while it waits for a server that accepts and says nothing, and while it writes slowly."""
+    run = place / "runs" / f"cancelled-{phase}"
+    words = ["train", "run.yaml", "--run", str(run)]
+    with served(place / "shards") as (url, answers):
+        if phase == "store":
+            words += ["--set", f"data.train=[{{shards: {url}, split: train}}]"]
+            number = submit(slurm, *words)
+            slurm.says(number, "waiting for")
+        elif phase == "checkpoint":
+            number = submit(slurm, *words, BEFORE=str(slow_disk(place)))
+            until_step(slurm, number, run, 20)
+            time.sleep(3)
+        else:
+            number = submit(slurm, *words)
+            slurm.started(number)
+        with stopwatch() as took:
+            slurm.tell("scancel", number)
+            job = slurm.until(number, "CANCELLED", "COMPLETED", "FAILED", "PENDING")
+            slurm.says(number, f"hpe: {number} was cancelled")
+        answers.set()
+        again = submit(slurm, *words)
+        assert slurm.until(again, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", slurm.log(again)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), slurm.log(number)
+    assert "Traceback" not in slurm.log(number), slurm.log(number)
+    assert slurm.ranks(f"SLURM_JOB_ID={number}") == []
+    what = {"start": "hpe starts", "store": "it waits for a store", "checkpoint": "it writes a checkpoint of 25 s"}
+    events.add(f"`scancel` while {what[phase]}", took[0], "cancelled; submitted again: done", weights(run) == whole)
     assert weights(run) == whole
 
 
@@ -123,11 +184,7 @@ def test_a_warning_before_there_is_anything_to_save_is_tried_once_more_and_then_
 
 def warn_early(slurm: Slurm, number: str) -> None:
     """Send the ranks SIGUSR1 while they load their modules."""
-    end = time.monotonic() + 60
-    while len(slurm.ranks(f"SLURM_JOB_ID={number}")) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    time.sleep(1)
+    slurm.started(number)
     slurm.tell("scancel", "--signal=USR1", number)
 
 

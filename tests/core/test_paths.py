@@ -2,13 +2,14 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from hpe.__main__ import ending
+from hpe.core.errors import EXIT_USAGE
 from hpe.core.files import resolved
+from hpe.predict import read_faces
 
 
 def test_a_path_is_resolved_whether_or_not_something_is_there(tmp_path: Path) -> None:
@@ -31,12 +32,10 @@ def test_what_no_path_can_be_is_an_error_of_the_operating_system(tmp_path: Path,
 
 def test_links_in_a_circle_are_one_message(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    script = (
-        "import sys; from pathlib import Path; from hpe import __main__, cli\n"
-        "from hpe.predict import read_faces as predict\n"
-        "cli.app = lambda: predict._refuse_out_in_inputs(Path(sys.argv[1]), ['.'])\n"
-        "__main__.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "loop"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "its links form a circle" in done.stderr
+    with pytest.raises(OSError, match="levels of symbolic links") as raised:
+        read_faces._refuse_out_in_inputs(tmp_path / "loop", ["."])
+    end = ending(raised.value)
+    assert end is not None
+    assert end.code == EXIT_USAGE
+    assert end.message is not None
+    assert "its links form a circle" in end.message

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from hpe.data.decode import decode_into
+from hpe.data.decode import decode_into, decode_rows
 from hpe.data.images import DecodeError
 
 
@@ -105,3 +105,30 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     data = header[:16] + huge + struct.pack(">I", zlib.crc32(b"IHDR" + huge)) + header[33:]
     with pytest.raises(DecodeError, match="pixels"):
         decoded(data, 64)
+
+
+def test_rows_of_a_batch_are_decoded_as_one_by_one() -> None:
+    pixels, turned = photo(64, 64), Image.Exif()
+    turned[0x0112] = 3
+    plain = encoded(pixels, "jpeg")
+    held = io.BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(held, "jpeg")
+    data = [
+        plain, encoded(pixels, "jpeg", progressive=True), encoded(pixels, "jpeg", exif=turned), held.getvalue(),
+        encoded(pixels[..., 0], "jpeg"), encoded(photo(64, 65), "jpeg"), encoded(photo(65, 64), "jpeg"),
+        encoded(pixels, "png"), encoded(photo(200, 200), "webp"), plain[: len(plain) // 2], plain[:30],
+        b"\xff\xd8", b"", plain[:20] + bytes(20) + plain[40:],
+        plain.replace(b"\x00\x40\x00\x40", b"\xff\xff\xff\xff", 1),
+    ]  # fmt: skip
+    for colour in ("rgb", "grey"):
+        out, expected = (np.zeros((len(data), 64, 64, 3), np.uint8) for _ in range(2))
+        damage: dict[int, str] = {}
+        for row, one in enumerate(data):
+            try:
+                decode_into(one, expected[row], colour)
+            except DecodeError as error:
+                damage[row] = str(error)
+        assert {9, 10, 11, 12} <= damage.keys()
+        found = decode_rows([memoryview(one) for one in data], range(len(data)), out, colour)
+        assert found == damage
+        assert all(np.array_equal(out[row], expected[row]) for row in range(len(data)) if row not in damage)

@@ -11,6 +11,7 @@ from hpe.core.errors import UserError
 from hpe.data import video as module
 from hpe.data.video import Video, VideoWriter, copy_sound, is_camera, is_video, upright
 from tests import made_video
+from tests.served import served
 
 
 def frames(path: Path | str, **options) -> tuple[Video, list[module.Frame]]:
@@ -195,20 +196,9 @@ def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_video_comes_over_http_and_from_the_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import functools
-    import http.server
-    import threading
-
     made_video.write(tmp_path / "v.mkv", made_video.shades(5))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert len(frames(f"http://127.0.0.1:{server.server_address[1]}/v.mkv")[1]) == 5
-        server.shutdown()
+    with served(tmp_path) as server:
+        assert len(frames(f"{server.url}/v.mkv")[1]) == 5
     with (tmp_path / "v.mkv").open("rb") as data:
         monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": data}))
         assert len(frames("-")[1]) == 5

@@ -154,6 +154,25 @@ def test_pose_figures_are_those_of_scipy_rotations() -> None:
     assert sum(one["n"] for one in made["by_yaw"]) == 200
 
 
+def test_errors_in_the_order_of_biwi_plus_are_those_of_scipys_other_sequence() -> None:
+    # kuhnkeF/headposeplus, hpp/calc_error.py: `ypr` is Hopenet's order, `pyr` that of Biwi+.
+    rng = np.random.default_rng(5)
+    truth = rng.uniform(-60, 60, (50, 3))
+    guess = truth + rng.normal(0, 8, (50, 3))
+    made = figures(poses(truth, guess), replicates=20)["pose"]
+
+    def pyr(angles: np.ndarray) -> np.ndarray:
+        yaw, pitch, roll = -angles.T
+        turned = Rotation.from_euler("zyx", np.stack((roll, yaw, pitch), 1), degrees=True)
+        return turned.as_euler("xyz", degrees=True)
+
+    pitch, yaw, roll = np.abs(pyr(guess) - pyr(truth)).mean(0)
+    other = made["order_xyz"]["all"]
+    assert (other["yaw"], other["pitch"], other["roll"]) == pytest.approx((yaw, pitch, roll))
+    assert other["mae"] == pytest.approx((yaw + pitch + roll) / 3)
+    assert abs(other["mae"] - made["all"]["mae"]["value"]) > 0.05
+
+
 def test_a_half_turn_counts_as_180_and_a_full_one_as_0() -> None:
     made = figures(poses(np.array([[90.0, 0, 0], [170, 0, 0]]), np.array([[-90.0, 0, 0], [-190, 0, 0]])))
     assert made["pose"]["all"]["yaw"]["value"] == pytest.approx(90)  # mean of 180 and 0

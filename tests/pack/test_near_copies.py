@@ -1,11 +1,21 @@
 """Copies: found like a comparison of everything with everything, and not where pictures merely resemble."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from hpe.pack.near_copies import NEAR_BITS, Copy, copies, difference_hash, exact_digest, near_pairs
+from hpe.pack.near_copies import (
+    NEAR_BITS,
+    Copy,
+    copies,
+    difference_hash,
+    difference_hashes,
+    exact_digest,
+    near_pairs,
+    thinned,
+)
 
 
 def picture(seed: int, side: int = 96) -> Image.Image:
@@ -37,6 +47,27 @@ def test_a_recompressed_or_resized_picture_is_near_and_another_is_not():
     assert distance(own, difference_hash(grey(bigger))) <= NEAR_BITS
     assert distance(own, difference_hash(grey(picture(2)))) > 40
     assert distance(own, difference_hash(grey(first.filter(ImageFilter.GaussianBlur(0.5))))) <= NEAR_BITS
+
+
+def test_hashes_of_many_pictures_are_those_of_each_alone():
+    rng = np.random.default_rng(3)
+    shapes = [(64, 64), (96, 48), (12, 40), (224, 224), (64, 64)] * 40
+    pictures = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+    pictures[7] = np.full((224, 224), 9, np.uint8)
+    together = difference_hashes([thinned(one) for one in pictures])
+    assert together == [difference_hash(one) for one in pictures]
+
+    def plainly(grey: np.ndarray) -> bytes:
+        few = grey[:: max(1, grey.shape[0] // 48), :: max(1, grey.shape[1] // 48)].astype(int)
+        down, across = (
+            np.arange(parts + 1) * length // parts for length, parts in zip(few.shape, (16, 17), strict=True)
+        )
+        cells = np.array([[few[a:b, c:d].mean() for c, d in pairwise(across)] for a, b in pairwise(down)])
+        return np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes()
+
+    assert together[0] == plainly(pictures[0])
+    assert together[3] == plainly(pictures[3])
+    assert together[2] == together[7] == bytes(32)
 
 
 def test_flat_and_tiny_pictures_are_like_nothing():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_each_head_keeps_its_track_and_every_frame_its_time(run: Path, two_heads
     assert len(found) == 2 * len(two_heads)
     for row in found:
         truth = two_heads[row["frame"]][1][row["track"]].box
-        assert np.abs(np.subtract([row[side] for side in ("x0", "y0", "x1", "y1")], truth)).max() < 12
+        assert np.abs(np.subtract([row[side] for side in ("x0", "y0", "x1", "y1")], truth)).max() < 14
         assert row["seconds"] == pytest.approx(row["frame"] / 10, abs=1e-3)
         assert row["source"] == str(source)
     with Video(out / "drawn" / "two heads.mp4") as drawn:
@@ -145,9 +146,15 @@ def test_smoothed_angles_are_nearer_to_the_truth_than_raw_ones() -> None:
     smooth = np.array([one.smooth.angles for one in found])
     assert [one.raw.angles for one in found] == [tuple(map(float, angles)) for angles in noisy]
     assert _turns(smooth, truth)[15:].mean() < 0.7 * _turns(noisy, truth)[15:].mean()
-    directions = [one.smooth.direction for one in found]
+    as_seen = FaceTracks(np.inf)
+    seen = [as_seen.next([_face(angles, 2.0 * number)], at[number])[0].smooth for number, angles in enumerate(noisy)]
+    directions, flickering = ([face.direction for face in faces] for faces in ([one.smooth for one in found], seen))
     assert {"left", "right", "forward"} <= set(directions)
-    assert sum(a != b for a, b in zip(directions, directions[1:], strict=False)) < 20
+    assert _changes(directions) < 0.6 * _changes(flickering)
+
+
+def _changes(directions: list[str | None]) -> int:
+    return sum(one != other for one, other in pairwise(directions))
 
 
 def test_smoothed_emotions_follow_their_probabilities_and_not_the_most_frequent_name() -> None:
@@ -237,7 +244,7 @@ def test_mistakes_get_one_message_and_write_nothing(run: Path, tmp_path: Path, m
         ([source], {}, "no face detector is installed"),
         ([source], {"faces": "given", "steady": 0.0}, "--steady 0: expected a number above 0"),
         ([source], {"faces": "given", "draw": "lines"}, "--draw lines"),
-        ([source], {"faces": "given", "split": "val"}, "--split and --centre are not for videos"),
+        ([source], {"faces": "given", "split": "val"}, "--split, --centre and --batch are not for videos"),
         ([source], {"faces": "given", "max_megapixels": 0.001}, "--max-megapixels"),
     ):
         with pytest.raises(UserError, match=message):

@@ -245,6 +245,96 @@ def test_the_rgb_cameras_frame_is_turned_by_its_calibration(tmp_path: Path) -> N
     assert abs(rgb.yaw or 0) == pytest.approx(2, abs=1e-3)
 
 
+def test_a_protocol_of_biwi_is_named_by_the_shards_and_decides_split_crop_and_camera(tmp_path: Path) -> None:
+    for number in range(1, 25):
+        biwi(tmp_path, f"{number:02d}", np.eye(3))
+        (tmp_path / f"hpdb/{number:02d}/rgb.cal").write_text(CALIBRATION)
+
+    def opened(**options: str) -> tuple[Source, list[str | None]]:
+        source = open_source("biwi", tmp_path, **options)
+        return source, [raw.record.split for raw in samples(source).values()]
+
+    source, split = opened()
+    assert (source.splits, set(split), source.default_crop) == ((), {None}, "square-1.2@box")
+    source, split = opened(protocol="hopenet")
+    assert (source.splits, set(split), source.expected) == (("test",), {"test"}, {"test": 15_678})
+    assert source.variant.startswith("protocol hopenet: all frames as test")
+    source, split = opened(protocol="fsanet")
+    assert (set(split), source.default_crop) == ({"test"}, "margin-0.4@detector")
+    source, split = opened(protocol="fsanet-70-30")
+    assert (split.count("train"), split.count("test")) == (16, 8)
+    assert source.notes[0].startswith("test: sequences ")
+    assert opened(protocol="fsanet-70-30")[1] == split
+    source, _ = opened(protocol="biwi+")
+    assert source.variant.endswith("angles in the rgb camera's frame")
+
+
+def test_the_test_sequences_of_biwi_can_be_named_and_people_in_both_splits_are_noted(tmp_path: Path) -> None:
+    for number in ("02", "03", "21"):
+        biwi(tmp_path, number, np.eye(3))
+    source = open_source("biwi", tmp_path, protocol="fsanet-70-30", test="21+03")
+    split = {raw.record.source[:2]: raw.record.split for raw in samples(source).values() if raw.record.source}
+    assert split == {"02": "train", "03": "test", "21": "test"}
+    assert source.notes == ("test: sequences 03, 21 of 2 people; 21 show people of the other split, too",)
+    with pytest.raises(UserError, match="'25' is none of the sequences 02, 03, 21"):
+        open_source("biwi", tmp_path, protocol="fsanet-70-30", test="25")
+    with pytest.raises(UserError, match="no sequence is left"):
+        open_source("biwi", tmp_path, protocol="fsanet-70-30", test="02+03+21")
+    with pytest.raises(UserError, match="is for protocol=fsanet-70-30"):
+        open_source("biwi", tmp_path, protocol="hopenet", test="02")
+    with pytest.raises(UserError, match="expected one of people, hopenet, fsanet, fsanet-70-30, biwi\\+"):
+        open_source("biwi", tmp_path, protocol="mtcnn")
+
+
+def test_a_list_of_biwis_frames_decides_frames_and_boxes(tmp_path: Path) -> None:
+    for number in (3, 4, 5):
+        biwi(tmp_path, "01", np.eye(3), number)
+    frames = tmp_path / "frames.txt"
+    frames.write_text("01/frame_00003_rgb.png 10 20 30 50\n\n01/frame_00005 1 2 3 4\n02/frame_00009 1 2 3 4\n")
+    source = open_source("biwi", tmp_path, protocol="fsanet", frames=str(frames))
+    assert [raw.record.box for raw in samples(source).values()] == [(10, 20, 30, 50), (1, 2, 3, 4)]
+    assert rejects(source) == {"01/frame_00004_rgb.png": "not in the list of frames="}
+    assert source.late_notes() == ("frames: 1 of 3 listed ones are not here, such as 02/frame_00009",)
+    assert (source.default_crop, source.expected) == ("margin-0@box", {})
+    assert source.variant.endswith("the 3 frames of frames.txt")
+
+    arrays = tmp_path / "Biwi_plus.npz"
+    np.savez(arrays, images=np.array(["01/frame_00004_rgb.png"]), bbox=np.array([[10, 20, 30, 40]]))
+    source = open_source("biwi", tmp_path, protocol="hopenet", frames=str(arrays))
+    assert [raw.record.box for raw in samples(source).values()] == [(10, 20, 40, 60)]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "lists no frame"),
+        (b"01/frame_00003 1 2 3", "is not a frame"),
+        (b"../../etc/passwd", "is not a frame"),
+        (b"01/frame_00003 9 9 1 1", "9 9 1 1 is no box"),
+        (b"01/frame_00003 nan 0 1 1", "is no box"),
+        (b"\xff\xfe", "can't decode"),
+        (None, "No such file"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path: Path, content: bytes | None, why: str) -> None:
+    biwi(tmp_path, "01", np.eye(3))
+    if content is not None:
+        (tmp_path / "frames.txt").write_bytes(content)
+    with pytest.raises(UserError, match=why):
+        open_source("biwi", tmp_path, frames=str(tmp_path / "frames.txt"))
+
+
+def test_a_list_of_pickled_objects_is_not_opened(tmp_path: Path) -> None:
+    biwi(tmp_path, "01", np.eye(3))
+    for name, images in (("pickle", np.array(["01/frame_00003"], object)), ("short", np.array(["01/frame_00003"] * 2))):
+        np.savez(tmp_path / f"{name}.npz", images=images, bbox=np.ones((1, 4)))
+        with pytest.raises(UserError, match=r"allow_pickle=False|bbox is"):
+            open_source("biwi", tmp_path, frames=str(tmp_path / f"{name}.npz"))
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(UserError, match=r"text\.npz"):
+        open_source("biwi", tmp_path, frames=str(tmp_path / "text.npz"))
+
+
 MIRRORED = "1 0 0 0 1 0 0 0 -1 1 1 1"
 
 

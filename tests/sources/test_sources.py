@@ -13,7 +13,7 @@ from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
-from hpe.data.crops import CropRule
+from hpe.data.crops import CropRule, box_around
 from hpe.data.images import decode_rgb
 from hpe.sources import Raw, Reject, Source, open_source, readers, recognise
 from hpe.sources.base import Keys, Unread
@@ -617,6 +617,18 @@ def test_rendered_heads_are_the_same_in_any_process_and_split_by_person() -> Non
     assert decode_rgb(copy.read()).shape == (48, 48, 3)
     with pytest.raises(UserError, match="count is 'many'"):
         open_source("synthetic", Path("-"), count="many")
+
+
+def test_rendered_heads_of_the_wild_look_name_the_crop_that_frames_them() -> None:
+    source = open_source("synthetic", Path("-"), count="3", people="3", size="48", look="wild")
+    assert source.default_crop == "square-1.4@landmarks"
+    for raw in samples(source).values():
+        assert decode_rgb(raw.read()).shape == (48, 48, 3)
+        box = CropRule.parse(source.default_crop).apply(box_around(np.array(raw.record.landmarks)))
+        np.testing.assert_allclose(box, (0, 0, 48, 48), atol=0.1)
+    assert open_source("synthetic", Path("-")).default_crop == "none"
+    with pytest.raises(UserError, match="look is 'rough'; expected studio or wild"):
+        open_source("synthetic", Path("-"), look="rough")
 
 
 def all_sources(folder: Path) -> Iterator[Source]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from hpe.data.crops import CropRule, box_around
 from hpe.sources import synthetic
 from hpe.sources.synthetic import (
     DIRECTIONS,
@@ -21,10 +22,12 @@ from hpe.sources.synthetic import (
     landmarks,
     mirrored,
     model_points,
+    outline,
     person,
     render,
     shot,
     split_of,
+    wild,
 )
 from hpe.sources.synthetic.anatomy import LANDMARKS
 from hpe.sources.synthetic.shots import ACTION_UNITS, CELLS, PITCH_BORDER, YAW_BORDER
@@ -60,8 +63,8 @@ def bare(person_id: int = 0) -> Head:
 def by_scipy(points: np.ndarray, seen: Shot) -> np.ndarray:
     """Pixels of head-frame points, by SciPy: F Rᵀ X, scaled to the picture and moved to the shot's centre."""
     turn = Rotation.from_euler("xyz", [seen.pitch, seen.yaw, seen.roll], degrees=True)
-    x, y, _ = turn.inv().apply(points).T
-    return SIZE * (0.5 + np.array(seen.centre) + seen.scale * np.stack([x, -y], axis=1))
+    x, y, z = turn.inv().apply(points).T
+    return SIZE * (0.5 + np.array(seen.centre) + seen.scale * np.stack([x, -y], axis=1) / (1 - seen.near * z)[:, None])
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -94,7 +97,8 @@ def test_eyes_and_mouth_stand_in_the_picture_where_scipy_turns_them(
 ) -> None:
     seen = calm(yaw, pitch, roll)
     for number in (0, 3):
-        head = bare(number)
+        head = replace(bare(number), wide=1.0 if number else 0.85)
+        seen = replace(seen, near=0.0 if number else 0.18)
         red, blue = (replace(head, **{part: colour}) for colour in [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
         found = changed(render(red, seen, SIZE), render(blue, seen, SIZE))
         names = ("left eye", "right eye") if part == "iris" else ("upper lip", "lower lip")
@@ -275,3 +279,49 @@ def test_contact_sheets_show_every_emotion_in_every_direction() -> None:
     assert sheet.shape[0] > len(EMOTIONS) * 24
     assert sheet.shape[1] > len(DIRECTIONS) * 24
     assert synthetic.people_sheet(size=16, rows=2, columns=3).shape[1] > 3 * 16
+
+
+def test_a_wild_picture_is_the_square_around_its_landmarks_whatever_the_pose() -> None:
+    rule = CropRule.parse(f"square-{wild.CROP}@landmarks")
+    for index in range(30):
+        head = wild.wild_person(0, index)
+        seen = wild.wild_shot(0, index, head)
+        points = by_scipy(outline(head, seen), seen)
+        np.testing.assert_allclose(rule.apply(box_around(points)), (0, 0, SIZE, SIZE), atol=1e-6)
+        named = by_scipy(model_points(head, seen), seen)  # the chin is one of the outline
+        assert np.abs(points - named[LANDMARKS.index("chin")]).sum(axis=1).min() < 1e-6
+
+
+def test_wild_pictures_are_the_same_in_any_order_and_alike_in_nothing_else() -> None:
+    arguments = {"seed": 3, "people": 20, "size": 32, "look": "wild"}
+    forth = [head_at(index, **arguments) for index in range(12)]
+    back = [head_at(index, **arguments) for index in reversed(range(12))][::-1]
+    for one, two in zip(forth, back, strict=True):
+        assert one[1].tobytes() == two[1].tobytes()
+        assert one[0] == two[0]
+        assert one[2] == two[2]
+    assert len({picture.tobytes() for _, picture, _ in forth}) == 12
+
+
+def test_wild_poses_reach_from_profile_to_profile_and_keep_within_the_bins() -> None:
+    poses = np.array(
+        [(s.yaw, s.pitch, s.roll) for s in (wild.wild_shot(0, i, wild.wild_person(0, 0)) for i in range(400))]
+    )
+    assert np.abs(poses).max() < 99
+    assert np.histogram(poses[:, 0], range(-90, 91, 30))[0].min() > 15
+    assert np.abs(poses.mean(axis=0)).max() < 5
+    both = (np.abs(poses[:, 0]) > 40) & (np.abs(poses[:, 1]) > 15)
+    assert both.sum() > 20  # unlike the studio's: turned and raised at once
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(None, "fixed"), (5, "changed")])
+def test_everything_about_a_wild_picture_changes_but_its_pose(seed: int | None, expected: str) -> None:
+    """The scene alone, drawn anew, leaves no pixel of the background and little of the head as it was."""
+    head = wild.wild_person(0, 1)
+    seen = wild.wild_shot(0, 1, head)
+    first = render(head, seen, SIZE, wild.scene(0, 1, head, seen))
+    again = render(head, seen, SIZE, wild.scene(0 if seed is None else seed, 1, head, seen))
+    far = np.abs(first.astype(int) - again).max(axis=2)
+    assert (far.max() == 0) == (expected == "fixed")
+    if expected == "changed":
+        assert (far > 8).mean() > 0.8

@@ -36,3 +36,20 @@ def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float]
     assert Timetable(config, EPOCH, TOTAL).due(before, after) == Due(
         log="log" in words, validation="validation" in words, checkpoint="checkpoint" in words
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen", "expected"),
+    [
+        # 100 images an epoch at 2 a second; 250 in all
+        ({}, 0, "one epoch takes about 50 s, the training about 2 min more"),
+        ({}, 200, "one epoch takes about 50 s, the training about 25 s more"),
+        # an epoch of images of half the side, a quarter of the pixels: 50 s now, 200 s later; 50 + 1.5 × 200 s
+        ({"small_epochs": 1, "small_size": 32}, 0, "takes about 50 s, later 3 min, the training about 6 min more"),
+        # the same run measured with large images
+        ({"small_epochs": 1, "small_size": 32}, 150, "takes about 12 s, later 50 s, the training about 50 s more"),
+    ],
+)
+def test_a_forecast_counts_small_images_by_their_pixels(settings: dict[str, float], seen: int, expected: str) -> None:
+    config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH} | settings)
+    assert expected in Timetable(config, EPOCH, TOTAL).forecast(2.0, seen, size=64)

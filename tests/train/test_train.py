@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(
 
 
 @pytest.mark.slow
-def test_eight_samples_are_learned_by_heart(tmp_path: Path) -> None:
+def test_eight_samples_are_learned_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made.shards(tmp_path / "shards", counts=(8,), val=8)
     extra = ("augment={}", "train.epochs=150", "train.validate_epochs=150", "train.learning_rate=5e-3")
     config = made.config(folder, tmp_path / "run", *extra, f"data.val.0.shards={folder}", "data.val.0.split=train")
@@ -184,6 +184,7 @@ def test_eight_samples_are_learned_by_heart(tmp_path: Path) -> None:
     assert last["emotion/accuracy"] == 1.0
     assert last["direction/accuracy"] == 1.0
     assert last["pose/mae"] < 3.0
+    assert capsys.readouterr().err.count("one epoch takes about") == 1
 
 
 def test_every_parameter_learns_and_only_frozen_ones_stay(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hpe.sources.synthetic.people import Head, Split, person, split_of
 from hpe.sources.synthetic.render import face_box, landmarks, model_points, project, render
 from hpe.sources.synthetic.sheet import contact_sheet, people_sheet
 from hpe.sources.synthetic.shots import DIRECTIONS, EMOTIONS, Shot, express, mirrored, shot
+from hpe.sources.synthetic.wild import outline
 
 __all__ = [
     "DIRECTIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "landmarks",
     "mirrored",
     "model_points",
+    "outline",
     "people_sheet",
     "person",
     "project",

@@ -179,8 +179,9 @@ def _ears(head: Head) -> list[Solid]:
     ]
 
 
-def on_skin(face: Face, u: float, y: float) -> np.ndarray:
-    """The head-frame point [3] of the skin at (u, y), seams between solids taken as sharp."""
+def on_skin(face: Face, places: list[Pair]) -> np.ndarray:
+    """The head-frame points [points, 3] of the skin at places (u, y), seams between solids taken as sharp."""
+    u, y = np.array(places).T
     return reach(face.skin, y, u / SPREAD)
 
 
@@ -197,25 +198,31 @@ LANDMARKS = (
 
 def model_points(face: Face) -> np.ndarray:
     """The landmarks [20, 3] in the head frame, head units."""
-    tip = face.skin[11]
+    tip, chin = face.skin[11], face.skin[3]
     mouth = face.mouth
-    points = [
-        tip.centre + tip.axes[:, 2],
-        on_skin(face, 0.0, 0.06),
-        face.skin[3].centre + face.skin[3].axes[:, 2] * 0.8 - [0, 0.1, 0],
-        on_skin(face, 0.0, 0.45),
-    ]
-    for side, eye, brow, half, corner, ear in zip(
-        SIDES, face.eyes, face.brows, mouth.half, mouth.corner, face.ears, strict=True
-    ):
-        points += [
-            on_skin(face, side * eye.u, eye.y),
-            on_skin(face, side * (eye.u - eye.half), eye.y - eye.slant),
-            on_skin(face, side * (eye.u + eye.half), eye.y + eye.slant),
-            on_skin(face, side * brow.inner[0], brow.inner[1]),
-            on_skin(face, side * brow.outer[0], brow.outer[1]),
-            on_skin(face, side * half, mouth.y + corner),
-            ear.centre,
+    places = [(0.0, 0.06), (0.0, 0.45)]
+    for side, eye, brow, half, corner in zip(SIDES, face.eyes, face.brows, mouth.half, mouth.corner, strict=True):
+        places += [
+            (side * eye.u, eye.y),
+            (side * (eye.u - eye.half), eye.y - eye.slant),
+            (side * (eye.u + eye.half), eye.y + eye.slant),
+            (side * brow.inner[0], brow.inner[1]),
+            (side * brow.outer[0], brow.outer[1]),
+            (side * half, mouth.y + corner),
         ]
-    points += [on_skin(face, 0.0, mouth.y + mouth.rise), on_skin(face, 0.0, mouth.y - mouth.fall)]
-    return np.stack(points)
+    places += [(0.0, mouth.y + mouth.rise), (0.0, mouth.y - mouth.fall)]
+    skin = on_skin(face, places)
+    left, right = face.ears
+    return np.stack(
+        [
+            tip.centre + tip.axes[:, 2],
+            skin[0],
+            chin.centre + chin.axes[:, 2] * 0.8 - [0, 0.1, 0],
+            skin[1],
+            *skin[2:8],
+            left.centre,
+            *skin[8:14],
+            right.centre,
+            *skin[14:],
+        ]
+    )

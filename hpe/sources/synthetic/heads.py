@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hpe.sources.synthetic.people import Head, Split, person, split_of
+from hpe.sources.synthetic.people import SPLIT_PATTERN, Head, Split, person, split_of
 from hpe.sources.synthetic.render import Image, face_box, render
 from hpe.sources.synthetic.shots import Shot, shot
-from hpe.sources.synthetic.wild import Look, Scene, scene, wild_person, wild_shot
+from hpe.sources.synthetic.wild import Look, scene, wild_person, wild_shot
 
 # Each split draws from its own range of shots. A multiple of the 40 pairs of emotion and direction, so that
 # any 40 pictures of a split from a multiple of 40 on hold every pair once.
@@ -36,18 +36,23 @@ class Labels:
 @lru_cache(maxsize=4096)
 def _rank(person_id: int, people: int) -> tuple[int, int]:
     """The person's place among the people of the same split, and how many these are."""
-    alike = [other for other in range(people) if split_of(other) == split_of(person_id)]
-    return alike.index(person_id), len(alike)
+    split, period = split_of(person_id), len(SPLIT_PATTERN)
+    each = SPLIT_PATTERN.count(split)
+
+    def alike(until: int) -> int:
+        whole, rest = divmod(until, period)
+        return whole * each + SPLIT_PATTERN[:rest].count(split)
+
+    return alike(person_id), alike(people)
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Who is seen, and how; ``around`` is None in the studio."""
+    """Who is seen, and how."""
 
     person_id: int
     head: Head
     seen: Shot
-    around: Scene | None
 
 
 def cast(index: int, *, seed: int, people: int, look: Look = "studio") -> Cast:
@@ -55,11 +60,10 @@ def cast(index: int, *, seed: int, people: int, look: Look = "studio") -> Cast:
     turn, person_id = divmod(index, people)
     if look == "wild":
         head = wild_person(seed, person_id)
-        seen = wild_shot(seed, index, head)
-        return Cast(person_id, head, seen, scene(seed, index, head, seen))
+        return Cast(person_id, head, wild_shot(seed, index, head))
     place, alike = _rank(person_id, people)
     start = SPLIT_ORDER.index(split_of(person_id)) * SHOTS_PER_SPLIT
-    return Cast(person_id, person(seed, person_id), shot(seed, start + turn * alike + place), None)
+    return Cast(person_id, person(seed, person_id), shot(seed, start + turn * alike + place))
 
 
 def head_at(index: int, *, seed: int, people: int, size: int, look: Look = "studio") -> tuple[str, Image, Labels]:
@@ -78,7 +82,8 @@ def head_at(index: int, *, seed: int, people: int, size: int, look: Look = "stud
         box=face_box(shown.head, seen, size),
         split=split_of(shown.person_id),
     )
-    return f"{labels.subject}-{index:07d}", render(shown.head, seen, size, shown.around), labels
+    around = scene(seed, index, shown.head, seen) if look == "wild" else None
+    return f"{labels.subject}-{index:07d}", render(shown.head, seen, size, around), labels
 
 
 def heads(

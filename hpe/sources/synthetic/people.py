@@ -67,6 +67,7 @@ class Head:
     parting: float
     glasses: bool
     beard: float
+    wide: float = 1.0  # stretches all of the head along its x axis
 
 
 @lru_cache(maxsize=4096)  # a data set draws its people again and again

@@ -10,7 +10,19 @@ from hpe.sources.synthetic import anatomy, wild
 from hpe.sources.synthetic.paint import Canvas, paint_face, paint_glasses
 from hpe.sources.synthetic.people import Colour, Head
 from hpe.sources.synthetic.shots import Shot
-from hpe.sources.synthetic.solids import FAR, Cut, Matrix, Screen, Solid, clipped, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.solids import (
+    FAR,
+    Cut,
+    Matrix,
+    Screen,
+    Solid,
+    clipped,
+    ellipsoid,
+    nearer,
+    rotation,
+    spindle,
+    stretched,
+)
 from hpe.sources.synthetic.wild import Scene
 
 FINE = 2  # rays per pixel and axis
@@ -23,7 +35,7 @@ Image = UInt8[np.ndarray, "size size 3"]
 
 def project(points: Float[np.ndarray, "points 3"], shot: Shot, size: int) -> Float[np.ndarray, "points 2"]:
     """Head-frame points to pixels by F·Rᵀ·X: x right, y down, the first pixel's centre at 0.5."""
-    turned = points @ rotation(shot.yaw, shot.pitch, shot.roll) @ IMAGE_FROM_VIEW
+    turned = nearer(points @ rotation(shot.yaw, shot.pitch, shot.roll), shot.near) @ IMAGE_FROM_VIEW
     return size * (0.5 + np.array(shot.centre) + shot.scale * turned[:, :2])
 
 
@@ -34,17 +46,17 @@ def landmarks(head: Head, shot: Shot, size: int) -> Float[np.ndarray, "20 2"]:
 
 def model_points(head: Head, shot: Shot) -> Float[np.ndarray, "20 3"]:
     """The same points in the head frame, under the shot's expression."""
-    return anatomy.model_points(anatomy.face_of(head, shot.units))
+    return anatomy.model_points(anatomy.face_of(head, shot.units)) * [head.wide, 1, 1]
 
 
 def face_box(head: Head, shot: Shot, size: int) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 in pixels of the head from chin to crown without hair, cut at the picture's border."""
     face = anatomy.face_of(head, shot.units)
-    matrix = rotation(shot.yaw, shot.pitch, shot.roll)
+    into, _ = stretched(rotation(shot.yaw, shot.pitch, shot.roll), head.wide)
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for solid in face.skin[:4]:
-        centre = project(solid.centre[None], shot, size)[0]
-        half = size * shot.scale * np.linalg.norm(matrix.T @ solid.axes, axis=1)[:2]
+        centre = project(solid.centre[None] * [head.wide, 1, 1], shot, size)[0]
+        half = size * shot.scale * np.linalg.norm(into.T @ solid.axes, axis=1)[:2]
         low, high = np.minimum(low, centre - half), np.maximum(high, centre + half)
     x0, y0, x1, y1 = np.clip([*low, *high], 0, size).tolist()
     return x0, y0, x1, y1
@@ -92,25 +104,29 @@ def _figure(
 ) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
     """Colours, black where nothing is, and coverage 0 or 1, both per ray."""
     matrix = rotation(shot.yaw, shot.pitch, shot.roll)
+    into, back = stretched(matrix, head.wide)
     face = anatomy.face_of(head, shot.units)
     layers: list[tuple[Screen, str]] = []
 
-    def layer(name: str, solids: list[Solid], frame: Matrix, keep: Cut | None = None) -> None:
+    def layer(name: str, solids: list[Solid], keep: Cut | None = None, frame: Matrix | None = None) -> None:
         screen = Screen(x, y)
-        screen.add(solids, frame, keep)
+        if frame is None:
+            screen.add(solids, matrix, keep, wide=head.wide, near=shot.near)
+        else:
+            screen.add(solids, frame, keep, near=shot.near)
         layers.append((screen, name))
 
-    layer("skin", face.skin, matrix)
+    layer("skin", face.skin)
     if head.hair_style not in ("bob", "long"):
-        layer("ears", face.ears, matrix)
+        layer("ears", face.ears)
     for name, solids, keep in _hair(head):
-        layer(name, solids, matrix, keep)
+        layer(name, solids, keep)
     for number, part in enumerate(scene.parts if scene else ()):
-        layer(f"part {number}", list(part.solids), matrix if part.turns else np.eye(3), part.cut)
+        layer(f"part {number}", list(part.solids), part.cut, None if part.turns else np.eye(3))
     body = rotation(scene.body_yaw if scene else 0.35 * shot.yaw, 0.0, 0.0)
-    top, bottom = matrix.T @ np.array([0, -0.42, -0.2]), np.array([0.0, -1.5, -0.42])
-    layer("neck", [spindle(top, bottom, 0.31, melt=0.1)], np.eye(3))
-    layer("cloth", [ellipsoid((0, -1.56, -0.42), scene.shoulders if scene else (1.05, 0.55, 0.5))], body)
+    top, bottom = into.T @ np.array([0, -0.42, -0.2]), np.array([0.0, -1.5, -0.42])
+    layer("neck", [spindle(top, bottom, 0.31 * head.wide, melt=0.1)], frame=np.eye(3))
+    layer("cloth", [ellipsoid((0, -1.56, -0.42), scene.shoulders if scene else (1.05, 0.55, 0.5))], frame=body)
 
     depth = np.full((len(y), len(x)), FAR, np.float32)
     owner = np.full(depth.shape, -1, np.int8)
@@ -129,7 +145,8 @@ def _figure(
         if len(rays) == 0:
             continue
         at = rays // len(x)
-        place = matrix.astype(np.float32) @ np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
+        place = np.stack([x[rays - at * len(x)], y[at], depth.take(rays)])
+        place = back.astype(np.float32) @ (place / (1 + np.float32(shot.near) * place[2]))
         paint, gloss = _material(name, head, face, shot, place, soft, scene)
         normal = screen.normal.reshape(3, -1).take(rays, axis=1)
         factor, shine = _light(shot, normal, gloss, occlusion.take(rays), scene)

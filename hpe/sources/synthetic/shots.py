@@ -85,6 +85,7 @@ class Shot:
     blur: float
     noise: float
     grain: int
+    near: float = 0.0  # the inverse of the camera's distance, in head units
 
     @property
     def valence(self) -> float:

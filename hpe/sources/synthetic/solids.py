@@ -6,6 +6,10 @@ S = A·Aᵀ (the columns of A are its semi-axes) is met by the ray through (x, y
     z = c_z + S_z·S_xy⁻¹·d + sqrt(S_zz − S_z·S_xy⁻¹·S_zᵀ) · sqrt(1 − dᵀ·S_xy⁻¹·d),   d = (x, y) − c_xy
 
 which is the formula of a conditional normal distribution, with the ellipsoid for the density's contour.
+A near camera shows what is near larger: (x, y, z) → (x, y, z) / (1 − near · z), with `near` the inverse of its
+distance. That map turns ellipsoids into ellipsoids (R. Hartley, A. Zisserman, "Multiple View Geometry", 2004, on
+dual quadrics), so the orthographic formula serves for it too.
+
 Melting is the polynomial smooth maximum of Inigo Quilez ("smooth minimum", iquilezles.org) on the depths.
 
 Frames. Head frame: x to the image right of a frontal face, y up, z towards the viewer. View frame: the same
@@ -37,6 +41,12 @@ def rotation(yaw: float, pitch: float, roll: float) -> Matrix:
             [-sy, cy * sp, cy * cp],
         ]
     )
+
+
+def stretched(matrix: Matrix, wide: float) -> tuple[Matrix, Matrix]:
+    """For a head `wide` times as wide as its solids: X·first is a place of the head in view, second·V one back."""
+    along = np.array([[wide], [1.0], [1.0]])
+    return matrix * along, matrix / along
 
 
 @dataclass(frozen=True)
@@ -86,14 +96,32 @@ class Screen:
         self.normal = np.zeros((3, len(y), len(x)), np.float32)
         self.touched = (slice(0, 0), slice(0, 0))  # rows and columns outside of which nothing was drawn
 
-    def add(self, solids: Sequence[Solid], matrix: Matrix, keep: Cut | None = None) -> None:
-        """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame."""
+    def add(
+        self,
+        solids: Sequence[Solid],
+        matrix: Matrix,
+        keep: Cut | None = None,
+        *,
+        wide: float = 1.0,
+        near: float = 0.0,
+    ) -> None:
+        """Melts solids into the buffer in order; `keep(x, y, z)` cuts by a hit's place in the head frame.
+
+        `matrix` turns the view frame into the head's; `wide` stretches the head along its x axis; `near` is the inverse
+        of the camera's distance.
+        """
         # all the small algebra at once: a picture has some twenty solids, and calls cost more than sums
-        centres = np.stack([solid.centre for solid in solids]) @ matrix
-        axes = matrix.T @ np.stack([solid.axes for solid in solids])
+        into, back = stretched(matrix, wide)
+        centres = np.stack([solid.centre for solid in solids]) @ into
+        axes = into.T @ np.stack([solid.axes for solid in solids])
         shapes = axes @ axes.transpose(0, 2, 1)
-        axes = axes / np.square(axes).sum(axis=1, keepdims=True)  # orthogonal: axes·axesᵀ is now shape⁻¹
-        gradients = (axes @ axes.transpose(0, 2, 1)).tolist()
+        if near:
+            centres, shapes = _nearer(centres, shapes, near)
+        if wide == 1.0 and not near:
+            axes = axes / np.square(axes).sum(axis=1, keepdims=True)  # orthogonal: axes·axesᵀ is now shape⁻¹
+            gradients = (axes @ axes.transpose(0, 2, 1)).tolist()
+        else:
+            gradients = np.linalg.inv(shapes).tolist()
         halves = np.sqrt(shapes[:, (0, 1, 2), (0, 1, 2)])
         low, high = (centres - halves)[:, :2].T, (centres + halves)[:, :2].T
         columns = np.searchsorted(self.x, [low[0], high[0]])
@@ -107,7 +135,7 @@ class Screen:
                 front = float(centres[number, 2] + halves[number, 2])
                 if front > self.depth[window].min() - solid.melt:
                     shape = (shapes[number].tolist(), gradients[number])
-                    self._melt(window, centres[number].tolist(), *shape, solid.melt, matrix, keep)
+                    self._melt(window, centres[number].tolist(), *shape, solid.melt, back, near, keep)
 
     def _melt(
         self,
@@ -117,6 +145,7 @@ class Screen:
         gradient: list[list[float]],
         melt: float,
         matrix: Matrix,
+        near: float,
         keep: Cut | None,
     ) -> None:
         (xx, xy, xz), (_, yy, yz), (_, _, zz) = shape
@@ -133,11 +162,11 @@ class Screen:
         middle = slope_x * x + slope_y * y
         z = middle + bulge
         if keep is not None:
-            kept = keep(*_turned(matrix, x + centre[0], y + centre[1], z + centre[2]))
+            kept = keep(*_turned(matrix, near, x + centre[0], y + centre[1], z + centre[2]))
             # where the near wall is cut away, the hollow's far wall shows
             row, column = np.nonzero(hit & ~kept)
             far = middle[row, column] - bulge[row, column]
-            hollow = keep(*_turned(matrix, x[0, column] + centre[0], y[row, 0] + centre[1], far + centre[2]))
+            hollow = keep(*_turned(matrix, near, x[0, column] + centre[0], y[row, 0] + centre[1], far + centre[2]))
             z[row, column] = far
             hit[row, column] = hollow
         old = self.depth[window]
@@ -166,19 +195,44 @@ class Screen:
             seen += component
 
 
-def _turned(matrix: Matrix, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+def nearer(points: Float[np.ndarray, "*points 3"], near: float) -> Float[np.ndarray, "*points 3"]:
+    """Points of the view frame as a camera at the distance 1 / `near` sees them."""
+    return points / (1 - near * points[..., 2:])
+
+
+def _nearer(
+    centres: Float[np.ndarray, "solids 3"], shapes: Float[np.ndarray, "solids 3 3"], near: float
+) -> tuple[Float[np.ndarray, "solids 3"], Float[np.ndarray, "solids 3 3"]]:
+    """Centres and shape matrices of the ellipsoids that a near camera makes of these, by their dual quadrics."""
+    dual = np.full((len(centres), 4, 4), -1.0)
+    dual[:, :3, :3] = shapes - centres[:, :, None] * centres[:, None, :]
+    dual[:, :3, 3] = dual[:, 3, :3] = -centres
+    camera = np.eye(4)
+    camera[3, 2] = -near
+    dual = camera @ dual @ camera.T
+    dual /= -dual[:, 3:, 3:]
+    centres = -dual[:, :3, 3]
+    return centres, dual[:, :3, :3] + centres[:, :, None] * centres[:, None, :]
+
+
+def _turned(matrix: Matrix, near: float, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+    if near:  # back from what the camera made of them
+        part = 1 / (1 + near * z)
+        x, y, z = x * part, y * part, z * part
     return [(row[0] * x + row[1] * y) + row[2] * z for row in matrix.tolist()]
 
 
-def reach(solids: list[Solid], height: float, angle: float) -> Float[np.ndarray, " 3"]:
-    """The outermost point of the solids at a height and an angle (radians from z towards x) of the head."""
-    direction = np.array([np.sin(angle), 0.0, np.cos(angle)])
-    start = np.array([0.0, height, 0.0])
-    far = 0.0
-    for solid in solids:
-        inverse = np.linalg.inv(solid.axes)
-        a, b = inverse @ direction, inverse @ (start - solid.centre)
-        root = (a @ b) ** 2 - (a @ a) * (b @ b - 1)
-        if root > 0:
-            far = max(far, (-(a @ b) + np.sqrt(root)) / (a @ a))
-    return start + far * direction
+def reach(
+    solids: list[Solid], heights: Float[np.ndarray, " points"], angles: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "points 3"]:
+    """The outermost points of the solids at heights and angles (radians from z towards x) of the head."""
+    directions = np.stack([np.sin(angles), np.zeros_like(angles), np.cos(angles)], axis=1)
+    starts = np.stack([np.zeros_like(heights), heights, np.zeros_like(heights)], axis=1)
+    axes = np.stack([solid.axes for solid in solids])
+    inverse = (axes / np.square(axes).sum(axis=1, keepdims=True)).transpose(0, 2, 1)  # its columns are orthogonal
+    a = directions @ inverse.transpose(0, 2, 1)
+    b = (starts - np.stack([solid.centre for solid in solids])[:, None]) @ inverse.transpose(0, 2, 1)
+    aa, ab, bb = (np.einsum("spi,spi->sp", one, other) for one, other in ((a, a), (a, b), (b, b)))
+    root = ab**2 - aa * (bb - 1)
+    far = np.where(root > 0, (np.sqrt(np.maximum(root, 0)) - ab) / aa, 0)
+    return starts + np.maximum(far.max(axis=0), 0)[:, None] * directions

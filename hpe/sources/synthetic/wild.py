@@ -21,10 +21,12 @@ from scipy import ndimage
 from hpe.sources.synthetic import anatomy
 from hpe.sources.synthetic.people import Colour, Head, person
 from hpe.sources.synthetic.shots import ACTION_UNITS, EMOTIONS, Shot, express
-from hpe.sources.synthetic.solids import Cut, Solid, ellipsoid, rotation, spindle
+from hpe.sources.synthetic.solids import Cut, Solid, ellipsoid, nearer, rotation, spindle
 
 Picture = Float[np.ndarray, "size size 3"]
 Look = Literal["studio", "wild"]
+CHANCES: Final = (0.3, 0.28, 0.07, 0.07, 0.07, 0.07, 0.07, 0.07)
+"""Of the emotions: people who are photographed are calm, or smile."""
 CROP: Final = 1.4
 """Side of the picture through the longer side of the box around the landmarks."""
 
@@ -108,7 +110,7 @@ def _person(seed: int, person_id: int) -> Head:
         brow=_colour(np.minimum(hair * rng.uniform(0.5, 1.0), skin * rng.uniform(0.4, 0.85))),
         cloth=_colour(rng.uniform(0, 1, 3) * rng.uniform(0.3, 1)),
         beard=head.beard * float(rng.uniform(0.2, 1.1)),
-        glasses=False,
+        glasses=False, wide=wider(0.85, 0.045),
     )  # fmt: skip
 
 
@@ -132,9 +134,9 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
     """The shot with this number of a person, framed by the face's landmarks. A pure function of its arguments."""
     rng = np.random.default_rng([seed, 12, index])
     yaw, pitch, roll = _pose(rng)
-    emotion = int(rng.integers(len(EMOTIONS)))
-    intensity = float(rng.uniform(0.25, 0.95)) if emotion else 0.0
-    both = np.repeat(rng.normal(0, 0.10, (len(ACTION_UNITS), 1)), 2, axis=1)
+    emotion = int(rng.choice(len(EMOTIONS), p=CHANCES))
+    intensity = float(rng.uniform(0.2, 0.85)) if emotion else 0.0
+    both = np.repeat(rng.normal(0, 0.07, (len(ACTION_UNITS), 1)), 2, axis=1)
     jitter = both + rng.normal(0, 0.04, (len(ACTION_UNITS), 2))
     if rng.random() < 0.25:  # lids down, jaw open: whatever the emotion
         jitter[ACTION_UNITS.index(43)] += rng.uniform(0, 0.9)
@@ -147,9 +149,9 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
     units = express(emotion, intensity, side=side, jitter=jitter)
     azimuth, height = np.radians(rng.uniform(-110, 110)), np.radians(rng.uniform(-35, 75))
     warm = rng.normal(0, 0.08)
-    half, centre = _frame(head, units, yaw, pitch, roll)
-    scale = 0.5 / (CROP * half * float(np.exp(np.clip(rng.normal(0, 0.08), -0.2, 0.2))))
-    shift = rng.uniform(-0.05, 0.05, 2)
+    near = float(rng.uniform(0, 0.2)) if rng.random() < 0.7 else 0.0  # from a passport photo to a selfie
+    half, centre = _frame(head, units, (yaw, pitch, roll), near)
+    scale = 0.5 / (CROP * half)
     return Shot(
         yaw=yaw,
         pitch=pitch,
@@ -165,7 +167,7 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
         ),
         light_colour=(float(1 + warm), 1.0, float(1 - warm)),
         ambient=float(rng.uniform(0.15, 0.95)),
-        centre=(float(shift[0] - scale * centre[0]), float(shift[1] - scale * centre[1])),
+        centre=(float(-scale * centre[0]), float(-scale * centre[1])),
         scale=scale,
         background=((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
         background_angle=0.0,
@@ -173,15 +175,32 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
         blur=0.0,
         noise=0.0,
         grain=int(rng.integers(2**31)),
+        near=near,
     )
 
 
+def outline(head: Head, seen: Shot) -> Float[np.ndarray, "points 3"]:
+    """The points of the head frame that span the box around a face's landmarks as data sets mark them: from the brows
+    to the chin, and from ear to ear."""
+    return _outline(head, seen.units)
+
+
+def _outline(head: Head, units: tuple[tuple[float, float], ...]) -> Float[np.ndarray, "points 3"]:
+    face = anatomy.face_of(head, units)
+    points = anatomy.model_points(face)
+    kept = [row for row, name in enumerate(anatomy.LANDMARKS) if name != "forehead"]
+    ears = [row for row, name in enumerate(anatomy.LANDMARKS) if name.endswith("ear")]
+    points[ears] *= [0.95, 1, 1]  # the border of the face, before the ear
+    high = points[[row for row, name in enumerate(anatomy.LANDMARKS) if "brow" in name]]
+    high[:, 1] += max(brow.arch for brow in face.brows)
+    return np.concatenate([points[kept], high]) * [head.wide, 1, 1]
+
+
 def _frame(
-    head: Head, units: tuple[tuple[float, float], ...], yaw: float, pitch: float, roll: float
+    head: Head, units: tuple[tuple[float, float], ...], pose: tuple[float, float, float], near: float
 ) -> tuple[float, np.ndarray]:
     """Half of the longer side of the box around the landmarks, and its centre [2] (x right, y down), in head units."""
-    points = anatomy.model_points(anatomy.face_of(head, units))
-    turned = points @ rotation(yaw, pitch, roll) @ np.diag([1.0, -1.0, 1.0])
+    turned = nearer(_outline(head, units) @ rotation(*pose), near) @ np.diag([1.0, -1.0, 1.0])
     low, high = turned[:, :2].min(axis=0), turned[:, :2].max(axis=0)
     return float((high - low).max() / 2), (low + high) / 2
 
@@ -273,7 +292,8 @@ def _hat(rng: np.random.Generator, head: Head) -> list[Part]:
 
 def _hands(rng: np.random.Generator, head: Head, seen: Shot) -> list[Part]:
     """Hands, or things of any colour, before the lower face or beside it."""
-    points = anatomy.model_points(anatomy.face_of(head, seen.units)) @ rotation(seen.yaw, seen.pitch, seen.roll)
+    points = anatomy.model_points(anatomy.face_of(head, seen.units)) * [head.wide, 1, 1]
+    points = points @ rotation(seen.yaw, seen.pitch, seen.roll)
     names = ("chin", "left mouth corner", "right mouth corner", "left ear", "right ear", "nose tip", "forehead")
     chances = np.array([4, 3, 3, 2, 2, 1, 1]) / 16
     parts = []
@@ -328,10 +348,8 @@ def background(rng: np.random.Generator, size: int) -> Picture:
         if rng.random() < 0.5:
             clouds = rng.normal(size=(cells + 1, cells + 1, 3)) * rng.uniform(0, 0.25)
             clouds = 0.3 * clouds + 0.7 * clouds[..., :1]
-            places = np.linspace(0, cells, size)
-            grid = np.meshgrid(places, places, indexing="ij")
-            for channel in range(3):
-                picture[..., channel] += ndimage.map_coordinates(clouds[..., channel], grid, order=1)
+            share = _shares(cells, size)
+            picture += np.einsum("ri,ijc,kj->rkc", share, clouds.astype(np.float32), share, optimize=True)
     for _ in range(rng.integers(0, 9)):
         turn = rng.uniform(0, np.pi)
         u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
@@ -351,6 +369,13 @@ def background(rng: np.random.Generator, size: int) -> Picture:
         deep = rng.uniform(0, 0.06) * size
         picture = ndimage.gaussian_filter(picture, (deep, deep, 0))
     return np.clip(picture, 0, 1)
+
+
+@lru_cache(maxsize=16)
+def _shares(cells: int, size: int) -> Float[np.ndarray, "size knots"]:
+    """How much of each of ``cells`` + 1 knots a row of pixels shows, in linear interpolation."""
+    place = np.linspace(0, cells, size, dtype=np.float32)[:, None]
+    return np.maximum(1 - np.abs(place - np.arange(cells + 1, dtype=np.float32)), 0)
 
 
 def camera(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -378,7 +403,7 @@ def camera(picture: Picture, rng: np.random.Generator) -> Picture:
         noise = rng.standard_normal((size, size, 3)).astype(np.float32)
         if rng.random() < 0.5:
             noise = ndimage.gaussian_filter(noise, (0.6, 0.6, 0)) * 1.8
-        picture = picture + noise * rng.uniform(0, 0.05)
+        picture = picture + noise * rng.uniform(0, 0.05) * rng.uniform(0, 1)
     if rng.random() < 0.06:  # the photo ends here
         edge = int(size * rng.uniform(0.02, 0.2))
         picture = picture.copy()

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 
@@ -103,7 +104,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "processor": _processor(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
