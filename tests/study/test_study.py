@@ -623,3 +623,12 @@ def test_damaged_tables_are_one_message(tmp_path: Path) -> None:
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(UserError, match="run `hpe study` again"):
             report([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["shards", "pose"])
+def test_a_study_of_remote_shards_is_refused_with_a_way_out(name: str, tmp_path: Path) -> None:
+    named = load(Path("configs/study/tiny.yaml"), StudyConfig)
+    remote = named.model_copy(update={name: "s3://bucket/faces", "study": str(tmp_path / "study")})
+    with pytest.raises(UserError, match=r"s3://bucket/faces: is remote.*`hpe balance` makes local sets"):
+        study(remote, jobs=1, new=False)
+    assert not (tmp_path / "study").exists()
