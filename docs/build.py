@@ -6,6 +6,7 @@ built by Zensical, the successor of Material for MkDocs, from ``mkdocs.yml``; an
 error.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -24,7 +25,7 @@ SHOWN: Final = ("examples", "configs", "launch", "docker")
 FILES: Final = "files.md"
 """The page that shows the files of these folders."""
 _LONGEST_WHOLE: Final = 30
-_LANGUAGE: Final = {".py": "python", ".yaml": "yaml", ".sh": "sh", ".def": "sh", ".cff": "yaml", ".ipynb": "json"}
+_LANGUAGE: Final = {".py": "python", ".yaml": "yaml", ".sh": "sh", ".def": "sh", ".cff": "yaml", ".ipynb": "python"}
 
 
 def stage() -> list[Path]:
@@ -134,8 +135,16 @@ def files() -> Iterator[str]:
 
 def _file(path: Path) -> Iterator[str]:
     place = path.relative_to(ROOT).as_posix()
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n\n".join(_cell(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
     language = _LANGUAGE.get(path.suffix, "text")
-    yield f"### {place} {{#{_anchor(place)}}}\n\n````{language}\n{path.read_text(encoding='utf-8').rstrip()}\n````\n"
+    yield f"### {place} {{#{_anchor(place)}}}\n\n````{language}\n{text.rstrip()}\n````\n"
+
+
+def _cell(kind: str, text: str) -> str:
+    """A cell of a notebook as Python; its prose as comments."""
+    return text if kind == "code" else "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
 
 def build() -> int:

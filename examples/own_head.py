@@ -51,7 +51,7 @@ def truth_of(batch: Batch) -> Tensor:
     return torch.deg2rad(batch.angles[:, 0])
 
 
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser = argparse.ArgumentParser(description="A head and a loss of your own.")
 parser.add_argument("shards", help="folder that hpe pack wrote, whose records have angles")
 parser.add_argument("--backbone", default="tiny")
 parser.add_argument("--epochs", type=float, default=3)

@@ -67,7 +67,7 @@ def open_mine(folder: Path) -> Source:
 
 
 if __name__ == "__main__":  # hpe pack starts processes, which import this file
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="A reader of your own dataset.")
     parser.add_argument("raw", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=224, help="side of the stored images in pixels")

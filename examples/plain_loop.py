@@ -17,7 +17,7 @@ from torch.nn import functional
 import hpe
 from hpe.data.normalise import IMAGENET, prepare
 
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser = argparse.ArgumentParser(description="A plain PyTorch loop on hpe's stream.")
 parser.add_argument("shards", help="folder that hpe pack wrote, with the splits train and val")
 parser.add_argument("--epochs", type=float, default=3)
 parser.add_argument("--batch", type=int, default=64)

@@ -433,6 +433,15 @@ def test_the_commands_table_names_every_command() -> None:
     assert {path[:1] for path in KNOWN} <= named
 
 
+def test_the_forms_for_issues_ask_for_something() -> None:
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys(), path.name
+        assert any(field.get("validations", {}).get("required") for field in form["body"]), path.name
+
+
 def test_yaml_that_pages_show_is_yaml() -> None:
     for page in MARKDOWN:
         for block in blocks(text_of(page), "yaml"):

@@ -35,21 +35,22 @@ def posed(number: int, emotion: str, yaw: float, pitch: float, roll: float) -> S
 
 def tile(face: hpe.Face, number: int, seen: Shot) -> Image.Image:
     """A head with the predictions of the network on it and beside it."""
+    assert face.angles is not None
     who = person(SEED, number)
     drawn = replace(face.overlay(), box=face_box(who, seen, SIDE), note=angles_note(face.angles))
     return card(Image.fromarray(render(who, seen, SIDE)), drawn, height=SIDE)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Draw docs/pictures/heads.jpg.")
     parser.add_argument("run", type=Path, help="the demo's joint network")
     network = hpe.load(parser.parse_args().run)
     tiles = []
-    for number, *pose in SHOWN:
+    for number, emotion, yaw, pitch, roll in SHOWN:
         assert split_of(number) == "test"
-        seen = posed(number, *pose)
+        seen = posed(number, emotion, yaw, pitch, roll)
         (face,) = network(render(person(SEED, number), seen, READ))
-        print(number, pose, face.emotion, face.direction, angles_note(face.angles))
+        print(number, emotion, yaw, pitch, roll, "read as", face.emotion, face.direction, face.angles)
         tiles.append(tile(face, number, seen))
     width, height = tiles[0].size
     rows = -(-len(tiles) // COLUMNS)

@@ -48,7 +48,7 @@ class Trackers:
                 tracker.log(named, step=samples)
             except Exception as error:
                 self._opened.remove(tracker)
-                say(f"WARNING: the tracker {tracker.name} failed, and gets no more values: {_one_line(error)}")
+                say(f"WARNING: the tracker {_name(tracker)} failed, and gets no more values: {_one_line(error)}")
 
     def close(self) -> None:
         """Let every tracker send what it has."""
@@ -56,7 +56,7 @@ class Trackers:
             try:
                 tracker.finish()
             except Exception as error:
-                say(f"WARNING: the tracker {tracker.name} did not finish: {_one_line(error)}")
+                say(f"WARNING: the tracker {_name(tracker)} did not finish: {_one_line(error)}")
         self._opened.clear()
 
 
@@ -94,6 +94,10 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     """Every setting by its dotted key, in the types that all trackers take."""
     plain = leaves(config.model_dump(mode="json"))
     return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in plain}
+
+
+def _name(tracker: "GeneralTracker") -> str:
+    return str(getattr(tracker, "name", type(tracker).__name__))  # each has one, but not the class above them
 
 
 def _one_line(error: Exception) -> str:
