@@ -531,7 +531,14 @@ def train(
 
 @app.command(rich_help_panel=_EVALUATION)
 def evaluate(
-    run: Run,
+    network: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder, exported network (.onnx or its YAML), or another estimator.",
+            show_default=False,
+        ),
+    ],
     shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` wrote, tar, glob or URL.", show_default=False)],
     split: Annotated[
         str, typer.Option(help="Split to evaluate, or all, if SHARDS is a folder.", rich_help_panel=_WHAT)
@@ -547,9 +554,21 @@ def evaluate(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose evaluate/ gets the result; default: the run, or a folder such as face-onnx beside the "
+            "weights of an estimator.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     which: Annotated[
-        str, typer.Option(help="Checkpoint: best, last, or step-00001234.", rich_help_panel=_HOW)
+        str, typer.Option(help="Checkpoint of a run: best, last, or step-00001234.", rich_help_panel=_HOW)
     ] = "best",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights file to use instead of that of an estimator's YAML.", rich_help_panel=_HOW),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size over all processes.", rich_help_panel=_MACHINE)] = 256,
     workers: Annotated[
         int | None,
@@ -562,9 +581,10 @@ def evaluate(
     precision: JudgedPrecision = None,
     processes: Processes = None,
 ) -> None:
-    """Evaluate a run on shards: metrics with confidence intervals, and a table of the predictions.
+    """Evaluate a network on shards: metrics with confidence intervals, and a table of the predictions.
 
-    Every sample is evaluated exactly once.
+    Every sample is evaluated exactly once. The results of an exported network can be compared with those of its run:
+    `hpe report RUN FOLDER`.
 
     Example: `hpe evaluate runs/ferplus shards/ferplus --split test --pose shards/ferplus/pose/lwpose66`
     """
@@ -575,11 +595,11 @@ def evaluate(
     from hpe.stream import ShardSet
 
     one = ShardSet(shards, split if names_folder(shards) else None, str(pose) if pose else None)
-    code = module.evaluate(
-        run, [one], name=name, which=which, batch=batch, workers=workers, views=Views(flips, centre),
+    options = module.EvaluateOptions(
+        name=name, out=out, which=which, weights=weights, batch=batch, workers=workers, views=Views(flips, centre),
         precision=precision,
     )  # fmt: skip
-    raise typer.Exit(code)
+    raise typer.Exit(module.evaluate(network, [one], options))
 
 
 @app.command(rich_help_panel=_EVALUATION)
@@ -739,6 +759,32 @@ def export(
     options = ExportOptions(which=which, precision=precision, shards=shards, split=split, images=images, force=force)
     print("\n".join(write(source, out, options).lines()))
     print(f"{out}, {out.with_suffix('.yaml')}")
+
+
+@app.command(rich_help_panel=_EVALUATION)
+def share(
+    run: Run,
+    target: Annotated[str, typer.Argument(metavar="FOLDER|hf://ORG/NAME", help="New folder, or repository on a hub.")],
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
+    permitted: Annotated[
+        str | None,
+        typer.Option(
+            help="Why weights trained on these datasets may be published, if a dataset's terms forbid to pass on its "
+            "images; the model card quotes it."
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="On a hub: for you and your organisation alone.")] = False,
+) -> None:
+    """Share a trained network: safetensors, config and model card, without paths of this machine.
+
+    `hpe.load` and the other commands read the folder like a run; `hpe.load("hf://org/name")` fetches it. A network
+    that was trained on a dataset which may not be published is refused with the reason.
+
+    Example: `hpe share runs/demo/multitask shared/heads`
+    """
+    from hpe.share import share as write
+
+    print(write(run, target, which=which, permitted=permitted, private=private))
 
 
 @app.command("runs", rich_help_panel=_EVALUATION)

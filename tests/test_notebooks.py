@@ -30,9 +30,11 @@ def executed(name: str, **parameters: object) -> dict[str, Any]:
         if cell["cell_type"] != "code":
             continue
         tree = ast.parse("".join(cell["source"]))
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
         exec(compile(tree, f"{name}[{number}]", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             names["shown"].append(eval(compile(ast.Expression(last.value), f"{name}[{number}]", "eval"), names))
         if "parameters" in cell["metadata"].get("tags", ()):
             assert set(parameters) <= set(names), "a parameter that the notebook does not have"

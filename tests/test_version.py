@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import hpe
-from hpe.data.provenance import about_package
+from hpe.data.provenance import about_command, about_package
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +52,13 @@ def test_version_is_printed_with_the_commit_where_it_is_known() -> None:
     commit = about_package()["commit"]
     expected = f"hpe {hpe.__version__}" + (f" (commit {commit.removesuffix('-dirty')}" if commit else "\n")
     assert done.stdout.startswith(expected)
+
+
+def test_a_result_names_its_command_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("/usr/bin/hpe", "/x/site-packages/hpe/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [program, "evaluate", "runs/my run", "--flips"])
+        about = about_command("cpu")
+        assert about["command"] == "hpe evaluate 'runs/my run' --flips"
+        assert re.fullmatch(r"cpu: .+, \d+ cores, torch \d.*", about["machine"] or "")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", "--token", "secret"])
+    assert about_command("cpu")["command"] is None

@@ -3,13 +3,14 @@ const by = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const ARROWS = {forward: "●", left: "◀", right: "▶", up: "▲", down: "▼"};
 const CAMERA_WIDTH = 640;
+const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0);
 let asked = 0, watched = 0;  // answers to older questions are not shown
 let stream = null, told = ["", false];
 
 by("name").textContent = ABOUT.name;
 by("about").textContent = `reads ${ABOUT.heads.join(", ")}; ` +
   (ABOUT.given ? "each picture is one cropped face" : `faces found by ${ABOUT.finder}`);
-by("video-limit").textContent = ABOUT.video || `At most ${ABOUT.megabytes} MB. It stays on this machine.`;
+by("video-limit").textContent = ABOUT.video || `At most ${megabytes(ABOUT.most)} MB. It stays on this machine.`;
 by("video-file").disabled = Boolean(ABOUT.video);
 
 function say(text, bad = false) {
@@ -186,8 +187,9 @@ async function video(file) {
   const mine = ++watched, player = by("player"), bar = by("video-progress");
   forget();
   player.hidden = by("results").hidden = true;
-  if (file.size > ABOUT.megabytes * 1048576) {
-    return tell(`${Math.round(file.size / 1e6)} MB, more than the ${ABOUT.megabytes} MB allowed (--max-megabytes)`, true);
+  if (file.size > ABOUT.most) {
+    const found = `${megabytes(file.size)} MB, more than the ${megabytes(ABOUT.most)} MB allowed (--max-megabytes)`;
+    return tell(found, true);
   }
   bar.hidden = false;
   bar.removeAttribute("value");

@@ -96,7 +96,7 @@ def app(network: Path, options: AppOptions) -> int:
                 network, faces=faces, device=options.device, precision=options.precision, which=options.which,
                 weights=options.weights, crop=options.crop,
             )  # fmt: skip
-            server.state = State(reader, Path(folder), max_pixels, options.max_megabytes << 20)
+            server.state = State(reader, Path(folder), max_pixels, options.max_megabytes * 1_000_000)
             say(f"app: http://{HOST}:{server.server_port} shows {reader.name}, on this machine only; Ctrl-C ends it")
             try:
                 server.serve_forever()
@@ -158,7 +158,7 @@ class State:
             "directions": dict(zip(DIRECTIONS, DIRECTION_COLOURS, strict=True)),
             "axes": list(AXIS_COLOURS),
             "video": None if can_read_videos() else f"Videos need PyAV, which is not installed: {PACKAGE}",
-            "megabytes": self.max_bytes >> 20,
+            "most": self.max_bytes,
         }
         text = files("hpe.app").joinpath("page.html").read_text(encoding="utf-8")
         script = files("hpe.app").joinpath("page.js").read_text(encoding="utf-8")
@@ -249,7 +249,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     _left = 0
     """Bytes of the upload that were not read yet."""
@@ -281,17 +281,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """An image, a camera's frame or a video to read."""
+        length = self.headers.get("Content-Length", "")
+        self._left = int(length) if length.isdecimal() else 0
         if not self._allowed():
-            return None
+            return
         path, _, query = self.path.partition("?")
         most = self._state.max_bytes if path == "/video" else _LARGEST_IMAGE
-        try:
-            size = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            return self._refuse(HTTPStatus.LENGTH_REQUIRED, "an upload needs its length")
-        if not 0 < size <= most:
-            what = "empty file" if size == 0 else f"{size / 1e6:,.0f} MB, more than the {most >> 20:,} MB allowed"
-            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
+        if not length.isdecimal():
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "an upload needs its length")
+        elif not self._left:
+            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, "empty file")
+        elif self._left > most:
+            found = f"{self._left / 1e6:,.1f} MB, more than the {most / 1e6:,.1f} MB allowed"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, found)
+        else:
+            self._answer(path, query)
+
+    def _answer(self, path: str, query: str) -> None:
         try:
             match path:
                 case "/photo":
@@ -375,5 +381,5 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Nothing: a camera asks many times a second."""

@@ -106,6 +106,8 @@ class IndexFile:
     @property
     def way_out(self) -> str:
         """What to do about an index that cannot be used."""
+        if self.remote:
+            return f"make it again with `hpe index` in the folder that {self.shards} was copied from, and copy it there"
         return f"make it again with `hpe index {self.shards}`"
 
     def check(self, path: Path) -> None:

@@ -1,6 +1,9 @@
-"""Which version of this package made a result, and from which data."""
+"""Which version of this package made a result, by which command, on which machine and from which data."""
 
+import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -26,6 +29,34 @@ def _commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def about_command(device: str) -> dict[str, str | None]:
+    """The command of this process (None: it is not ``hpe``), and the machine in words: who compares results needs both.
+
+    Args:
+        device: that the network computed on.
+    """
+    import torch
+
+    from hpe.core.distributed import cores
+
+    program = Path(sys.argv[0])
+    ours = program.name == "hpe" or program.parts[-2:] == ("hpe", "__main__.py")
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {
+        "command": shlex.join(("hpe", *sys.argv[1:])) if ours else None,
+        "machine": f"{device}: {name}, {cores()} cores, torch {torch.__version__}",
+    }
+
+
+def processor() -> str:
+    """The processor's name, or its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:

@@ -171,10 +171,8 @@ def matching(pattern: str, tell: Callable[[Waiting], None]) -> list[str]:
     found: list[str] = []
 
     def attempt(waiting: Waiting, _: bool) -> None:
-        from fsspec.core import url_to_fs
-
         def listed(_: _Try) -> None:
-            filesystem, path = url_to_fs(pattern)
+            filesystem, path = _client(pattern)
             found[:] = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path))
 
         _watched(_Try(listed), waiting, tell)
@@ -333,11 +331,24 @@ def _bytes_of(part: Path) -> int:
     return 0
 
 
+_CLIENTS: Final[list[Any]] = []
+"""The drivers that were used, also by the process that this one was forked from. A forked process that dropped its
+parent's would close their connections, which belong to the event loop of the parent: s3fs then prints tracebacks."""
+
+
+def _client(url: str) -> tuple[Any, str]:
+    """The driver of a URL, and the path that it knows it by."""
+    from fsspec.core import url_to_fs
+
+    filesystem, path = url_to_fs(url)
+    if not any(filesystem is one for one in _CLIENTS):
+        _CLIENTS.append(filesystem)
+    return filesystem, path
+
+
 def _copy(url: str, part: Path, one: _Try) -> None:
     if is_remote(url) and not url.startswith("pipe:") and not is_web(url):
-        from fsspec.core import url_to_fs
-
-        filesystem, path = url_to_fs(url)
+        filesystem, path = _client(url)
         if "hf" in filesystem.protocol:
             # Its get_file draws a bar of tqdm, whose lock all forked processes share: who is killed may hold it.
             with filesystem.open(path, "rb", block_size=0) as source, part.open("wb") as out:

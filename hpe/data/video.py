@@ -195,12 +195,13 @@ class Video:
         context.options = {"max_pixels": str(self._max_pixels)}
         rate = float(chosen.average_rate or chosen.guessed_rate or 0)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= _HIGHEST_RATE else _USUAL_RATE
-        self.seconds = None
+        self.seconds: float | None = None
         if not self.live and chosen.duration and chosen.time_base:
             self.seconds = float(chosen.duration * chosen.time_base)
         elif not self.live and container.duration and not container.streams.audio:
             self.seconds = container.duration / 1e6
-        self.frames = None if self.live else chosen.frames or (self.seconds and round(self.seconds * self.rate)) or None
+        guessed = round((self.seconds or 0) * self.rate)
+        self.frames: int | None = None if self.live else chosen.frames or guessed or None
         self.has_sound = bool(container.streams.audio) and not self.live
         self.notes = []
         if len(all_videos) > 1:

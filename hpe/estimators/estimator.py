@@ -1,23 +1,26 @@
 """A head-pose network ready for use: uint8 pictures in, angles and their uncertainty out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from hpe.core.errors import UserError
 from hpe.core.geometry import mean_rotation, mirror_angles, mixed_deviations
 from hpe.data.crops import CropRule
-from hpe.estimators.spec import InputSpec, OutputSpec, read_output
+from hpe.estimators.spec import HEAD_VALUES, InputSpec, OutputSpec, read_output
+from hpe.models.views import Estimates
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """Normalised pictures ``[batch, 3, size, size]`` to raw outputs."""
 Precision = Literal["fp32", "bf16", "fp16"]
+_SUMS_APART = 0.02
+"""From 1, of probabilities in half precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Estimator:
         network: runs on ``device``; safe to call from several threads.
         channels_last: the memory layout that the network prefers.
         heads: what it predicts beside the pose; the last outputs of the network, in this order.
+        weights: the file.
+        learned: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
+        faces: how large the faces of its training are (:func:`hpe.data.face_sizes.face_shares`); empty if unknown.
+        precision: of its arithmetic; None: the file's own, which it does not state.
         finds_faces: it finds the face itself: any crop will do; angles are NaN where it finds none.
     """
 
@@ -52,6 +59,10 @@ class Estimator:
     channels_last: bool
     finds_faces: bool = False
     heads: tuple[str, ...] = ()
+    weights: Path | None = None
+    learned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    faces: Mapping[str, float] = field(default_factory=dict)
+    precision: str | None = "fp32"
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:
@@ -63,15 +74,41 @@ class Estimator:
         return self._poses(self._outputs(images), len(images))
 
     @torch.inference_mode()
-    def answer(self, images: UInt8[Tensor, "batch 3 size size"]) -> tuple[Poses | None, dict[str, Tensor]]:
-        """The poses, or None for a network that has none, and the outputs of :attr:`heads`.
+    def estimate(self, images: UInt8[Tensor, "batch 3 size size"], *, flips: bool = False) -> Estimates:
+        """What every head estimates; with ``flips`` the mean with the mirror image.
 
         Raises:
-            UserError: as of :meth:`predict`.
+            UserError: as of :meth:`predict`, or a head gives other numbers of values than its description.
         """
+        found = self._estimates(images)
+        return found.mean(self._estimates(images.flip(-1)).mirrored()) if flips else found
+
+    def _estimates(self, images: UInt8[Tensor, "batch 3 size size"]) -> Estimates:
         outputs = self._outputs(images)
-        others = dict(zip(self.heads, outputs[len(outputs) - len(self.heads) :], strict=True))
-        return None if self.output is None else self._poses(outputs, len(images)), others
+        found = dict(zip(self.heads, outputs[len(outputs) - len(self.heads) :], strict=True))
+        for head, values in found.items():
+            if list(values.shape) != [len(images), HEAD_VALUES[head]]:
+                raise UserError(
+                    f"{self.name}: {head}: the network gives {list(values.shape)} values for {len(images)} pictures; "
+                    f"expected {[len(images), HEAD_VALUES[head]]}"
+                )
+            if head != "affect" and not _are_probabilities(values):
+                raise UserError(
+                    f"{self.name}: {head}: its values are no probabilities (they are negative, or do not sum to 1); "
+                    "export the network with a softmax, or correct the names under heads: in its YAML"
+                )
+        poses = None if self.output is None else self._poses(outputs, len(images))
+        return Estimates(
+            *(found[head].float() if head in found else None for head in ("emotion", "direction")),
+            angles=None if poses is None else poses.angles,
+            deviations=poses.deviations if poses is not None and self.gives_deviations else None,
+            affect=found["affect"].float() if "affect" in found else None,
+        )
+
+    @property
+    def gives_deviations(self) -> bool:
+        """Whether the network estimates its own uncertainty."""
+        return self.output is not None and (self.output.deviations is not None or self.output.kind.startswith("bins"))
 
     def _outputs(self, images: UInt8[Tensor, "batch 3 size size"]) -> tuple[Tensor, ...]:
         return self.network(self.normalise(images.to(self.device, non_blocking=True)))
@@ -99,7 +136,7 @@ class Estimator:
         if self.input.colour == "bgr":
             images = images.flip(1)
         elif self.input.colour == "grey":
-            images = rgb_to_grayscale(images, 3)
+            images = _luma(images)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         floats = torch.empty(images.shape, dtype=torch.float32, device=images.device, memory_format=layout)
         mean, std = self._scale
@@ -110,6 +147,22 @@ class Estimator:
         """Mean and deviation of pixels, copied to the device only once, because the host waits for such a copy."""
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.input.mean, self.input.std))
         return mean.to(self.device), std.to(self.device)
+
+
+def _are_probabilities(values: Float[Tensor, "batch classes"]) -> bool:
+    """NaN, which is counted elsewhere, passes."""
+    values = values.float().nan_to_num(1 / values.shape[1])
+    return bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= _SUMS_APART).all())
+
+
+def _luma(images: UInt8[Tensor, "batch 3 size size"]) -> UInt8[Tensor, "batch 3 size size"]:
+    """Grey in all three channels, with the integers of Pillow and :mod:`hpe.data.decode`: grey stays as it is.
+
+    torchvision's ``rgb_to_grayscale`` truncates, and its weights sum to 0.9999: it makes grey images darker by one.
+    """
+    red, green, blue = images.int().unbind(1)
+    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return luma.to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
 
 
 @torch.inference_mode()

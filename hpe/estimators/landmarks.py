@@ -42,4 +42,5 @@ def as_pose_estimator(folder: Path, *, python: Path | None = None) -> Estimator:
         device=torch.device("cpu"),
         channels_last=False,
         finds_faces=True,
+        weights=file,
     )

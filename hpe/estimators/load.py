@@ -15,7 +15,7 @@ from hpe.core.errors import UserError
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.estimators.estimator import Estimator, Network, Precision
-from hpe.estimators.onnx import load_onnx
+from hpe.estimators.onnx import OnnxNetwork, load_onnx
 from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
@@ -154,6 +154,10 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
         device=device,
         channels_last=not onnx,
         heads=tuple(spec.heads.named),
+        weights=file,
+        learned=spec.learned.classes,
+        faces=spec.learned.faces,
+        precision=network.precision if isinstance(network, OnnxNetwork) else compute.precision,
     )
 
 

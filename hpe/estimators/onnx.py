@@ -56,8 +56,14 @@ class OnnxNetwork:
     pass runs several calls side by side.
     """
 
-    def __init__(self, session: Any, image: ImageInput, outputs: list[str], device: torch.device) -> None:
-        self.session, self.image, self.outputs, self.device = session, image, outputs, device
+    def __init__(self, path: Path, session: Any, image: ImageInput, outputs: list[str], device: torch.device) -> None:
+        self.path, self.session, self.image, self.outputs, self.device = path, session, image, outputs, device
+
+    @property
+    def precision(self) -> str | None:
+        """What ``hpe export`` has written into the file: ``fp32``, ``fp16`` or ``int8``; None: the file states none."""
+        stated = self.session.get_modelmeta().custom_metadata_map.get("hpe.precision", "").strip('"')
+        return stated if stated in ("fp32", "fp16", "int8") else None
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = self.image.prepared(images)
@@ -71,7 +77,10 @@ class OnnxNetwork:
 
     def _run(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.device.type == "cpu":
-            found = self.session.run(self.outputs, {self.image.name: images.numpy()})
+            try:
+                found = self.session.run(self.outputs, {self.image.name: images.numpy()})
+            except Exception as error:  # ONNX Runtime's errors have no common base
+                raise UserError(f"{self.path}: fails on {len(images)} pictures: {_first_line(error)}") from error
             return tuple(torch.from_numpy(array) for array in found)
         binding = self.session.io_binding()
         index, element = self.device.index or 0, _ELEMENTS[self.image.dtype]
@@ -116,7 +125,9 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise UserError(f"{path}: not an ONNX network: {str(error).splitlines()[0][:200]}") from error
+        version = onnxruntime.__version__
+        why = _first_line(error)
+        raise UserError(f"{path}: not an ONNX network that ONNX Runtime {version} reads: {why}") from error
     if device.type == "cuda" and why is None and _CUDA not in session.get_providers():
         why = "this ONNX Runtime cannot load its CUDA libraries"
     if why is not None:
@@ -128,7 +139,11 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
     image = _image_input(path, session.get_inputs(), spec)
     nodes = session.get_outputs()
     outputs = [] if spec.output is None else _outputs(path, nodes, spec.output)
-    return OnnxNetwork(session, image, outputs + _further(path, nodes, spec), device)
+    return OnnxNetwork(path, session, image, outputs + _further(path, nodes, spec), device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _image_input(path: Path, inputs: Sequence[Any], spec: EstimatorSpec) -> ImageInput:
@@ -199,7 +214,13 @@ def _further(path: Path, nodes: Sequence[Any], spec: EstimatorSpec) -> list[str]
         if name not in shapes or list(shapes[name][1:]) != [values]:
             found = f"is {shapes[name]}" if name in shapes else "is not in the graph"
             raise UserError(f"{path}: output {name!r} {found}; by the YAML it should be [batch, {values}]")
+        _refuse_other_numbers(path, next(node for node in nodes if node.name == name))
     return list(expected)
+
+
+def _refuse_other_numbers(path: Path, output: Any) -> None:
+    if output.type not in _NUMBERS:
+        raise UserError(f"{path}: output {output.name!r} is {output.type}; expected {', '.join(_NUMBERS)}")
 
 
 def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
@@ -218,10 +239,9 @@ def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
     values = torch.Size(VALUES[spec.kind]).numel()
     if len(names) == 3 and spec.kind in ("sixd", "matrix"):
         raise UserError(f"{path}: output.kind {spec.kind} is one output, output.names gives three")
-    kinds = {node.name: node.type for node in nodes}
+    by_name = {node.name: node for node in nodes}
     for name in names:
-        if kinds[name] not in _NUMBERS:
-            raise UserError(f"{path}: output {name!r} is {kinds[name]}; expected {', '.join(_NUMBERS)}")
+        _refuse_other_numbers(path, by_name[name])
         known = [size for size in shapes[name][1:] if isinstance(size, int)]
         expected = values // len(names)
         if len(known) == len(shapes[name]) - 1 and int(np.prod(known)) != expected:

@@ -114,6 +114,36 @@ class HeadOutputs(Section):
         return {head: name for head in HEAD_VALUES if (name := getattr(self, head)) is not None}
 
 
+class LearnedSpec(Section):
+    """What a network was trained on, as ``hpe export`` writes it: evaluations on other datasets depend on it.
+
+    Attributes:
+        emotion, direction: names of the classes with training samples; None: unknown.
+        faces: how large the faces are in their images, by ``box`` or ``landmarks``; empty: unknown.
+    """
+
+    emotion: list[str] | None = None
+    direction: list[str] | None = None
+    faces: dict[str, Annotated[float, Field(gt=0, lt=100)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for head, names in (("emotion", EMOTIONS), ("direction", DIRECTIONS)):
+            if unknown := [name for name in getattr(self, head) or () if name not in names]:
+                raise ValueError(f"{head}: {', '.join(unknown)}: expected some of {', '.join(names)}")
+        return self
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """The classes of each head by number."""
+        known = {"emotion": EMOTIONS, "direction": DIRECTIONS}
+        return {
+            head: tuple(at for at, name in enumerate(names) if name in chosen)
+            for head, names in known.items()
+            if (chosen := getattr(self, head)) is not None
+        }
+
+
 class EstimatorSpec(Section):
     """A network: its weights (a path from the YAML's folder), input, outputs and crop rule.
 
@@ -127,6 +157,7 @@ class EstimatorSpec(Section):
     input: InputSpec = InputSpec()
     output: OutputSpec | None = None
     heads: HeadOutputs = HeadOutputs()
+    learned: LearnedSpec = LearnedSpec()
 
     @model_validator(mode="after")
     def _outputs_once(self) -> Self:

@@ -3,6 +3,8 @@
 In reading order:
 
     measure.py   predict every sample once, write the table, compute the metrics
+    options.py   the command's options
+    judged.py    what is judged: a run, or an estimator
     subject.py   what an evaluation judges, and the name of its files
     warnings.py  other framing, other labels, one answer for all
     gallery.py   which faces a report shows, with predictions drawn on them
@@ -14,6 +16,7 @@ from hpe.core.handed_on import handed_on
 
 if TYPE_CHECKING:
     from hpe.evaluate.measure import evaluate
+    from hpe.evaluate.options import EvaluateOptions
 
-__all__ = ["evaluate"]
-__getattr__ = handed_on(__name__, dict.fromkeys(__all__, "measure"))
+__all__ = ["EvaluateOptions", "evaluate"]
+__getattr__ = handed_on(__name__, {"EvaluateOptions": "options", "evaluate": "measure"})

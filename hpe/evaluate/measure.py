@@ -6,8 +6,7 @@ once, and computes every metric from that one table. So no metric depends on the
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,112 +14,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpe.config.run import DataConfig, RunConfig
 from hpe.core.console import say
 from hpe.core.distributed import Ranks, accelerator, agree
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.core.files import aside, write_json, write_text
+from hpe.core.files import aside, make_folder, write_json, write_text
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import Bar, progress
 from hpe.data.batch import Batch
 from hpe.data.images import encode_jpeg
-from hpe.data.normalise import prepare
-from hpe.data.provenance import about_package, about_shards
+from hpe.data.provenance import about_command, about_package, about_shards
 from hpe.evaluate.gallery import choose_rows, write_faces
+from hpe.evaluate.judged import Judged, open_judged
+from hpe.evaluate.options import EvaluateOptions
 from hpe.evaluate.subject import Subject
 from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, untrained_labels
 from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
-from hpe.models.build import load_run
-from hpe.models.inference import judge, judging_precision
-from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import TrainedOn
-from hpe.models.views import PLAIN, Estimates, Views
-from hpe.stream import Counts, Loaded, ShardSet, Stream
-from hpe.train.datasets import reading
+from hpe.models.views import PLAIN, Estimates
+from hpe.stream import Counts, LabelSource, Loaded, ShardSet, Stream
 from hpe.train.log import Damages
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from accelerate import Accelerator
 
+Predict = Callable[[Batch], Estimates]
 FOLDER: Final = "evaluate"
+_USUAL: Final = EvaluateOptions()
 _KEPT_FACES: Final = 200
 _FACE_QUALITY: Final = 90
 
 
-def evaluate(
-    run: Path,
-    sets: list[ShardSet],
-    *,
-    name: str | None = None,
-    which: str = "best",
-    batch: int = 256,
-    workers: int | None = None,
-    views: Views = PLAIN,
-    precision: str | None = None,
-    replicates: int = 1000,
-) -> int:
-    """Evaluate a run on shards; writes ``RUN/evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
+def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _USUAL) -> int:
+    """Evaluate a network on shards; writes ``evaluate/NAME.parquet``, ``.faces.parquet``, ``.json`` and ``.md``.
 
-    The run's config decides where angles and directions come from. Without pose tables they come from the records.
-    The parameters are the options of the command, so they stay separate although they are nine.
+    The config of a run decides where angles and directions come from. Without pose tables they come from the records.
 
     Args:
-        run: run folder.
+        network: run folder, exported network, or another estimator.
         sets: the shards.
-        name: of the files; None: the dataset and the split, and what else changes the result.
-        which: checkpoint: ``best``, ``last`` or a step's folder name.
-        batch: samples per batch, over all ranks.
-        workers: reader processes per rank; None: as in training.
-        views: which views of each image to average.
-        precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training.
-        replicates: bootstrap draws of the intervals.
+        options: see :class:`hpe.evaluate.options.EvaluateOptions`.
 
     Returns:
         The exit code: 1 if samples could not be read (messages give their number and names).
 
     Raises:
-        UserError: there is no such run or checkpoint; the shards have no label of the run's heads; the name belongs
-            to the result of something else.
+        UserError: there is no such network or checkpoint; the shards have no label of its heads; the name belongs to
+            the result of something else.
     """
-    if name is not None and (not name or Path(name).name != name):
-        raise UserError(f"--name {name!r}: expected a plain file name, such as test")
+    if options.name is not None and (not options.name or Path(options.name).name != options.name):
+        raise UserError(f"--name {options.name!r}: expected a plain file name, such as test")
     ranks = Ranks.from_environment()
     here = accelerator("fp32")  # its own precision is not used: hpe.models.inference has its own autocast block
-    network, config, weights = load_run(run, which)
-    judged = judging_precision(precision, config.train.precision, here.device)
-    data = _data_config(config.data, sets)
-    stream = Stream(sets, reading(data, workers=workers))
-    if views != PLAIN and network.takes_angles:
-        raise UserError(f"{run}: --flips and --centre are for networks of images; this run's input is angles")
-    trained, counts = TrainedOn.load(run), _counted(stream, sets, config.model.heads.on)
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    other = None if precision in (None, config.train.precision) else precision
-    subject = Subject.of(sets, stream.sets, views=views, which=which, precision=other)
-    name, title = _name(subject, folder, name, ranks)
+    tables = any(one.pose for one in sets)
+    judged = open_judged(network, options, here.device, pose_tables=tables)
+    labels = judged.reading.labels if tables else LabelSource()
+    stream = Stream(sets, replace(judged.reading, labels=labels))
+    counts = _counted(stream, sets, judged.heads)
+    folder = judged.folder / FOLDER
+    make_folder(folder, f"--out {judged.folder}")
+    precision, recorded, views = judged.precision.name, judged.recorded, options.views
+    other = None if options.precision in (None, recorded) else options.precision
+    subject = Subject.of(sets, stream.sets, views=views, which=options.which, precision=other)
+    name, title = _name(subject, folder, options.name, ranks)
     warnings: list[str] = []
     if ranks.main:
-        if judged.name != config.train.precision:
-            _say(name, f"precision {judged.name}: {judged.why}")
-        if (data.angles, data.direction) != (config.data.angles, config.data.direction):
+        if recorded not in (None, precision):
+            _say(name, f"precision {precision}: {judged.precision.why}")
+        if labels != judged.reading.labels:
             _say(name, "no pose tables (--pose): angles and directions come from the records, where these have them")
-        warnings = _warnings_before(run, config, trained, stream, counts)
+        warnings = _warnings_before(judged, stream, counts)
         for warning in warnings:
             _say(name, f"WARNING: {warning}")
-    predictor = _Predictor(network, partial(judge, network, views=views, precision=judged, batch=batch))
-    mine, damaged = _predict(predictor, stream, batch, here, ranks, f"evaluate {run.name} on {title}", name)
+    asked = f"evaluate {judged.name} on {title}"
+    mine, damaged = _predict(judged.predict, stream, options.batch, here, ranks, asked, name)
     parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
     _write(parts[ranks.rank], mine)
     here.wait_for_everyone()  # rank 0 reads what all ranks wrote
-    about: dict[str, Any] = {"title": title, "split": subject.split, "weights": str(weights), "precision": judged.name}
-    about |= _estimated(data, sets)
+    about: dict[str, Any] = {"title": title, "split": subject.split}
+    about |= {"weights": str(judged.weights), "precision": precision} | _estimated(labels, sets)
     about |= {"views": str(views)} if views != PLAIN else {}
-    about |= {"identity": dict(subject.identity), "warnings": warnings}
+    about |= {"identity": dict(subject.identity), "warnings": warnings, **about_command(here.device.type)}
     problem = None
     if ranks.main:
-        problem = _write_results(parts, name, stream, damaged, about, trained, replicates)
+        problem = _write_results(parts, name, stream, damaged, about, judged.learned, options.replicates)
     # Only rank 0 knows the problem, and all ranks have to end with the same exit code.
     if problem := agree(problem):
         raise UserError(problem)
@@ -147,35 +124,13 @@ def _name(subject: Subject, folder: Path, named: str | None, ranks: Ranks) -> tu
     return found["name"], found["title"]
 
 
-def _warnings_before(run: Path, config: RunConfig, trained: TrainedOn, stream: Stream, counts: Counts) -> list[str]:
+def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str]:
     """What the user should know of the shards before the network reads them."""
     local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
-    warnings = framing_differs(run, trained, local)
-    head = config.model.heads.pose
-    if head is not None and head.kind == "bins66" and counts.wide:
+    warnings = framing_differs(judged.crops, judged.faces, local)
+    if judged.bins and counts.wide:
         warnings.append(beyond_bins(counts.wide, counts.angles))
     return warnings
-
-
-@dataclass(frozen=True, slots=True)
-class _Predictor:
-    """Predicts for a batch: the network, and the inference with the views and the precision that the user chose."""
-
-    network: MultiTask
-    infer: Callable[[Tensor], Estimates]
-
-    def predict(self, samples: Batch) -> Estimates:
-        """Predictions for these samples."""
-        return self.infer(samples.angles if self.network.takes_angles else prepare(samples, self.network.normalisation))
-
-
-def _data_config(data: DataConfig, sets: Sequence[ShardSet]) -> DataConfig:
-    """The run's data config for evaluation: decoding on the CPU; without pose tables, labels from the records."""
-    # GPU decoders give other pixels than the CPU, and a metric must not depend on the machine.
-    changed = {"decoder": "cpu"}
-    if not any(one.pose for one in sets):
-        changed |= {"angles": "record", "direction": "record"}
-    return data.model_copy(update=changed)
 
 
 def _counted(stream: Stream, sets: Sequence[ShardSet], heads: Sequence[str]) -> Counts:
@@ -189,22 +144,21 @@ def _counted(stream: Stream, sets: Sequence[ShardSet], heads: Sequence[str]) -> 
     labels["affect"] = counts.affect
     if not any(labels[head] for head in heads):
         raise UserError(
-            f"{sets[0].shards}: no sample has a label of this run's heads ({', '.join(heads)}); for predictions "
+            f"{sets[0].shards}: no sample has a label of this network's heads ({', '.join(heads)}); for predictions "
             "without metrics use hpe predict"
         )
     return counts
 
 
 def _predict(
-    predictor: _Predictor, stream: Stream, batch: int, here: "Accelerator", ranks: Ranks, title: str, name: str
+    predict: Predict, stream: Stream, batch: int, here: "Accelerator", ranks: Ranks, title: str, name: str
 ) -> tuple["pa.Table", int]:
     """The rows of this rank's samples, and the number of damaged samples over all ranks."""
     with (
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(title, stream.samples, unit="images") as bar,
     ):
-        predictor.network.to(here.device).eval()
-        rows = _predict_own(predictor, loader, here.device, bar)
+        rows = _predict_own(predict, loader, here.device, bar)
         damages = Damages(f"{name}:")
         damages.tell(loader)
         damages.close()
@@ -222,17 +176,16 @@ def _write_results(
     stream: Stream,
     damaged: int,
     about: Mapping[str, Any],
-    trained: TrainedOn,
+    learned: Mapping[str, Sequence[int]],
     replicates: int,
 ) -> str | None:
     """Join the rows of all ranks, write and print the results, remove the parts; returns the user's error, if any."""
     problem = None
     try:
         rows, folder = _join(parts), parts[0].parent
-        classes = trained.classes
         print(
             write_results(
-                folder, name, rows, stream, damaged=damaged, about=about, trained=classes, replicates=replicates
+                folder, name, rows, stream, damaged=damaged, about=about, trained=learned, replicates=replicates
             )
         )
     except UserError as error:
@@ -251,10 +204,10 @@ def _join(parts: Sequence[Path]) -> "pa.Table":
     return pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
 
 
-def _estimated(data: DataConfig, sets: Sequence[ShardSet]) -> dict[str, str]:
+def _estimated(source: LabelSource, sets: Sequence[ShardSet]) -> dict[str, str]:
     """Which labels come from an estimator, because agreement with an estimator is not accuracy."""
     tables = ", ".join(str(one.pose) for one in sets if one.pose)
-    labels = ["angles"] * (data.angles == "pose") + ["directions"] * (data.direction != "record")
+    labels = ["angles"] * (source.angles == "pose") + ["directions"] * (source.direction != "record")
     return {"estimated": f"{' and '.join(labels)} of {tables}"} if labels and tables else {}
 
 
@@ -263,14 +216,14 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict_own(predictor: _Predictor, loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
+def _predict_own(predict: Predict, loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
     """Predictions and truth of this rank's readable samples."""
     import pyarrow as pa
 
     found: list[pa.Table] = []
     for loaded in loader:
         batch = loaded.batch.to(device)
-        found.append(rows_of(batch, predictor.predict(batch)).filter(loaded.readable))
+        found.append(rows_of(batch, predict(batch)).filter(loaded.readable))
         bar.reach(loaded.samples_seen)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 

@@ -12,7 +12,6 @@ from hpe.data.crops import CropRule
 from hpe.data.face_sizes import face_shares, sizes_differ
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.metrics.columns import guesses, labels
-from hpe.models.run_folder import TrainedOn, crop_rules
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,20 +20,22 @@ _NEARLY_ALL: Final = 0.95
 _FEWEST_FACES: Final = 50
 
 
-def framing_differs(run: Path, trained: TrainedOn, tars: Sequence[Path]) -> list[str]:
-    """Warnings if shards are cropped by another rule than a run's training shards, or their faces have another size.
+def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars: Sequence[Path]) -> list[str]:
+    """Warnings if shards are cropped by another rule than a network's training images, or their faces differ in size.
 
-    Raises:
-        UserError: the run's record of its shards is damaged.
+    Args:
+        crops: the rules of the training, as far as they are known.
+        faces: how large the faces of the training are; empty if unknown.
+        tars: the shards.
     """
-    rules = {str(rule) for rule in crop_rules(run)}
+    rules = {str(rule) for rule in crops}
     judged = {str(CropRule.parse(crop)) for crop in _crops(tars)}
     if rules and (others := judged - rules):
         return [
-            f"The images are cropped by {' and '.join(sorted(others))}, the run was trained on "
+            f"The images are cropped by {' and '.join(sorted(others))}, the network was trained on "
             f"{' and '.join(sorted(rules))}: expect larger errors; pack with the crop rule of the training"
         ]
-    differ = sizes_differ(trained.faces, face_shares(tars)) if trained.faces else None
+    differ = sizes_differ(faces, face_shares(tars)) if faces else None
     return [f"The framing differs from that of the training: {differ}; expect larger errors"] if differ else []
 
 

@@ -1,8 +1,7 @@
 """The command ``hpe export``: read a network, write it as ONNX, compare the two, and only then keep the file."""
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from hpe.data.normalise import MEAN, STD
 from hpe.data.shard_files import names_folder
 from hpe.estimators.load import HOPENET_CROP, sha256_of
 from hpe.estimators.onnx import one_thread
-from hpe.estimators.spec import HEAD_VALUES, EstimatorSpec, HeadOutputs, InputSpec, OutputSpec
+from hpe.estimators.spec import HEAD_VALUES, EstimatorSpec, HeadOutputs, InputSpec, LearnedSpec, OutputSpec
 from hpe.estimators.weights import load_hopenet
 from hpe.export.deployed import Deployed
 from hpe.export.graph import INPUT, OPSET, describe, quantise, write_graph
@@ -31,7 +30,7 @@ from hpe.export.parity import Parity, compare, stacked
 from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules
+from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, training_sets
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.train.datasets import reading as reading_of
 from hpe.train.datasets import shard_sets
@@ -76,7 +75,8 @@ class _Source:
     crop: CropRule | None
     size: int
     grey: bool
-    trained_on: dict[str, Any]
+    trained_on: Sequence[Mapping[str, Any]]
+    learned: LearnedSpec
     val: tuple[list[ShardSet], Reading] | None
 
 
@@ -134,12 +134,11 @@ def _read(source: Path, which: str) -> _Source:
         if not source.is_file():
             raise UserError(f"{source}: no such file; expected a run folder or Hopenet weights")
         network, crop = load_hopenet(source), CropRule.parse(HOPENET_CROP)
-        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, {}, None)
+        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, (), LearnedSpec(), None)
     network, config, weights = load_run(source, which)
     if network.takes_angles:
         raise UserError(f"{source}: this run's input is angles (backbone angles), not images; nothing to export")
     rules = crop_rules(source)
-    recorded = source / SHARDS
     return _Source(
         name=source.resolve().name,
         network=network,
@@ -147,9 +146,16 @@ def _read(source: Path, which: str) -> _Source:
         crop=next(iter(rules)) if len(rules) == 1 else None,
         size=config.data.size,
         grey=config.data.grey,
-        trained_on=json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {},
+        trained_on=training_sets(source),
+        learned=_learned(TrainedOn.load(source)),
         val=(shard_sets(config.data, "val"), reading_of(config.data, workers=0)),
     )
+
+
+def _learned(trained: TrainedOn) -> LearnedSpec:
+    names = {"emotion": EMOTIONS, "direction": DIRECTIONS}
+    classes = {head: [names[head][at] for at in learned] for head, learned in trained.classes.items()}
+    return LearnedSpec(**classes, faces=dict(trained.faces))
 
 
 def _images(found: _Source, source: Path, options: ExportOptions) -> Stream:
@@ -232,9 +238,10 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
         "emotion": list(EMOTIONS),
         "direction": list(DIRECTIONS),
         "angles": CONVENTION,
+        "learned": found.learned.model_dump(mode="json"),
         "trained_on": [
             {name: one.get(name) for name in ("dataset", "variant", "licence", "publishable")}
-            for one in found.trained_on.values()
+            for one in found.trained_on
         ],
     }
 
@@ -258,6 +265,7 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
         ),
         output=pose,
         heads=HeadOutputs(**{name: name for name in HEAD_VALUES if name in outputs}),
+        learned=found.learned,
     )
     lines = [
         f"{found.name}, exported by hpe {hpe.__version__} ({precision}, opset {OPSET}).",

@@ -233,7 +233,7 @@ def _pose(section: Figure, about: Mapping[str, Any]) -> list[str]:
         measures = ("mae", *ANGLES, "geodesic", "maev")
         rows.append((title, f"{one['n']:,}", *(degrees(one.get(measure, {})) for measure in measures)))
         if "mae" in (other := section.get("order_xyz", {}).get(name, {})):
-            means = (f"{other[measure]:.2f}{DEGREES}" for measure in measures[:4])
+            means = (degrees(other[measure]) for measure in measures[:4])
             rows.append((f"{title}, angles of Rx Ry Rz", f"{other['n']:,}", *means, "same", "same"))
     return [cell(protocol(about)), table(["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)]
 

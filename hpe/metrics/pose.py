@@ -1,7 +1,7 @@
 """Metrics of head pose: error per angle, geodesic and MAEV, with and without the ±99° filter, by range."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ RANGES_DEGREES: Final = (-math.inf, -75.0, -45.0, -15.0, 15.0, 45.0, 75.0, math.
 CURVE_STEP_DEGREES: Final = 10
 MEASURES: Final = (*ANGLES, "mae", "geodesic", "maev")
 """The columns of :func:`errors_degrees`; ``mae`` is the mean over the three angles."""
+OTHER_ORDER: Final = (*ANGLES, "mae")
+"""The columns of :func:`other_order_degrees`."""
 
 
 def errors_degrees(predicted: Float[ndarray, "rows 3"], truth: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 6"]:
@@ -61,19 +63,26 @@ def mean_errors(errors: Float[ndarray, "n 6"], draw: Resampling) -> Figure:
     n = len(errors)
     if not n:
         return absent("no sample in this range")
+    spread = np.quantile(errors[:, MEASURES.index("geodesic")], (0.5, 0.95))
+    return {
+        **_means(errors, MEASURES, draw),
+        "geodesic_median": float(spread[0]),
+        "geodesic_95th": float(spread[1]),
+    }
+
+
+def _means(errors: Float[ndarray, "n columns"], names: Sequence[str], draw: Resampling) -> Figure:
+    """The mean of each column with its interval."""
+    n = len(errors)
+    if not n:
+        return absent("no sample in this range")
     drawn = draw.sums(np.column_stack((errors, np.ones(n))))
     replicates = None if drawn is None else ratio(drawn[:, :-1], drawn[:, -1:])
     figures = [
         figure(float(mean), n, None if replicates is None else replicates[:, index], reason="no sample")
         for index, mean in enumerate(errors.mean(0))
     ]
-    spread = np.quantile(errors[:, MEASURES.index("geodesic")], (0.5, 0.95))
-    return {
-        "n": n,
-        **named(MEASURES, figures),
-        "geodesic_median": float(spread[0]),
-        "geodesic_95th": float(spread[1]),
-    }
+    return {"n": n, **named(names, figures)}
 
 
 def within_hopenet_range(truth: Float[ndarray, "rows 3"]) -> Bool[ndarray, " rows"]:
@@ -118,20 +127,16 @@ def pose(truth: Numbers | None, guess: Numbers | None, deviation: Numbers | None
         ),
         "all": mean_errors(errors, draw_all),
         "within_99": mean_errors(errors[kept], draw_all.of(kept)) | {"dropped": int((~kept).sum())},
-        "order_xyz": {"all": _means(other), "within_99": _means(other[kept])},
+        "order_xyz": {
+            "all": _means(other, OTHER_ORDER, draw_all),
+            "within_99": _means(other[kept], OTHER_ORDER, draw_all.of(kept)),
+        },
         "by_yaw": _curve(errors, t[:, 0], draw_all),
         "by_pitch": _curve(errors, t[:, 1], draw_all),
     }
     if deviation is None:
         return made | {"uncertainty": absent("the run gives no standard deviations", made["n"])}
     return made | {"uncertainty": _uncertainty(errors[:, :3], deviation, rows)}
-
-
-def _means(errors: Float[ndarray, "n 4"]) -> Figure:
-    """Means of the columns of :func:`other_order_degrees`."""
-    if not len(errors):
-        return absent("no sample in this range")
-    return {"n": len(errors)} | dict(zip((*ANGLES, "mae"), errors.mean(0).tolist(), strict=True))
 
 
 def brief(truth: Numbers | None, guess: Numbers | None, draw: Resampling) -> Figure:

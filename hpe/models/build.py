@@ -8,10 +8,13 @@ from hpe.config.run import HeadsConfig, ModelConfig, RunConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.normalise import MEAN, STD, Normalisation
-from hpe.models.backbones import build_backbone
+from hpe.models.backbones import build_backbone, outline
 from hpe.models.checkpoints import load_tensors, weights_of
 from hpe.models.multitask import HeadSpec, MultiTask, affect_pair, class_logits, pose_6d, pose_bins
-from hpe.models.run_folder import CONFIG, load_config
+from hpe.models.run_folder import CONFIG, load_config, pretrained
+
+_SMALLEST_NUMBER = 2
+"""Bytes of a weight in half precision."""
 
 
 def build_network(model: ModelConfig, *, learned_weights: bool = False, weights: str | None = None) -> MultiTask:
@@ -58,9 +61,25 @@ def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path
         UserError: no run, no checkpoint, or weights that do not fit its config.
     """
     config, path = load_config(run), weights_of(run, which)
+    if pretrained(run) is not None:
+        _refuse_larger(config.model, path)
     network = build_network(config.model, learned_weights=config.train.balance_losses == "learned", weights="none")
     try:
         network.load_state_dict(load_tensors(path))
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit {run / CONFIG}: {str(error)[:300]}") from error
     return network.eval(), config, path
+
+
+def _refuse_larger(model: ModelConfig, weights: Path) -> None:
+    """Refuse a foreign config whose network is larger than its weights, before it takes the memory.
+
+    Raises:
+        UserError: it is.
+    """
+    numbers = sum(values.numel() for values in outline(model.backbone, stem=model.stem)[0].parameters())
+    if numbers * _SMALLEST_NUMBER > weights.stat().st_size:
+        raise UserError(
+            f"{weights}: {weights.stat().st_size:,} bytes are not the {numbers:,} numbers of {model.backbone}; the "
+            "folder is damaged, or its config.json is wrong"
+        )

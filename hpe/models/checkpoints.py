@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
+from hpe.models.run_folder import pretrained
 
 CHECKPOINTS: Final = "checkpoints"
+SHARED_WEIGHTS: Final = "model.safetensors"
+"""Of a folder of ``save_pretrained``."""
 _STEP: Final = re.compile(r"step-(\d{8,})")
 
 Position = Annotated[int, Field(ge=0, lt=2**62)]
@@ -178,11 +181,18 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weights_of(run: Path, which: str = "best") -> Path:
-    """The weights file of a checkpoint: the averaged weights if the run has them.
+    """The weights file of a checkpoint, the averaged weights if the run has them; or of a ``save_pretrained`` folder.
 
     Raises:
         UserError: no such checkpoint.
     """
+    if pretrained(run) is not None:
+        if which != "best":
+            raise UserError(f"{run}: no checkpoint {which!r}; a shared network has one set of weights, best")
+        if not (shared := run / SHARED_WEIGHTS).is_file():
+            others = ", ".join(sorted(one.name for one in run.iterdir()))
+            raise UserError(f"{run}: no {SHARED_WEIGHTS}; other formats are not read (found: {others})")
+        return shared
     checkpoint = find_checkpoint(run, which)
     averaged = checkpoint / "ema.safetensors"
     return averaged if averaged.is_file() else checkpoint / "model.safetensors"

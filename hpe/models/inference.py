@@ -57,7 +57,7 @@ def judge(network: MultiTask, inputs: Tensor, views: Views, precision: Precision
     dtype = _DTYPES[precision.name]
     with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
         found = [_piece(network, inputs[at : at + piece], views, piece) for at in range(0, len(inputs), piece)]
-    return found[0] if len(found) == 1 else _joined(found)
+    return found[0] if len(found) == 1 else Estimates.joined(found)
 
 
 def _piece(network: MultiTask, rows: Float[Tensor, "rows ..."], views: Views, piece: int) -> Estimates:
@@ -69,11 +69,6 @@ def _piece(network: MultiTask, rows: Float[Tensor, "rows ..."], views: Views, pi
     filled = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing)).contiguous(memory_format=layout)
     found = estimate(network, filled, views)
     return Estimates(**{name: values[: len(rows)] for name, values in _told(found).items()})
-
-
-def _joined(pieces: list[Estimates]) -> Estimates:
-    told = [_told(one) for one in pieces]
-    return Estimates(**{name: torch.cat([one[name] for one in told]) for name in told[0]})
 
 
 def _told(found: Estimates) -> dict[str, Tensor]:

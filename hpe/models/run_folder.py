@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+import yaml
+
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import load
+from hpe.config.strict_yaml import load, parse
 from hpe.core.errors import UserError
 from hpe.core.files import locked, rename_aside, write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
@@ -37,10 +39,15 @@ from hpe.data.shards import MANIFEST, Manifest
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
 TRAINED_ON: Final = "trained_on.json"
+PRETRAINED: Final = "config.json"
+"""Of a folder of ``save_pretrained``: config, records and terms in one file (:mod:`hpe.share`)."""
+FORMAT: Final = 1
 METRICS: Final = "metrics.jsonl"
 MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
+_LARGEST_CONFIG: Final = 1 << 20
+_LONGEST_NAME: Final = 80
 _CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 
 
@@ -69,10 +76,9 @@ class TrainedOn:
             UserError: the record is damaged.
         """
         path = run / TRAINED_ON
-        if not path.is_file():
-            return cls({}, {})
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            if (raw := _recorded(run, TRAINED_ON)) is None:
+                return cls({}, {})
             labels = {
                 head: tuple(int(counts.get(name, 0)) for name in _CLASS_NAMES[head])
                 for head, counts in raw["labels"].items()
@@ -122,11 +128,8 @@ def crop_rules(run: Path) -> frozenset[CropRule]:
     Raises:
         UserError: the run's record of its shards is damaged.
     """
-    if not (run / SHARDS).is_file():
-        return frozenset()
     try:
-        recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
-        rules = {one["crop"] for one in recorded.values()}
+        rules = {one["crop"] for one in (_recorded(run, SHARDS) or {}).values()}
         return frozenset(CropRule.parse(rule) for rule in rules)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
@@ -141,7 +144,7 @@ def recipes(run: Path) -> frozenset[Recipe]:
     rules = crop_rules(run)
     if not rules:
         return frozenset()
-    recorded = json.loads((run / SHARDS).read_text(encoding="utf-8"))
+    recorded = _recorded(run, SHARDS) or {}
     found = [_recipe(CropRule.parse(one["crop"]), one.get("image")) for one in recorded.values()]
     return frozenset(one for one in found if one is not None) if None not in found else frozenset()
 
@@ -155,12 +158,77 @@ def _recipe(crop: CropRule, image: Any) -> Recipe | None:
     return None  # an older hpe recorded only the rule, or the manifest lacks it
 
 
-def load_config(run: Path) -> RunConfig:
-    """The resolved config of a run folder.
+def _recorded(run: Path, name: str) -> Any:
+    """A record of a run's folder, or of one of ``save_pretrained``; None: there is none."""
+    if (run / name).is_file():
+        return json.loads((run / name).read_text(encoding="utf-8"))
+    known = pretrained(run)
+    return None if known is None else known.get(name.removesuffix(".json"))
+
+
+def training_sets(run: Path) -> list[Mapping[str, Any]]:
+    """What is recorded of each dataset that a run is trained on: ``dataset``, ``licence``, ``publishable`` ….
 
     Raises:
-        UserError: not a run folder.
+        UserError: the record is damaged.
     """
+    try:
+        return [dict(one) for one in (_recorded(run, SHARDS) or {}).values()]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{run / SHARDS}: damaged ({error}); expected what `hpe train` wrote there") from error
+
+
+def pretrained(folder: Path) -> Mapping[str, Any] | None:
+    """What ``config.json`` of a folder of ``save_pretrained`` holds; None: it is no such folder.
+
+    Raises:
+        UserError: the file is damaged, or of a version of hpe that this one does not know.
+    """
+    path = folder / PRETRAINED
+    if (folder / CONFIG).is_file() or not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError(f"more than {_LARGEST_CONFIG:,} bytes")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error)[:200]}); expected what hpe share wrote") from error
+    if not isinstance(found, dict) or found.get("library_name") != "hpe":
+        raise UserError(f"{path}: is not of hpe; expected a folder that hpe share or save_pretrained wrote")
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: format {found.get('format')!r}, this hpe reads {FORMAT}; install the hpe that wrote it"
+        )
+    if not all(isinstance(found.get(name), dict) for name in ("config", "shards", "trained_on")):
+        raise UserError(f"{path}: damaged; expected config, shards and trained_on, as hpe share writes them")
+    return found
+
+
+def name_of(run: Path) -> str:
+    """The name of a run: its folder's; of a folder of ``save_pretrained``, which may be named by a hash, its run's.
+
+    Raises:
+        UserError: its config is damaged.
+    """
+    if pretrained(run) is None:
+        return run.resolve().name
+    named = "".join(letter for letter in Path(load_config(run).run).name if letter.isprintable())
+    return named[:_LONGEST_NAME] or run.resolve().name
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder, or a folder of ``save_pretrained``, which commands read as one."""
+    return (path / CONFIG).is_file() or (path / PRETRAINED).is_file()
+
+
+def load_config(run: Path) -> RunConfig:
+    """The resolved config of a run folder, or of a folder of ``save_pretrained``.
+
+    Raises:
+        UserError: neither of them.
+    """
+    if (known := pretrained(run)) is not None:
+        return parse(yaml.safe_dump(known["config"]), f"{run / PRETRAINED}: config", RunConfig)
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: no {CONFIG} here; expected a run folder that `hpe train` wrote")
     return load(run / CONFIG, RunConfig)

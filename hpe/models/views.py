@@ -1,5 +1,6 @@
 """What a network says of faces, in the units of their labels, from one view of each picture or several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Final
@@ -41,6 +42,12 @@ class Estimates:
             deviations=None if pose is None or pose.ndim == 2 else bins_deviation(pose),
             affect=None if affect is None else affect.float(),
         )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Estimates]") -> "Estimates":
+        """The estimates of batches of one network, one after another."""
+        held = [field.name for field in fields(cls) if getattr(parts[0], field.name) is not None]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in held})
 
     def mirrored(self) -> "Estimates":
         """The estimates for the pictures, where these are for their mirror images."""

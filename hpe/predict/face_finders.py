@@ -145,9 +145,12 @@ class BoxedFaces:
 
     def find(self, group: Sequence[LoadedImage]) -> list[FoundFace | Skipped]:
         """The faces of each image, in the order of their boxes."""
-        return [
-            FoundFace(one, number, box, None, face) for one in group for number, (box, face) in enumerate(one.faces)
-        ]
+        found: list[FoundFace | Skipped] = []
+        for one in group:
+            if not one.faces:
+                found.append(skipped(one.item, "no boxes were given for it", unread=False))
+            found += [FoundFace(one, number, box, None, face) for number, (box, face) in enumerate(one.faces)]
+        return found
 
 
 class DetectedFaces:

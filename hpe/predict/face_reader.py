@@ -1,6 +1,7 @@
 """``hpe.load``: a network that reads the faces in images, as one Python object."""
 
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from hpe.data.detect import DETECTORS
 from hpe.data.prefetch import ahead, one_thread
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
+from hpe.models.run_folder import is_run
 from hpe.models.views import Views
 from hpe.predict.face_finders import (
     BoxedFaces,
@@ -34,6 +36,8 @@ from hpe.predict.given import Colour, Image, pixels_of
 from hpe.predict.inputs import Item, Skipped, find_inputs, items, printable, samples_of, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Predictor, open_predictor
+from hpe.share import local_folder, share
+from hpe.share.hub import is_hub_name
 from hpe.stream import ShardSet
 from hpe.stream.shard_sets import resolve
 
@@ -50,7 +54,7 @@ class FaceReader:
         heads: what it reads, among ``emotion``, ``direction``, ``pose`` and ``affect``.
         size: side of its input in pixels; faces of another size are scaled. None: a landmark model, which has none.
         device: where it runs.
-        precision: of its arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        precision: of its arithmetic: ``fp32``, ``bf16``, ``fp16``, or what an exported file states.
         faces: what finds the faces; None: every image is one face.
         crop: the crop rule for faces that a detector, or you, found.
     """
@@ -58,7 +62,9 @@ class FaceReader:
     def __init__(
         self, name: str, answerer: Answerer, finder: FaceFinder, *, faces: str | None, device: torch.device,
         precision: Precision, predictor: Predictor | None = None, crop: CropRule | None = None,
+        source: tuple[Path, str] | None = None,
     ) -> None:  # fmt: skip
+        self._source = source
         self._answerer, self._finder, self._predictor, self._why = answerer, finder, predictor, precision.why
         self.name, self.heads, self.faces, self.crop = name, answerer.heads, faces, crop
         self.size = None if predictor is None else predictor.size
@@ -137,6 +143,43 @@ class FaceReader:
             return self._read(items(split_inputs(find_inputs([str(inputs)]))[0]))
         return self._read(_item(image, at, colour, None) for at, image in enumerate(inputs))
 
+    def save_pretrained(self, folder: str | Path, *, permitted: str | None = None) -> None:
+        """Write the network into a new folder that :func:`load` reads: safetensors, config and model card.
+
+        Args:
+            folder: does not exist yet, or is empty.
+            permitted: why weights that were trained on these datasets may be published, where a dataset's terms forbid
+                to pass on its images, or are not known. The model card quotes it.
+
+        Raises:
+            UserError: it may not be published, or the folder is in use.
+        """
+        run, which = self._shared()
+        share(run, str(folder), which=which, permitted=permitted)
+
+    def push_to_hub(self, name: str, *, permitted: str | None = None, private: bool = False) -> str:
+        """Publish the network as ``org/name`` on the Hugging Face hub, or on that of ``$HF_ENDPOINT``.
+
+        Args:
+            name: of the repository; it is made if there is none.
+            permitted: as of :meth:`save_pretrained`.
+            private: for you and your organisation alone.
+
+        Returns:
+            The address of the new version.
+
+        Raises:
+            UserError: it may not be published, or the hub refuses.
+        """
+        run, which = self._shared()
+        target = name if is_hub_name(name) else f"hf://{name}"
+        return share(run, target, which=which, permitted=permitted, private=private)
+
+    def _shared(self) -> tuple[Path, str]:
+        if self._source is None:
+            raise UserError(f"{self.name}: expected a network of hpe train; share an exported file as it is")
+        return self._source
+
     def _read(self, given: Iterable[Item | Skipped], *, boxed: bool = False) -> Iterator[Faces]:
         """The faces of each image, which threads read ahead; a warning at the end counts what could not be read."""
         rest = iter(given)
@@ -210,10 +253,11 @@ def _item(image: Image, at: int | None, colour: Colour, boxes: Iterable[Box] | N
 
 
 def _box(box: Box, name: str, number: int) -> Box:
-    sides = tuple(float(side) for side in box) if isinstance(box, Iterable) else ()
-    if len(sides) != 4:
-        raise UserError(f"{name}: boxes: box {number} is {box!r}; expected x0, y0, x1, y1 in pixels")
-    return sides
+    try:
+        x0, y0, x1, y1 = (float(side) for side in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: boxes: box {number} is {box!r}; expected x0, y0, x1, y1 in pixels") from error
+    return x0, y0, x1, y1
 
 
 def load(
@@ -230,21 +274,22 @@ def load(
     """Load a network that reads faces. A line on stderr says on which device and in which precision it runs.
 
     Args:
-        source: run folder of ``hpe train``; ``.onnx`` of ``hpe export`` or its YAML; another head-pose estimator (its
-            YAML, or Hopenet weights); or the folder of a landmark model.
+        source: run folder of ``hpe train``; a folder that ``hpe share`` or ``save_pretrained`` wrote, or its name on a
+            hub, ``hf://org/name`` or ``hf://org/name@revision``; ``.onnx`` of ``hpe export`` or its YAML; another
+            head-pose estimator (its YAML, or Hopenet weights); or the folder of a landmark model.
         faces: what finds the faces in images: ``mtcnn`` or ``hog``; None: each image is one face, cropped as in
             training. A landmark model finds them itself: ``largest`` (also None), ``centre`` or ``all``.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto``: a GPU if torch sees one.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``auto``; None: that of the training; runs only.
         crop: crop rule for faces that a detector or you found; None: that of the training.
-        flips: average each face with its mirror image; runs only.
+        flips: average each face with its mirror image.
         which: checkpoint of a run: ``best``, ``last``, or ``step-00001234``.
         weights: file to use instead of the weights that an estimator's YAML names.
 
     Raises:
         UserError: there is no such network, device or detector, or an option does not fit the network.
     """
-    path, on = Path(source), named_device(device)
+    path, on = local_folder(str(source)) if is_hub_name(str(source)) else Path(source), named_device(device)
     if (landmarks := model_folder(path)) is not None:
         reader = _landmarks(landmarks, faces, refused=bool(precision or crop or flips or weights))
     else:
@@ -263,7 +308,7 @@ def load(
             say(f"hpe: {note}")
         reader = FaceReader(
             predictor.name, predictor, finder, faces=faces, device=predictor.device, precision=predictor.precision,
-            predictor=predictor, crop=rule,
+            predictor=predictor, crop=rule, source=(path, which) if is_run(path) else None,
         )  # fmt: skip
     cropped = ""
     if reader._predictor is not None and faces is None:
@@ -283,9 +328,11 @@ def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
         raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, WHICH))} (with this network)")
     mesh = MeshFinder(folder, which, keep_pictures=False)  # pyright: ignore[reportArgumentType]
     on, name = torch.device("cpu"), folder.resolve().name
-    return FaceReader(
+    reader = FaceReader(
         name, mesh, mesh, faces=which, device=on, precision=Precision("fp32", "landmark models have no other")
     )
+    weakref.finalize(reader, mesh.close)
+    return reader
 
 
 def _threads() -> int:

@@ -64,7 +64,7 @@ class Face:
 
     box: Box
     score: float | None = None
-    heads: tuple[str, ...] = ()
+    heads: tuple[str, ...] = field(default=(), repr=False)
     emotion: str | None = None
     probabilities: Mapping[str, float] | None = None
     direction: str | None = None

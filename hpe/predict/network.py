@@ -21,8 +21,8 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, recipes
-from hpe.models.views import PLAIN, Views
+from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, name_of, recipes
+from hpe.models.views import PLAIN, Estimates, Views
 from hpe.pack.shard import encoded
 
 FacePixels = UInt8[np.ndarray, "size size 3"]
@@ -127,12 +127,12 @@ def open_predictor(
     Raises:
         UserError: it is neither, or it is damaged.
     """
-    if (path / CONFIG).is_file():
+    if is_run(path):
         if weights is not None:
             raise UserError(f"--weights {weights}: a run has its own weights; choose a checkpoint with --which")
         return RunPredictor(path, device, which, views, precision, batch)
-    if views != PLAIN:
-        raise UserError(f"{path}: --flips and --centre work only with a run folder of hpe train; leave them out")
+    if views.centre != PLAIN.centre:
+        raise UserError(f"{path}: --centre works only with a run folder of hpe train; leave it out")
     if path.is_dir():
         raise UserError(
             f"{path}: no {CONFIG} in this folder; expected a run folder that `hpe train` wrote, or an estimator"
@@ -140,7 +140,7 @@ def open_predictor(
     if precision is not None:
         raise UserError(f"{path}: --precision {precision} works only with a run folder of hpe train; leave it out")
     found = load_estimator(path, Compute(device, fall_back=fall_back), weights=weights, any_head=True)
-    return EstimatorPredictor(found)
+    return EstimatorPredictor(found, flips=views.flips)
 
 
 class RunPredictor:
@@ -157,7 +157,7 @@ class RunPredictor:
         network, config, _ = load_run(run, which)
         if network.takes_angles:
             raise UserError(f"{run}: this run's input is angles (backbone angles), not images; use it with hpe pose")
-        self.name, self.size = run.resolve().name, config.data.size
+        self.name, self.size = name_of(run), config.data.size
         self.heads = config.model.heads.on
         self.crops, self.faces = crop_rules(run), TrainedOn.load(run).faces
         self.trained = config.train.precision
@@ -208,27 +208,20 @@ class RunPredictor:
         found = judge(
             self._network, normalised(images, self._network.normalisation), self._views, self.precision, self._batch
         )
-        values = {one.name: _numpy(value) for one in fields(found) if (value := getattr(found, one.name)) is not None}
-        if "angles" in values:
-            values.setdefault("deviations", np.full_like(values["angles"], np.nan))
-        direction = None
-        if "direction_p" in values:
-            direction = _chosen(values["direction_p"])
-        elif "angles" in values:
-            direction = OURS(values["angles"], values["deviations"])
-        return Answers(direction=direction, **values)
+        return _answers(found)
 
 
 class EstimatorPredictor:
-    """An estimator; without a direction of its own, our thresholds on its angles give one."""
+    """An estimator."""
 
     note: str | None = None
 
-    def __init__(self, estimator: Estimator) -> None:
-        self._estimator = estimator
+    def __init__(self, estimator: Estimator, *, flips: bool = False) -> None:
+        self._estimator, self._flips = estimator, flips
         self.heads = (*estimator.heads, *(() if estimator.output is None else ("pose",)))
         self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
-        self.device, self.precision = estimator.device, Precision("fp32", "the only one of an estimator")
+        self.device = estimator.device
+        self.precision = Precision(estimator.precision or "the precision of its file", "estimators have no other")
 
     def stored(self, data: bytes, max_pixels: int = MAX_PIXELS) -> FacePixels:
         """See :class:`Predictor`; the same as in ``hpe pose``."""
@@ -246,16 +239,20 @@ class EstimatorPredictor:
 
     def answer(self, faces: UInt8[np.ndarray, "faces size size 3"]) -> Answers:
         """See :class:`Predictor`."""
-        poses, others = self._estimator.answer(torch.from_numpy(faces).permute(0, 3, 1, 2))
-        found = {f"{head}_p": _numpy(others[head]) for head in ("emotion", "direction") if head in others}
-        direction = None
-        if poses is not None:
-            found |= {"angles": _numpy(poses.angles), "deviations": _numpy(poses.deviations)}
-            direction = OURS(found["angles"], found["deviations"])
-        if "direction" in others:
-            direction = _chosen(found["direction_p"])
-        affect = _numpy(others["affect"]) if "affect" in others else None
-        return Answers(direction=direction, affect=affect, **found)
+        return _answers(self._estimator.estimate(torch.from_numpy(faces).permute(0, 3, 1, 2), flips=self._flips))
+
+
+def _answers(found: Estimates) -> Answers:
+    """The same on the host; without a direction of its own, our thresholds on the angles give one."""
+    values = {one.name: _numpy(value) for one in fields(found) if (value := getattr(found, one.name)) is not None}
+    if "angles" in values:
+        values.setdefault("deviations", np.full_like(values["angles"], np.nan))
+    direction = None
+    if "direction_p" in values:
+        direction = _chosen(values["direction_p"])
+    elif "angles" in values:
+        direction = OURS(values["angles"], values["deviations"])
+    return Answers(direction=direction, **values)
 
 
 def _chosen(shares: Float32[np.ndarray, "faces classes"]) -> Int8[np.ndarray, " faces"]:

@@ -83,7 +83,10 @@ class FaceTracks:
         return found
 
     def _new(self) -> _Filters:
-        return _Filters(SmoothedRotation(self._hertz), *(SmoothedValues(self._hertz) for _ in range(3)))
+        def values() -> SmoothedValues:
+            return SmoothedValues(self._hertz)
+
+        return _Filters(SmoothedRotation(self._hertz), emotion=values(), direction=values(), affect=values())
 
 
 def _smoothed(face: Face, filters: _Filters, seconds: float) -> Face:

@@ -14,7 +14,7 @@ Frames without a face give no row; ``skipped.jsonl`` lists them by stretches, an
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,7 +260,9 @@ def seen(
         yield done
 
 
-def _followed(video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None) -> Iterator[SeenFrame]:
+def _followed(
+    video: Video, reader: FaceReader, tracks: FaceTracks, stop: Signals | None
+) -> Generator[SeenFrame, None, None]:
     waiting: deque[Frame] = deque()
 
     def pictures() -> Iterator[RGBImage]:

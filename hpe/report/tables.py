@@ -173,7 +173,7 @@ def pose(section: Mapping[str, Any], name: str) -> Table | None:
         one, other = section[key], section.get("order_xyz", {}).get(key, {})
         rows.append([word(title), count(one["n"]), *(shown(one.get(m, {}), degrees) for m in measures)])
         if "mae" in other:  # absent in results of older versions
-            means = [shown({"value": other[m]}, degrees) for m in measures[:4]]
+            means = [shown(other[m], degrees) for m in measures[:4]]
             rows.append([word(f"{title}, angles of Rx Ry Rz"), count(other["n"]), *means, word("same"), word("same")])
     return Table(name, ["samples", "n", "MAE", "yaw", "pitch", "roll", "geodesic", "MAEV"], rows)
 

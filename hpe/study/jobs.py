@@ -62,13 +62,15 @@ class TrainJob:
 
     def execute(self, tests: Sequence[NamedShards]) -> int:
         """Train and evaluate as ``hpe train`` and ``hpe evaluate`` do; returns the exit code."""
-        from hpe.evaluate import evaluate
+        from hpe.evaluate import EvaluateOptions, evaluate
         from hpe.report import report
         from hpe.train import train
 
         code = train(self.config)
         for test in tests if code in _FINISHED else ():
-            code = max(code, evaluate(self.run, [test.open()], name=test.name, replicates=self.replicates))
+            code = max(
+                code, evaluate(self.run, [test.open()], EvaluateOptions(name=test.name, replicates=self.replicates))
+            )
         if code in _FINISHED:
             report([self.run])
         return code

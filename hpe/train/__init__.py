@@ -7,6 +7,7 @@ In reading order:
     step.py          one optimizer step, validation, checkpoints
     validation.py    a validation in the middle of a training, and the checkpoint behind it
     losses.py        one loss per head, masked where the label is missing
+    selection.py     the metrics by name, and which of two values is the better one
     metrics.py       validation metrics, exact over any number of ranks
     optim.py         parameter groups and the learning rate
     average.py       the moving average of the weights

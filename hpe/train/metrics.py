@@ -22,16 +22,6 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs, angles_of
 
-_OF_CLASSES: Final = ("accuracy", "macro_f1", "ece")
-_OF_POSES: Final = ("mae", *(f"{name}_mae" for name in ANGLES), "geodesic", "maev")
-FIGURES: Final = {
-    "emotion": tuple(f"emotion/{name}" for name in _OF_CLASSES),
-    "direction": tuple(f"direction/{name}" for name in _OF_CLASSES),
-    "pose": tuple(f"pose/{name}" for name in _OF_POSES),
-    "affect": ("affect/rmse",),
-}
-"""What can be said of a head's labelled samples, and a run be chosen by."""
-LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
 _BINS: Final = 15
 _CLASSES: Final = {"emotion": len(EMOTIONS), "direction": len(DIRECTIONS)}
 _SUMS: Final = {
@@ -161,10 +151,3 @@ def _masked_sums(values: Float[Tensor, "batch kinds"], mask: Bool[Tensor, " batc
     # A NaN of a labelled sample stays in its sum: left out, it would count as no error at all.
     summed = torch.where(mask[:, None], values.double(), 0.0).sum(0)
     return torch.cat((mask.sum()[None].double(), summed))
-
-
-def better(name: str, value: float, than: float | None) -> bool:
-    """Whether a figure beats another one of the same name; one that is not finite beats none, and any finite one it."""
-    if than is None or not (math.isfinite(value) and math.isfinite(than)):
-        return math.isfinite(value)
-    return value < than if name.rsplit("/", 1)[-1].endswith(LOWER_IS_BETTER) else value > than

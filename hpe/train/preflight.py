@@ -16,9 +16,8 @@ from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.datasets import balance_of
-from hpe.train.metrics import FIGURES
 from hpe.train.optim import frozen_norms
-from hpe.train.trackers import lacking
+from hpe.train.selection import FIGURES
 
 _ROWS: Final = 1024
 
@@ -107,7 +106,6 @@ def impossible(config: RunConfig, ranks: Ranks) -> list[str]:
             f"train.warmup_epochs: {settings.warmup_epochs:g} does not work with train.schedule: one-cycle, "
             "which has its own warm-up over the first 30 % of the run; remove warmup_epochs, or use the schedule cosine"
         )
-    problems += lacking(settings.trackers)
     if config.model.backbone == "angles" and settings.small_size:
         problems.append("train.small_size: the backbone angles takes no images; remove small_size and small_epochs")
     if config.model.backbone == "angles" and heads.pose:

@@ -26,6 +26,7 @@ from hpe.train.optim import freeze
 from hpe.train.preflight import reasons_against, remarks, steps_of
 from hpe.train.resume import claim, recall
 from hpe.train.timetable import Timetable
+from hpe.train.trackers import lacking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -184,6 +185,7 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
     counts = {split: stream.label_counts() for split, stream in streams.items()}
     with _collect(problems):
         precision = training_precision(asked, recorded, run=config.run)
+    problems += lacking(config.train.trackers)
     problems += reasons_against(config, network, streams, counts, ranks)
     if problems or network is None or precision is None:
         raise UserError(mistakes(problems))

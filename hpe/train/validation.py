@@ -3,14 +3,18 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hpe.core.signals import Signals
 from hpe.data.batch import Batch
 from hpe.models.checkpoints import State
 from hpe.train.log import Log
-from hpe.train.metrics import HeadMetrics, better
+from hpe.train.selection import better
 from hpe.train.setup import Job
 from hpe.train.step import Learner
+
+if TYPE_CHECKING:
+    from hpe.train.metrics import HeadMetrics
 
 
 def validate_and_save(job: Job, learner: Learner, state: State, log: Log, signal: Signals) -> tuple[State, bool]:
@@ -19,6 +23,8 @@ def validate_and_save(job: Job, learner: Learner, state: State, log: Log, signal
     A signal ends a validation within a few batches, on all ranks alike. What is saved then stays ``unvalidated``, so
     the restart validates first.
     """
+    from hpe.train.metrics import HeadMetrics  # late: torchmetrics takes longer to import than torch
+
     metrics = HeadMetrics(job.config.model.heads.on)
     batches = _UntilAsked(job, learner, signal)
     seen = learner.validate(batches, metrics, state.samples_seen)
@@ -29,7 +35,7 @@ def validate_and_save(job: Job, learner: Learner, state: State, log: Log, signal
     return state, batches.stopped
 
 
-def _judged(job: Job, learner: Learner, state: State, log: Log, metrics: HeadMetrics) -> State:
+def _judged(job: Job, learner: Learner, state: State, log: Log, metrics: "HeadMetrics") -> State:
     """Report the metrics of a validation: the state with the best value so far, no longer ``unvalidated``."""
     state = replace(state, unvalidated=False)
     figures, confusions = metrics.figures()

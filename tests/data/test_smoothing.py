@@ -81,6 +81,7 @@ def test_the_same_time_passes_with_the_same_effect_however_many_frames_there_are
     for frames in (5, 50):
         values = SmoothedValues(1.0)
         values.next(np.array((1.0, 0.0)), 0.0)
+        last = np.zeros(2)
         for frame in range(1, frames + 1):
             last = values.next(np.array((0.0, 1.0)), 0.4 * frame / frames)
         ends.append(last)

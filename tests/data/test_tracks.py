@@ -33,7 +33,7 @@ def test_two_faces_keep_their_numbers_whatever_their_order() -> None:
 
 def test_faces_that_pass_each_other_keep_their_direction() -> None:
     tracker = Tracker()
-    first = tracker.next([box(0.0), box(400.0, 60.0)], 0.0)
+    last = first = tracker.next([box(0.0), box(400.0, 60.0)], 0.0)
     for frame in range(1, 41):
         last = tracker.next([box(10.0 * frame), box(400.0 - 10 * frame, 60.0)], frame / 25)
     assert first == last == [0, 1]

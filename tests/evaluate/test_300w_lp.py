@@ -79,6 +79,7 @@ def test_the_commands_of_the_config_give_errors_by_the_usual_protocol(
     pose = found["pose"]
     assert (pose["all"]["n"], pose["within_99"]["n"], pose["within_99"]["dropped"]) == (6, 5, 1)
     assert all(pose["within_99"][name]["value"] > 0 for name in ("yaw", "pitch", "roll", "mae", "geodesic", "maev"))
+    assert found["about"]["machine"].startswith("cpu: ")
     assert found["about"]["variant"] == ["AFLW2000-3D, all of it as test"]
     assert found["about"]["warnings"] == []  # of other crops above all
     page = (results / "aflw2000-test.md").read_text()

@@ -25,7 +25,7 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.evaluate import measure as evaluation
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
@@ -93,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def judged(run: Path, shards: Path, *, name: str = "test", batch: int = 16) -> tuple[pa.Table, dict[str, Any]]:
     one = [ShardSet(str(shards), "test")]
-    assert evaluate(run, one, name=name, batch=batch, workers=0, precision="fp32", replicates=100) == 0
+    assert evaluate(run, one, EvaluateOptions(name=name, batch=batch, workers=0, precision="fp32", replicates=100)) == 0
     return result(run, name)
 
 
@@ -353,7 +353,7 @@ def test_a_damaged_picture_is_named_and_counted_and_the_rest_is_judged(
     data[at : at + 64] = bytes(64)
     tar.write_bytes(data)
     one = [ShardSet(str(folder), "test")]
-    assert evaluate(run, one, name="damaged", workers=0, precision="fp32", replicates=50) == 1
+    assert evaluate(run, one, EvaluateOptions(name="damaged", workers=0, precision="fp32", replicates=50)) == 1
     assert "damaged: could not read test-000000.tar" in capsys.readouterr().err
     table, figures = result(run, "damaged")
     assert table.num_rows == figures["rows"] == 11
@@ -374,7 +374,9 @@ def test_more_broken_pictures_than_are_named_leave_no_predictions(
         data[at : at + 64] = bytes(64)
     tar.write_bytes(data if kept else b"no tar")
     one = ShardSet(str(folder), "test")
-    assert evaluate(run, [one], name="broken", batch=4, workers=0, precision="fp32", replicates=50) == 1
+    assert (
+        evaluate(run, [one], EvaluateOptions(name="broken", batch=4, workers=0, precision="fp32", replicates=50)) == 1
+    )
     table, figures = result(run, "broken")
     assert table.num_rows == 18 - broken
     assert figures["about"]["unreadable"] == broken
@@ -408,7 +410,10 @@ def test_labels_that_an_estimator_gave_are_not_called_true(tmp_path: Path) -> No
     told = {}
     for name, given in (("measured", ()), ("estimated", ("data.angles=pose", "data.direction=ours"))):
         run = untrained(tmp_path / name, *given)
-        assert evaluate(run, [ShardSet(str(folder), "test", tables)], name=name, workers=0, replicates=20) == 0
+        assert (
+            evaluate(run, [ShardSet(str(folder), "test", tables)], EvaluateOptions(name=name, workers=0, replicates=20))
+            == 0
+        )
         told[name] = (run / "evaluate" / f"{name}.md").read_text()
         about = result(run, name)[1]["about"]
         assert about.get("estimated") == (f"angles and directions of {tables}" if given else None)

@@ -16,7 +16,7 @@ from hpe.core.files import write_json
 from hpe.core.labels import EMOTIONS
 from hpe.data.face_sizes import face_shares
 from hpe.data.shards import Manifest, write_shard
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.evaluate.warnings import one_answer
 from hpe.metrics.paired import paired
 from hpe.models.run_folder import TRAINED_ON, TrainedOn
@@ -51,7 +51,10 @@ def packed(
 
 
 def judged(run: Path, shards: Path) -> dict[str, Any]:
-    assert evaluate(run, [ShardSet(str(shards), "test")], workers=0, precision="fp32", replicates=100) == 0
+    assert (
+        evaluate(run, [ShardSet(str(shards), "test")], EvaluateOptions(workers=0, precision="fp32", replicates=100))
+        == 0
+    )
     return json.loads((run / "evaluate" / f"{shards.name}-test.json").read_text(encoding="utf-8"))
 
 
@@ -156,7 +159,7 @@ def test_another_crop_rule_than_that_of_the_training_is_told(tmp_path: Path) -> 
     recorded = {"shards/x": {"dataset": "x", "crop": "square-1.4@box"}}
     (run / "shards.json").write_text(json.dumps(recorded), encoding="utf-8")
     said = judged(run, packed(tmp_path / "whole", range(8)))["about"]["warnings"]
-    assert said[0].startswith("The images are cropped by none, the run was trained on square-1.4@box")
+    assert said[0].startswith("The images are cropped by none, the network was trained on square-1.4@box")
     said = judged(run, packed(tmp_path / "same", range(8), crop="square-1.4@box"))["about"]["warnings"]
     assert not any("cropped" in one for one in said)
 

@@ -72,7 +72,7 @@ def test_the_graph_answers_like_the_network_in_any_batch(exported: tuple[Path, P
         (SIXD,),
         *(
             pytest.param((f"model.backbone={name}", "data.size=64"), marks=pytest.mark.slow)
-            for name in ("resnet18", "mobilenet_v3_small", "googlenet", "alexnet")
+            for name in ("mobilenet_v3_small", "googlenet")  # a ResNet is below: Hopenet
         ),
     ],
     ids=str,

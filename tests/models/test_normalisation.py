@@ -13,7 +13,7 @@ from hpe.config.run import RunConfig
 from hpe.core.errors import UserError
 from hpe.data.normalise import MEAN, STD
 from hpe.estimators.load import Compute, load_estimator
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.models import checkpoints, run_folder
 from hpe.models.backbones import Tiny
 from hpe.models.build import build_network, load_run
@@ -63,7 +63,7 @@ def test_every_command_brings_the_bytes_to_where_the_run_has_them(
     faces = np.stack([np.full((made.SIDE, made.SIDE, 3), value, np.uint8) for value in (0, 255)])
     assert train(made.config(folder, run, *HALF, *ONE_STEP)) == 0
     assert -1 <= (ends := reach())[0] < 0.6 < ends[1] <= 1  # with ImageNet's the brightest would be at 2.3
-    evaluate(run, val, name="test", batch=8, workers=0, precision="fp32", replicates=10)
+    evaluate(run, val, EvaluateOptions(name="test", batch=8, workers=0, precision="fp32", replicates=10))
     assert -1 <= (ends := reach())[0] < 0.6 < ends[1] <= 1
     open_predictor(run, CPU).answer(faces)
     assert reach() == (-1, 1)

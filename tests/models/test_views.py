@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.core.geometry import euler_from_rotation, geodesic_degrees, rotation_from_euler
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.models.backbones import build_backbone
 from hpe.models.multitask import HEADS, MultiTask, affect_pair, bins_deviation, bins_mean, pose_6d, pose_bins
 from hpe.models.views import Estimates, Views, estimate
@@ -161,4 +161,6 @@ def test_what_has_no_mirror_image_is_refused(tmp_path: Path) -> None:
     untrained(angles, "model.backbone=angles", "model.heads={direction: {}}")
     shards = pack(tmp_path / "shards", said(), (6,))
     with pytest.raises(UserError, match="--flips and --centre are for networks of images"):
-        evaluate(angles, [ShardSet(str(shards), "test")], name="test", workers=0, views=Views(centre=0.9))
+        evaluate(
+            angles, [ShardSet(str(shards), "test")], EvaluateOptions(name="test", workers=0, views=Views(centre=0.9))
+        )

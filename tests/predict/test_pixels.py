@@ -17,7 +17,7 @@ from hpe.core.labels import ANGLES, EMOTIONS
 from hpe.core.precision import Precision
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.models import inference
 from hpe.models.build import build_network
 from hpe.models.run_folder import recipes
@@ -54,7 +54,7 @@ def run_on(run: Path, shards: Path, *overrides: str) -> Path:
 def said(run: Path, raw: Path, shards: Path, out: Path) -> tuple[Mapping[str, dict], Mapping[str, dict]]:
     """What predict and evaluate say, by the picture's path inside the raw dataset (without the suffix)."""
     for split in Manifest.load(shards).splits:
-        assert evaluate(run, [ShardSet(str(shards), split)], name=split, workers=0, replicates=20) == 0
+        assert evaluate(run, [ShardSet(str(shards), split)], EvaluateOptions(name=split, workers=0, replicates=20)) == 0
     tables = [pq.read_table(run / f"evaluate/{split}.parquet").to_pylist() for split in Manifest.load(shards).splits]
     judged = {str(Path(row["source"]).with_suffix("")): row for table in tables for row in table}
     assert predict(run, [str(raw)], PredictOptions(out=out, form="parquet")) == 0

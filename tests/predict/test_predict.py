@@ -26,7 +26,7 @@ from hpe.data.images import RGBImage, decode_rgb, image_size
 from hpe.data.normalise import normalised
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
-from hpe.evaluate import evaluate
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.predict import face_finders, predict, whole_photos
 from hpe.predict import read_faces as module
 from hpe.predict.face_reader import load
@@ -72,7 +72,7 @@ def photo(path: Path, index: int = 0, size: int = 80, side: int = 80, form: str 
 
 
 def test_the_numbers_are_those_of_evaluate(run: Path, shards: Path, tmp_path: Path) -> None:
-    assert evaluate(run, [ShardSet(str(shards), "train")], name="train", workers=0, replicates=20) == 0
+    assert evaluate(run, [ShardSet(str(shards), "train")], EvaluateOptions(name="train", workers=0, replicates=20)) == 0
     judged = pq.read_table(run / "evaluate" / "train.parquet").to_pylist()
     assert predict(run, [str(shards)], PredictOptions(out=tmp_path, form="parquet", split="train", batch=13)) == 0
     table = pq.read_table(tmp_path / "predictions.parquet")
@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_evaluate(run: Path, shards: Path, tmp_path: Pa
 
 
 def test_evaluate_keeps_the_faces_as_the_network_saw_them(run: Path, shards: Path) -> None:
-    assert evaluate(run, [ShardSet(str(shards), "val")], name="val", workers=0, replicates=20) == 0
+    assert evaluate(run, [ShardSet(str(shards), "val")], EvaluateOptions(name="val", workers=0, replicates=20)) == 0
     kept = pq.read_table(run / "evaluate" / "val.faces.parquet").to_pylist()
     stored = {sample.key: sample.image for sample in made.samples(24, start=10_000)}
     assert kept
@@ -583,6 +583,6 @@ def test_shards_of_a_pack_that_was_stopped_are_refused_with_counts(run: Path, sh
     with pytest.raises(UserError, match=r"half: unfinished, 1 of 7 shards so far; run the same `hpe pack` again"):
         predict(run, [str(half)], PredictOptions())
     with pytest.raises(UserError, match="unfinished, 1 of 7 shards"):
-        evaluate(run, [ShardSet(str(half))], name="half", workers=0)
+        evaluate(run, [ShardSet(str(half))], EvaluateOptions(name="half", workers=0))
     assert predict(run, [str(half / "*.tar")], PredictOptions(out=tmp_path / "out")) == 0
     assert len(rows(tmp_path / "out")) == 40

@@ -248,7 +248,7 @@ def test_mistakes_get_one_message_and_write_nothing(run: Path, tmp_path: Path, m
         ([source], {"faces": "given", "max_megapixels": 0.001}, "--max-megapixels"),
     ):
         with pytest.raises(UserError, match=message):
-            predict(run, [str(one) for one in inputs], PredictOptions(out=out, **options))
+            predict(run, [str(one) for one in inputs], PredictOptions(out=out, **options))  # pyright: ignore[reportArgumentType]
     assert not out.exists()
     again = made_video.write(tmp_path / "w.mp4", made_video.shades(2, 48, 48))
     (out / "drawn").mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_the_same_command_gives_the_same_bytes(run: Path, tmp_path: Path) -> Non
         assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes()
 
 
-def _endless(path: Path) -> None:
+def _endless(path: Path) -> subprocess.Popen[bytes]:
     """Write a video into a pipe, frame after frame, until nobody reads it."""
     code = f"""
 import time, sys

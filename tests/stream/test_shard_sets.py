@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hpe.core.errors import UserError
+from hpe.data.shard_files import names_folder
 from hpe.stream import ShardSet
-from hpe.stream.shard_sets import names_folder
 from tests.stream.tiny import COUNTS, Made, stream
 
 

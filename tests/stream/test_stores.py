@@ -179,7 +179,7 @@ def s3() -> Iterator[Any]:
     server.stop()
 
 
-def test_s3_gives_the_batches_of_files(made: Made, s3: Any) -> None:
+def test_s3_gives_the_batches_of_files(made: Made, s3: Any, capfd: pytest.CaptureFixture[str]) -> None:
     indexed(made)
     pose_tables(made, made.folder / "pose")
     for path in made.folder.rglob("*.*"):
@@ -194,6 +194,7 @@ def test_s3_gives_the_batches_of_files(made: Made, s3: Any) -> None:
         for place in (str(made.folder), "s3://bucket/a")
     )
     assert all(same(a.batch, b.batch) for a, b in zip(posed, there, strict=True))
+    assert "Traceback" not in capfd.readouterr().err  # of a reader that closes what its parent has opened
 
 
 def test_s3_faults_are_named_at_once_and_a_missing_shard_is_counted(made: Made, s3: Any) -> None:

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,6 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sklearn.metrics import f1_score
 
 from hpe.config.strict_yaml import load, parse
@@ -34,9 +31,10 @@ from hpe.study import published as thesis
 from hpe.study import rebuild, study
 from hpe.study.adaboost import Boosting, boost, hog, hog_features
 from hpe.study.config import EMOTION_ALONE, StudyConfig, changes, run_config, seeds_of
-from hpe.study.jobs import NamedShards, missing_tests, run_job, run_jobs
+from hpe.study.jobs import missing_tests, run_job, run_jobs
 from hpe.study.sets import add_true_directions, pose_tables_from_records, study_data
 from tests import browser, made
+from tests.study.pool_jobs import Job, Killed, Telling, Waiting
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 
@@ -513,23 +511,6 @@ def test_a_strange_folder_is_left_alone(tmp_path: Path, shards: Path) -> None:
     assert [p.name for p in (tmp_path / "s").iterdir()] == ["novel.txt"]
 
 
-class Job:
-    """A job that can, or cannot, be done."""
-
-    tests = (NamedShards("t", "s", "test", "p"),)
-    replicates = 100
-
-    def __init__(self, run: Path, problem: str) -> None:
-        self.run, self.problem = run, problem
-
-    def execute(self, tests: object) -> int:
-        if self.problem:
-            raise UserError(self.problem)
-        (self.run / "evaluate").mkdir(parents=True)
-        (self.run / "evaluate" / "t.parquet").touch()
-        return 0
-
-
 @pytest.mark.slow
 def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Path) -> None:
     jobs: list[Any] = [Job(tmp_path / "a", "no such thing; get one"), Job(tmp_path / "b", "")]
@@ -545,14 +526,6 @@ def test_in_the_pool_a_failing_run_is_told_and_the_others_are_done(tmp_path: Pat
     assert "no such thing" in (tmp_path / "logs" / "a.log").read_text()
 
 
-class Telling(Job):
-    """A job that tells its threads."""
-
-    def execute(self, tests: object) -> int:
-        (self.run.parent / "threads").write_text(str(torch.get_num_threads()))
-        return super().execute(tests)
-
-
 @pytest.mark.slow
 def test_what_is_left_of_a_stopped_study_is_done_with_as_many_threads_as_the_rest(tmp_path: Path) -> None:
     jobs: list[Any] = [Telling(tmp_path / "a", ""), Telling(tmp_path / "b", "")]
@@ -564,15 +537,6 @@ def test_what_is_left_of_a_stopped_study_is_done_with_as_many_threads_as_the_res
     assert (tmp_path / "threads").read_text() == str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-class Waiting(Job):
-    """A job that asks the study to stop, and would go on for ever."""
-
-    def execute(self, tests: object) -> int:
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(600)
-        return 0
-
-
 @pytest.mark.slow
 def test_a_signal_ends_idle_and_busy_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     jobs: list[Any] = [Job(tmp_path / "a", ""), Job(tmp_path / "b", ""), Waiting(tmp_path / "c", "")]
@@ -582,14 +546,6 @@ def test_a_signal_ends_idle_and_busy_processes_and_keeps_what_is_done(tmp_path: 
     assert not any(missing_tests(job) for job in jobs if job.run.name in {one.run.name for one in ended})
     assert missing_tests(jobs[2])
     assert multiprocessing.active_children() == []
-
-
-class Killed(Job):
-    """A job whose process is killed, as for want of memory."""
-
-    def execute(self, tests: object) -> int:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return 0
 
 
 @pytest.mark.slow
@@ -667,3 +623,12 @@ def test_damaged_tables_are_one_message(tmp_path: Path) -> None:
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(UserError, match="run `hpe study` again"):
             report([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["shards", "pose"])
+def test_a_study_of_remote_shards_is_refused_with_a_way_out(name: str, tmp_path: Path) -> None:
+    named = load(Path("configs/study/tiny.yaml"), StudyConfig)
+    remote = named.model_copy(update={name: "s3://bucket/faces", "study": str(tmp_path / "study")})
+    with pytest.raises(UserError, match=r"s3://bucket/faces: is remote.*`hpe balance` makes local sets"):
+        study(remote, jobs=1, new=False)
+    assert not (tmp_path / "study").exists()

@@ -34,7 +34,8 @@ from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Loaded, Loader
 from hpe.train import loop, plan, resume, train
 from hpe.train import step as step_module
-from hpe.train.metrics import HeadMetrics, better
+from hpe.train.metrics import HeadMetrics
+from hpe.train.selection import better
 from hpe.train.setup import open_job
 from tests import made
 

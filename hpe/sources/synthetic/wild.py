@@ -120,7 +120,7 @@ def _colour(rgb: np.ndarray) -> Colour:
 
 
 def _pose(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Yaw, pitch, roll in degrees: most heads near the frontal pose, as in photos, a third anywhere within reach."""
+    """Yaw, pitch, roll in degrees: half near the frontal pose, as in photos, half anywhere within reach."""
     if rng.random() < 0.5:
         yaw, pitch, roll = 28 * rng.normal(), 14 * rng.normal(), 10 * rng.normal()
     else:

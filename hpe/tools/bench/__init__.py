@@ -24,6 +24,7 @@ from typing import Any, Final
 from hpe.core.distributed import cores
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
+from hpe.data.provenance import processor
 
 PARTS: Final = ("start", "stream", "pack", "pose", "step")
 
@@ -105,20 +106,12 @@ def machine() -> dict[str, Any]:
 
     return {
         "cores": cores(),
-        "processor": _processor(),
+        "processor": processor(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def measure(part: str, settings: Settings) -> Report:

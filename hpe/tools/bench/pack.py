@@ -55,7 +55,7 @@ def measure(settings: Settings) -> Report:
         unit="pictures/s",
         figures=figures,
         ratios=(
-            Ratio("hpe pack over memory", over(_MEMORY), 0.8),
+            Ratio("hpe pack over memory", over(_MEMORY), 0.85),
             Ratio("hpe pack over the Pillow loop", over(_PILLOW), float(settings.workers)),
         ),
         notes=(
