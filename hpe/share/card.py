@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -13,8 +13,15 @@ from hpe.models.run_folder import TrainedOn, name_of, pretrained
 from hpe.report.load import Evaluation, Run, read_run
 from hpe.report.model_card import model_card
 
-_PLACES = ("weights", "shards", "estimated")
-"""Facts of an evaluation that hold paths."""
+_FACTS: Final = frozenset(
+    (
+        "name", "title", "split", "identity", "trained_on", "warnings", "precision", "views", "samples", "unreadable",
+        "dataset", "variant", "licence", "publishable", "crop", "notes", "hpe", "commit",
+    )
+)  # fmt: skip
+"""Facts of an evaluation that hold no paths; others, such as the command, stay at home."""
+_PLACES: Final = ("weights", "shards", "estimated")
+"""Facts that hold paths; their last parts say enough."""
 
 
 def card(run: Path, config: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], permitted: str | None) -> str:
@@ -68,8 +75,8 @@ def _report(run: Path, config: Mapping[str, Any]) -> str:
 
 
 def _without_places(one: Evaluation) -> Evaluation:
-    about = {name: _named(value) if name in _PLACES else value for name, value in one.about.items()}
-    return replace(one, about=about)
+    kept = {name: value for name, value in one.about.items() if name in _FACTS}
+    return replace(one, about=kept | {name: _named(one.about[name]) for name in _PLACES if name in one.about})
 
 
 def _named(value: Any) -> Any:

@@ -82,7 +82,7 @@ def served(folder: Path) -> Iterator[tuple[str, threading.Event]]:
             answers.wait()
             super().do_GET()
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
 
     with ThreadingHTTPServer((CONTROLLER, 0), partial(Handler, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

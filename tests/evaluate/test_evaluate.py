@@ -26,7 +26,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.evaluate import EvaluateOptions, evaluate
-from hpe.evaluate import measure as evaluation
+from hpe.evaluate import judged as judging
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
 from hpe.stream import Reading, ShardSet, Stream
@@ -388,8 +388,8 @@ def test_more_broken_pictures_than_are_named_leave_no_predictions(
 def test_a_network_that_gives_no_numbers_and_tables_that_are_not_named_are_told(
     run: Path, shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = evaluation.prepare
-    monkeypatch.setattr(evaluation, "prepare", lambda batch, by: prepared(batch, by) * float("nan"))
+    prepared = judging.prepare
+    monkeypatch.setattr(judging, "prepare", lambda batch, by: prepared(batch, by) * float("nan"))
     table, _ = judged(run, shards, name="nan")
     told = capsys.readouterr().err
     assert f"for {table.num_rows} of {table.num_rows} samples the network gave NaN" in told

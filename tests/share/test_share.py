@@ -38,6 +38,10 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"emotion": {"happy": 3, "sad": 4}, "direction": {"left": 7}}
     (run / "trained_on.json").write_text(json.dumps({"labels": counts, "faces": {"box": 0.7}}))
     assert evaluate(run, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0, replicates=20)) == 0
+    result = run / "evaluate/made-val.json"
+    known = json.loads(result.read_text())
+    known["about"]["command"] = f"hpe evaluate {run} {shards}"
+    result.write_text(json.dumps(known))
     return run
 
 
@@ -260,6 +264,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(path := self.path.partition("?")[0])
+        if "gone" in path:
+            return self.reply({"error": "no such revision"}, 404, X_Error_Code="RevisionNotFound")
         if path.startswith("/api/models/org/face/tree"):
             listed = [{"type": "file", "path": p, "size": len(d), "oid": "b" * 40} for p, d in self.files.items()]
             return self.reply(json.dumps(listed).encode(), Content_Type="application/json")
