@@ -273,10 +273,11 @@ def _followed(
 
     def pictures() -> Iterator[RGBImage]:
         for frame in video:
+            # Not before the first frame: without one there is no video.
+            if stop is not None and stop.received and frame.number:
+                return
             waiting.append(frame)
             yield frame.picture
-            if stop is not None and stop.received:  # not before the first frame: without one there is no video
-                return
 
     # A camera's frames are answered one by one, as they come: together they would be seconds late.
     for faces in map(reader.read, pictures()) if video.live else reader.each(pictures()):
