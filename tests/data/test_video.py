@@ -5,6 +5,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -78,9 +79,8 @@ def test_times_differ_also_where_they_are_nearer_than_a_microsecond(
 ) -> None:
     path = made_video.write(tmp_path / "v.mp4", made_video.shades(3))
     with Video(path) as video:
-        near = [type("Near", (), {"time": time})() for time in (0.0, 1e-7, 2e-7)]
-        for one in near:
-            one.is_corrupt, one.duration, one.time_base = False, None, None
+        known = {"is_corrupt": False, "duration": None, "time_base": None}
+        near = [SimpleNamespace(time=time, **known) for time in (0.0, 1e-7, 2e-7)]
         monkeypatch.setattr(video, "_undamaged", lambda: iter(near))
         monkeypatch.setattr(video, "_picture", lambda _: np.zeros((2, 2, 3), np.uint8))
         assert [one.seconds for one in video._decoded()] == [0.0, 0.1, 0.2]

@@ -11,7 +11,11 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.shards import Manifest, write_shard
+from hpe.evaluate.subject import Subject
+from hpe.models.views import PLAIN
 from hpe.report.page import report
+from hpe.stream import ShardSet
+from hpe.stream.shard_sets import Shard
 from tests import made
 from tests.evaluate.test_evaluate import said, untrained
 from tests.stream.tiny import pose_table
@@ -161,3 +165,9 @@ def test_a_part_of_a_split_says_so(run: Path, tmp_path: Path) -> None:
     evaluated(run, folder)
     evaluated(run, folder / "test-000000.tar")
     assert list(results(run).values()) == ["RAF-DB test", "RAF-DB test, 1 of 2 shards"]
+
+
+def test_no_password_of_an_address_is_in_a_name() -> None:
+    shards = [Shard("https://me:secret@host/train-000000.tar?sig=secret", "train-000000.tar", 8, "0" * 64)]
+    subject = Subject.of([ShardSet("https://me:secret@host/")], [shards], views=PLAIN, which="best", precision=None)
+    assert "secret" not in str(subject)
