@@ -19,7 +19,7 @@ demo: $(STAMP)
 # Nobody's pictures, so nobody's terms. Run it again to resume; the same seed gives the same weights on the same machine.
 weights: $(STAMP)
 	[ -f shards/rendered/summary.md ] || $(BIN)/hpe pack synthetic shards/rendered --size 64 --option look=wild \
-		--option count=40000 --option people=4000 --option seed=1 --option size=64
+		--option count=12000 --option people=1200 --option seed=1 --option size=64
 	$(BIN)/hpe train configs/rendered_pose.yaml
 	$(BIN)/hpe evaluate runs/rendered_pose shards/rendered --split test --flips --name rendered
 	[ -f runs/rendered_pose/head_pose.onnx ] || $(BIN)/hpe export runs/rendered_pose runs/rendered_pose/head_pose.onnx

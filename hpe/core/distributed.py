@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,8 @@ _SLURM: Final = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_S
 _PR_SET_PDEATHSIG: Final = 1
 _PORTS: Final = 1 << 16
 _SPARE_ONE_OF: Final = 8
+_NAME_SECONDS: Final = 60.0
+_FIRST_WORD_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     if ranks.main:
         _warn_of_unused_variables()
         report_devices()
+    await_name(ranks)
     named = "no" if precision == "fp32" else precision
     # A process may train in one precision and evaluate in another (hpe study): without this Accelerate refuses the
     # second. The process group stays.
@@ -140,6 +144,34 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     if ranks.world > 1:
         _met(here, ranks)
     return here
+
+
+def await_name(ranks: Ranks, seconds: float = _NAME_SECONDS) -> None:
+    """See that the host where the ranks meet has an address: torch would look for it in silence for ten minutes.
+
+    Args:
+        ranks: of the job; one rank meets nobody.
+        seconds: a name may become known a little later, as that of a pod does.
+
+    Raises:
+        UserError: the name of MASTER_ADDR leads nowhere.
+    """
+    host, start, told = os.environ.get("MASTER_ADDR", ""), time.monotonic(), False
+    while ranks.world > 1:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (OSError, UnicodeError) as error:
+            why, waited = getattr(error, "strerror", None) or error, time.monotonic() - start
+            if waited >= seconds:
+                raise UserError(
+                    f"MASTER_ADDR is {host!r}, a name that this machine has not found for {seconds:.0f} s ({why}); "
+                    "give the first node's address, or a name that every node knows"
+                ) from error
+            if waited >= _FIRST_WORD_SECONDS and not told:
+                told = True
+                say(f"hpe: rank {ranks.rank} looks for MASTER_ADDR, {host!r}, for up to {seconds:.0f} s ({why})")
+        time.sleep(min(1.0, seconds))
 
 
 def _met(here: "Accelerator", ranks: Ranks) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 import torch.distributed as dist
 
-from hpe.core.distributed import Ranks
+from hpe.core.distributed import Ranks, await_name
 from hpe.core.heartbeats import start_heartbeats
 
 BEAT_SECONDS: Final = 2.0
@@ -129,6 +129,7 @@ def claims(ranks: Ranks, total: int) -> Iterator[Claims]:
 def _store(ranks: Ranks) -> "dist.Store":
     if ranks.world == 1:
         return dist.HashStore()
+    await_name(ranks)
     rendezvous = dist.rendezvous(f"env://?rank={ranks.rank}&world_size={ranks.world}", timeout=_MEET)
     store, _, _ = next(rendezvous)
     # A launcher that restarts its ranks may keep the store: each start counts from nothing.

@@ -1,6 +1,6 @@
 """Predictions drawn on the picture: axes or a cube, the direction, bars of emotions.
 
-Everything is painted four times larger and scaled down, so that lines are smooth. Colours are those of
+Everything is painted some times larger and scaled down, so that lines are smooth. Colours are those of
 ``hpe.core.labels``; the axes are Hopenet's (red to the picture's right for a frontal face, green down, blue out of
 the face), and only :func:`hpe.core.geometry.axes_in_picture` computes where they end.
 """
@@ -19,7 +19,7 @@ from hpe.core.labels import AXIS_COLOURS, DIRECTION_COLOURS, DIRECTIONS, EMOTION
 from hpe.data.crops import Box
 
 Angles = tuple[float, float, float]
-_FINER: Final = 4
+FINER: Final = 4
 _MOST_PIXELS: Final = 4096
 """Longest side of the enlarged layer; large faces in large photos are enlarged less than four times."""
 _AXIS_SHARE: Final = 0.5
@@ -45,6 +45,7 @@ class Overlay:
         emotion_p: a probability per emotion.
         note: a line of text above the bars.
         label: a short name above the box.
+        finer: how many times larger than the picture it is painted; half as many take a third of the time (videos).
     """
 
     box: Box
@@ -53,6 +54,7 @@ class Overlay:
     emotion_p: Sequence[float] | None = None
     note: str = ""
     label: str = ""
+    finer: int = FINER
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -93,7 +95,7 @@ def with_axes(image: Image.Image, overlay: Overlay) -> Image.Image:
         x, y = at(start)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_INK, outline=_HALO)
 
-    return _painted(image, _around(overlay.centre, length * 1.25), paint)
+    return _painted(image, _around(overlay.centre, length * 1.25), paint, overlay.finer)
 
 
 def with_cube(image: Image.Image, overlay: Overlay) -> Image.Image:
@@ -125,7 +127,7 @@ def with_cube(image: Image.Image, overlay: Overlay) -> Image.Image:
             closed = [*points, points[0], points[1]]
             draw.line(closed, fill=(*colour[:3], strength), width=max(line, 1), joint="curve")
 
-    return _painted(image, _around(overlay.centre, half * 2.0), paint)
+    return _painted(image, _around(overlay.centre, half * 2.0), paint, overlay.finer)
 
 
 def with_box(image: Image.Image, overlay: Overlay) -> Image.Image:
@@ -140,7 +142,7 @@ def with_box(image: Image.Image, overlay: Overlay) -> Image.Image:
                 bend = [at((x + dx * arm, y)), at((x, y)), at((x, y + dy * arm))]
                 draw.line(bend, fill=shade, width=max(round(at.scale * width * wide), 1), joint="curve")
 
-    return _painted(image, (x0 - width * 2, y0 - width * 2, x1 + width * 2, y1 + width * 2), paint)
+    return _painted(image, (x0 - width * 2, y0 - width * 2, x1 + width * 2, y1 + width * 2), paint, overlay.finer)
 
 
 def annotate(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = with_axes) -> Image.Image:
@@ -201,7 +203,7 @@ def card(image: Image.Image, overlay: Overlay, *, height: int = 256, marker: Mar
     whole = Image.new("RGB", (round(picture.width + width), height), _PANEL[:3])
     whole.paste(picture, (0, (height - picture.height) // 2))
     region = (float(picture.width), 0.0, float(whole.width), float(height))
-    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)))
+    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)), placed.finer)
 
 
 def _with_label(image: Image.Image, overlay: Overlay) -> Image.Image:
@@ -217,7 +219,7 @@ def _with_label(image: Image.Image, overlay: Overlay) -> Image.Image:
         draw.rounded_rectangle((*at((x, y)), *at((x + width, y + height))), radius=at.scale * size * 0.4, fill=_PANEL)
         _text(draw, at, (x + width / 2, y + height / 2), overlay.label, size, _INK, anchor="mm")
 
-    return _painted(image, (x, y, x + width, y + height), paint)
+    return _painted(image, (x, y, x + width, y + height), paint, overlay.finer)
 
 
 def _letters(overlay: Overlay) -> float:
@@ -239,7 +241,7 @@ def _with_panel(image: Image.Image, overlay: Overlay, taken: list[Box]) -> Image
         draw.rounded_rectangle((*corner, *opposite), radius=at.scale * size * 0.5, fill=_PANEL)
         _panel(draw, at, overlay, size, (x, y))
 
-    return _painted(image, (x, y, x + width, y + height), paint)
+    return _painted(image, (x, y, x + width, y + height), paint, overlay.finer)
 
 
 def _panel_corner(
@@ -333,18 +335,20 @@ class _Map:
         return (float(point[0]) - self.left) * self.scale, (float(point[1]) - self.top) * self.scale
 
 
-def _painted(image: Image.Image, region: Box, paint: Callable[[ImageDraw.ImageDraw, _Map], None]) -> Image.Image:
+def _painted(
+    image: Image.Image, region: Box, paint: Callable[[ImageDraw.ImageDraw, _Map], None], finer: int
+) -> Image.Image:
     """The RGB picture with one region painted on at a larger scale; paint outside the region is cut."""
     x0, y0 = max(int(np.floor(region[0])), 0), max(int(np.floor(region[1])), 0)
     x1, y1 = min(int(np.ceil(region[2])), image.width), min(int(np.ceil(region[3])), image.height)
     if x1 <= x0 or y1 <= y0:
         return image
-    scale = max(1, min(_FINER, _MOST_PIXELS // max(x1 - x0, y1 - y0)))
+    scale = max(1, min(finer, _MOST_PIXELS // max(x1 - x0, y1 - y0)))
     # Enlarged without smoothing and averaged back, pixels that are not painted on keep their exact values.
     large = image.crop((x0, y0, x1, y1)).resize(((x1 - x0) * scale, (y1 - y0) * scale), Image.Resampling.NEAREST)
     paint(ImageDraw.Draw(large, "RGBA"), _Map(x0, y0, scale))
     whole = image.copy()
-    whole.paste(large.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), (x0, y0))
+    whole.paste(large.reduce(scale), (x0, y0))
     return whole
 
 

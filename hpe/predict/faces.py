@@ -9,7 +9,7 @@ import numpy as np
 
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
-from hpe.data.annotate import Marker, Overlay, angles_note, card, photo, with_axes, with_cube
+from hpe.data.annotate import FINER, Marker, Overlay, angles_note, card, photo, with_axes, with_cube
 from hpe.data.crops import Box
 from hpe.predict.face_finders import FoundFace
 from hpe.predict.network import Answerer, Answers
@@ -244,7 +244,9 @@ def answered(found: Sequence[FoundFace], answerer: Answerer, batch: int) -> list
     return faces
 
 
-def drawn(image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequence[str] = ()) -> "Image":
+def drawn(
+    image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequence[str] = (), finer: int = FINER
+) -> "Image":
     """An image with its faces drawn on it: beside it if the one face is the whole image, else into it.
 
     Args:
@@ -252,10 +254,10 @@ def drawn(image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequenc
         faces: in its pixels.
         marker: axes or cube.
         labels: of the faces, drawn above their boxes in photos.
+        finer: see :class:`hpe.data.annotate.Overlay`.
     """
-    marks = [
-        replace(face.overlay(), label=label) for face, label in zip(faces, labels or [""] * len(faces), strict=True)
-    ]
+    names = labels or [""] * len(faces)
+    marks = [replace(face.overlay(), label=name, finer=finer) for face, name in zip(faces, names, strict=True)]
     if len(faces) == 1 and faces[0].score is None and faces[0].box == (0, 0, image.width, image.height):
         return card(image, marks[0], height=int(np.clip(image.height, *_CARD_SIDES)), marker=marker)
     return photo(image, marks, marker)

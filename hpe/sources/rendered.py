@@ -87,7 +87,7 @@ def open_rendered(
             seen, name = shown.seen, f"head{shown.person_id:04d}"
             record = Record(
                 emotion=int(seen.emotion), valence=seen.valence, arousal=seen.arousal,
-                yaw=seen.yaw, pitch=seen.pitch, roll=seen.roll, direction=direction_of(seen.yaw, seen.pitch),
+                yaw=seen.yaw, pitch=seen.pitch, roll=seen.roll, direction=direction_of(seen.yaw, seen.turn[1]),
                 box=face_box(shown.head, seen, side),
                 landmarks=_points(project(outline(shown.head, seen), seen, side)) if chosen == "wild" else None,
                 subject=name, source=f"seed{start}/{index}", split=split_of(shown.person_id),

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
@@ -191,6 +192,7 @@ def _forks() -> bool:
     return sys.platform == "linux"
 
 
+@cache
 def _readers(asked: int) -> int:
     """How many processes read: those that ``data.workers`` asks for; none where they cannot be forked."""
     if asked and not _forks():

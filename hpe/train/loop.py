@@ -88,7 +88,7 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
 def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) -> int:
     """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     learner.start_interval(state)
-    first, foretold = state.step, False
+    forecast = _Forecast(job, state)
     stopping = False  # whether some rank has caught a signal; it changes at the same step on all ranks
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
@@ -105,11 +105,8 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
             state = replace(after, unvalidated=due.validation)  # due, not yet done
             log.advance(job.batch)
             if due.log:
-                images_per_second = learner.log(state, log, loader)
+                forecast.tell(state, learner.log(state, log, loader))
                 job.damage.tell(loader)
-                if not foretold and state.step - first >= _MEASURED_STEPS:
-                    foretold = True
-                    job.say(job.timetable.forecast(images_per_second, state.samples_seen, size=job.config.data.size))
             if due.validation and not stopping:
                 state, stopping = validate_and_save(job, learner, state, log, signal)
             elif stopping or due.checkpoint:
@@ -122,6 +119,19 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
         return EXIT_AGAIN
     job.finish(state, log)
     return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
+
+
+class _Forecast:
+    """Says once, after the first steps of a start, how long the training will take."""
+
+    def __init__(self, job: Job, start: State) -> None:
+        self._job, self._start, self._said = job, start, False
+
+    def tell(self, state: State, images_per_second: float) -> None:
+        if not self._said and state.step - self._start.step >= _MEASURED_STEPS:
+            self._said = True
+            size = self._job.config.data.size
+            self._job.say(self._job.timetable.forecast(images_per_second, state.samples_seen, size=size))
 
 
 def _next(loader: Loader, signal: Signals, ranks: Ranks) -> Loaded | None:

@@ -18,7 +18,7 @@ import typer.testing
 from safetensors.torch import load_file
 
 from hpe.cli import app
-from hpe.core.distributed import Ranks, launched, share_cores
+from hpe.core.distributed import Ranks, await_name, launched, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
 from hpe.data.normalise import prepare
@@ -313,6 +313,26 @@ def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.Monk
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
         Ranks.from_environment()
+
+
+def test_a_meeting_place_that_has_no_address_is_waited_for_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unknown(host: str, _: object) -> list[object]:
+        asked.append(host)
+        if len(asked) in (2, 3):
+            return []
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setenv("MASTER_ADDR", "hpe-train-0")
+    await_name(Ranks(0, 1, 0, 1))
+    assert asked == []
+    await_name(Ranks(1, 2, 0, 1), seconds=0.05)  # the second time it is there
+    await_name(Ranks(1, 2, 0, 1), seconds=0.05)
+    with pytest.raises(UserError, match=r"MASTER_ADDR is 'hpe-train-0', a name that .* not known"):
+        await_name(Ranks(1, 2, 0, 1), seconds=0.05)
+    assert len(asked) > 4
 
 
 @pytest.mark.usefixtures("_third_task_of_four")

@@ -181,10 +181,10 @@ def test_faces_of_another_size_are_told_where_the_crop_rules_cannot_tell(
 
 def test_one_answer_for_faces_of_several_classes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained_on(tmp_path / "run", range(8))
-    from hpe.evaluate import measure
+    from hpe.evaluate import judged as judging
 
-    prepared = measure.prepare
-    monkeypatch.setattr(measure, "prepare", lambda batch, by: prepared(batch, by) * 0)  # all pictures look alike
+    prepared = judging.prepare
+    monkeypatch.setattr(judging, "prepare", lambda batch, by: prepared(batch, by) * 0)  # all pictures look alike
     several = judged(run, packed(tmp_path / "several", range(8)))
     assert any("120 of 120 faces get the answer" in one for one in several["about"]["warnings"])
     alike = judged(run, packed(tmp_path / "alike", (1,)))

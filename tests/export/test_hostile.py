@@ -64,7 +64,8 @@ def test_a_plain_graph_of_an_older_or_newer_opset_is_read(tmp_path: Path) -> Non
     for opset in (7, 11, 17, 18, 20):
         path = beside(tmp_path / str(opset), graph([same()], opset=opset))
         face = hpe.load(path, device="cpu")(PIXELS)[0]
-        np.testing.assert_allclose(face.angles, PIXELS.mean((0, 1)) / 255, atol=1e-4)  # pyright: ignore[reportArgumentType]
+        assert face.angles is not None
+        np.testing.assert_allclose(face.angles, PIXELS.mean((0, 1)) / 255, atol=1e-4)
 
 
 def external(location: str) -> Any:

@@ -63,7 +63,7 @@ def bare(person_id: int = 0) -> Head:
 
 def by_scipy(points: np.ndarray, seen: Shot) -> np.ndarray:
     """Pixels of head-frame points, by SciPy: F Rᵀ X, scaled to the picture and moved to the shot's centre."""
-    turn = Rotation.from_euler("xyz", [seen.pitch, seen.yaw, seen.roll], degrees=True)
+    turn = Rotation.from_euler("xyz", [seen.pitch + seen.tilt, seen.yaw, seen.roll], degrees=True)
     x, y, z = turn.inv().apply(points).T
     return SIZE * (0.5 + np.array(seen.centre) + seen.scale * np.stack([x, -y], axis=1) / (1 - seen.near * z)[:, None])
 

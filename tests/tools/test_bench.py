@@ -1,11 +1,14 @@
 """The benchmark's arithmetic, and that every installed contestant really reads the pictures."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hpe.core.errors import UserError
 from hpe.tools.bench import Figure, Report, Settings, available, measure, ratio, take_turns
+from hpe.tools.bench import pose as pose_bench
 from tests import made
 
 
@@ -70,3 +73,26 @@ def test_the_steps_of_a_given_config_are_measured_and_what_bounds_them_is_said(
     assert "an all-reduce of the" in said
     assert "resumed at 90%" in said
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_turn_of_the_pose_bench_has_whole_shards_and_enough_faces() -> None:
+    tasks: list[Any] = [SimpleNamespace(shard=SimpleNamespace(samples=samples)) for samples in (9, 4, 7)]
+    counted = [len(pose_bench._first(tasks, faces)) for faces in (1, 9, 10, 99)]
+    assert counted == [1, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_the_pose_bench_ends_whatever_the_speed_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_bench, "_TURN_SECONDS", 0.1)
+    monkeypatch.setattr(pose_bench, "_ONE_AT_A_TIME_SECONDS", 0.1)
+    monkeypatch.setattr(pose_bench, "_PROCESSES", (1,))
+    report = measure("pose", Settings(tmp_path, workers=1, repeats=1))
+    names = [figure.name for figure in report.figures]
+    assert [name for name in names if name.startswith("resnet50")] == [
+        "resnet50: hpe pose",
+        "resnet50: network alone, batches in memory",
+        "resnet50: decoder and network, no tables",
+        "resnet50: one picture at a time",
+    ]
+    assert all(figure.median > 0 for figure in report.figures)
+    assert [ratio.target for ratio in report.ratios if ratio.name.startswith("ours / resnet50")] == [0.95, 0.95, 1.0]

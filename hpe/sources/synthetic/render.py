@@ -35,7 +35,7 @@ Image = UInt8[np.ndarray, "size size 3"]
 
 def project(points: Float[np.ndarray, "points 3"], shot: Shot, size: int) -> Float[np.ndarray, "points 2"]:
     """Head-frame points to pixels by F·Rᵀ·X: x right, y down, the first pixel's centre at 0.5."""
-    turned = nearer(points @ rotation(shot.yaw, shot.pitch, shot.roll), shot.near) @ IMAGE_FROM_VIEW
+    turned = nearer(points @ rotation(*shot.turn), shot.near) @ IMAGE_FROM_VIEW
     return size * (0.5 + np.array(shot.centre) + shot.scale * turned[:, :2])
 
 
@@ -52,7 +52,7 @@ def model_points(head: Head, shot: Shot) -> Float[np.ndarray, "20 3"]:
 def face_box(head: Head, shot: Shot, size: int) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 in pixels of the head from chin to crown without hair, cut at the picture's border."""
     face = anatomy.face_of(head, shot.units)
-    into, _ = stretched(rotation(shot.yaw, shot.pitch, shot.roll), head.wide)
+    into, _ = stretched(rotation(*shot.turn), head.wide)
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for solid in face.skin[:4]:
         centre = project(solid.centre[None] * [head.wide, 1, 1], shot, size)[0]
@@ -103,7 +103,7 @@ def _figure(
     head: Head, shot: Shot, x: np.ndarray, y: np.ndarray, soft: float, scene: Scene | None
 ) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
     """Colours, black where nothing is, and coverage 0 or 1, both per ray."""
-    matrix = rotation(shot.yaw, shot.pitch, shot.roll)
+    matrix = rotation(*shot.turn)
     into, back = stretched(matrix, head.wide)
     face = anatomy.face_of(head, shot.units)
     layers: list[tuple[Screen, str]] = []

@@ -86,6 +86,12 @@ class Shot:
     noise: float
     grain: int
     near: float = 0.0  # the inverse of the camera's distance, in head units
+    tilt: float = 0.0  # what the renderer's pitch is above the labelled one: a data set's zero is its own
+
+    @property
+    def turn(self) -> tuple[float, float, float]:
+        """Yaw, pitch and roll in the renderer's frame, where a head at 0° looks along the camera's axis."""
+        return self.yaw, self.pitch + self.tilt, self.roll
 
     @property
     def valence(self) -> float:

@@ -27,6 +27,9 @@ Picture = Float[np.ndarray, "size size 3"]
 Look = Literal["studio", "wild"]
 CHANCES: Final = (0.3, 0.28, 0.07, 0.07, 0.07, 0.07, 0.07, 0.07)
 """Of the emotions: people who are photographed are calm, or smile."""
+TILT: Final = 7.0
+"""Degrees: a head that looks along the camera's axis has a pitch of about -7° in 300W-LP, whose zero these labels share.
+Measured as the offset of a network of rendered heads on 60 images of 300W-LP (median 6.3°, mean 7.5°)."""
 CROP: Final = 1.4
 """Side of the picture through the longer side of the box around the landmarks."""
 
@@ -154,7 +157,7 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
     scale = 0.5 / (CROP * half)
     return Shot(
         yaw=yaw,
-        pitch=pitch,
+        pitch=pitch - TILT,
         roll=roll,
         emotion=emotion,
         intensity=intensity,
@@ -176,6 +179,7 @@ def wild_shot(seed: int, index: int, head: Head) -> Shot:
         noise=0.0,
         grain=int(rng.integers(2**31)),
         near=near,
+        tilt=TILT,
     )
 
 
@@ -293,7 +297,7 @@ def _hat(rng: np.random.Generator, head: Head) -> list[Part]:
 def _hands(rng: np.random.Generator, head: Head, seen: Shot) -> list[Part]:
     """Hands, or things of any colour, before the lower face or beside it."""
     points = anatomy.model_points(anatomy.face_of(head, seen.units)) * [head.wide, 1, 1]
-    points = points @ rotation(seen.yaw, seen.pitch, seen.roll)
+    points = points @ rotation(*seen.turn)
     names = ("chin", "left mouth corner", "right mouth corner", "left ear", "right ear", "nose tip", "forehead")
     chances = np.array([4, 3, 3, 2, 2, 1, 1]) / 16
     parts = []

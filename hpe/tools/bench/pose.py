@@ -125,7 +125,7 @@ def _faces_for(estimator: Estimator, workers: int) -> int:
     batches = [torch.zeros((CPU_BATCH, 3, _SIZE, _SIZE), dtype=torch.uint8)] * workers
     _network(batches, estimator, workers)  # pays for what torch builds lazily
     faces = _network(batches, estimator, workers) * _TURN_SECONDS
-    return max(1 << int(np.log2(max(faces, 1))), 2 * CPU_BATCH * workers)
+    return max(1 << int(np.log2(max(faces, 1))), CPU_BATCH * workers)
 
 
 def _first(tasks: list[Task], faces: int) -> list[Task]:
