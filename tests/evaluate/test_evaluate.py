@@ -318,7 +318,7 @@ NOTHING = {"emotion": None, "direction": None, "yaw": None, "valence": None, "ar
 
 def test_shards_without_a_label_of_any_head_are_refused_with_the_way_out(run: Path, tmp_path: Path) -> None:
     bare = pack(tmp_path / "bare", said(**NOTHING), (9,))
-    with pytest.raises(UserError, match=r"no sample has a label of this run's heads \(emotion.*hpe predict"):
+    with pytest.raises(UserError, match=r"no sample has a label of this network's heads \(emotion.*hpe predict"):
         judged(run, bare, name="never")
     assert not list((run / "evaluate").glob("*never*"))
 
