@@ -37,15 +37,18 @@ def load(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         UserError: every mistake in the file and the overrides, one per line with its place.
     """
+    return parse(_text_of(path), str(path), schema, overrides)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path}: cannot read this config: {reason}; expected a YAML file"
             + (recipes.way_to(path) or " (`hpe configs` lists those of hpe)")
         ) from error
-    return parse(text, str(path), schema, overrides)
 
 
 def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hpe.core.console import say
 from hpe.core.distributed import Ranks, accelerator, agree
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
-from hpe.core.files import aside, make_folder, write_json, write_text
+from hpe.core.files import aside, refuse_unwritable, write_json, write_text
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import Bar, progress
 from hpe.data.batch import Batch
@@ -72,7 +72,7 @@ def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _US
     stream = Stream(sets, replace(judged.reading, labels=labels))
     counts = _counted(stream, sets, judged.heads)
     folder = judged.folder / FOLDER
-    make_folder(folder, f"--out {judged.folder}")
+    refuse_unwritable(folder / "results", f"--out {judged.folder}")
     precision, recorded, views = judged.precision.name, judged.recorded, options.views
     other = None if options.precision in (None, recorded) else options.precision
     subject = Subject.of(sets, stream.sets, views=views, which=options.which, precision=other)

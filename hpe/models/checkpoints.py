@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
-from hpe.models.run_folder import pretrained
+from hpe.models.run_folder import CONFIG, PRETRAINED
 
 CHECKPOINTS: Final = "checkpoints"
 SHARED_WEIGHTS: Final = "model.safetensors"
@@ -186,7 +186,7 @@ def weights_of(run: Path, which: str = "best") -> Path:
     Raises:
         UserError: no such checkpoint.
     """
-    if pretrained(run) is not None:
+    if (run / PRETRAINED).is_file() and not (run / CONFIG).is_file():
         if which != "best":
             raise UserError(f"{run}: no checkpoint {which!r}; a shared network has one set of weights, best")
         if not (shared := run / SHARED_WEIGHTS).is_file():

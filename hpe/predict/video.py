@@ -276,7 +276,8 @@ def _followed(
             waiting.append(frame)
             yield frame.picture
 
-    for faces in reader.each(pictures()):
+    # A camera's frames are answered one by one, as they come: together they would be seconds late.
+    for faces in map(reader.read, pictures()) if video.live else reader.each(pictures()):
         frame = waiting.popleft()
         yield SeenFrame(frame, tuple(tracks.next(faces.faces, frame.seconds)))
 

@@ -41,7 +41,7 @@ _ELSEWHERE: Final = (
     "not at its place in the tar: the tar or its index was changed; see `hpe verify`, or run `hpe index`"
 )
 _ROWS_OF_MESSAGE: Final = 256
-"""Samples that travel to the trainer together: a message costs it as much as 1,000 µs, and a batch in it 40."""
+"""Samples that travel to the trainer together: a message costs it 500 to 1,000 µs, and each batch in it 40."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parent.chmod(0o755)  # munged asks for it
     program = folder / "bin" / "hpe"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nPYTHONPATH=${{BEFORE:+$BEFORE:}}{ROOT} exec {sys.executable} -m hpe "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m hpe "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "run.yaml").write_text(CONFIG)
     subprocess.run(

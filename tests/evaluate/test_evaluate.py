@@ -1,11 +1,13 @@
 """``hpe evaluate``: every sample once whatever the ranks; its figures are scikit-learn's of what the network said."""
 
+import errno
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -425,3 +427,18 @@ def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:
     folder = pack(tmp_path / "twice", lambda _, one: replace(one, key="same"), (1, 1))
     with pytest.raises(UserError, match="1 keys of these shards occur twice"):
         judged(run, folder, name="twice")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = made.shards(tmp_path / "shards", counts=(8,), val=8)
+    run = made.untrained(tmp_path / "run", shards)
+
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", read_only)
+    monkeypatch.delattr(evaluation, "_predict")
+    with pytest.raises(UserError, match=r"--out .*run: cannot be written \(Read-only file system\)"):
+        evaluate(run, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0))

@@ -239,7 +239,7 @@ def test_the_first_epochs_see_small_pictures_and_their_best_gives_way_to_the_fir
 
 ANGLES = ("model.backbone=angles", "model.heads={direction: {}}")
 REFUSED: list[tuple[Callable[[RunConfig], RunConfig] | tuple[str, ...], str]] = [
-    (("model.backbone=resnet19",), "did you mean resnet18"),
+    (("model.backbone=resnet19",), "did you mean .*resnet18"),
     (("model.freeze=[nothing]",), "no layer named 'nothing'"),
     (("data.direction=ours",), "data.angles or data.direction needs pose tables"),
     (("train.precision=fp16",), "fp16 needs a GPU"),
