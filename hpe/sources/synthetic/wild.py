@@ -28,8 +28,8 @@ Look = Literal["studio", "wild"]
 CHANCES: Final = (0.3, 0.28, 0.07, 0.07, 0.07, 0.07, 0.07, 0.07)
 """Of the emotions: people who are photographed are calm, or smile."""
 TILT: Final = 7.0
-"""Degrees: a head that looks along the camera's axis has a pitch of about -7° in 300W-LP, whose zero these labels share.
-Measured as the offset of a network of rendered heads on 60 images of 300W-LP (median 6.3°, mean 7.5°)."""
+"""Degrees: a head that looks along the camera's axis has a pitch of about -7° in 300W-LP, whose zero these labels
+share. Measured as the offset of a network of rendered heads on 60 images of 300W-LP (median 6.3°, mean 7.5°)."""
 CROP: Final = 1.4
 """Side of the picture through the longer side of the box around the landmarks."""
 
