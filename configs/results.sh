@@ -32,7 +32,30 @@ train() { # NAME CONFIG SEED SHARDS, then more settings
 
 evaluate() { # NAME SEED SHARDS, then more options of hpe evaluate
     hpe evaluate "$out/$1-seed$2" "$out/shards/$3" --flips --name "$3" "${@:4}"
-    cp "$out/$1-seed$2/evaluate/$3.json" "$results/$1-$3-seed$2.json"
+    keep "$out/$1-seed$2/evaluate/$3.json" "$results/$1-$3-seed$2.json" "configs/results.sh $what, seed $2"
+}
+
+keep() { # FILE, WHERE, HOW: what a comparison needs of a result, with how, by what and where it was made
+    python - "$@" "$(git -C "$here" rev-parse HEAD 2> /dev/null || echo unknown)" << 'EOF'
+import json, os, platform, shutil, subprocess, sys
+
+source, target, how, commit = sys.argv[1:]
+with open(source) as opened:
+    found = json.load(opened)
+found.pop("by", None)  # per group: in the run's own file
+for name in ("by_yaw", "by_pitch"):
+    found.get("pose", {}).pop(name, None)
+found.get("about", {}).pop("shards", None)
+cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+gpus = []
+if smi := shutil.which("nvidia-smi"):
+    answer = subprocess.run([smi, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    gpus = answer.stdout.splitlines() if answer.returncode == 0 else []
+made = {"command": how, "commit": commit, "machine": ", ".join([cpu, f"{os.cpu_count()} cores", *gpus])}
+with open(target, "w") as opened:
+    json.dump({"made": made} | found, opened, indent=1)
+    opened.write("\n")
+EOF
 }
 
 on_ferplus() { # NAME CONFIG, then more settings: trained and judged on FER+, every seed
@@ -106,7 +129,7 @@ study)
     # shellcheck disable=SC2086 # several words
     hpe study "$here/study/ferplus_reduced.yaml" --jobs "${JOBS:-2}" --set "study=$out/study" --set "seeds=[${seeds// /,}]" \
         --set "shards=$out/shards/ferplus-study" --set "pose=$out/shards/ferplus-study/pose/lwpose66" $more
-    cp "$out/study/study.json" "$results/study.json"
+    keep "$out/study/study.json" "$results/study.json" "configs/results.sh study, seeds $seeds"
     ;;
 *)
     sed -n '2,12p' "$0"

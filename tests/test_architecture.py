@@ -10,9 +10,7 @@ import hpe
 
 PACKAGES = sorted(init.parent for init in Path(hpe.__file__).parent.glob("*/**/__init__.py"))
 LONGEST, MOST_PARAMETERS = 60, 8
-REASONS = {
-    "predict/face_reader.py: __init__": "what `hpe.load` has opened; it alone makes readers",
-}
+REASONS: dict[str, str] = {}
 """Why a function may be longer, or take more parameters. Commands may: Typer reads a parameter per option."""
 _LISTED = re.compile(r"^ .*?([a-z_0-9]+\.py|[a-z_0-9]+/)  ", re.MULTILINE)
 

@@ -8,12 +8,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, get_args, overload
 
-import torch
-
 from hpe.core.console import count_of, say
 from hpe.core.distributed import cores, named_device
 from hpe.core.errors import UserError
-from hpe.core.precision import Precision
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS
 from hpe.data.prefetch import ahead, one_thread
@@ -35,7 +32,7 @@ from hpe.predict.faces import Face, Faces, answered
 from hpe.predict.given import Colour, Image, pixels_of
 from hpe.predict.inputs import Item, Skipped, find_inputs, items, printable, samples_of, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
-from hpe.predict.network import Answerer, Predictor, open_predictor
+from hpe.predict.network import Predictor, open_predictor
 from hpe.share import local_folder, share
 from hpe.share.hub import is_hub_name
 from hpe.stream import ShardSet
@@ -60,15 +57,18 @@ class FaceReader:
     """
 
     def __init__(
-        self, name: str, answerer: Answerer, finder: FaceFinder, *, faces: str | None, device: torch.device,
-        precision: Precision, predictor: Predictor | None = None, crop: CropRule | None = None,
+        self,
+        network: Predictor | MeshFinder,
+        finder: FaceFinder,
+        *,
+        faces: str | None,
+        crop: CropRule | None = None,
         source: tuple[Path, str] | None = None,
-    ) -> None:  # fmt: skip
-        self._source = source
-        self._answerer, self._finder, self._predictor, self._why = answerer, finder, predictor, precision.why
-        self.name, self.heads, self.faces, self.crop = name, answerer.heads, faces, crop
-        self.size = None if predictor is None else predictor.size
-        self.device, self.precision = device, precision.name
+    ) -> None:
+        self._network, self._finder, self._source = network, finder, source
+        self.name, self.heads, self.faces, self.crop = network.name, network.heads, faces, crop
+        self.size = None if isinstance(network, MeshFinder) else network.size
+        self.device, self.precision, self._why = network.device, network.precision.name, network.precision.why
 
     def __repr__(self) -> str:
         size = f" of {self.size} px" if self.size is not None else ""
@@ -209,15 +209,15 @@ class FaceReader:
         return self._answered([finder.load(one) for one in given], finder)
 
     def _boxed_finder(self) -> FaceFinder:
-        if self._predictor is None or self.crop is None:
+        if isinstance(self._network, MeshFinder) or self.crop is None:
             raise UserError(f"boxes: {self.name} is a landmark model, which finds the faces itself; leave them out")
-        return BoxedFaces(self._predictor, self.crop)
+        return BoxedFaces(self._network, self.crop)
 
     def _answered(self, group: Sequence[LoadedImage | Skipped], finder: FaceFinder) -> list[Faces]:
         found = finder.find([one for one in group if isinstance(one, LoadedImage)])
         located = [one for one in found if isinstance(one, FoundFace)]
         faces: dict[int, list[Face]] = {}
-        for place, face in zip(located, answered(located, self._answerer, _BATCH), strict=True):
+        for place, face in zip(located, answered(located, self._network, _BATCH), strict=True):
             faces.setdefault(id(place.owner.item), []).append(face)
         problems = {id(one.item): one.reason for one in found if isinstance(one, Skipped)}
         return [self._faces(one, tuple(faces.get(id(_given(one)), ())), problems.get(id(_given(one)))) for one in group]
@@ -292,32 +292,33 @@ def load(
     path, on = local_folder(str(source)) if is_hub_name(str(source)) else Path(source), named_device(device)
     if (landmarks := model_folder(path)) is not None:
         reader = _landmarks(landmarks, faces, refused=bool(precision or crop or flips or weights))
+        say(f"hpe: {str(reader).strip('<>')}")
+        return reader
+    if faces is not None and faces not in DETECTORS:
+        raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, DETECTORS))} (with this network)")
+    predictor = open_predictor(
+        path, on, which=which, weights=None if weights is None else Path(weights), views=Views(flips),
+        precision=precision, batch=_BATCH, fall_back=device == "auto",
+    )  # fmt: skip
+    rule, notes = detector_rule(crop, predictor)
+    if faces is None:
+        finder, notes = GivenFaces(predictor, keep_pictures=False), []
     else:
-        if faces is not None and faces not in DETECTORS:
-            raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, DETECTORS))} (with this network)")
-        predictor = open_predictor(
-            path, on, which=which, weights=None if weights is None else Path(weights), views=Views(flips),
-            precision=precision, batch=_BATCH, fall_back=device == "auto",
-        )  # fmt: skip
-        rule, notes = detector_rule(crop, predictor)
-        finder: FaceFinder = GivenFaces(predictor, keep_pictures=False)
-        if faces is not None:
-            pool = ThreadPoolExecutor(_threads(), "faces", initializer=one_thread)
-            finder = DetectedFaces(predictor, faces, on, rule, pool)
-        for note in [*([] if predictor.note is None else [predictor.note]), *(notes if faces is not None else [])]:
+        pool = ThreadPoolExecutor(_threads(), "faces", initializer=one_thread)
+        finder = DetectedFaces(predictor, faces, on, rule, pool)
+    reader = FaceReader(predictor, finder, faces=faces, crop=rule, source=(path, which) if is_run(path) else None)
+    for note in [predictor.note, *notes]:
+        if note is not None:
             say(f"hpe: {note}")
-        reader = FaceReader(
-            predictor.name, predictor, finder, faces=faces, device=predictor.device, precision=predictor.precision,
-            predictor=predictor, crop=rule, source=(path, which) if is_run(path) else None,
-        )  # fmt: skip
-    cropped = ""
-    if reader._predictor is not None and faces is None:
-        rules = " or ".join(sorted(map(str, reader._predictor.crops - {CropRule()})))
-        cropped = "; each image is to be one face" + (
-            f", cropped by {rules} (whole photos: faces='mtcnn')" * bool(rules)
-        )
-    say(f"hpe: {str(reader).strip('<>')}{cropped}")
+    say(f"hpe: {str(reader).strip('<>')}{_expected(predictor) if faces is None else ''}")
     return reader
+
+
+def _expected(predictor: Predictor) -> str:
+    """What every image has to be where nothing looks for faces."""
+    rules = " or ".join(sorted(map(str, predictor.crops - {CropRule()})))
+    cropped = f", cropped by {rules} (whole photos: faces='mtcnn')" if rules else ""
+    return f"; each image is to be one face{cropped}"
 
 
 def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
@@ -327,10 +328,7 @@ def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:
     if which not in WHICH:
         raise UserError(f"faces={faces!r}: expected None, {' or '.join(map(repr, WHICH))} (with this network)")
     mesh = MeshFinder(folder, which, keep_pictures=False)  # pyright: ignore[reportArgumentType]
-    on, name = torch.device("cpu"), folder.resolve().name
-    reader = FaceReader(
-        name, mesh, mesh, faces=which, device=on, precision=Precision("fp32", "landmark models have no other")
-    )
+    reader = FaceReader(mesh, mesh, faces=which)
     weakref.finalize(reader, mesh.close)
     return reader
 

@@ -32,8 +32,7 @@ def pixels_of(image: Image, name: str, colour: Colour = "rgb", *, max_pixels: in
         max_pixels: of an encoded image; None: the usual limit.
 
     Raises:
-        UserError: it is no image, or its numbers are not what :data:`Image` describes.
-        OSError: the file cannot be read.
+        UserError: it is no image, it cannot be read, or its numbers are not what :data:`Image` describes.
     """
     if colour not in get_args(Colour):
         raise UserError(f"colour={colour!r}: expected {' or '.join(map(repr, get_args(Colour)))}")
@@ -53,8 +52,8 @@ def pixels_of(image: Image, name: str, colour: Colour = "rgb", *, max_pixels: in
                 return decode_rgb(image, **limit)
             case Pillow.Image():
                 return picture_rgb(image)
-    except DecodeError as error:
-        raise UserError(f"{name}: {error}") from error
+    except (DecodeError, OSError) as error:
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
     raise UserError(f"{name}: {type(image).__name__}: expected a path, bytes, a PIL image, a NumPy array or a tensor")
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from hpe.core.precision import Precision
 from hpe.data.directions import OURS
 from hpe.data.images import MAX_PIXELS, RGBImage
 from hpe.landmarks.estimator import LandmarkEstimator
@@ -29,13 +31,20 @@ class MeshFinder:
         which: which of several faces: largest, centre or all.
         keep_pictures: keep the pixels for drawing.
         max_pixels: larger images are not read.
+
+    Attributes:
+        name: of the model.
+        device, precision: those of every landmark model.
     """
 
     heads: tuple[str, ...] = ("pose",)
+    device = torch.device("cpu")
+    precision = Precision("fp32", "landmark models have no other")
 
     def __init__(self, folder: Path, which: Which, *, keep_pictures: bool, max_pixels: int = MAX_PIXELS) -> None:
         self._estimator, self._keep = LandmarkEstimator(folder, which=which), keep_pictures
         self._max_pixels = max_pixels
+        self.name = folder.resolve().name
 
     def close(self) -> None:
         """Stop the face mesh."""

@@ -1,5 +1,6 @@
 """configs/results.sh: its commands are real, their settings load, and a second start repeats nothing that is packed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_every_command_parses_and_every_config_loads_with_its_settings(
         if words[0] in ("train", "study"):
             load(Path(words[1]), StudyConfig if words[0] == "study" else RunConfig, context.params["overrides"])
     assert [words[0] for words in commands].count("train") == trainings
+    kept = {path.name: json.loads(path.read_text())["made"] for path in (tmp_path / "results").iterdir()}
+    assert len(kept) == max([words[0] for words in commands].count("evaluate"), 1)
+    assert all(made["command"].startswith("configs/results.sh") and made["machine"] for made in kept.values())
     again = run(what, tmp_path)
     assert "pack" not in [words[0] for words in again]
     assert [words for words in again if words[0] == "train"] == [words for words in commands if words[0] == "train"]

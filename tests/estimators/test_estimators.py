@@ -339,6 +339,9 @@ class _Session:
     def get_providers(self) -> list[str]:
         return self._providers
 
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map={})
+
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="image", shape=["batch", 3, 64, 64], type="tensor(float)")]
 

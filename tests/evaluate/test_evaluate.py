@@ -27,7 +27,7 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.evaluate import EvaluateOptions, evaluate
+from hpe.evaluate import EvaluateOptions, evaluate, measure
 from hpe.evaluate import judged as judging
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
@@ -318,7 +318,7 @@ NOTHING = {"emotion": None, "direction": None, "yaw": None, "valence": None, "ar
 
 def test_shards_without_a_label_of_any_head_are_refused_with_the_way_out(run: Path, tmp_path: Path) -> None:
     bare = pack(tmp_path / "bare", said(**NOTHING), (9,))
-    with pytest.raises(UserError, match=r"no sample has a label of this run's heads \(emotion.*hpe predict"):
+    with pytest.raises(UserError, match=r"no sample has a label of this network's heads \(emotion.*hpe predict"):
         judged(run, bare, name="never")
     assert not list((run / "evaluate").glob("*never*"))
 
@@ -439,6 +439,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_image_is_read(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", read_only)
-    monkeypatch.delattr(evaluation, "_predict")
+    monkeypatch.delattr(measure, "_predict")
     with pytest.raises(UserError, match=r"--out .*run: cannot be written \(Read-only file system\)"):
         evaluate(run, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0))

@@ -92,7 +92,10 @@ HUGE = numpy_helper.from_array(np.array([1 << 20, 1 << 22], np.int64), "shape")
         (lambda _: graph([helper.make_node("Bomb", ["m"], ["angles"], domain="evil")]), "Bomb"),
         (lambda at: of_a_secret(at, "../secret.bin"), "not an ONNX network"),
         (lambda at: of_a_secret(at, str(at / "secret.bin")), "not an ONNX network"),
-        (lambda _: graph([same()], outputs=(("angles", 4),)), "not an ONNX network|4 values per face"),
+        (
+            lambda _: graph([helper.make_node("Concat", ["m", "m"], ["angles"], axis=1)], outputs=(("angles", 6),)),
+            "6 values per face",
+        ),
         (lambda _: graph([same("other")], outputs=(("other", 3),)), "no output 'angles'"),
         (
             lambda _: graph(

@@ -305,9 +305,10 @@ def test_wild_pictures_are_the_same_in_any_order_and_alike_in_nothing_else() -> 
 
 
 def test_wild_poses_reach_from_profile_to_profile_and_keep_within_the_bins() -> None:
-    poses = np.array(
-        [(s.yaw, s.pitch, s.roll) for s in (wild.wild_shot(0, i, wild.wild_person(0, 0)) for i in range(400))]
-    )
+    head = wild.wild_person(0, 0)
+    shots = [wild.wild_shot(0, index, head) for index in range(400)]
+    poses = np.array([seen.turn for seen in shots])
+    assert max(abs(seen.pitch - (seen.turn[1] - wild.TILT)) for seen in shots) < 1e-9
     assert np.abs(poses).max() < 99
     assert np.histogram(poses[:, 0], range(-90, 91, 30))[0].min() > 15
     assert np.abs(poses.mean(axis=0)).max() < 5
