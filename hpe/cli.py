@@ -221,8 +221,8 @@ def pack(
     become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
-    Examples: `hpe pack auto raw/AFLW2000 data/aflw2000 --crop square-1.4@landmarks`,
-    `hpe pack synthetic data/heads --option count=2000 --option people=50`
+    Examples: `hpe pack auto raw/AFLW2000 shards/aflw2000 --crop square-1.4@landmarks`,
+    `hpe pack synthetic shards/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
     from hpe.pack.options import Options
@@ -261,7 +261,7 @@ def index(
     With an index, commands know every label without opening a tar. `hpe pack` and `hpe balance` write it themselves, so
     you need this command only for tars of an older version or of another tool, when a start takes long.
 
-    Example: `hpe index data/ferplus`
+    Example: `hpe index shards/ferplus`
     """
     from hpe.core.errors import EXIT_INCOMPLETE
     from hpe.pack.indexing import index
@@ -278,7 +278,7 @@ def index(
 def verify(shards: Annotated[str, typer.Argument(help="Folder that `hpe pack` or `hpe balance` wrote.")]) -> None:
     """Check every shard against its sha256 and sample count, and list what is damaged (exit code 1).
 
-    Example: `hpe verify data/aflw2000`
+    Example: `hpe verify shards/aflw2000`
     """
     from hpe.core.errors import EXIT_INCOMPLETE
     from hpe.data.shard_files import refuse_remote
@@ -314,7 +314,7 @@ def balance(
 ) -> None:
     """Write a subset with equal numbers of samples per direction and emotion, as in the thesis.
 
-    Example: `hpe balance data/affectnet data/affectnet/pose/hopenet data/balanced --per-cell 221/30/30`
+    Example: `hpe balance shards/affectnet shards/affectnet/pose/hopenet shards/balanced --per-cell 221/30/30`
     """
     from hpe.core.labels import DIRECTIONS, EMOTIONS
     from hpe.pack.balance import Subset, balance, labels_of

@@ -20,7 +20,6 @@ import torch.distributed as dist
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-import hpe
 from hpe import __main__ as entry
 from hpe import cli
 from hpe.core.errors import UserError
@@ -96,11 +95,6 @@ def test_the_configs_of_the_examples_come_with_hpe() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_the_version_is_the_packages() -> None:
-    done = hpe_command("--version")
-    assert (done.returncode, done.stdout) == (0, f"hpe {hpe.__version__}\n")
-
-
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys; sys.argv = ['hpe', '--help']\n"
@@ -165,7 +159,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], er
         raise error
 
     monkeypatch.setattr(cli, "app", fails)
-    monkeypatch.setattr(entry, "end_on_signals", lambda: None)  # the signals of this process are pytest's
+    monkeypatch.setattr("hpe.core.signals.end_on_signals", lambda: None)  # the signals of this process are pytest's
     with pytest.raises(SystemExit) as end:
         entry.main()
     assert isinstance(end.value.code, int)

@@ -60,5 +60,7 @@ def test_a_result_names_its_command_and_the_machine(monkeypatch: pytest.MonkeyPa
         about = about_command("cpu")
         assert about["command"] == "hpe evaluate 'runs/my run' --flips"
         assert re.fullmatch(r"cpu: .+, \d+ cores, torch \d.*", about["machine"] or "")
+    monkeypatch.setattr(sys, "argv", ["hpe", "evaluate", "run", "https://me:secret@host/shards?signature=secret"])
+    assert "secret" not in str(about_command("cpu")["command"])
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", "--token", "secret"])
     assert about_command("cpu")["command"] is None

@@ -13,15 +13,10 @@ for an older Pillow than hpe is tested with, and its pages load fonts and script
 
 from typing import TYPE_CHECKING
 
+from hpe.core.handed_on import handed_on
+
 if TYPE_CHECKING:
     from hpe.app.server import app
 
 __all__ = ["app"]
-
-
-def __getattr__(name: str) -> object:
-    if name in __all__:
-        from hpe.app import server
-
-        return getattr(server, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = handed_on(__name__, dict.fromkeys(__all__, "server"))

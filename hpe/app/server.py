@@ -8,6 +8,7 @@ cross-site requests). The page's content security policy lets it load nothing fr
 import base64
 import io
 import json
+import os
 import secrets
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from hpe.app.videos import VideoJob
+from hpe.app.videos import VideoJob, one_line
 from hpe.core.console import say
 from hpe.core.errors import EXIT_OK, UserError
 from hpe.core.labels import AXIS_COLOURS, DIRECTION_COLOURS, DIRECTIONS, EMOTION_COLOURS, EMOTIONS
@@ -83,6 +84,8 @@ def app(network: Path, options: AppOptions) -> int:
     if options.max_megabytes < 1:
         raise UserError(f"--max-megabytes {options.max_megabytes}: expected 1 or more")
     faces = _finder(network, options.faces)
+    if options.crop is not None and faces is None:
+        raise UserError(f"--crop {options.crop}: only with a face detector; given faces are not cropped")
     with TemporaryDirectory(prefix="hpe-app-") as folder:
         try:
             server = Server((HOST, options.port), Handler)
@@ -314,6 +317,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         except (OSError, MemoryError) as error:
             self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, getattr(error, "strerror", None) or "out of memory")
+        except RuntimeError as error:  # torch's, such as a GPU without room
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, one_line(error))
 
     def _taken(self, size: int) -> bytes:
         data = self.rfile.read(size)
@@ -360,9 +365,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _file(self, path: Path, kind: str) -> None:
         with path.open("rb") as file:
-            self._head(kind, path.stat().st_size, {}, HTTPStatus.OK)
-            while piece := file.read(_PIECE):
+            left = os.fstat(file.fileno()).st_size  # a table of a video that is read now grows meanwhile
+            self._head(kind, left, {}, HTTPStatus.OK)
+            while left and (piece := file.read(min(left, _PIECE))):
                 self.wfile.write(piece)
+                left -= len(piece)
 
     def _send(self, data: bytes, kind: str, more: dict[str, str], status: HTTPStatus = HTTPStatus.OK) -> None:
         self._head(kind, len(data), more, status)

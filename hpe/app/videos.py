@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpe.core.errors import UserError
 from hpe.data.video import Video, annotated
 from hpe.predict.face_reader import FaceReader
 from hpe.predict.faces import MARKERS
@@ -51,8 +50,8 @@ class VideoJob:
             self._read(self._state.update)
         except _StoppedError:
             self._state["error"] = "stopped"
-        except (UserError, OSError, ValueError, MemoryError) as error:
-            self._state["error"] = str(error).replace(str(self._source), "this file")
+        except Exception as error:  # whatever it is, the page must not take the video for finished
+            self._state["error"] = one_line(error).replace(str(self._source), "this file")
         finally:
             self._state["done"] = True
             with suppress(OSError):
@@ -78,6 +77,11 @@ class VideoJob:
                     tell(frames=frames, with_face=with_face, tracks=tracks.count)
             problems = [text.replace(str(self._source), "this file") for text in video.problems()]
             tell(problems=problems)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; without words, its name."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _StoppedError(Exception):

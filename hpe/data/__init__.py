@@ -7,6 +7,7 @@ In reading order:
     face_sizes.py     how large faces are in their pictures, compared between two datasets
     image_files.py    the pictures in a folder, and everything else in it by kind
     images.py         pictures as bytes and as arrays: hostile files, one crop, encoding
+    arrays.py         arrays of foreign ``.npz`` files
     shards.py         the whole shard format: members of a tar, fields of the JSON and of the manifest; written
     shard_reader.py   the one way to open a shard: where each sample lies, its picture and its record
     index.py          the index of shards: where each sample lies, and its labels, in one Arrow file

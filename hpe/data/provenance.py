@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe import __version__
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, redacted
 from hpe.data.shards import MANIFEST, Manifest
 
 _FIELDS: Final = ("dataset", "variant", "licence", "publishable", "crop")
@@ -45,7 +45,7 @@ def about_command(device: str) -> dict[str, str | None]:
     ours = program.name == "hpe" or program.parts[-2:] == ("hpe", "__main__.py")
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
-        "command": shlex.join(("hpe", *sys.argv[1:])) if ours else None,
+        "command": shlex.join(("hpe", *map(redacted, sys.argv[1:]))) if ours else None,
         "machine": f"{device}: {name}, {cores()} cores, torch {torch.__version__}",
     }
 

@@ -204,7 +204,7 @@ def names_folder(shards: str) -> bool:
 
 def matching(pattern: str) -> list[Path] | None:
     """What a glob matches, sorted; None where the text is no glob, or is the name of something that exists."""
-    if Path(pattern).exists() or not _GLOB_CHARACTERS & set(pattern):
+    if not _GLOB_CHARACTERS & set(pattern) or Path(pattern).exists():
         return None
     return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
 

@@ -54,6 +54,8 @@ _WRITING_THREADS: Final = 2
 _MOST_MISSING: Final = 0.5
 """Seconds that may be missing at the end of a video before it counts as cut off: containers round their length."""
 _LEFT_SECONDS: Final = 3600.0
+_LONGEST_PAUSE_SECONDS: Final = 36_000.0
+"""A frame that is later than this after the one before has no usable time: it is damaged, and an MP4 cannot hold it."""
 _MOST_BAD_PACKETS: Final = 1000
 """In a row, without a frame between them: then the rest of a file is not tried."""
 
@@ -75,7 +77,7 @@ def is_camera(text: str) -> bool:
 
 def is_video(text: str) -> bool:
     """Whether a text names a video: a file by its suffix, an address, a camera, or ``-``."""
-    named = Path(text).suffix.lower() in VIDEOS and not Path(text).is_dir()
+    named = Path(text).suffix.lower() in VIDEOS and not os.path.isdir(text)  # noqa: PTH112 (also of names too long)
     return named or text == STDIN or is_address(text) or is_camera(text)
 
 
@@ -153,8 +155,7 @@ class Video:
         else:
             _refuse_no_file(Path(source))
             what["timeout"] = None
-            path = os.path.abspath(source)  # noqa: PTH100 (a name such as `concat:x` must not be read as a protocol)
-            options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+            path, options = _of_file(source)
         try:
             return av.open(path, "r", options=options, **what)
         except (self._errors, OSError, ValueError) as error:
@@ -196,9 +197,9 @@ class Video:
         rate = float(chosen.average_rate or chosen.guessed_rate or 0)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= _HIGHEST_RATE else _USUAL_RATE
         self.seconds: float | None = None
-        if not self.live and chosen.duration and chosen.time_base:
+        if not self.live and (chosen.duration or 0) > 0 and chosen.time_base:
             self.seconds = float(chosen.duration * chosen.time_base)
-        elif not self.live and container.duration and not container.streams.audio:
+        elif not self.live and (container.duration or 0) > 0 and not container.streams.audio:
             self.seconds = container.duration / 1e6
         guessed = round((self.seconds or 0) * self.rate)
         self.frames: int | None = None if self.live else chosen.frames or guessed or None
@@ -233,14 +234,14 @@ class Video:
                 start, seconds = given or 0.0, 0.0
                 self._offset = start
             else:
-                seconds = math.nan if given is None else given - start
-                # Broken files and restarted cameras give none, or earlier ones.
-                if not seconds > last:
-                    seconds, self.retimed = last + 1 / self.rate, self.retimed + 1
+                seconds = math.nan if given is None else round(given - start, 6)
+                # Broken files and restarted cameras give none, earlier ones, or one in a million years.
+                if not last < seconds <= last + _LONGEST_PAUSE_SECONDS:
+                    seconds, self.retimed = round(last + 1 / self.rate, 6), self.retimed + 1
             if decoded.is_corrupt:
                 self.damaged += 1
             picture = self._picture(decoded)
-            yield Frame(number, round(seconds, 6), picture)
+            yield Frame(number, seconds, picture)
             number, last = number + 1, seconds
             length = decoded.duration and decoded.time_base and float(decoded.duration * decoded.time_base)
             self._last_end = seconds + (length or 1 / self.rate)
@@ -330,6 +331,12 @@ def _refuse_no_file(path: Path) -> None:
         raise UserError(f"{path}: is not a regular file; expected a video")
     if stat.S_ISREG(mode) and not path.stat().st_size:
         raise UserError(f"{path}: empty file (0 bytes); expected a video")
+
+
+def _of_file(source: str) -> tuple[str, dict[str, str]]:
+    """How FFmpeg opens a file, and nothing but this file."""
+    path = os.path.abspath(source)  # noqa: PTH100 (a name such as `concat:x` must not be read as a protocol)
+    return path, {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 
 def _is_picture(stream: Any) -> bool:
@@ -446,7 +453,7 @@ def annotated(video: Video, out: Path) -> Iterator[Callable[[RGBImage, float], N
             writer.close()
         problem = copy_sound(video, silent, part) if video.has_sound else ""
         if problem:
-            say(f"{out}: without the sound, which cannot be copied into an MP4 ({problem})")
+            say(f"{out}: without the sound, which cannot be copied ({problem})")
         if problem is not None:
             silent.replace(part)
 
@@ -493,9 +500,13 @@ def copy_sound(video: Video, silent: Path, out: Path) -> str | None:
         OSError: it cannot be written.
     """
     av = require()
+    # A pipe or an address is read once: to open it again would wait for ever, or get another part of it.
+    if video._source == STDIN or is_address(video._source) or not Path(video._source).is_file():
+        return "it is not a file, which could be read again"
+    path, options = _of_file(video._source)
     with ExitStack() as stack:
         try:
-            sound = stack.enter_context(av.open(video._source, "r", options={"protocol_whitelist": "file"}))
+            sound = stack.enter_context(av.open(path, "r", options=options, metadata_errors="replace"))
             heard = sound.streams.best("audio") or sound.streams.audio[0]
             seen = stack.enter_context(av.open(str(silent), "r"))
             file = stack.enter_context(out.open("wb"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hpe.core.console import say
 from hpe.core.distributed import Ranks, accelerator, agree
-from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError, redacted
 from hpe.core.files import aside, refuse_unwritable, write_json, write_text
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import Bar, progress
@@ -312,7 +312,7 @@ def write_results(
         _say(name, f"WARNING: {warning}")
     warnings = [*about.get("warnings", []), *answers, *untrained_labels(found, trained)]
     urls = [shard.url for shards in stream.sets for shard in shards]
-    counts = {"shards": urls, "samples": table.num_rows, "unreadable": damaged}
+    counts = {"shards": list(map(redacted, urls)), "samples": table.num_rows, "unreadable": damaged}
     names = {"emotion": EMOTIONS, "direction": DIRECTIONS}
     learned = {head: [names[head][index] for index in classes] for head, classes in trained.items()}
     found["about"] = {"name": name, **about, **counts, "trained_on": learned} | about_shards(urls) | about_package()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, redacted
 from hpe.data.shard_files import ALL_SPLITS
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.models.views import Views
@@ -150,7 +150,7 @@ class Subject:
 
 def _named(one: ShardSet, shards: Sequence[Shard]) -> tuple[str, str, str]:
     """Dataset, split (empty if unknown) and folder of a set of shards."""
-    folders = list(dict.fromkeys(str(shard.url).rpartition("/")[0] for shard in shards))
+    folders = list(dict.fromkeys(redacted(shard.url).rpartition("/")[0] for shard in shards))
     paths = [Path(folder).resolve() for folder in folders]
     name, path = "+".join(one.name for one in paths), "+".join("/".join(one.parts[-2:]) for one in paths)
     found = [_manifest(folder) for folder in folders if not shards[0].remote]

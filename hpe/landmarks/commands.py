@@ -59,7 +59,7 @@ def extract(
     Pictures without a face are normal; extract.json lists them. The exit code is 1 if pictures or shards
     cannot be read (they are named). With --faces all, an installed face detector finds the faces first.
 
-    Example: `hpe landmarks extract raw/AFLW2000 data/aflw2000/landmarks`
+    Example: `hpe landmarks extract raw/AFLW2000 data/points`
     """
     from hpe.data.images import pixels_of
     from hpe.landmarks import mesh
@@ -119,7 +119,7 @@ def compare(
 
     Needs at least 100 faces with known angles, and 20 per outer fold.
 
-    Examples: `hpe landmarks compare data/aflw2000/landmarks runs/landmarks`,
+    Examples: `hpe landmarks compare data/points runs/landmarks`,
     `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`
     """
     from hpe.core.files import write_text

@@ -1,7 +1,5 @@
 """Faces as arrays: points, known angles, and which faces cannot be used."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hpe.core.errors import UserError
+from hpe.data.arrays import read_npz
 from hpe.data.image_files import SUFFIXES
 from hpe.landmarks.disk import read_object
 from hpe.landmarks.topology import Topology, topology_of
@@ -106,9 +105,10 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
 
 def _read_npz(path: Path) -> Faces:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            stems, points = arrays["stems"], arrays["points"].astype(float)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as stream:
+            stems, points = read_npz(stream, ("stems", "points"))
+        points = points.astype(float)
+    except (OSError, ValueError, TypeError, MemoryError) as error:
         raise UserError(f"{path}: not an .npz file with the arrays stems and points: {error}") from error
     if stems.ndim != 1:
         raise UserError(f"{path}: stems of shape {stems.shape}; expected one name per face")

@@ -19,7 +19,9 @@
         log.txt                        what the terminal showed, with the time
 """
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,7 @@ TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
 _LARGEST_CONFIG: Final = 1 << 20
 _LONGEST_NAME: Final = 80
+_LARGEST_SIDE: Final = 4096
 _CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 
 
@@ -83,8 +86,12 @@ class TrainedOn:
                 head: tuple(int(counts.get(name, 0)) for name in _CLASS_NAMES[head])
                 for head, counts in raw["labels"].items()
             }
-            return cls(labels, {str(basis): float(share) for basis, share in raw["faces"].items()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            faces = {str(basis): float(share) for basis, share in raw["faces"].items()}
+            known = [*itertools.chain(*labels.values()), *faces.values()]
+            if not all(0 <= number < math.inf for number in known):
+                raise ValueError("a number below 0, or none")
+            return cls(labels, faces)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error!r}); expected what `hpe train` wrote there") from error
 
     def dump(self) -> dict[str, Any]:
@@ -154,6 +161,8 @@ def _recipe(crop: CropRule, image: Any) -> Recipe | None:
         case {"encoding": "original"}:
             return Recipe(None, 0, grey=False, quality=0)
         case {"encoding": "jpeg", "size": int(size), "quality": int(quality), "colour": "grey" | "rgb" as colour}:
+            if not (1 <= size <= _LARGEST_SIDE and 1 <= quality <= 100):
+                raise UserError(f"{SHARDS}: damaged: images of {size:,} pixels and quality {quality:,}")
             return Recipe(crop, size, colour == "grey", quality)
     return None  # an older hpe recorded only the rule, or the manifest lacks it
 
@@ -199,7 +208,8 @@ def pretrained(folder: Path) -> Mapping[str, Any] | None:
         raise UserError(
             f"{path}: format {found.get('format')!r}, this hpe reads {FORMAT}; install the hpe that wrote it"
         )
-    if not all(isinstance(found.get(name), dict) for name in ("config", "shards", "trained_on")):
+    fits = all(isinstance(found.get(name), dict) for name in ("config", "shards", "trained_on"))
+    if not fits or not isinstance(found.get("permitted"), str | None):
         raise UserError(f"{path}: damaged; expected config, shards and trained_on, as hpe share writes them")
     return found
 
@@ -228,7 +238,10 @@ def load_config(run: Path) -> RunConfig:
         UserError: neither of them.
     """
     if (known := pretrained(run)) is not None:
-        return parse(yaml.safe_dump(known["config"]), f"{run / PRETRAINED}: config", RunConfig)
+        try:
+            return parse(yaml.safe_dump(known["config"]), f"{run / PRETRAINED}: config", RunConfig)
+        except RecursionError as error:
+            raise UserError(f"{run / PRETRAINED}: config: damaged: its values are nested too deeply") from error
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: no {CONFIG} here; expected a run folder that `hpe train` wrote")
     return load(run / CONFIG, RunConfig)

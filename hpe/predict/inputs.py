@@ -17,7 +17,7 @@ from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, matching, packed_shards
 from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST, refuse_unfinished
-from hpe.data.video import VIDEOS, is_video
+from hpe.data.video import VIDEOS, is_address, is_video
 from hpe.stream.shard_sets import Shard
 
 _LARGEST_FILE: Final = 1 << 28
@@ -130,7 +130,9 @@ def find_videos(named: Sequence[str]) -> list[str] | None:
     videos: list[str] = []
     others = []
     for text in named:
-        if found := [text] if is_video(text) else _videos_of(text):
+        # "*.mp4" is a glob, though it ends as a video does; "?" in an address is its query.
+        one = is_video(text) and (is_address(text) or matching(text) is None)
+        if found := [text] if one else _videos_of(text):
             videos += found
         else:
             others.append(text)

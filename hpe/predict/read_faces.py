@@ -92,7 +92,11 @@ def predict(network: Path, inputs: Sequence[str], options: PredictOptions) -> in
         UserError: there is no such network or input, or two options exclude each other.
     """
     if (videos := find_videos(inputs)) is not None:
+        if options.out is not None:
+            _refuse_out_in_inputs(options.out, inputs)
         return read_videos(network, videos, options)
+    if options.steady != PredictOptions().steady:
+        raise UserError(f"--steady {options.steady:g}: only for videos and cameras; leave it out")
     draw = "none" if options.draw == AUTO else options.draw
     faces = GIVEN if options.faces == AUTO else options.faces
     return _read_images(network, inputs, replace(options, draw=draw, faces=faces))

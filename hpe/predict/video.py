@@ -67,6 +67,8 @@ def read_videos(network: Path, sources: Sequence[str], options: PredictOptions) 
         UserError: there is no such network, the only video cannot be opened, or two options exclude each other.
     """
     form, marker = format_of(options.form), _marker(options)
+    if options.crop is not None and options.faces == GIVEN:
+        raise UserError(f"--crop {options.crop}: only with a face detector; given faces are not cropped")
     if not options.steady > 0:
         raise UserError(f"--steady {options.steady:g}: expected a number above 0; inf smooths nothing")
     if options.split is not None or options.views.centre != 1.0 or options.batch != PredictOptions().batch:
@@ -271,7 +273,8 @@ def _followed(
 
     def pictures() -> Iterator[RGBImage]:
         for frame in video:
-            if stop is not None and stop.received:
+            # Not before the first frame: without one there is no video.
+            if stop is not None and stop.received and frame.number:
                 return
             waiting.append(frame)
             yield frame.picture

@@ -11,8 +11,8 @@ from torch import nn
 import hpe
 from hpe.config.run import RunConfig
 from hpe.core.console import say
-from hpe.core.errors import UserError
-from hpe.core.files import write_json
+from hpe.core.errors import UserError, redacted
+from hpe.core.files import sync, write_json
 from hpe.models.build import load_run
 from hpe.models.checkpoints import SHARED_WEIGHTS
 from hpe.models.run_folder import FORMAT, PRETRAINED, TrainedOn, pretrained, training_sets
@@ -20,7 +20,8 @@ from hpe.share.card import card
 from hpe.share.hub import first_line, is_hub_name, local_folder, parse
 from hpe.share.terms import refuse_unpublishable, trained_on
 
-_FILES = (PRETRAINED, SHARED_WEIGHTS, "README.md")
+_FILES = ("README.md", SHARED_WEIGHTS, PRETRAINED)
+"""In the order in which they come into a folder: without its config, which is the last, it is no network."""
 
 
 class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
@@ -95,16 +96,30 @@ class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
         return ModelCard(card(self._run, self._config, self._sets, self._permitted))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **_: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **settings: Any
+    ) -> Self:
         """The network of a folder, or of a hub: ``org/name``; weights are read from safetensors alone.
 
+        Args:
+            pretrained_model_name_or_path: folder or name.
+            revision: of a name: branch, tag or commit.
+            settings: of the mixin there are no others here; the environment of huggingface_hub has them.
+
         Raises:
-            UserError: it is not there, or not what it claims to be.
+            UserError: it is not there, or not what it claims to be; a setting that is not supported.
         """
+        if unknown := [name for name, value in settings.items() if value not in (None, False)]:
+            raise UserError(
+                f"from_pretrained: {', '.join(unknown)}: not supported; leave it out (see $HF_TOKEN, $HF_HOME)"
+            )
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
             name = str(pretrained_model_name_or_path)
-            path = local_folder(name if is_hub_name(name) else f"hf://{name}")
+            name = name if is_hub_name(name) else f"hf://{name}"
+            path = local_folder(name if revision is None else f"{name}@{revision}")
+        elif revision is not None:
+            raise UserError(f"{path}: is a folder, which has no revision {revision!r}; leave it out")
         return cls(path)
 
 
@@ -136,7 +151,7 @@ def share(run: Path, target: str, *, which: str = "best", permitted: str | None 
 
 
 def save(network: SharedNetwork, folder: Path) -> None:
-    """Write a network into a folder: all files, or none.
+    """Write a network into a folder; what a kill leaves there is not taken for one.
 
     Raises:
         UserError: it cannot be written.
@@ -147,7 +162,9 @@ def save(network: SharedNetwork, folder: Path) -> None:
             network.save_pretrained(written := Path(aside) / "network")
             folder.mkdir(exist_ok=True)
             for name in _FILES:
+                sync(written / name)
                 (written / name).replace(folder / name)
+            sync(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -175,7 +192,7 @@ def _without_places(config: RunConfig, run: Path) -> RunConfig:
     def plain(path: Any) -> Any:
         if path is None or isinstance(path, list):
             return None if path is None else [plain(one) for one in path]
-        return PurePath(str(path).partition("?")[0]).name or "shards"
+        return PurePath(redacted(str(path)).partition("?")[0]).name or "shards"
 
     def named(sets: Any) -> Any:
         return [one.model_copy(update={"shards": plain(one.shards), "pose": plain(one.pose)}) for one in sets]

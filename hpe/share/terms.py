@@ -1,6 +1,6 @@
 """May a network be published? The datasets that it was trained on, and what their terms allow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ _WAY_OUT = (
 )
 
 
-def trained_on(run: Path) -> list[dict[str, Any]]:
+def trained_on(run: Path, after: Collection[Path] = ()) -> list[dict[str, Any]]:
     """The datasets of a run's training and of the run that its weights started from, each once.
+
+    Args:
+        run: its folder.
+        after: runs that started from this one: a config can name its own run.
 
     Raises:
         UserError: a record is damaged.
@@ -26,7 +30,9 @@ def trained_on(run: Path) -> list[dict[str, Any]]:
     start = load_config(run).model.weights
     if start not in ("none", "hub"):
         before = Path(start)
-        found += trained_on(before) if is_run(before) else [_unknown(start)]
+        runs = {*after, run.resolve()}
+        followed = is_run(before) and before.resolve() not in runs
+        found += trained_on(before, runs) if followed else [_unknown(start)]
     return [one for at, one in enumerate(found) if one not in found[:at]]
 
 

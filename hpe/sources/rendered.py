@@ -130,4 +130,6 @@ def _whole(option: str, text: str, least: int, most: int) -> int:
     return int(text)
 
 
-READERS: Final = (Reader("synthetic", "no input; it renders heads", lambda path: None, open_rendered),)
+READERS: Final = (
+    Reader("synthetic", "no input; it renders heads", lambda path: None, open_rendered, {"look": get_args(Look)}),
+)

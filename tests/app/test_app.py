@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hpe.app import videos
 from hpe.app.server import HOST, AppOptions, Handler, Server, State, app
 from hpe.core.errors import UserError
-from hpe.predict.face_reader import load
+from hpe.predict.face_reader import FaceReader, load
 from tests import browser, made, made_video
 
 REAL = pytest.mark.skipif(browser.found() is None, reason="no chromium in this environment")
@@ -142,6 +143,20 @@ def test_bad_uploads_get_a_reason(port: int) -> None:
     assert ask(port, "GET", "/../pyproject.toml")[0] == 404
 
 
+def test_a_network_that_fails_says_why(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory\n with much more")
+
+    monkeypatch.setattr(FaceReader, "read", fails)
+    monkeypatch.setattr(videos, "seen", fails)
+    told = "CUDA out of memory with much more"
+    status, data = ask(port, "POST", "/photo", photo(tmp_path / "a.png").read_bytes())
+    assert (status, json.loads(data)["error"]) == (500, told)
+    upload = made_video.write(tmp_path / "v.mp4", made_video.shades(2, 48, 48)).read_bytes()
+    assert ask(port, "POST", "/video", upload)[0] == 200
+    assert watched(port)["error"] == told
+
+
 def test_other_pages_and_other_names_are_refused(port: int, tmp_path: Path) -> None:
     data = photo(tmp_path / "a.png").read_bytes()
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
@@ -164,6 +179,8 @@ def test_mistakes_get_one_message(run: Path, tmp_path: Path) -> None:
         app(run, AppOptions(port=taken.server_port, faces="given"))
     with pytest.raises(UserError):
         app(tmp_path / "no", AppOptions(port=0, faces="given"))
+    with pytest.raises(UserError, match="only with a face detector; given faces"):
+        app(run, AppOptions(port=0, faces="given", crop="square-1.2@detector"))
     with pytest.raises(UserError, match="faces='face'"):
         app(run, AppOptions(port=0, faces="face"))
 

@@ -1,6 +1,9 @@
 """Videos: upright frames with true times, damage counted, hostile files refused, and a writer that keeps times."""
 
+import os
 import sys
+import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -51,6 +54,36 @@ def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.9, 2.0, 2.01]
     _, found = frames(made_video.write(tmp_path / "v.mp4", made_video.shades(6), times=times))
     np.testing.assert_allclose([one.seconds for one in found], times, atol=1e-4)
+
+
+def test_a_time_that_no_video_has_is_replaced(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "v.mkv"), "w") as made:
+        stream = made.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, milliseconds in zip(made_video.shades(4), (0, 100, 2**61, 2**61 + 100), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode(None))
+    with Video(tmp_path / "v.mkv") as video, module.annotated(video, tmp_path / "out.mp4") as write:
+        for frame in video:
+            write(frame.picture, frame.seconds)
+    assert video.retimed == 2
+    assert [one.seconds for one in frames(tmp_path / "out.mp4")[1]] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_times_differ_also_where_they_are_nearer_than_a_microsecond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made_video.write(tmp_path / "v.mp4", made_video.shades(3))
+    with Video(path) as video:
+        near = [type("Near", (), {"time": time})() for time in (0.0, 1e-7, 2e-7)]
+        for one in near:
+            one.is_corrupt, one.duration, one.time_base = False, None, None
+        monkeypatch.setattr(video, "_undamaged", lambda: iter(near))
+        monkeypatch.setattr(video, "_picture", lambda _: np.zeros((2, 2, 3), np.uint8))
+        assert [one.seconds for one in video._decoded()] == [0.0, 0.1, 0.2]
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
@@ -216,6 +249,9 @@ def test_names_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not any(map(is_video, ("a.jpg", "photos", "1234", "*.png", "01.jpg")))
     Path("0").mkdir()
     assert not is_video("0")
+    assert is_video(f"{'x' * 300}.mp4")
+    with pytest.raises(UserError, match="file name too long; expected a video"):
+        Video(f"{'x' * 300}.mp4")
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47), (1, 1), (2, 5)])
@@ -256,3 +292,18 @@ def test_sound_is_copied_where_mp4_takes_it(tmp_path: Path) -> None:
             said = sum(frame.samples for frame in source.decode(source.streams.audio[0]))
             assert abs(heard - said) < 4096
         assert len(frames(tmp_path / "out.mp4")[1]) == 20
+
+
+def test_the_sound_of_what_can_be_read_once_is_left_out_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = made_video.write(tmp_path / "whole.mkv", made_video.shades(5), sound="aac")
+    os.mkfifo(pipe := tmp_path / "v.mkv")
+    sender = threading.Thread(target=lambda: pipe.write_bytes(whole.read_bytes()))
+    sender.start()
+    with Video(pipe) as video, module.annotated(video, tmp_path / "out.mp4") as write:
+        for frame in video:
+            write(frame.picture, frame.seconds)
+    sender.join()
+    assert len(frames(tmp_path / "out.mp4")[1]) == 5
+    assert "without the sound, which cannot be copied (it is not a file" in capsys.readouterr().err

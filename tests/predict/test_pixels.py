@@ -123,7 +123,7 @@ def test_pictures_of_a_dataset_are_cropped_by_its_own_labels(
     pack_source("aflw2000", [str(raw), str(shards)], [], 1, Options(size=96, crop="square-1.4@landmarks"))
     run = run_on(tmp_path / "run", shards, "model.heads={pose: {}}")
     predicted, judged = said(run, raw, shards, tmp_path / "out")
-    assert "dataset aflw2000: 20 images are cropped by the dataset's own labels (square-1.4@landmarks)" in (
+    assert "dataset aflw2000: 20 images cropped by the dataset's own labels (square-1.4@landmarks)" in (
         told := capsys.readouterr().err
     )
     assert "images are used whole" in told  # the stranger

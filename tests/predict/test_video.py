@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
@@ -244,12 +245,22 @@ def test_mistakes_get_one_message_and_write_nothing(run: Path, tmp_path: Path, m
         ([source], {}, "no face detector is installed"),
         ([source], {"faces": "given", "steady": 0.0}, "--steady 0: expected a number above 0"),
         ([source], {"faces": "given", "draw": "lines"}, "--draw lines"),
+        ([source], {"faces": "given", "crop": "square-1.2@detector"}, "given faces are not cropped"),
         ([source], {"faces": "given", "split": "val"}, "--split, --centre and --batch are not for videos"),
         ([source], {"faces": "given", "max_megapixels": 0.001}, "--max-megapixels"),
     ):
         with pytest.raises(UserError, match=message):
             predict(run, [str(one) for one in inputs], PredictOptions(out=out, **options))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="matches nothing"):
+        predict(run, [str(tmp_path / "x*.mp4")], PredictOptions(out=out, faces="given"))
     assert not out.exists()
+    (tmp_path / "films").mkdir()
+    made_video.write(tmp_path / "films/a.mp4", made_video.shades(2, 48, 48))
+    with pytest.raises(UserError, match="lies in the input folder"):
+        predict(run, [str(tmp_path / "films")], PredictOptions(out=tmp_path / "films/read", faces="given"))
+    Image.fromarray(made_video.shades(1, 48, 48)[0]).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="--steady 3: only for videos"):
+        predict(run, [str(tmp_path / "b.png")], PredictOptions(out=out, steady=3.0))
     again = made_video.write(tmp_path / "w.mp4", made_video.shades(2, 48, 48))
     (out / "drawn").mkdir(parents=True)
     again.rename(out / "drawn" / "w.mp4")

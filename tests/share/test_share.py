@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from safetensors.torch import load_file, save_file
 import hpe
 from hpe.core.errors import UserError
 from hpe.evaluate import EvaluateOptions, evaluate
+from hpe.models.run_folder import load_config
 from hpe.share import SharedNetwork, share
+from hpe.share.shared import _without_places
 from hpe.stream import ShardSet
 from tests import made
 
@@ -151,9 +154,49 @@ def test_configs_that_lie_are_refused(folder: Path, tmp_path: Path) -> None:
     refused(copied(folder, tmp_path / "g", config=["x"]), "damaged")
     refused(copied(folder, tmp_path / "h", shards={"a": "b"}), "damaged")
     refused(copied(folder, tmp_path / "i", trained_on={"labels": 3}), "damaged")
+    refused(copied(folder, tmp_path / "n", trained_on={"labels": {"emotion": {"happy": -1}}, "faces": {}}), "damaged")
+    refused(copied(folder, tmp_path / "o", trained_on={"labels": {"pose": {}}, "faces": {}}), "damaged")
+    huge = copied(folder, tmp_path / "p")
+    text = (huge / "config.json").read_text()
+    (huge / "config.json").write_text(re.sub(r'("happy": )\d+', r"\g<1>1e400", text))
+    refused(huge, "damaged")
+    refused(copied(folder, tmp_path / "q", permitted=5), "damaged")
+    deep: Any = "x"
+    for _ in range(400):
+        deep = [deep]
+    refused(copied(folder, tmp_path / "r", config=config | {"model": deep}), "nested too deeply")
+    shards = json.loads((folder / "config.json").read_text())["shards"]
+    for name, size, quality in (("s", -5, 90), ("t", 10**9, 90), ("u", 64, 10**30)):
+        image = {"encoding": "jpeg", "size": size, "quality": quality, "colour": "rgb"}
+        lies = {key: value | {"image": image} for key, value in shards.items()}
+        refused(copied(folder, tmp_path / name, shards=lies), "damaged: images of")
     for name, text in (("j", b"["), ("k", b"\xff"), ("l", b"[" * 100_000), ("m", b" " * (1 << 21))):
         (copied(folder, tmp_path / name) / "config.json").write_bytes(text)
         refused(tmp_path / name, r"config\.json: cannot be read")
+
+
+def test_a_network_that_says_it_started_from_itself_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())["config"]
+    own = tmp_path / "own"
+    copied(folder, own, terms=None, config=config | {"model": config["model"] | {"weights": str(own)}})
+    with pytest.raises(UserError, match="unknown: the weights that it started from"):
+        share(own, str(tmp_path / "out"))
+
+
+def test_what_from_pretrained_cannot_do_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="has no revision 'v1'"):
+        SharedNetwork.from_pretrained(folder, revision="v1")
+    with pytest.raises(UserError, match="token: not supported"):
+        SharedNetwork.from_pretrained(folder, token="x")
+    with pytest.raises(UserError, match="org/face@v1"):
+        SharedNetwork.from_pretrained("org/face", revision="v1")
+
+
+def test_no_password_of_an_address_is_shared(run: Path) -> None:
+    config = load_config(run)
+    train = [config.data.train[0].model_copy(update={"shards": "https://me:secret-word@host?sig=secret-word"})]
+    plain = _without_places(config.model_copy(update={"data": config.data.model_copy(update={"train": train})}), run)
+    assert "secret-word" not in plain.dump()
 
 
 def test_weights_that_lie_are_refused_and_no_pickle_is_read(folder: Path, tmp_path: Path) -> None:

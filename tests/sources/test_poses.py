@@ -333,6 +333,9 @@ def test_a_list_of_pickled_objects_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(UserError, match=r"text\.npz"):
         open_source("biwi", tmp_path, frames=str(tmp_path / "text.npz"))
+    np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros(9 << 20), bbox=np.ones((1, 4)))
+    with pytest.raises(UserError, match="more than the 67,108,864 allowed"):
+        open_source("biwi", tmp_path, frames=str(tmp_path / "bomb.npz"))
 
 
 MIRRORED = "1 0 0 0 1 0 0 0 -1 1 1 1"
