@@ -91,8 +91,12 @@ class Slurm:
         self.await_nodes()
 
     def await_nodes(self) -> None:
-        """Wait until both nodes can take jobs."""
-        self._until("two idle nodes", lambda: self.tell("sinfo", "-h", "-p", "low", "-o", "%T %D").strip() == "idle 2")
+        """Wait until both nodes can take jobs. One that was taken for down is asked again only now and then."""
+        self._until("two idle nodes", lambda: self._nodes() == "idle 2", 300)
+
+    def _nodes(self) -> str:
+        """State and number of nodes, as sinfo tells them."""
+        return self.tell("sinfo", "-h", "-p", "low", "-o", "%T %D").strip()
 
     def _daemon(self, *command: str) -> None:
         with (self.place / "daemons.log").open("a") as log:
@@ -194,7 +198,9 @@ class Slurm:
     def _until(self, what: str, true: Any, seconds: float = 60, number: str = "") -> None:
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, f"no {what} within {seconds} s\n{self.log(number) if number else ''}"
+            assert time.monotonic() < end, (
+                f"no {what} within {seconds} s\n{self.log(number) if number else self._nodes()}"
+            )
             time.sleep(0.5)
 
 
