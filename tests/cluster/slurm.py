@@ -9,6 +9,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
+import pytest
+
 from tests.cluster.hosts import CONTROLLER, Network
 
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -198,9 +200,8 @@ class Slurm:
     def _until(self, what: str, true: Any, seconds: float = 60, number: str = "") -> None:
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, (
-                f"no {what} within {seconds} s\n{self.log(number) if number else self._nodes()}"
-            )
+            if time.monotonic() > end:
+                pytest.fail(f"no {what} within {seconds} s\n{self.log(number) if number else self._nodes()}")
             time.sleep(0.5)
 
 
