@@ -308,7 +308,11 @@ def test_a_signal_leaves_nothing_half_written(run: Path, tmp_path: Path, number:
     writer = _endless(tmp_path / "v.ts")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hpe", "predict", run, tmp_path / "v.ts", "--faces", "given", "-o", out]
-    reading = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    try:
+        reading = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         until = time.monotonic() + 60
         while not list((out / "drawn").glob(".v.mp4*")) and time.monotonic() < until:
@@ -317,8 +321,9 @@ def test_a_signal_leaves_nothing_half_written(run: Path, tmp_path: Path, number:
         reading.send_signal(number)
         _, said = reading.communicate(timeout=60)
     finally:
-        writer.kill()
-        writer.wait()
+        for one in (writer, reading):
+            one.kill()
+            one.wait()
     assert reading.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
     assert "Traceback" not in said
     assert not (out / "drawn" / "v.mp4").exists()
