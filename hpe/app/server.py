@@ -127,7 +127,7 @@ class State:
     """What all requests share.
 
     Attributes:
-        reader: the network; one request at a time uses it.
+        reader: the network; one photo or camera frame at a time uses it, beside a video's thread.
         folder: for videos.
         max_pixels: of an image.
         max_bytes: of a video.

@@ -35,11 +35,6 @@ class VideoJob:
         """What the page shows: frames so far and in all, tracks, problems, an error."""
         return dict(self._state)
 
-    @property
-    def running(self) -> bool:
-        """Whether it is still read."""
-        return self._thread.is_alive()
-
     def stop(self) -> None:
         """End it and wait for the end; then there is no annotated video."""
         self._stop.set()
