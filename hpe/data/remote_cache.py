@@ -150,6 +150,8 @@ class RemoteCache:
     ) -> Path:
         """A local copy of a file, fetched when there is none.
 
+        It may make room for another one at any time: to read it, see :meth:`opened` and :meth:`held`.
+
         Args:
             url: or the path of a local file.
             sha256, size: what its manifest lists, if there is one.
@@ -194,6 +196,16 @@ class RemoteCache:
             except FileNotFoundError:  # another process has removed this very file, before it was open here
                 continue
         raise NoRoomError(self.too_small("the shards in use need more"))
+
+    @contextmanager
+    def held(self, url: str, sha256: str | None = None) -> Iterator[Path]:
+        """The path of the local copy, for what opens a path itself; the copy is there as long as this context.
+
+        Raises:
+            FetchError, StoreError, NoRoomError, UserError, OSError: as for :meth:`opened`.
+        """
+        with self.opened(url, sha256):
+            yield self.path_of(url, sha256)
 
     def refuse_without_locks(self) -> None:
         """See that the folder's file system has locks: by them processes know what others read.

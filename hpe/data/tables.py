@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -247,9 +248,10 @@ def _open(file: IndexFile) -> dict[str, tuple[IndexedShard, pa.RecordBatch]]:
         UserError: it is damaged, or not the one that the manifest names; it cannot be fetched.
     """
     try:
-        path = RemoteCache.of_node().local_copy(file.url, file.sha256) if file.remote else Path(file.url)
-        file.check(path)
-        index = open_index(path)
+        held = RemoteCache.of_node().held(file.url, file.sha256) if file.remote else nullcontext(Path(file.url))
+        with held as path:
+            file.check(path)
+            index = open_index(path)
     except (FetchError, ValueError) as error:
         raise UserError(f"{file.url}: {error}; {file.way_out}") from error
     return {one.name: (one, rows) for one, rows in zip(index.shards, index.batches, strict=True)}

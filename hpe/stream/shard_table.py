@@ -11,6 +11,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -252,13 +253,13 @@ class ShardTables:
             UserError: it is not there, damaged, or not the one that the manifest names.
         """
         try:
-            path = self._remote.local_copy(file.url, file.sha256) if file.remote else Path(file.url)
-            state = path.stat()
-            stamp = self._cached("index", file.url, state.st_size, state.st_mtime_ns, file.sha256)
-            if not stamp.exists():
-                file.check(path)
-                stamp.touch()
-            index = open_index(path)
+            with self._remote.held(file.url, file.sha256) if file.remote else nullcontext(Path(file.url)) as path:
+                state = path.stat()
+                stamp = self._cached("index", file.url, state.st_size, state.st_mtime_ns, file.sha256)
+                if not stamp.exists():
+                    file.check(path)
+                    stamp.touch()
+                index = open_index(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(f"{file.url}: {reason}; {file.way_out}") from error

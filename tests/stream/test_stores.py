@@ -10,16 +10,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hpe
 from hpe.core.errors import UserError
-from hpe.data.index import index_shard, write_index
-from hpe.data.remote_cache import RemoteCache
+from hpe.data.index import IndexFile, index_shard, write_index
+from hpe.data.remote_cache import RemoteCache, _evicted
 from hpe.data.shards import IndexInfo, Manifest
 from hpe.stream import LabelSource, ShardSet
 from tests.stream.tiny import Made, keys_of, make, pose_tables, same, stream, taken
@@ -133,6 +134,21 @@ def test_windows_larger_than_the_cache_are_refused_before_anything_is_fetched(
     with stream(ShardSet(url)).endless(seed=1, batch=6, window=2) as loader:
         assert len(set(keys_of(taken(loader, 24)))) == len(many.keys)
     assert RemoteCache.of_node().limit_bytes >= sum(path.stat().st_size for path in _cache().glob("*.tar"))
+
+
+@pytest.mark.parametrize("open_it", [lambda url: next(iter(stream(ShardSet(url)).once(batch=4))), hpe.tables])
+def test_an_index_does_not_make_room_while_it_is_opened(
+    counted: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, open_it: Callable[[str], object]
+) -> None:
+    check, freed = IndexFile.check, []
+
+    def evicted_if_that_can_be(self: IndexFile, path: Path) -> None:
+        freed.append(_evicted(path))
+        check(self, path)
+
+    monkeypatch.setattr(IndexFile, "check", evicted_if_that_can_be)
+    open_it(counted[0])
+    assert freed == [0]
 
 
 def _cache() -> Path:
