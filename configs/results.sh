@@ -2,7 +2,8 @@
 # The measurements that need hours of a CPU or a GPU, one command each (docs/results.md: "To be measured with more time").
 #   FERPLUS=raw/ferplus POINTING04=raw/Pointing04 AFLW2000=raw/AFLW2000 LWPOSE=lwpose66.onnx configs/results.sh WHAT
 # WHAT: ferplus      FER+ from scratch, the long recipe
-#       joint        emotion alone, + direction, + pose, and emotion conditioned on pose: the same network and budget
+#       joint        emotion alone, + direction, + pose, both, and emotion conditioned on pose: the same network and
+#                    budget; ARMS="alone with-both" runs some of these
 #       pointing04   direction and pose on Pointing'04, by a random split and by person
 #       aflw2000     pose on AFLW2000's own splits
 #       cross        pose across datasets: AFLW2000's network on Pointing'04, and the other way round
@@ -75,14 +76,20 @@ ferplus)
 joint)
     ferplus
     direction='direction: {weight: 0.3}' pose='pose: {kind: bins66, alpha: 0.02, weight: 0.1}'
-    on_ferplus alone ferplus_multitask.yaml --set 'model.heads={emotion: {dropout: 0.2}}'
-    on_ferplus with-direction ferplus_multitask.yaml --set "model.heads={emotion: {dropout: 0.2}, $direction}"
-    on_ferplus with-pose ferplus_multitask.yaml --set "model.heads={emotion: {dropout: 0.2}, $pose}"
-    on_ferplus with-both ferplus_multitask.yaml --set "model.heads={emotion: {dropout: 0.2}, $direction, $pose}"
-    on_ferplus conditioned ferplus_multitask.yaml \
-        --set "model.heads={emotion: {dropout: 0.2, conditioned_on_pose: true}, $direction, $pose}"
+    declare -A heads=(
+        [alone]='emotion: {dropout: 0.2}'
+        [with-direction]="emotion: {dropout: 0.2}, $direction"
+        [with-pose]="emotion: {dropout: 0.2}, $pose"
+        [with-both]="emotion: {dropout: 0.2}, $direction, $pose"
+        [conditioned]="emotion: {dropout: 0.2, conditioned_on_pose: true}, $direction, $pose"
+    )
+    runs=()
+    for arm in ${ARMS:-alone with-both conditioned with-direction with-pose}; do
+        on_ferplus "$arm" ferplus_small.yaml --set "model.heads={${heads[$arm]}}"
+        for seed in $seeds; do runs+=("$out/$arm-seed$seed"); done
+    done
     # Accuracy by direction (forward against turned) is in `cells` of each JSON and on this page.
-    hpe report "$out"/{alone,with-direction,with-pose,with-both,conditioned}-seed* --out "$out/joint"
+    hpe report "${runs[@]}" --out "$out/joint"
     ;;
 pointing04)
     raw=${POINTING04:?where Pointing\'04 lies}
@@ -132,7 +139,7 @@ study)
     keep "$out/study/study.json" "$results/study.json" "configs/results.sh study, seeds $seeds"
     ;;
 *)
-    sed -n '2,12p' "$0"
+    sed -n '2,13p' "$0"
     exit 2
     ;;
 esac

@@ -213,7 +213,7 @@ class ModelConfig(Section):
     """The network: backbone, weights to start from, and heads."""
 
     backbone: str = "resnet18"
-    """A name of torchvision.models, ``timm/NAME``, ``tiny``, ``resnet9``, or ``angles`` (the direction network of the
+    """A name of torchvision.models, ``timm/NAME``, ``tiny``, ``resnet14``, or ``angles`` (the direction network of the
     thesis).
     """
     stem: Stem = "standard"

@@ -39,8 +39,8 @@ TIMM = (
 )  # fmt: skip
 QUICK_ONES = (*QUICK, *(f"timm/{name}" for name in TIMM[:5]))
 NAMES = [
-    name if name in ("tiny", "resnet9", "angles", *QUICK_ONES) else pytest.param(name, marks=pytest.mark.slow)
-    for name in ("tiny", "resnet9", "angles", *TORCHVISION, *(f"timm/{name}" for name in TIMM))
+    name if name in ("tiny", "resnet14", "angles", *QUICK_ONES) else pytest.param(name, marks=pytest.mark.slow)
+    for name in ("tiny", "resnet14", "angles", *TORCHVISION, *(f"timm/{name}" for name in TIMM))
     if not name.startswith("squeezenet")
 ]
 
@@ -169,7 +169,7 @@ def kinds(network: nn.Module) -> dict[str, type]:
 
 
 SYNCHRONISED = [
-    *("tiny", "resnet9", "resnet18", "timm/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/regnety_002"),
+    *("tiny", "resnet14", "resnet18", "timm/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/regnety_002"),
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
