@@ -67,6 +67,10 @@ on_ferplus() { # NAME CONFIG, then more settings: trained and judged on FER+, ev
     done
 }
 
+start() { # the networks of FER+ that the others start from: their backbones know faces, and the angles of lwpose66
+    ARMS=with-both "$0" joint
+}
+
 case $what in ferplus | joint | pointing04 | aflw2000 | cross | study) mkdir -p "$results" ;; esac
 case $what in
 ferplus)
@@ -92,6 +96,7 @@ joint)
     hpe report "${runs[@]}" --out "$out/joint"
     ;;
 pointing04)
+    start
     raw=${POINTING04:?where Pointing\'04 lies}
     pack pointing04-by-person pointing04 "$raw" --size 128 --option roll=upright
     lists=$out/lists
@@ -109,24 +114,29 @@ pointing04)
     for split in by-person random; do
         for seed in $seeds; do
             train "pointing04-$split" pointing04_direction.yaml "$seed" "pointing04-$split" \
-                --set "data.train=[{shards: $out/shards/pointing04-$split, split: train}]"
+                --set "data.train=[{shards: $out/shards/pointing04-$split, split: train}]" \
+                --set "model.weights=$out/with-both-seed$seed"
             evaluate "pointing04-$split" "$seed" "pointing04-$split"
         done
     done
     ;;
 aflw2000)
+    start
     pack aflw2000 aflw2000 "${AFLW2000:?where AFLW2000 lies}" --size 128 --crop square-1.4@landmarks --option splits=lists
     for seed in $seeds; do
-        train aflw2000 aflw2000_pose.yaml "$seed" aflw2000
+        train aflw2000 aflw2000_pose.yaml "$seed" aflw2000 --set "model.weights=$out/with-both-seed$seed"
         evaluate aflw2000 "$seed" aflw2000
     done
     ;;
 cross)
     "$0" aflw2000
     "$0" pointing04
+    [ -f "$out/shards/rendered/summary.md" ] || hpe pack synthetic "$out/shards/rendered" --size 64 \
+        --option look=wild --option count=2000 --option people=400
     for seed in $seeds; do
         evaluate aflw2000 "$seed" pointing04-by-person --split all
         evaluate pointing04-by-person "$seed" aflw2000 --split all
+        evaluate with-both "$seed" rendered --split all
     done
     ;;
 study)
