@@ -43,7 +43,12 @@ import json, os, platform, shutil, subprocess, sys
 source, target, how, commit = sys.argv[1:]
 with open(source) as opened:
     found = json.load(opened)
-found.pop("by", None)  # per group: in the run's own file
+by = found.pop("by", {})  # whole in the run's own file; FER+'s paper counts the faces with a majority of votes
+found["emotion_by"] = {
+    name: {group: one["emotion"]["accuracy"] for group, one in groups.items() if "accuracy" in one.get("emotion", {})}
+    for name, groups in by.items()
+    if name == "direction" or name.startswith("group_")
+}
 for name in ("by_yaw", "by_pitch"):
     found.get("pose", {}).pop(name, None)
 found.get("about", {}).pop("shards", None)

@@ -30,8 +30,10 @@ made = dict(
 if words[0] in made:
     path = made[words[0]]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{{}}")
+    path.write_text({result!r})
 """
+MAJORITY = {"group_votes": {"majority": {"value": 0.8}}}
+RESULT = {"by": {"group_votes": {"majority": {"emotion": {"n": 5, "accuracy": {"value": 0.8}}}}, "yaw": {"wide": {}}}}
 
 
 def run(what: str, folder: Path, *, code: int = 0) -> list[list[str]]:
@@ -39,7 +41,7 @@ def run(what: str, folder: Path, *, code: int = 0) -> list[list[str]]:
     log = folder / "log"
     log.write_text("")
     (folder / "bin").mkdir(exist_ok=True)
-    (folder / "bin/hpe").write_text(STUB.format(python=sys.executable, log=str(log)))
+    (folder / "bin/hpe").write_text(STUB.format(python=sys.executable, log=str(log), result=json.dumps(RESULT)))
     (folder / "bin/hpe").chmod(0o755)
     people = folder / "pointing04" / "Person01"
     people.mkdir(parents=True, exist_ok=True)
@@ -73,10 +75,12 @@ def test_every_command_parses_and_every_config_loads_with_its_settings(
         if words[0] in ("train", "study"):
             load(Path(words[1]), StudyConfig if words[0] == "study" else RunConfig, context.params["overrides"])
     assert [words[0] for words in commands].count("train") == trainings
-    kept = {path.name: json.loads(path.read_text())["made"] for path in (tmp_path / "results").iterdir()}
+    kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
     judged = {(words[1], words[words.index("--name") + 1]) for words in commands if words[0] == "evaluate"}
     assert len(kept) == max(len(judged), 1)
-    assert all(made["command"].startswith("configs/results.sh") and made["machine"] for made in kept.values())
+    made = [one["made"] for one in kept.values()]
+    assert all(one["command"].startswith("configs/results.sh") and one["machine"] for one in made)
+    assert all(one["emotion_by"] == MAJORITY and "by" not in one for one in kept.values())
     again = run(what, tmp_path)
     assert "pack" not in [words[0] for words in again]
     assert [words for words in again if words[0] == "train"] == [words for words in commands if words[0] == "train"]
