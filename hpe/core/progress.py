@@ -59,7 +59,8 @@ class _Lines:
         seconds = max(time.monotonic() - self.start, 1e-9)
         rate = (self.done - self.first) / seconds
         parts = [f"{self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
-        parts.append(_pace(rate))
+        if rate:
+            parts.append(_pace(rate))
         if self.total and rate and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         parts += [text for text in (self.text, end) if text]
@@ -110,7 +111,8 @@ def progress(title: str, total: int | None, *, unit: str, done: int = 0) -> Iter
     else:
         lines = _Lines(title, total, done, unit)
         yield lines
-        lines.print(f"in {_clock(time.monotonic() - lines.start)}")
+        nothing = done and lines.done == done == total
+        lines.print("done before" if nothing else f"in {_clock(time.monotonic() - lines.start)}")
 
 
 def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[Bar]:
@@ -141,7 +143,9 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
             self.drawn = time.monotonic()
             rate = (self.now - done) / max(self.drawn - start, 1e-9)
             of = f"/{total:,}" if total else ""
-            shown.update(task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{unit} {_pace(rate)}")
+            shown.update(
+                task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{unit} {_pace(rate)}" if rate else unit
+            )
 
         def note(self, text: str) -> None:
             shown.update(task, text=text)

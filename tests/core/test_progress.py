@@ -1,8 +1,8 @@
-"""Lengths of time as people say them."""
+"""Lengths of time as people say them, and rates of what was done."""
 
 import pytest
 
-from hpe.core.progress import duration
+from hpe.core.progress import duration, progress
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,20 @@ from hpe.core.progress import duration
 )
 def test_a_length_of_time_is_given_in_the_units_that_people_use(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (0, 4, "job: 4 of 4 images, "),
+        (4, 0, "job: 4 of 4 images, done before\n"),
+        (0, 0, "job: 0 of 4 images, in 0:00\n"),
+    ],
+)
+def test_work_that_was_done_before_has_no_rate(
+    before: int, now: int, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HPE_QUIET", raising=False)
+    with progress("job", 4, unit="images", done=before) as bar:
+        bar.advance(now)
+    assert capsys.readouterr().err.startswith(expected)
