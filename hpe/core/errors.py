@@ -15,7 +15,8 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 
-_USER: Final = re.compile(r"(?<=://)[^/\s'\"@]+@")
+# Up to the last @ before the path: a password may hold one, or a quote, that nobody has escaped.
+_USER: Final = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?]*)\?[^\s'\",;)\]]*[^\s'\",;:.)\]]")
 
 

@@ -180,6 +180,8 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_
     ("text", "shown"),
     [
         ("https://me:pass@host/a?X-Sig=abc: no", "https://***@host/a?…: no"),
+        ("https://me:p@ss@host/a@b: no", "https://***@host/a@b: no"),
+        ("curl 'https://me:p'ss?@host/a'", "curl 'https://***@host/a'"),
         ("s3://bucket/a@b/c.tar, hf://datasets/a@main/x", "s3://bucket/a@b/c.tar, hf://datasets/a@main/x"),
         ("pipe:curl 'https://h/x?sig=1' (5 tries)", "pipe:curl 'https://h/x?…' (5 tries)"),
         ("no url? at all", "no url? at all"),
