@@ -266,7 +266,9 @@ def test_a_redirect_without_a_region_ends_in_one_message_with_the_settings_to_ch
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
-        with pytest.raises(UserError, match=r"redirects without naming.*AWS_DEFAULT_REGION.*AWS_ENDPOINT_URL_S3") as end:
+        with pytest.raises(
+            UserError, match=r"redirects without naming.*AWS_DEFAULT_REGION.*AWS_ENDPOINT_URL_S3"
+        ) as end:
             stream(ShardSet("s3://elsewhere/*.tar"))
         server.shutdown()
         thread.join()
@@ -281,7 +283,9 @@ def test_an_unexpected_error_of_a_driver_is_named_with_the_settings_to_check(
 
     monkeypatch.setattr("s3fs.S3FileSystem._get_file", broken)
     monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.0)
-    with pytest.raises(UserError, match=r"\(5 tries\): KeyError: 'ETag'; check the name, the region \(AWS_DEFAULT_REGION"):
+    with pytest.raises(
+        UserError, match=r"\(5 tries\): KeyError: 'ETag'; check the name, the region \(AWS_DEFAULT_REGION"
+    ):
         stream(ShardSet("s3://bucket/a"))
 
 
