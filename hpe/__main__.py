@@ -101,10 +101,17 @@ def _broken_group(error: RuntimeError) -> Ending | None:
     for wording, cure in _WRONGLY_STARTED:
         if wording in words:
             return _mistake(f"{cause}; {cure}")
+    if "address already in use" in words:
+        port = os.environ.get("MASTER_PORT")
+        return _mistake(
+            f"MASTER_PORT is {port}, where another process of this machine listens already, such as another training; "
+            "set MASTER_PORT to a free port for this one (`hpe train --processes N` finds one itself)"
+        )
     if "DistNetworkError" in kinds:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        cure = "choose a free port" if "address already in use" in words else _START_RANK_0
-        return _mistake(f"MASTER_ADDR:MASTER_PORT is {where}, but the ranks cannot connect there ({cause}); {cure}")
+        return _mistake(
+            f"MASTER_ADDR:MASTER_PORT is {where}, but the ranks cannot connect there ({cause}); {_START_RANK_0}"
+        )
     if "DistBackendError" in kinds:
         return Ending(EXIT_INCOMPLETE, f"rank {_rank()}: the ranks cannot exchange data: {cause}; {_TRY_NCCL}")
     return None

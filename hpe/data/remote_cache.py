@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hpe.core.console import say
-from hpe.core.errors import UserError, redacted
+from hpe.core.errors import UserError
 from hpe.core.files import NO_LOCKS, aside, locked, open_regular
+from hpe.core.notices import Notices, node_folder, session
 from hpe.data.store import FetchError, StoreError, Waiting, below, fetch, is_remote, require_driver
 
 _TEXT_LIMIT: Final = 1 << 28
 _TAR_END: Final = bytes(512)
 _FOLDER: Final = "spool"
 """Below :func:`node_folder`."""
-_FIRST_WORD_SECONDS: Final = 3.0
-_NEXT_WORD_SECONDS: Final = 30.0
 _ROOM_SECONDS: Final = 20.0
 """For so long a reader waits until others close what they have open."""
 _STALE_SECONDS: Final = 300.0
@@ -45,22 +42,6 @@ T = TypeVar("T")
 
 class NoRoomError(UserError):
     """Everything in the cache is in use, and one more file does not fit."""
-
-
-def node_folder() -> Path:
-    """This user's folder on this node: ``$HPE_CACHE``, else below the temporary folder; others cannot write.
-
-    Raises:
-        UserError: it cannot be made, or belongs to somebody else.
-    """
-    folder = Path(os.environ.get("HPE_CACHE") or Path(tempfile.gettempdir()) / f"hpe-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); set HPE_CACHE") from error
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to another user; set HPE_CACHE to a folder of your own")
-    return folder
 
 
 def tables_folder() -> Path:
@@ -104,36 +85,6 @@ def _remove_unused(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def session() -> str:
-    """What the ranks of a job on this node share, and no other job."""
-    if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
-        return str(os.getppid())
-    return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
-
-
-@dataclass(slots=True)
-class Notices:
-    """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""
-
-    folder: Path
-    session: str
-    next: float = 0.0
-
-    def tell(self, text: str, waited: float) -> None:
-        """Print a line, if it is time for one."""
-        now = time.monotonic()
-        if waited < _FIRST_WORD_SECONDS or now < self.next:
-            return
-        self.next = now + _NEXT_WORD_SECONDS
-        mark = self.folder / "notice"  # whose the last word was, and by its date when
-        with locked(self.folder / "notice.lock", None):
-            with contextlib.suppress(OSError):
-                if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
-                    return
-            mark.write_text(self.session)
-        say(f"hpe: {redacted(text)}")
 
 
 @dataclass(frozen=True, slots=True)
