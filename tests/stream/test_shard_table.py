@@ -233,7 +233,7 @@ def test_tars_without_a_manifest_have_an_index_too_and_one_added_later_is_read_i
 def _age(*files: Path) -> None:
     """Two months old, and not used since."""
     for file in files:
-        os.utime(file, times=(time.time() - 60 * 86_400,) * 2)
+        os.utime(file, (before := time.time() - 60 * 86_400, before))
 
 
 def test_tables_of_the_node_that_nobody_has_used_for_a_month_are_removed(made: Made, tmp_path: Path) -> None:
