@@ -1,6 +1,5 @@
 """``python -m hpe``, ``hpe`` and ``accelerate launch -m hpe``: the command line, with errors as messages."""
 
-import errno
 import os
 import sys
 import time
@@ -8,25 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from hpe import NOT_HERE
-from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE, NotFiniteError, UserError, way_out
 
 _PATIENCE_SECONDS = 10
-_WAYS_OUT = {
-    errno.ENOENT: "check the path, and that nothing else moves or removes it",
-    errno.EACCES: "change its permissions, or choose a place that you may read and write",
-    errno.EPERM: "change its permissions, or choose a place that you may read and write",
-    errno.EEXIST: "something else is already there: move it away, or choose another place",
-    errno.ENOTDIR: "part of this path is a file: move it away, or choose another place",
-    errno.EISDIR: "this is a folder, but a file is needed: move it away, or choose another place",
-    errno.EROFS: "choose a place that can be written",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "its links form a circle: use the path of the file or folder itself",
-    errno.EMFILE: "raise the limit of open files with `ulimit -n 1024` before this command, or lower data.workers",
-    errno.ENFILE: "end other programs, or raise the machine's limit of open files (fs.file-max)",
-    errno.EFBIG: "raise the maximum file size (ulimit -f), or choose a place that takes larger files",
-    errno.ENOSPC: "free some space or choose another disk, then run the same command again",
-    errno.EDQUOT: "free some space or choose another disk, then run the same command again",
-}
 
 _LESS_MEMORY = (
     "hpe train: lower train.micro_batch, which splits the batch of each rank (a run that resumes may change it, too), "
@@ -115,13 +98,20 @@ def _broken_group(error: RuntimeError) -> Ending | None:
     words = cause.lower()
     if any(gone in words for gone in _GONE):
         return Ending(EXIT_INCOMPLETE, f"rank {_rank()} stops because another rank is gone: {cause}", waits=True)
-    for wording, way_out in _WRONGLY_STARTED:
+    for wording, cure in _WRONGLY_STARTED:
         if wording in words:
-            return _mistake(f"{cause}; {way_out}")
+            return _mistake(f"{cause}; {cure}")
+    if "address already in use" in words:
+        port = os.environ.get("MASTER_PORT")
+        return _mistake(
+            f"MASTER_PORT is {port}, where another process of this machine listens already, such as another training; "
+            "set MASTER_PORT to a free port for this one (`hpe train --processes N` finds one itself)"
+        )
     if "DistNetworkError" in kinds:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        way_out = "choose a free port" if "address already in use" in words else _START_RANK_0
-        return _mistake(f"MASTER_ADDR:MASTER_PORT is {where}, but the ranks cannot connect there ({cause}); {way_out}")
+        return _mistake(
+            f"MASTER_ADDR:MASTER_PORT is {where}, but the ranks cannot connect there ({cause}); {_START_RANK_0}"
+        )
     if "DistBackendError" in kinds:
         return Ending(EXIT_INCOMPLETE, f"rank {_rank()}: the ranks cannot exchange data: {cause}; {_TRY_NCCL}")
     return None
@@ -142,11 +132,10 @@ def explained(error: OSError | UnicodeEncodeError) -> str | None:
             f"{error.object!r} cannot be written as {error.encoding}; "
             "rename the file, or set PYTHONUTF8=1 and LC_ALL=C.UTF-8"
         )
-    way_out = _WAYS_OUT.get(error.errno or 0)
-    if way_out is None:
+    if error.errno is None or (found := way_out(error)) is None:
         return None
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
-    return f"{where}{(error.strerror or 'failed').lower()}; {way_out}"
+    return f"{where}{os.strerror(error.errno).lower()}; {found}"  # not strerror, in whose place Arrow has its own words
 
 
 def _failed_system_call(error: OSError | UnicodeEncodeError) -> Ending | None:

@@ -81,7 +81,7 @@ MaxMegapixels = Annotated[
     float,
     typer.Option(
         "--max-megapixels",
-        help="In millions of pixels: larger pictures are named and left out, before they are decoded.",
+        help="A picture of more megapixels is listed and left out, before it is decoded.",
         rich_help_panel=_HOW,
     ),
 ]
@@ -177,7 +177,10 @@ def pack(
     ] = None,
     drop_duplicates: Annotated[
         str,
-        typer.Option(help="none (only report copies), exact, or near (reads all images twice).", rich_help_panel=_WHAT),
+        typer.Option(
+            help="none (only report copies), exact (the same stored image), or near (reads all images twice).",
+            rich_help_panel=_WHAT,
+        ),
     ] = "none",
     option: Annotated[
         list[str] | None,
@@ -221,7 +224,7 @@ def pack(
     become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
     `hpe pack list` shows the readers, what each one looks for, and its --option keys.
 
-    Examples: `hpe pack auto raw/AFLW2000 shards/aflw2000 --crop square-1.4@landmarks`,
+    Examples: `hpe pack auto raw/AFLW2000 shards/aflw2000 --crop square-1.4@landmarks`; or
     `hpe pack synthetic shards/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
@@ -443,7 +446,7 @@ def calibrate(
         float, typer.Option(min=0, max=1, help="Accuracy that the rule must reach on the faces that it decides.")
     ] = 0.9,
 ) -> None:
-    """Fit our direction rule, which may leave a face undecided, and evaluate it on people that were not used to fit it.
+    """Fit the rule `ours`, which turns angles into a direction or abstains, and evaluate it on other people.
 
     Example: `hpe calibrate shards/pointing04 -e lwpose66 --out ours.json`; use it with `hpe pose … --rule ours.json`
     """
@@ -457,7 +460,10 @@ Config = Annotated[
     typer.Argument(help="YAML config of the run; `hpe configs` lists those that come with hpe.", show_default=False),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting: train.learning_rate=3e-4.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a setting, such as train.learning_rate=3e-4; may be repeated."
+    ),
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", show_default=False)]
 
@@ -660,7 +666,8 @@ def predict(
     steady: Annotated[
         float,
         typer.Option(
-            help="Videos: smoothing's cutoff for a still head, in hertz; inf: no smoothing.", rich_help_panel=_HOW
+            help="Videos: smoothing of a still head, as a cutoff in hertz: lower is smoother, inf is no smoothing.",
+            rich_help_panel=_HOW,
         ),
     ] = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
@@ -671,8 +678,8 @@ def predict(
     Images that cannot be read (exit code 1) and images without a face are counted and listed. In videos, faces are
     followed over the frames, with raw and smoothed values (docs/video.md); Ctrl-C ends a camera.
 
-    Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`,
-    `hpe predict runs/joint talk.mp4 -o read`, `hpe predict runs/joint 0 -o read`
+    Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`; or
+    `hpe predict runs/joint talk.mp4 -o read`; or `hpe predict runs/joint 0 -o read`
     """
     from hpe import predict as module
     from hpe.models.views import Views
@@ -745,7 +752,7 @@ def export(
     which: Annotated[str, typer.Option(help="Checkpoint: best, last, or step-00001234.")] = "best",
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Write a trained network as ONNX, once it answers like the original on real images.
+    """Write a trained network as ONNX, after a comparison of both on real images.
 
     The graph takes RGB values of 0 to 255 in any batch size and gives probabilities and degrees. Its metadata and the
     YAML beside it describe input, outputs, crop rule, angles, licence and training data; with that YAML, `hpe pose`,
@@ -769,16 +776,16 @@ def share(
     permitted: Annotated[
         str | None,
         typer.Option(
-            help="Why weights trained on these datasets may be published, if a dataset's terms forbid to pass on its "
-            "images; the model card quotes it."
+            help="If a dataset's terms forbid passing on its images: why weights that were trained on it may be "
+            "published; the model card quotes it."
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="On a hub: for you and your organisation alone.")] = False,
 ) -> None:
     """Share a trained network: safetensors, config and model card, without paths of this machine.
 
-    `hpe.load` and the other commands read the folder like a run; `hpe.load("hf://org/name")` fetches it. A network
-    that was trained on a dataset which may not be published is refused with the reason.
+    `hpe.load` and the other commands read the folder like a run; `hpe.load("hf://org/name")` fetches it. If the
+    terms of a training dataset are unknown or forbid passing on its images, the network is refused without --permitted.
 
     Example: `hpe share runs/demo/multitask shared/heads`
     """

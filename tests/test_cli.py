@@ -279,7 +279,7 @@ OTHER_TROUBLE = [
             "code: -98, name: EADDRINUSE, message: address already in use"
         ),
         2,
-        "message: address already in use); choose a free port",
+        "where another process of this machine listens already, such as another training; set MASTER_PORT to a free",
     ),
     (
         dist.DistNetworkError(

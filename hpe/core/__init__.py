@@ -9,6 +9,7 @@ In reading order:
     randomness.py     random numbers as pure functions of a key
     files.py          files that are either whole or absent; locks
     console.py        messages on stderr and in the log of a run
+    notices.py        a word while processes wait, from one process of a node
     progress.py       one progress line, or plain lines where there is no terminal
     table_files.py    tables that users hand over: delimiter, encoding and decimal mark, found out
     distributed.py    the ranks of a job, their devices, what they agree on

@@ -10,6 +10,7 @@ train`` with one task a GPU. All of them end up as the variables RANK, WORLD_SIZ
 import atexit
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import signal
@@ -17,13 +18,17 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from hpe.core.console import say
 from hpe.core.errors import UserError
+from hpe.core.notices import said_while_waiting
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +40,7 @@ _PORTS: Final = 1 << 16
 _SPARE_ONE_OF: Final = 8
 _NAME_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS: Final = 3.0
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +129,27 @@ def accelerator(precision: str, *, find_unused: bool = False) -> "Accelerator":
     # A process may train in one precision and evaluate in another (hpe study): without this Accelerate refuses the
     # second. The process group stays.
     AcceleratorState._reset_state()
+    limit = _patience("nccl" if cuda() else "gloo")
+    with said_while_meeting(ranks, limit):
+        _ask_for_place(ranks, limit)
     try:
-        here = Accelerator(
-            mixed_precision=named,
-            cpu=not cuda(),
-            dynamo_plugin=TorchDynamoPlugin(
-                backend=DynamoBackend.NO, mode="default", fullgraph=False, dynamic=False, use_regional_compilation=False
-            ),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # Gradients are views of the buckets that ranks exchange: saves one copy of all gradients in memory.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
-            ],
-        )
+        with said_while_meeting(ranks, limit):
+            here = Accelerator(
+                mixed_precision=named,
+                cpu=not cuda(),
+                dynamo_plugin=TorchDynamoPlugin(
+                    backend=DynamoBackend.NO,
+                    mode="default",
+                    fullgraph=False,
+                    dynamic=False,
+                    use_regional_compilation=False,
+                ),
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                # Gradients are views of the buckets that ranks exchange: saves one copy of all gradients in memory.
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
+                ],
+            )
     except (ValueError, ImportError, NotImplementedError) as error:
         given = ", ".join(sorted(name for name in os.environ if name.startswith("ACCELERATE_"))) or "none"
         why = " ".join(str(error).split())[:300]
@@ -174,6 +188,59 @@ def await_name(ranks: Ranks, seconds: float = _NAME_SECONDS) -> None:
         time.sleep(min(1.0, seconds))
 
 
+@contextmanager
+def said_while_meeting(ranks: Ranks, limit: timedelta) -> Iterator[None]:
+    """Around the meeting of the ranks: says, when it takes long, where they meet, and after which time it fails."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    with (
+        said_while_waiting(
+            lambda: (
+                f"rank {ranks.rank} on {socket.gethostname()} waits at {place} until all {ranks.world} ranks are "
+                f"there; one may not be started yet, or still open its shards; gives up after {_minutes(limit)}"
+            )
+        )
+        if ranks.world > 1
+        else contextlib.nullcontext()
+    ):
+        yield
+
+
+_calls = itertools.count()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around a collective call: says, when it takes long, which ranks are waited for, and after which time it fails."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, rank, world = _get_default_store(), dist.get_rank(), dist.get_world_size()
+    # All ranks make the same calls. A launcher that restarts its ranks may keep the store.
+    call = f"hpe-calls/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_calls)}"
+    store.set(f"{call}/{rank}", "")
+
+    def text() -> str:
+        asked = store.clone()  # the call may use the connection of the other
+        missing = [str(other) for other in range(world) if not asked.check([f"{call}/{other}"])]
+        named = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+        whom = f"rank{'s' * (len(missing) > 1)} {named}" if missing else "what the other ranks send"
+        return f"rank {rank} waits for {whom}; gives up after {_minutes(_patience(dist.get_backend()))}"
+
+    with said_while_waiting(text):
+        yield
+
+
+def _patience(backend: str) -> timedelta:
+    """How long torch waits for other ranks, unless it is asked otherwise."""
+    from torch.distributed.distributed_c10d import _get_default_timeout
+
+    return _get_default_timeout(backend)
+
+
+def _minutes(time: timedelta) -> str:
+    return f"{time.total_seconds() / 60:.0f} min"
+
+
 def _met(here: "Accelerator", ranks: Ranks) -> None:
     """See, once the ranks have met, that each has a GPU of its own, and watch that all stay."""
     import torch
@@ -186,6 +253,38 @@ def _met(here: "Accelerator", ranks: Ranks) -> None:
         identity = torch.cuda.get_device_properties(here.device).uuid
         refuse_shared_gpus(store, ranks, f"{socket.gethostname()} {identity}")
     start_heartbeats(store, ranks.rank, range(ranks.world) if ranks.main else (0,))
+
+
+def _ask_for_place(ranks: Ranks, limit: timedelta) -> None:
+    """:func:`take_place` over a connection of its own, before a process group is made, which would wait."""
+    import torch.distributed as dist
+
+    if not ranks.main and not dist.is_initialized():  # rank 0 may be the store
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        take_place(dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit), ranks)
+
+
+def take_place(store: "torch.distributed.Store", ranks: Ranks) -> None:
+    """Refuse a rank whose place is taken: it has met another job, at the same port.
+
+    Rank 0 of a second job on a machine cannot open the port and ends. The others find the first job there, and would
+    wait for its ranks, or take part in it.
+
+    Args:
+        store: where the ranks meet.
+        ranks: this process among them.
+
+    Raises:
+        UserError: another process is this rank.
+    """
+    mine = f"process {os.getpid()} on {socket.gethostname()}"
+    place_of_rank = f"hpe/rank/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{ranks.rank}"
+    if (other := store.compare_set(place_of_rank, "", mine).decode()) != mine:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"MASTER_ADDR:MASTER_PORT is {place}, where another job meets, whose rank {ranks.rank} is {other}; "
+            "start each job with a MASTER_PORT of its own"
+        )
 
 
 def common_accelerator(precision: str, *, asked: str) -> "Accelerator":
@@ -300,7 +399,8 @@ def agree(text: str | None) -> str | None:
     if not (dist.is_available() and dist.is_initialized()):
         return text
     box = [text]
-    dist.broadcast_object_list(box, 0)
+    with _together():
+        dist.broadcast_object_list(box, 0)
     return box[0]
 
 
@@ -311,7 +411,8 @@ def some_problem(text: str | None) -> str | None:
     if not (dist.is_available() and dist.is_initialized()):
         return text
     box: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(box, text)
+    with _together():
+        dist.all_gather_object(box, text)
     told: dict[str, list[str]] = {}
     for rank, problem in enumerate(box):
         if problem is not None:
@@ -328,8 +429,9 @@ def some_rank(here: bool) -> bool:
     if not (dist.is_available() and dist.is_initialized()):
         return here
     box = torch.tensor(int(here), device=device())
-    dist.all_reduce(box, dist.ReduceOp.MAX)
-    return bool(box)
+    with _together():
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return bool(box)
 
 
 def cuda() -> bool:

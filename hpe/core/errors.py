@@ -1,5 +1,7 @@
 """The exception for a mistake of the user, and the exit codes of every command."""
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -15,13 +17,38 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 
-_USER: Final = re.compile(r"(?<=://)[^/\s'\"@]+@")
+# Up to the last @ before the path: a password may hold one, or a quote, that nobody has escaped.
+_USER: Final = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?]*)\?[^\s'\",;)\]]*[^\s'\",;:.)\]]")
 
 
 def redacted(text: str) -> str:
     """A text whose URLs show neither ``user:password@`` nor their query, which may be a signature."""
     return _QUERY.sub(r"\1?…", _USER.sub("***@", text))
+
+
+_WAYS_OUT: Final = {
+    errno.ENOENT: "check the path, and that nothing else moves or removes it",
+    errno.EACCES: "change its permissions, or choose a place that you may read and write",
+    errno.EPERM: "change its permissions, or choose a place that you may read and write",
+    errno.EEXIST: "something else is already there: move it away, or choose another place",
+    errno.ENOTDIR: "part of this path is a file: move it away, or choose another place",
+    errno.EISDIR: "this is a folder, but a file is needed: move it away, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links form a circle: use the path of the file or folder itself",
+    errno.EMFILE: "raise the limit of open files with `ulimit -n 1024` before this command, or lower data.workers",
+    errno.ENFILE: "end other programs, or raise the machine's limit of open files (fs.file-max)",
+    errno.EFBIG: "raise the maximum file size (ulimit -f), or choose a place that takes larger files",
+    errno.ENOSPC: "free some space or choose another disk, then run the same command again",
+    errno.EDQUOT: "free some space or choose another disk, then run the same command again",
+}
+DISK_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+def way_out(error: OSError) -> str | None:
+    """What a user can do about an error with a path or a disk; None where it may be a bug."""
+    return _WAYS_OUT.get(error.errno or 0)
 
 
 class UserError(ValueError):
@@ -33,6 +60,19 @@ class UserError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(redacted(message))
+
+
+def unwritable(told: str, error: Exception, elsewhere: str = "choose another place") -> UserError:
+    """The message for a place that a user named and that cannot be written to: where, why, and the way out.
+
+    Args:
+        told: how the user named it: ``--out results``.
+        error: of the system, or of a library that writes and hides the system's (safetensors, Arrow).
+        elsewhere: the way out where the reason does not tell a better one.
+    """
+    if not isinstance(error, OSError) or not error.errno:
+        return UserError(f"{told}: cannot be written ({error}); {elsewhere}")
+    return UserError(f"{told}: cannot be written ({os.strerror(error.errno)}); {way_out(error) or elsewhere}")
 
 
 def mistakes(problems: Iterable[str]) -> str:

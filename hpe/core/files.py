@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.core.console import say
-from hpe.core.errors import UserError
+from hpe.core.errors import DISK_FULL, UserError, unwritable, way_out
 
 _POLL_SECONDS: Final = 0.05
 _TAKEN: Final = frozenset((errno.EWOULDBLOCK, errno.EAGAIN))
@@ -83,7 +83,9 @@ def make_folder(path: Path, told: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{told}: cannot be made ({error.strerror}); give another folder") from error
+        raise UserError(
+            f"{told}: cannot be made ({error.strerror}); {way_out(error) or 'give another folder'}"
+        ) from error
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -122,7 +124,7 @@ def refuse_unwritable(path: Path, told: str) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{short_name(path.name, 200)}-"):
             pass
     except OSError as error:
-        raise UserError(f"{told}: cannot be written ({error.strerror}); give another place") from error
+        raise unwritable(told, error) from error
 
 
 @contextmanager
@@ -220,6 +222,13 @@ def aside_unsynced(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        # A write to a full disk names no file, a copy its source, and all others the temporary one: none of them is
+        # what the user knows.
+        written = error.filename2 or error.filename
+        if written == str(part) or (written is None and error.errno in DISK_FULL):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         part.unlink(missing_ok=True)
 

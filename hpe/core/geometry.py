@@ -80,11 +80,6 @@ def rotation_from_6d(six: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 
     return torch.stack((first, second, torch.linalg.cross(first, second, dim=-1)), -1)
 
 
-def six_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 6"]:
-    """The first two columns of a rotation: the inverse of :func:`rotation_from_6d`."""
-    return torch.cat((rotation[..., :, 0], rotation[..., :, 1]), -1)
-
-
 def geodesic_degrees(
     predicted: Float[Tensor, "*batch 3 3"], target: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch"]:

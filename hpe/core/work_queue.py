@@ -15,8 +15,9 @@ from typing import Final
 
 import torch.distributed as dist
 
-from hpe.core.distributed import Ranks, await_name
+from hpe.core.distributed import Ranks, await_name, said_while_meeting, take_place
 from hpe.core.heartbeats import start_heartbeats
+from hpe.core.notices import said_while_waiting
 
 BEAT_SECONDS: Final = 2.0
 DEAD_SECONDS: Final = 30.0
@@ -51,7 +52,8 @@ class Claims:
         if self.ranks.main:
             self.store.set("started", "")
         else:
-            self.store.wait(["started"], _MEET)
+            with said_while_waiting(lambda: f"rank {self.ranks.rank} waits for rank 0 to start the work"):
+                self.store.wait(["started"], _MEET)
 
     def finish(self, item: int, problem: str | None = None) -> None:
         """Report an item as done, or as damaged with a problem that rank 0 shows."""
@@ -131,7 +133,9 @@ def _store(ranks: Ranks) -> "dist.Store":
         return dist.HashStore()
     await_name(ranks)
     rendezvous = dist.rendezvous(f"env://?rank={ranks.rank}&world_size={ranks.world}", timeout=_MEET)
-    store, _, _ = next(rendezvous)
+    with said_while_meeting(ranks, _MEET):
+        store, _, _ = next(rendezvous)
+        take_place(store, ranks)
     # A launcher that restarts its ranks may keep the store: each start counts from nothing.
     return dist.PrefixStore(f"hpe-claims/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 

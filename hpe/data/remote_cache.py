@@ -11,29 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hpe.core.console import say
-from hpe.core.errors import UserError, redacted
+from hpe.core.errors import UserError
 from hpe.core.files import NO_LOCKS, aside, locked, open_regular
+from hpe.core.notices import Notices, node_folder, session
 from hpe.data.store import FetchError, StoreError, Waiting, below, fetch, is_remote, require_driver
 
 _TEXT_LIMIT: Final = 1 << 28
 _TAR_END: Final = bytes(512)
 _FOLDER: Final = "spool"
 """Below :func:`node_folder`."""
-_FIRST_WORD_SECONDS: Final = 3.0
-_NEXT_WORD_SECONDS: Final = 30.0
 _ROOM_SECONDS: Final = 20.0
 """For so long a reader waits until others close what they have open."""
 _STALE_SECONDS: Final = 300.0
+_UNUSED_SECONDS: Final = 30 * 86_400.0
+_BETWEEN_SEARCHES: Final = 86_400.0
 _OPENINGS: Final = 5
 _FETCHES: Final = 16
 """Small files fetched at the same time: it is the answers that are waited for."""
@@ -45,61 +44,47 @@ class NoRoomError(UserError):
     """Everything in the cache is in use, and one more file does not fit."""
 
 
-def node_folder() -> Path:
-    """This user's folder on this node: ``$HPE_CACHE``, else below the temporary folder; others cannot write.
-
-    Raises:
-        UserError: it cannot be made, or belongs to somebody else.
-    """
-    folder = Path(os.environ.get("HPE_CACHE") or Path(tempfile.gettempdir()) / f"hpe-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); set HPE_CACHE") from error
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to another user; set HPE_CACHE to a folder of your own")
-    return folder
-
-
 def tables_folder() -> Path:
     """The node's folder of tables: those of shards without an index, and pose tables of a store.
+
+    What no process has used for a month is removed.
 
     Raises:
         UserError: it cannot be made.
     """
     folder = node_folder() / "tables"
     folder.mkdir(exist_ok=True)
+    searched = folder / "searched"
+    if not searched.exists() or time.time() - searched.stat().st_mtime > _BETWEEN_SEARCHES:
+        searched.touch()
+        for path in folder.iterdir():
+            if path.suffix != ".lock" and _unused(path):
+                with lock_of_table(folder, path.name.lstrip(".")):
+                    _remove_unused(path)
     return folder
 
 
-def session() -> str:
-    """What the ranks of a job on this node share, and no other job."""
-    if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
-        return str(os.getppid())
-    return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
+def lock_of_table(folder: Path, name: str) -> AbstractContextManager[None]:
+    """Hold the lock of a table while it is made, taken or removed; 256 files serve all tables."""
+    return locked(folder / f"{name[:2]}.lock", None)
 
 
-@dataclass(slots=True)
-class Notices:
-    """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""
+def _unused(path: Path) -> bool:
+    """Whether a table, or everything in a folder of tables, was last used a month ago."""
+    end = time.time() - _UNUSED_SECONDS
+    with contextlib.suppress(FileNotFoundError):
+        files = list(path.iterdir()) if path.is_dir() else [path]
+        return all(max(state.st_atime, state.st_mtime) < end for state in (file.stat() for file in files))
+    return False
 
-    folder: Path
-    session: str
-    next: float = 0.0
 
-    def tell(self, text: str, waited: float) -> None:
-        """Print a line, if it is time for one."""
-        now = time.monotonic()
-        if waited < _FIRST_WORD_SECONDS or now < self.next:
-            return
-        self.next = now + _NEXT_WORD_SECONDS
-        mark = self.folder / "notice"  # whose the last word was, and by its date when
-        with locked(self.folder / "notice.lock", None):
-            with contextlib.suppress(OSError):
-                if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
-                    return
-            mark.write_text(self.session)
-        say(f"hpe: {redacted(text)}")
+def _remove_unused(path: Path) -> None:
+    """Remove a table, unless somebody has taken it since it was looked at."""
+    if _unused(path):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +148,7 @@ class RemoteCache:
             NoRoomError: the rest of the cache is in use.
         """
         path = self.path_of(url, sha256)
-        if not _used(path):
+        if not used_now(path):
             start, lock = time.time(), path.with_suffix(".lock")
 
             def waiting(seconds: float) -> None:
@@ -171,7 +156,7 @@ class RemoteCache:
                     self.notices.tell(_status_of(lock).get("waiting") or f"waiting for {url}", seconds)
 
             with locked(lock, None, waiting):
-                if _used(path):
+                if used_now(path):
                     return path
                 _raise_failure_since(start, lock)
                 self._fetch(url, sha256, size, path, keep)
@@ -275,10 +260,11 @@ class RemoteCache:
                 return Path(url)
             # By its contents: a table that `hpe pose` has written again is another file, and no reader loses its own.
             path = place / hashlib.sha256(data).hexdigest()[:40] / name
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                with aside(path) as part:
-                    part.write_bytes(data)
+            with lock_of_table(place, path.parent.name):
+                if not used_now(path):
+                    path.parent.mkdir(exist_ok=True)
+                    with aside(path) as part:
+                        part.write_bytes(data)
             return path
 
         with ThreadPoolExecutor(_FETCHES) as pool:
@@ -358,8 +344,8 @@ class RemoteCache:
         )
 
 
-def _used(path: Path) -> bool:
-    """Whether the copy is there; it is marked as used now, by its date of access, whatever the disk's own policy."""
+def used_now(path: Path) -> bool:
+    """Whether a file is there; it is marked as used now, by its date of access, whatever the disk's own policy."""
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:

@@ -53,6 +53,7 @@ _NO_CREDENTIALS: Final = frozenset(
     )
 )  # fmt: skip
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_S3_SETTINGS: Final = "the region (AWS_DEFAULT_REGION), the endpoint (AWS_ENDPOINT_URL_S3)"
 
 
 class FetchError(OSError):
@@ -247,12 +248,19 @@ def _persist(url: str, attempt: Callable[[Waiting, bool], None], tell: Callable[
             failures += verdict == "wrong"
             if verdict == "refused":
                 raise StoreError(
-                    f"{url}: the store refuses access: {waiting.reason}; check the name, the region and your "
-                    "credentials, then run the same command again to resume"
+                    f"{url}: the store refuses access: {waiting.reason}; {_settings(url)}, "
+                    "then run the same command again to resume"
                 ) from error
             if verdict == "missing" or failures == _TRIES:
-                raise FetchError(f"cannot be fetched ({waiting.tried}): {waiting.reason}") from error
+                way_out = f"; {_settings(url)}" if _unexpected(error) else ""
+                raise FetchError(f"cannot be fetched ({waiting.tried}): {waiting.reason}{way_out}") from error
         _pause(waiting, tell)
+
+
+def _settings(url: str) -> str:
+    """What to check where a store, or its driver, does not take a request."""
+    s3 = _EXTRAS.get(url.partition(":")[0].lower()) == "s3"
+    return f"check the name, {_S3_SETTINGS if s3 else 'the region'} and your credentials"
 
 
 def _pause(waiting: Waiting, tell: Callable[[Waiting], None]) -> None:
@@ -412,6 +420,8 @@ def _verdict(error: BaseException) -> Literal["missing", "refused", "again", "wr
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
     if names & _NO_CREDENTIALS or isinstance(error, PermissionError) or code == "NoSuchBucket" or full:
         return "refused"
+    if _endless(error):
+        return "refused"
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "missing"
     if status is not None:
@@ -437,7 +447,27 @@ def _status(error: Any) -> tuple[int | None, str]:
     return None, ""
 
 
+def _endless(error: BaseException) -> bool:
+    """Whether a driver has called itself without end.
+
+    Redirected by a store that does not name the region, botocore asks for the region, and follows the redirect of that
+    request in the same way.
+    """
+    inner = error.__cause__ or error.__context__
+    return isinstance(error, RecursionError) or (inner is not None and _endless(inner))
+
+
+def _unexpected(error: BaseException) -> bool:
+    """Whether an error is neither the store's answer nor the network's: a setting, or a mistake in the driver."""
+    return _verdict(error) == "wrong" and not isinstance(error, OSError)
+
+
 def _reason(error: BaseException) -> str:
     """The first line of an error, without what must not be shown."""
-    lines = redacted(str(error)).strip().splitlines() or [type(error).__name__]
-    return lines[0][:_LONGEST_REASON]
+    if _endless(error):
+        return "the driver asks without end, as it does when the store redirects without naming the bucket's region"
+    first, *rest = redacted(str(error)).strip().splitlines() or [""]
+    line = f"{first} {rest[0]}" if first.endswith(":") and rest else first
+    if not line or _unexpected(error):
+        line = f"{type(error).__name__}: {line}".rstrip(": ")
+    return line[:_LONGEST_REASON].rstrip(" .")

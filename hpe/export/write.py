@@ -14,7 +14,7 @@ import yaml
 import hpe
 from hpe.core.console import say
 from hpe.core.errors import UserError
-from hpe.core.files import aside, write_text
+from hpe.core.files import aside, refuse_unwritable, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
@@ -111,7 +111,6 @@ def export(source: Path, out: Path, options: ExportOptions) -> Parity:
                 f"{out}: not written, the exported network is not the one of {source}: {'; '.join(parity.problems)}"
             )
         digest = sha256_of(file)
-        out.parent.mkdir(parents=True, exist_ok=True)
         described.unlink(missing_ok=True)  # it names the sha256 of the file before
         with aside(out) as part:
             shutil.copyfile(file, part)
@@ -127,6 +126,7 @@ def _refuse(out: Path, described: Path, options: ExportOptions) -> None:
     for path in (out, described):
         if path.exists() and not (options.force and path.is_file()):
             raise UserError(f"{path} exists; choose another name, or give --force to replace it")
+    refuse_unwritable(out, str(out))
 
 
 def _read(source: Path, which: str) -> _Source:

@@ -25,7 +25,8 @@ _Python = Annotated[
 _Views = Annotated[str, typer.Option(help="plain (fastest), mirror or many: average 1, 2 or 7 views of each face.")]
 _Faces = Annotated[str, typer.Option(help="Which faces of a picture: the largest, the one nearest the centre, or all.")]
 _MaxMegapixels = Annotated[
-    float, typer.Option("--max-megapixels", help="Larger pictures are named and left out, before they are decoded.")
+    float,
+    typer.Option("--max-megapixels", help="A picture of more megapixels is listed and left out, before it is decoded."),
 ]
 _Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")]
 
@@ -119,7 +120,7 @@ def compare(
 
     Needs at least 100 faces with known angles, and 20 per outer fold.
 
-    Examples: `hpe landmarks compare data/points runs/landmarks`,
+    Examples: `hpe landmarks compare data/points runs/landmarks`; or
     `hpe landmarks compare raw/AFLW2000 runs/points68 --own-points 3d`
     """
     from hpe.core.files import write_text
@@ -167,7 +168,10 @@ def draw(
     count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet at most, chosen evenly from SOURCE.")] = 36,
     faces: _Faces = "largest",
     steady: Annotated[
-        float, typer.Option(help="Video: smoothing's cutoff for a still head, in hertz; inf: no smoothing.")
+        float,
+        typer.Option(
+            help="Videos: smoothing of a still head, as a cutoff in hertz: lower is smoother, inf is no smoothing."
+        ),
     ] = 1.0,
     max_megapixels: _MaxMegapixels = 64,
     workers: _Workers = None,
@@ -177,7 +181,7 @@ def draw(
 
     The exit code is 1 if pictures or shards cannot be read (they are named).
 
-    Examples: `hpe landmarks draw runs/landmarks photos axes.png --count 24`,
+    Examples: `hpe landmarks draw runs/landmarks photos axes.png --count 24`; or
     `hpe landmarks draw runs/landmarks talk.mp4 axes.mp4 --faces all`
     """
     which = _which(faces)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, unwritable
 
 
 @contextmanager
@@ -19,9 +19,7 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written to ({error.strerror or error}); free some space, or choose another folder"
-        ) from error
+        raise unwritable(str(out), error) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

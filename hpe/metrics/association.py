@@ -149,7 +149,7 @@ def _strength(counts: ndarray, replicates: int, seed: int) -> dict[str, Any]:
         "p": float(stats.chi2.sf(chi, freedom)),
         "log10_p": _log10_p(chi, freedom),
         "cells_expected_below_5": int((expected < statistics.LEAST_EXPECTED).sum()),
-        "cramers_v": float(np.sqrt(chi / (n * smaller))),
+        "cramers_v": float(statistics.cramers_v(kept)),
         "cramers_v_corrected": {"value": corrected, "n": n, "low": low, "high": high},
         "strength": _strength_words(low * smaller**0.5, high * smaller**0.5),
         "mutual_information_bits": information,

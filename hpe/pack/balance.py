@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, unwritable
 from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
@@ -129,9 +129,7 @@ def balance(
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); remove the cause, or use another folder"
-        ) from error
+        raise unwritable(str(out), error) from error
 
 
 def labels_of(option: str, text: str | None, names: Sequence[str]) -> list[int] | None:

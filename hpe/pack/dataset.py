@@ -7,7 +7,6 @@ by one process from start to end (``hpe.pack.shard``). After a kill the same com
 """
 
 import contextlib
-import errno
 import hashlib
 import inspect
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.core.console import say
-from hpe.core.errors import EXIT_AGAIN, UserError
+from hpe.core.errors import DISK_FULL, EXIT_AGAIN, UserError, way_out
 from hpe.core.files import locked, resolved, write_json
 from hpe.core.process_pool import Stopped
 from hpe.data.crops import CropRule
@@ -34,7 +33,6 @@ from hpe.sources.base import Source, shown
 _RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
 _OPTIONS_FILE: Final = "options.json"
-_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def list_readers() -> str:
@@ -147,13 +145,16 @@ def pack(
     except BrokenPipeError:  # `hpe pack … | head`: the shards are finished, only the summary is not read
         raise
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             finished = len(list((out / JOURNAL).glob("*.tar.json")))
             raise UserError(
                 f"{out}: the disk is full ({error.strerror}); {finished} finished shards stay. "
                 "Free some space and run the same command again: it makes the missing ones"
             ) from error
-        raise UserError(f"{error.filename or out}: cannot be written or read: {error.strerror or error}") from error
+        raise UserError(
+            f"{error.filename or out}: cannot be written or read: {error.strerror or error}; "
+            f"{way_out(error) or 'check the disk, or use another folder'}"
+        ) from error
     except Stopped:
         say(f"hpe: stopped; finished shards stay in {out}; run the same command again to make the rest")
         raise SystemExit(EXIT_AGAIN) from None

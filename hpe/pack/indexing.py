@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.console import count_of
-from hpe.core.errors import UserError
+from hpe.core.errors import UserError, way_out
 from hpe.core.files import Place, aside, locked
 from hpe.core.process_pool import Workers
 from hpe.core.progress import progress
@@ -150,8 +150,10 @@ def index(shards: str, workers: int | None = None) -> Iterator[Indexed]:
             shutil.rmtree(work)
         except OSError as error:
             raise UserError(
-                f"{error.filename or folder}: cannot be read or written: {error.strerror or error}; restore the tar, "
-                "or make its folder writable (training works without an index, too)"
+                f"{error.filename or folder}: cannot be read or written: "
+                f"{os.strerror(error.errno) if error.errno else error}; "
+                f"{way_out(error) or 'restore the tar, or make its folder writable'} "
+                "(training works without an index, too)"
             ) from error
         yield from (Indexed(path, entries) for path, entries in written)
 

@@ -5,13 +5,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 import hpe
 from hpe.config.run import RunConfig
 from hpe.core.console import say
-from hpe.core.errors import UserError, redacted
+from hpe.core.errors import UserError, redacted, unwritable
 from hpe.core.files import sync, write_json
 from hpe.models.build import load_run
 from hpe.models.checkpoints import SHARED_WEIGHTS
@@ -165,8 +166,8 @@ def save(network: SharedNetwork, folder: Path) -> None:
                 sync(written / name)
                 (written / name).replace(folder / name)
             sync(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise unwritable(str(folder), error, "free some space, or choose another folder") from error
 
 
 def push(network: SharedNetwork, repo: str, *, private: bool) -> str:

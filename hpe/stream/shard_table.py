@@ -22,7 +22,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, locked
+from hpe.core.files import aside
 from hpe.core.labels import EMOTIONS
 from hpe.data.index import (
     Index,
@@ -35,7 +35,7 @@ from hpe.data.index import (
     write_index,
 )
 from hpe.data.pose_labels import read_labels
-from hpe.data.remote_cache import RemoteCache
+from hpe.data.remote_cache import RemoteCache, lock_of_table, used_now
 from hpe.data.shard_reader import open_tar
 from hpe.stream.batch_block import LABELS, LabelRows
 from hpe.stream.open_files import OpenFile, OpenFiles, Unreadable
@@ -177,7 +177,7 @@ class ShardTables:
         try:
             index = _load(path)
             if index is None:
-                with locked(self._cache / f"{path.name[:2]}.lock", None):  # two digits: 256 files serve all tables
+                with lock_of_table(self._cache, path.name):
                     # Looked for again: another reader may have stored it while this one waited.
                     if (index := _load(path)) is None:
                         entry, batch = index_open_shard(shard.name, open_tar(file.file))
@@ -227,12 +227,15 @@ class ShardTables:
             UserError: there is no table, or it belongs to other samples.
         """
         try:
+            if pose.is_relative_to(self._cache):
+                used_now(pose)
             state = pose.stat()
         except OSError as error:
             raise UserError(f"{pose}: no pose table of {name} ({error.strerror}); run `hpe pose`") from error
         keys = rows.batch.column("key")
         digest = hashlib.sha256(b"\0".join(memoryview(part) for part in keys.buffers() if part is not None)).hexdigest()
         path = self._cached("pose", str(pose.resolve()), state.st_size, state.st_mtime_ns, self._labels.rule, digest)
+        used_now(path)
         try:
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -256,7 +259,7 @@ class ShardTables:
             with self._remote.held(file.url, file.sha256) if file.remote else nullcontext(Path(file.url)) as path:
                 state = path.stat()
                 stamp = self._cached("index", file.url, state.st_size, state.st_mtime_ns, file.sha256)
-                if not stamp.exists():
+                if not used_now(stamp):
                     file.check(path)
                     stamp.touch()
                 index = open_index(path)
@@ -270,6 +273,7 @@ class ShardTables:
 
 def _load(path: Path) -> Index | None:
     """A stored index of this node; None where there is none, or it is not whole."""
+    used_now(path)
     try:
         return open_index(path)
     except ValueError:

@@ -2,22 +2,27 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import typer.testing
 from safetensors.torch import load_file
 
 from hpe.cli import app
+from hpe.core import distributed
 from hpe.core.distributed import Ranks, await_name, launched, share_cores
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
@@ -335,6 +340,47 @@ def test_a_meeting_place_that_has_no_address_is_waited_for_and_then_named(monkey
     assert len(asked) > 4
 
 
+@pytest.fixture
+def _soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hpe.core.notices._FIRST_WORD_SECONDS", 0.1)
+    monkeypatch.setattr("hpe.core.notices._TICK_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_ranks_that_wait_for_others_to_start_say_where_and_for_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    for rank in (1, 0):  # of one node: one word is enough
+        with distributed.said_while_meeting(distributed.Ranks(rank, 8, rank, 4), timedelta(minutes=10)):
+            time.sleep(0.3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"hpe: rank 1 on .+ waits at node7:29500 until all 8 ranks .*; gives up after 10 min", line)
+    with distributed.said_while_meeting(distributed.Ranks(0, 1, 0, 1), timedelta(minutes=10)):
+        time.sleep(0.3)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_soon")
+def test_ranks_that_wait_for_a_slow_one_name_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401 -- makes the backend known
+
+    monkeypatch.setattr(distributed, "_calls", itertools.count())
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda *_: time.sleep(0.3))
+    store = dist.HashStore()
+    dist.init_process_group("fake", rank=0, world_size=4, store=store)
+    try:
+        dist.distributed_c10d._get_default_store().set("hpe-calls/0/0/2", "")
+        distributed.some_problem(None)
+    finally:
+        dist.destroy_process_group()
+    assert "hpe: rank 0 waits for ranks 1, 3; gives up after" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("_third_task_of_four")
 def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
     monkeypatch: pytest.MonkeyPatch,
@@ -455,6 +501,21 @@ def test_a_launchers_variables_that_are_no_numbers_are_told(
         Ranks.from_environment()
 
 
+def test_a_rank_that_meets_another_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    store = dist.HashStore()
+    for rank in (0, 1, 1):  # a process may ask again
+        distributed.take_place(store, Ranks(rank, 2, rank, 2))
+    mine = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: mine + 1)
+    told = rf"node7:29500, where another job meets, whose rank 1 is process {mine} on .*; start each job with"
+    with pytest.raises(UserError, match=told):
+        distributed.take_place(store, Ranks(1, 2, 1, 2))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # the same ranks, started again
+    distributed.take_place(store, Ranks(1, 2, 1, 2))
+
+
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
@@ -467,5 +528,5 @@ def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> No
             env=ENVIRONMENT | meeting, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == EXIT_USAGE, done.stderr
-    assert f"127.0.0.1:{port}, but the ranks cannot connect there" in done.stderr
+    assert f"MASTER_PORT is {port}, where another process of this machine listens already" in done.stderr
     assert "Traceback" not in done.stderr

@@ -76,7 +76,7 @@ def test_gimbal_lock_keeps_the_rotation(yaw: float) -> None:
 @given(degrees)
 def test_six_numbers_hold_a_rotation(angles: tuple[float, float, float]) -> None:
     rotation = torch.from_numpy(scipy_rotation(*angles))
-    six = geometry.six_from_rotation(rotation)
+    six = torch.cat((rotation[..., 0], rotation[..., 1]), -1)
     np.testing.assert_allclose(geometry.rotation_from_6d(six * 3).numpy(), rotation.numpy(), atol=1e-9)
 
 

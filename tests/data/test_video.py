@@ -181,17 +181,54 @@ def test_what_is_no_video_gets_one_message(tmp_path: Path) -> None:
             Video(tmp_path / name)
 
 
-def test_a_playlist_under_a_videos_name_opens_no_other_file(tmp_path: Path) -> None:
+def _playlists(segment: str) -> dict[str, str]:
+    """Files of every kind that name another one to be played."""
+    representation = f"<Representation id='1' bandwidth='9'><BaseURL>{segment}</BaseURL></Representation>"
+    adaptation = f"<AdaptationSet mimeType='video/mp4'>{representation}</AdaptationSet>"
+    return {
+        "concat": f"ffconcat version 1.0\nfile {segment}\n",
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{segment}\n#EXT-X-ENDLIST\n",
+        "dash": "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static' "
+        f"mediaPresentationDuration='PT1S'><Period>{adaptation}</Period></MPD>",
+        "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    }
+
+
+@pytest.mark.parametrize("kind", _playlists(""))
+def test_a_playlist_under_a_videos_name_opens_no_other_file_and_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     other = made_video.write(tmp_path / "secret.mp4", made_video.shades(3))
-    for text in (
-        f"ffconcat version 1.0\nfile {other.name}\n",
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
-    ):
-        (tmp_path / "list.mp4").write_text(text)
-        with pytest.raises(UserError, match="cannot be read as a video"):
-            Video(tmp_path / "list.mp4")
+    with served(tmp_path) as server:
+        for segment in (other.name, str(other), other.as_uri(), f"{server.url}/secret.mp4", f"crypto+file:{other}"):
+            for suffix in (".mp4", ".ts"):
+                list_ = tmp_path / f"list{suffix}"
+                list_.write_text(_playlists(segment)[kind])
+                with pytest.raises(UserError, match="cannot be read as a video"):
+                    Video(list_)
+                with list_.open("rb") as data, monkeypatch.context() as stdin:
+                    stdin.setattr(sys, "stdin", type("Stdin", (), {"buffer": data}))
+                    with pytest.raises(UserError, match="cannot be read as a video"):
+                        Video("-")
+    assert not server.asked
+
+
+def test_a_name_that_looks_like_a_protocol_is_a_file(tmp_path: Path) -> None:
+    other = made_video.write(tmp_path / "secret.mp4", made_video.shades(3))
     (tmp_path / "concat:secret.mp4").write_bytes(other.read_bytes())
     assert len(frames(tmp_path / "concat:secret.mp4")[1]) == 3
+
+
+@pytest.mark.parametrize("kind", ["concat", "hls", "dash"])
+def test_a_servers_playlist_opens_no_file_of_this_machine(tmp_path: Path, kind: str) -> None:
+    other = made_video.write(tmp_path / "secret.ts", made_video.shades(3))
+    (tmp_path / "served").mkdir()
+    with served(tmp_path / "served") as server:
+        for segment in (other.as_uri(), str(other), f"crypto+file:{other}"):
+            for name in ("list.m3u8", "list.mpd", "list.mp4"):
+                (tmp_path / "served" / name).write_text(_playlists(segment)[kind])
+                with pytest.raises(UserError, match="no video from this address"):
+                    frames(f"{server.url}/{name}")
 
 
 def test_large_frames_are_refused_before_they_are_decoded(tmp_path: Path) -> None:

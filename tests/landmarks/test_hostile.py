@@ -152,7 +152,7 @@ def test_an_out_that_cannot_be_written_to_is_one_message(fake, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(UserError, match=r"out: cannot be written to \(No space"):
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space"):
         _extract(tmp_path / "pictures", tmp_path / "out", fake)
 
 

@@ -347,7 +347,7 @@ def test_every_pair_of_counts_is_a_cell() -> None:
 
 def test_an_out_that_cannot_be_a_folder_is_one_message(tmp_path: Path) -> None:
     pq.write_table(labelled([0, 1], [0, 1]), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"--out .*: cannot be made \(Not a directory\); give another folder"):
+    with pytest.raises(UserError, match=r"--out .*: cannot be made \(Not a directory\); part of this path is a file"):
         write_association(
             tmp_path / "t.parquet", tmp_path / "t.parquet" / "below", rows="direction", columns="emotion",
             replicates=20, seed=0,

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tarfile
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hpe.data.records import Record
 from hpe.data.shards import IndexInfo, Manifest, Sample, write_shard
 from hpe.pack.indexing import index
 from hpe.stream import Balance, LabelSource, ShardSet, Stream
-from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, picture, pose_tables, same, stream, taken
+from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, make, picture, pose_tables, same, stream, taken
 
 
 @pytest.fixture
@@ -226,3 +228,36 @@ def test_tars_without_a_manifest_have_an_index_too_and_one_added_later_is_read_i
     os.truncate(made.folder / "index.arrow", 900)
     with pytest.raises(UserError, match=r"index\.arrow: not an index.*or remove it"):
         stream(made.folder)
+
+
+def _age(*files: Path) -> None:
+    """Two months old, and not used since."""
+    for file in files:
+        os.utime(file, (before := time.time() - 60 * 86_400, before))
+
+
+def test_tables_of_the_node_that_nobody_has_used_for_a_month_are_removed(made: Made, tmp_path: Path) -> None:
+    other, tables = make(tmp_path / "other"), tmp_path / "cache" / "tables"
+
+    def opened(one: Made) -> set[Path]:
+        pose = tmp_path / f"pose-{one.folder.name}"
+        pose_tables(one, pose)
+        shards = ShardSet(str(one.folder), pose=pose.as_uri())  # a URL: its tables are copied
+        stream(shards, labels=LabelSource("pose")).label_counts()
+        return {path for path in tables.rglob("*.*") if path.suffix != ".lock"}
+
+    mine = opened(made)
+    theirs = opened(other) - mine
+    (tables / ".left.table.part").touch()
+    _age(*(path for path in tables.rglob("*.*") if path.is_file()))
+    opened(made)  # uses its own, and looks for nothing: today that was done
+    _age(tables / "searched")
+    left = opened(made)
+    assert not theirs & left
+    assert tables / ".left.table.part" not in left
+    # The copies of its pose tables and the labels of its shards have not been made again. The joined ones have: their
+    # names depend on the dates of those copies.
+    kept = Counter(path.suffix for path in mine & left if path.stat().st_mtime < time.time() - 86_400)
+    assert kept == {".parquet": len(COUNTS), ".table": len(COUNTS)}
+    assert sum(path.is_dir() for path in tables.iterdir()) == len(COUNTS)
+    assert opened(other)

@@ -232,6 +232,63 @@ def test_s3_faults_are_named_at_once_and_a_missing_shard_is_counted(made: Made, 
     assert "1 try" in loader.named_damage[0].reason
 
 
+@pytest.fixture
+def new_driver(s3: Any) -> Iterator[None]:
+    """s3fs keeps a driver with its settings; this test has one of its own."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """An S3 server that sends every request to another region, and does not name it."""
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>PermanentRedirect</Code><Message>Use the specified endpoint.</Message></Error>"
+        self.send_response(301)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def test_a_redirect_without_a_region_ends_in_one_message_with_the_settings_to_check(
+    new_driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(
+            UserError, match=r"redirects without naming.*AWS_DEFAULT_REGION.*AWS_ENDPOINT_URL_S3"
+        ) as end:
+            stream(ShardSet("s3://elsewhere/*.tar"))
+        server.shutdown()
+        thread.join()
+    assert "recursion" not in str(end.value)
+
+
+def test_an_unexpected_error_of_a_driver_is_named_with_the_settings_to_check(
+    new_driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("ETag")
+
+    monkeypatch.setattr("s3fs.S3FileSystem._get_file", broken)
+    monkeypatch.setattr("hpe.data.store._FIRST_PAUSE", 0.0)
+    with pytest.raises(
+        UserError, match=r"\(5 tries\): KeyError: 'ETag'; check the name, the region \(AWS_DEFAULT_REGION"
+    ):
+        stream(ShardSet("s3://bucket/a"))
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [

@@ -22,7 +22,7 @@ from tests.stream.tiny import Made, keys_of, stream
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPE_STORE_TIMEOUT", "1.5")
-    monkeypatch.setattr("hpe.data.remote_cache._FIRST_WORD_SECONDS", 0.3)
+    monkeypatch.setattr("hpe.core.notices._FIRST_WORD_SECONDS", 0.3)
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def test_who_waits_for_another_process_reads_what_it_meets_and_gives_up_with_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise each of ten readers would wait for ten minutes, one after another."""
-    monkeypatch.setattr("hpe.data.remote_cache._NEXT_WORD_SECONDS", 0.0)
+    monkeypatch.setattr("hpe.core.notices._NEXT_WORD_SECONDS", 0.0)
     cache = RemoteCache.of_node()
     ends: list[tuple[float, str]] = []
 
@@ -180,6 +180,8 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_
     ("text", "shown"),
     [
         ("https://me:pass@host/a?X-Sig=abc: no", "https://***@host/a?…: no"),
+        ("https://me:p@ss@host/a@b: no", "https://***@host/a@b: no"),
+        ("curl 'https://me:p'ss?@host/a'", "curl 'https://***@host/a'"),
         ("s3://bucket/a@b/c.tar, hf://datasets/a@main/x", "s3://bucket/a@b/c.tar, hf://datasets/a@main/x"),
         ("pipe:curl 'https://h/x?sig=1' (5 tries)", "pipe:curl 'https://h/x?…' (5 tries)"),
         ("no url? at all", "no url? at all"),

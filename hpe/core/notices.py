@@ -1,0 +1,87 @@
+"""A word to the user while processes wait: soon, then seldom, and from only one process of a job on each node."""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hpe.core.console import say
+from hpe.core.errors import UserError, redacted
+from hpe.core.files import locked
+
+_FIRST_WORD_SECONDS: Final = 3.0
+_NEXT_WORD_SECONDS: Final = 30.0
+_TICK_SECONDS: Final = 0.5
+
+
+def node_folder() -> Path:
+    """This user's folder on this node: ``$HPE_CACHE``, else below the temporary folder; others cannot write.
+
+    Raises:
+        UserError: it cannot be made, or belongs to somebody else.
+    """
+    folder = Path(os.environ.get("HPE_CACHE") or Path(tempfile.gettempdir()) / f"hpe-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); set HPE_CACHE") from error
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder}: belongs to another user; set HPE_CACHE to a folder of your own")
+    return folder
+
+
+def session() -> str:
+    """What the ranks of a job on this node share, and no other job."""
+    if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
+        return str(os.getppid())
+    return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
+
+
+@dataclass(slots=True)
+class Notices:
+    """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""
+
+    folder: Path
+    session: str
+    next: float = 0.0
+
+    def tell(self, text: str, waited: float) -> None:
+        """Print a line, if it is time for one."""
+        now = time.monotonic()
+        if waited < _FIRST_WORD_SECONDS or now < self.next:
+            return
+        self.next = now + _NEXT_WORD_SECONDS
+        mark = self.folder / "notice"  # whose the last word was, and by its date when
+        with locked(self.folder / "notice.lock", None):
+            with contextlib.suppress(OSError):
+                if mark.read_text() == self.session and time.time() - mark.stat().st_mtime < _NEXT_WORD_SECONDS:
+                    return
+            mark.write_text(self.session)
+        say(f"hpe: {redacted(text)}")
+
+
+@contextmanager
+def said_while_waiting(text: Callable[[], str]) -> Iterator[None]:
+    """Around a call that may wait for long, out of Python's reach: a thread says what ``text`` gives."""
+    start, done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(OSError, RuntimeError, UserError):  # no word is better than no training
+            notices = Notices(node_folder(), session())
+            while not done.wait(_TICK_SECONDS):
+                if (waited := time.monotonic() - start) >= _FIRST_WORD_SECONDS:
+                    notices.tell(f"{text()} ({waited:.0f} s so far)", waited)
+
+    thread = threading.Thread(target=tell, name="notices", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()  # a fork would copy the locks that it holds
