@@ -275,7 +275,8 @@ def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: 
     tar.write_bytes(data)
     file = tmp_path / "run.yaml"
     file.write_text(made.config(shards, tmp_path / "run", "data.damaged=fail").dump())
-    done = warm.run_ranks(2, "-m", "hpe", "train", file)
+    impatient = "import hpe.__main__ as entry; entry._PATIENCE_SECONDS = 1; entry.main()"
+    done = warm.run_ranks(2, "-c", impatient, "train", file)
     assert done.returncode == EXIT_USAGE, done.stderr
     assert done.stderr.count("hpe: rank 1: val-000000.tar, sample10005") == 1
     assert "another rank is gone" not in done.stderr
