@@ -89,6 +89,7 @@ def test_options_that_do_not_fit_an_estimator_are_refused(exported: Path, shards
         evaluate(exported / "face", sets, EvaluateOptions(weights=tmp_path / "x.onnx"))
 
 
+@pytest.mark.slow
 def test_a_smaller_file_says_in_which_precision_it_computes(exported: Path, shards: Path, tmp_path: Path) -> None:
     export(exported / "face", tmp_path / "half.onnx", ExportOptions(images=8, precision="fp16"))
     model = hpe.load(tmp_path / "half.onnx", device="cpu")
@@ -111,6 +112,7 @@ def test_a_folder_that_cannot_be_written_is_named(exported: Path, shards: Path, 
         evaluate(exported / "face.onnx", [ShardSet(str(shards), "val")], EvaluateOptions(out=tmp_path / "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("reader", "raw", "size", "heads", "pack"),

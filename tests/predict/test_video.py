@@ -133,6 +133,7 @@ def _turns(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.rad2deg((turns[0].inv() * turns[1]).magnitude())
 
 
+@pytest.mark.slow
 def test_smoothed_angles_are_nearer_to_the_truth_than_raw_ones() -> None:
     rng, at = np.random.default_rng(0), np.arange(240) / 30
     truth = np.stack((45 * np.sin(at), 15 * np.cos(1.3 * at), 8 * np.sin(0.7 * at)), 1)

@@ -191,6 +191,7 @@ def s3() -> Iterator[Any]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3_gives_the_batches_of_files(made: Made, s3: Any, capfd: pytest.CaptureFixture[str]) -> None:
     indexed(made)
     pose_tables(made, made.folder / "pose")
