@@ -83,7 +83,9 @@ class Process:
 def run(*words: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """As ``subprocess.run``."""
     with Process(*words, cwd=cwd, env=env) as process:
-        return subprocess.CompletedProcess(words, process.wait(240), process.stdout, process.stderr)
+        return subprocess.CompletedProcess(
+            [str(word) for word in words], process.wait(240), process.stdout, process.stderr
+        )
 
 
 def ranks(count: int, *words: object, env: Mapping[str, str] | None = None) -> list[Process]:
@@ -110,7 +112,7 @@ def run_ranks(count: int, *words: object, env: Mapping[str, str] | None = None) 
                 for one in running:
                     one.send_signal(signal.SIGTERM)
         told = ["".join(texts) for texts in zip(*((one.stdout, one.stderr) for one in started), strict=True)]
-        return subprocess.CompletedProcess(words, code, *told)
+        return subprocess.CompletedProcess([str(word) for word in words], code, *told)
 
 
 def free_port() -> int:
