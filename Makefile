@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on rendered heads        make test   every test
 # make lint   ruff, pyright, import contracts             make quick  the tests but for the slow ones
+# make newest   one case of each quick test: what .ci/run does on another Python
 # make docs   the site of docs/, into build/site          make clean  forget the environment
 # make weights   a head-pose network from rendered heads alone, half an hour on 2 cores (docs/weights.md)
 # make cluster   a real Slurm and lost links, as root
@@ -10,7 +11,10 @@ EXTRAS ?= dev,docs,landmarks,export
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo weights test quick cluster docs lint check install clean
+# Set in many containers; without bytecode of what is not compiled yet, each started command would compile it again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo weights test quick newest cluster docs lint check install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,6 +34,11 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(BIN)/pytest -n auto --dist worksteal -m 'not slow'
+
+# Another Python breaks imports, types, warnings, processes and the command line, whatever a test's numbers are. So one
+# case of each quick test, every case of the command line, and the launchers.
+newest: $(STAMP)
+	$(BIN)/pytest -n auto --dist worksteal -m 'not slow or everywhere' --one-case
 
 # As root, on Debian's iproute2, slurm-wlm and munge; a quarter of an hour. Its table is in docs/clusters.md.
 cluster: $(STAMP)

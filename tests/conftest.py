@@ -19,6 +19,29 @@ import pytest
 SHARED = Path(os.environ.get("HPE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+HOME = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--one-case``."""
+    parser.addoption(
+        "--one-case", action="store_true",
+        help="only the first case of each test, but every case of tests/*.py: the command line, the API, the launchers",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the further cases out with ``--one-case``."""
+    if not config.getoption("--one-case"):
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid if item.path.parent == HOME else item.nodeid.partition("[")[0], item)
+    kept = set(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU, with the reason why there is none."""
     if item.get_closest_marker("gpu"):

@@ -1,6 +1,7 @@
 """What the packages say of themselves."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 import hpe
 
-PACKAGES = sorted(init.parent for init in Path(hpe.__file__).parent.glob("*/**/__init__.py"))
+HOME = Path(hpe.__file__).parent
+PACKAGES = sorted(init.parent for init in HOME.glob("*/**/__init__.py"))
 LONGEST, MOST_PARAMETERS = 60, 8
 REASONS: dict[str, str] = {}
 """Why a function may be longer, or take more parameters. Commands may: Typer reads a parameter per option."""
@@ -28,6 +30,13 @@ def test_the_list_of_a_package_names_each_of_its_modules_and_no_other(package: P
     assert {*_LISTED.findall(said)} - {"__main__.py"} == modules | below
 
 
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_every_module_is_imported_without_a_warning(package: Path) -> None:
+    for file in package.glob("*.py"):
+        if file.stem not in ("__init__", "__main__"):
+            importlib.import_module(".".join(file.relative_to(HOME.parent).with_suffix("").parts))
+
+
 def _is_command(function: ast.FunctionDef) -> bool:
     return any(ast.unparse(one).startswith("app.command(") for one in function.decorator_list)
 
@@ -38,10 +47,9 @@ def _parameters(function: ast.FunctionDef) -> int:
 
 
 def test_a_function_is_short_and_takes_few_parameters_or_has_a_reason() -> None:
-    home = Path(hpe.__file__).parent
     found = {
-        f"{file.relative_to(home).as_posix()}: {one.name}"
-        for file in home.rglob("*.py")
+        f"{file.relative_to(HOME).as_posix()}: {one.name}"
+        for file in HOME.rglob("*.py")
         for one in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(one, ast.FunctionDef) and not _is_command(one)
         if (one.end_lineno or 0) - one.lineno >= LONGEST or _parameters(one) > MOST_PARAMETERS

@@ -178,13 +178,18 @@ def test_trouble_with_files_that_nobody_foresaw_is_one_message(
     assert re.fullmatch(rf"hpe: 'some/\\+udcffplace': {os.strerror(number).lower()}; .+\n", told)
 
 
+def patience(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What a rank waits for others to tell, by a clock that only this wait moves."""
+    waited: list[float] = []
+    monkeypatch.setattr(entry, "time", SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited)))
+    return waited
+
+
 def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    waited: list[float] = []
+    waited = patience(monkeypatch)
     monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
-    # A clock that only this wait moves.
-    monkeypatch.setattr(entry, "time", SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited)))
     monkeypatch.setenv("RANK", "3")
     assert ends(monkeypatch, capsys, UserError("a.tar, face: no picture")) == (
         2,
@@ -305,7 +310,7 @@ def test_trouble_among_ranks_is_one_message_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, code: int, told: str
 ) -> None:
     monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    patience(monkeypatch)
     for name, value in {"RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     ended, line = ends(monkeypatch, capsys, error)

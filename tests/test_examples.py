@@ -35,6 +35,7 @@ def run(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_plain_loop_learns_and_resumes_where_it_stopped(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,6 +273,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(16, 8), val=8)
 
 
+@pytest.mark.everywhere
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",

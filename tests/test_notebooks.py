@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hpe.sources.synthetic import head_at
-from tests import made
+from tests import made, warm
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -58,7 +58,7 @@ def test_the_notebook_of_rendered_heads_goes_from_pixels_to_a_video(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    monkeypatch.setattr("subprocess.run", lambda command, **_: warm.run(*command[1:], cwd=tmp_path))  # of [python, …]
     torch.set_num_threads(1)
     names = executed("rendered_heads.ipynb", HEADS=160, PEOPLE=16, EPOCHS=1, SIZE=32)
     assert len(names["table"]) == names["FRAMES"]

@@ -46,6 +46,7 @@ def test_windows_is_refused_with_the_way_out(call: str, code: int) -> None:
     assert ("Traceback" in done.stderr) == (code == 1)
 
 
+@pytest.mark.everywhere
 @pytest.mark.slow
 def test_macos_trains_evaluates_predicts_and_exports(tmp_path: Path) -> None:
     shards = made.shards(tmp_path / "shards", counts=(16, 8), val=8)

@@ -31,7 +31,7 @@ from hpe.models import build, checkpoints, run_folder
 from hpe.models.build import build_network
 from hpe.train import train
 from hpe.train.setup import open_job
-from tests import made, norm_free
+from tests import made, norm_free, warm
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -111,12 +111,6 @@ def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
     assert (len(started), capsys.readouterr().err) == (2, "")
 
 
-def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoints.find_checkpoint(run, "last") / "model.safetensors")
 
@@ -129,7 +123,7 @@ def test_three_ranks_learn_what_one_learns_with_unevenly_missing_labels(
     changes += ("model.heads.emotion.dropout=0", "train.clip=1.0")
     monkeypatch.setattr(build, "build_backbone", norm_free.plain_backbone)
     assert train(made.config(folder, tmp_path / "one", *changes)) == 0
-    done = torchrun(3, "-m", "tests.norm_free", str(folder), str(tmp_path / "many"), *changes)
+    done = warm.run_ranks(3, "-m", "tests.norm_free", folder, tmp_path / "many", *changes)
     assert done.returncode == 0, done.stderr
     one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     assert one.keys() == many.keys()
@@ -152,11 +146,11 @@ def test_a_signal_to_one_rank_ends_a_validation_on_all_and_the_next_start_repeat
 ) -> None:
     changes = ("train.epochs=2", "train.batch=4", "train.ema=0.9")  # six batches in each of two validations
     for name, number in (("whole", 0), ("broken", 8)):
-        done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / name), str(number), *changes)
+        done = warm.run_ranks(2, "-m", "tests.signalled", folder, tmp_path / name, number, *changes)
         assert (done.returncode != 0) == (name == "broken"), done.stderr
     state = checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "broken", "last"))
     assert (state.samples_seen, state.unvalidated) == (160, True)
-    done = torchrun(2, "-m", "tests.signalled", str(folder), str(tmp_path / "broken"), "0", *changes)
+    done = warm.run_ranks(2, "-m", "tests.signalled", folder, tmp_path / "broken", 0, *changes)
     assert done.returncode == 0, done.stderr
     whole, resumed = (checkpoints.find_checkpoint(tmp_path / name, "last") for name in ("whole", "broken"))
     for file in ("model.safetensors", "ema.safetensors", "state.json"):
@@ -168,7 +162,7 @@ def test_batch_norms_keep_the_mean_of_what_all_ranks_have_seen(folder: Path, tmp
     """Judged by one process that runs each rank's samples through the first norm, whose input no weight changes."""
     run = tmp_path / "run"
     changes = ("train.batch=8", "train.epochs=0.01", "augment={}", "train.ema=0.5")
-    done = torchrun(2, "-m", "tests.signalled", str(folder), str(run), "0", *changes)
+    done = warm.run_ranks(2, "-m", "tests.signalled", folder, run, 0, *changes)
     assert done.returncode == 0, done.stderr
     checkpoint, config = checkpoints.find_checkpoint(run, "last"), run_folder.load_config(run)
     torch.manual_seed(config.seed)
@@ -196,7 +190,7 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 200
         while len(checkpoints.saved(run)) < 2 and time.monotonic() < deadline and job.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.05)
         ranks = [pid for pid in descendants(job.pid) if rank_of(pid) == 1]
         assert ranks, "the job has no rank 1"
         os.kill(ranks[0], signal.SIGKILL)
@@ -209,11 +203,11 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path
     seen = checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen
     shorter = made.config(folder, run, "train.epochs=400", "train.checkpoint_steps=5").dump()
     file.write_text(shorter)
-    with subprocess.Popen([*command[:-2]], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+    with warm.Process("-m", "hpe", "train", file, env=ENVIRONMENT) as job:
         while time.monotonic() < deadline + 100 and job.poll() is None:
             if checkpoints.State.load(checkpoints.find_checkpoint(run, "last")).samples_seen > seen:
                 break
-            time.sleep(0.2)
+            time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
         _, told = job.communicate(timeout=60)
     assert job.returncode == 75, told
@@ -227,19 +221,23 @@ def test_two_ranks_killed_and_resumed_end_bit_for_bit_as_if_never_killed(folder:
     for name in ("whole", "killed"):
         file = tmp_path / f"{name}.yaml"
         file.write_text(made.config(folder, tmp_path / name, *changes).dump())
-        commands[name] = [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"]
-    subprocess.run(commands["whole"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+        commands[name] = ("-m", "hpe", "train", file)
+    done = warm.run_ranks(2, *commands["whole"])
+    assert done.returncode == 0, done.stderr
     run = tmp_path / "killed"
-    with subprocess.Popen(commands["killed"], env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL) as job:
+    with contextlib.ExitStack() as stack:
+        ranks = [stack.enter_context(rank) for rank in warm.ranks(2, *commands["killed"])]
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and job.poll() is None and not checkpoints.saved(run):
+        while time.monotonic() < deadline and ranks[0].poll() is None and not checkpoints.saved(run):
             time.sleep(0.01)
         time.sleep(random.Random(0).uniform(0, 0.2))  # in a step, between steps, or while a checkpoint is written
-        for pid in (*descendants(job.pid), job.pid):
+        for pid in [pid for rank in ranks for pid in (*descendants(rank.pid), rank.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL, "the start was done before it could be killed"
-    subprocess.run(commands["killed"], env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True, timeout=240)
+        ended = [rank.wait(60) for rank in ranks]
+        assert ended == [-signal.SIGKILL] * 2, "the start was done before it could be killed"
+    done = warm.run_ranks(2, *commands["killed"])
+    assert done.returncode == 0, done.stderr
     whole, resumed = (checkpoints.find_checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
     for file in ("model.safetensors", "ema.safetensors"):
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()
@@ -282,10 +280,8 @@ def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: 
     tar.write_bytes(data)
     file = tmp_path / "run.yaml"
     file.write_text(made.config(shards, tmp_path / "run", "data.damaged=fail").dump())
-    done = subprocess.run(
-        [sys.executable, "-m", "hpe", "train", str(file), "--processes", "2"],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    impatient = "import hpe.__main__ as entry; entry._PATIENCE_SECONDS = 1; entry.main()"
+    done = warm.run_ranks(2, "-c", impatient, "train", file)
     assert done.returncode == EXIT_USAGE, done.stderr
     assert done.stderr.count("hpe: rank 1: val-000000.tar, sample10005") == 1
     assert "another rank is gone" not in done.stderr
@@ -425,10 +421,7 @@ def test_a_command_of_one_process_leaves_it_to_rank_0(
 @pytest.mark.slow
 def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
     tasks = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "hpe", "evaluate", str(tmp_path), str(tmp_path)],
-        env=ENVIRONMENT | tasks, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run("-m", "hpe", "evaluate", tmp_path, tmp_path, env=ENVIRONMENT | tasks)
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
     assert done.stderr.startswith("hpe: SLURM_STEP_NUM_TASKS is 2, without MASTER_ADDR and MASTER_PORT; start with")
 
@@ -464,7 +457,6 @@ def test_a_member_of_a_group_leaves_without_taking_python_apart(
 ) -> None:
     script = f"""
 import atexit, os
-import torch.distributed as dist
 from hpe.core.distributed import leave
 
 class Last:
@@ -474,6 +466,7 @@ class Last:
 last = Last()
 atexit.register(print, "at exit")
 if {grouped}:
+    import torch.distributed as dist
     dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
 print("said", end=" ")
 {end}
@@ -523,10 +516,7 @@ def test_a_port_that_is_taken_is_one_message(folder: Path, tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         meeting = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        done = subprocess.run(
-            [sys.executable, "-m", "hpe", "train", str(file)],
-            env=ENVIRONMENT | meeting, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        done = warm.run("-m", "hpe", "train", file, env=ENVIRONMENT | meeting)
     assert done.returncode == EXIT_USAGE, done.stderr
     assert f"MASTER_PORT is {port}, where another process of this machine listens already" in done.stderr
     assert "Traceback" not in done.stderr

@@ -28,6 +28,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("judged") / "shards")
 
 
+ONE_COLOUR = pytest.mark.parametrize("exported", ["rgb"], indirect=True)
+
+
 @pytest.fixture(scope="module", params=["rgb", "grey"])
 def exported(shards: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A run and, beside it, its export of the same name."""
@@ -74,6 +77,7 @@ def test_an_export_has_the_figures_of_its_run(exported: Path, shards: Path, netw
         np.testing.assert_allclose(first[f"{angle}_sd"].to_numpy(), second[f"{angle}_sd"].to_numpy(), atol=0.05)
 
 
+@ONE_COLOUR
 def test_options_that_do_not_fit_an_estimator_are_refused(exported: Path, shards: Path, tmp_path: Path) -> None:
     sets = [ShardSet(str(shards), "val")]
     for options, why in (
@@ -89,6 +93,8 @@ def test_options_that_do_not_fit_an_estimator_are_refused(exported: Path, shards
         evaluate(exported / "face", sets, EvaluateOptions(weights=tmp_path / "x.onnx"))
 
 
+@pytest.mark.slow
+@ONE_COLOUR
 def test_a_smaller_file_says_in_which_precision_it_computes(exported: Path, shards: Path, tmp_path: Path) -> None:
     export(exported / "face", tmp_path / "half.onnx", ExportOptions(images=8, precision="fp16"))
     model = hpe.load(tmp_path / "half.onnx", device="cpu")
@@ -98,6 +104,7 @@ def test_a_smaller_file_says_in_which_precision_it_computes(exported: Path, shar
     assert figures(tmp_path / "half-onnx")["about"]["precision"] == "fp16"
 
 
+@ONE_COLOUR
 def test_the_results_go_where_the_user_says(exported: Path, shards: Path, tmp_path: Path) -> None:
     options = EvaluateOptions(out=tmp_path / "judged", workers=0, replicates=20)
     assert evaluate(exported / "face.onnx", [ShardSet(str(shards), "val")], options) == 0
@@ -111,6 +118,7 @@ def test_a_folder_that_cannot_be_written_is_named(exported: Path, shards: Path, 
         evaluate(exported / "face.onnx", [ShardSet(str(shards), "val")], EvaluateOptions(out=tmp_path / "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("reader", "raw", "size", "heads", "pack"),

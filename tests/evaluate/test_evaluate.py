@@ -5,8 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +31,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.study.adaboost import _read, hog_of
-from tests import made
+from tests import made, warm
 from tests.stream.tiny import pose_table
 
 ROOT = Path(__file__).parents[2]
@@ -157,13 +155,9 @@ def test_the_size_of_the_batch_changes_nothing_but_rounding(run: Path, shards: P
 @pytest.mark.slow
 def test_ranks_together_write_what_one_writes(run: Path, shards: Path, whole: Any) -> None:
     name, ranks = "ranks", 3
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = kept | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment["HPE_QUIET"] = ""
-    command = [sys.executable, "-m", "hpe", "evaluate", str(run), str(shards), "--name", name, "--workers", "0"]
     # 80 samples in batches of 11: the last is short, and for the last rank smaller still.
-    command += ["--batch", "11", "--processes", str(ranks)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    options = ("--name", name, "--workers", "0", "--batch", "11")
+    done = warm.run_ranks(ranks, "-m", "hpe", "evaluate", run, shards, *options, env=os.environ | {"HPE_QUIET": ""})
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^evaluate .*: (\d+) of 80 images", done.stderr, re.MULTILINE)[-1] == "80", done.stderr
     table, figures = result(run, name)

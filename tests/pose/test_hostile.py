@@ -1,8 +1,6 @@
 """What hostile shards, tables and networks do to the pass, the check and the fit: one message, nothing doubled."""
 
-import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from hpe.pose import calibrate, plan
 from hpe.pose.check import join_with_truth
 from hpe.pose.options import PoseOptions
 from hpe.pose.preflight import first_faces, try_estimator
+from tests import warm
 from tests.pose.test_pose import Mean, do, estimator, make_shards, tasks_for, wait_for
 
 
@@ -40,13 +39,12 @@ def test_a_rank_of_the_pass_dies_with_its_launcher(tmp_path: Path) -> None:
         "p.load_estimator = network\n"
         "p.pose([], p.PoseOptions(estimator=None, device='cpu'))\n"
     )
-    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}]).wait()"
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    started = subprocess.Popen([sys.executable, "-c", launcher], env=environment)
+    launcher = f"import os\nif os.fork(): os.wait()\nelse: exec({rank!r})"
+    (started,) = warm.ranks(1, "-c", launcher)
     wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
     pid = int((tmp_path / "pid").read_text())
-    started.kill()
-    started.wait()
+    started.send_signal(signal.SIGKILL)
+    started.wait(60)
 
     def gone() -> bool:
         try:

@@ -4,9 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +31,7 @@ from hpe.pose.check import check_tables
 from hpe.pose.passes import Task, pose_pass
 from hpe.pose.plan import summary, tasks_of
 from hpe.pose.preflight import refuse_without_truth
+from tests import warm
 from tests.served import served
 
 SIZE = 32
@@ -349,7 +347,6 @@ def test_a_check_without_any_true_angle_is_refused_before_the_pass(tmp_path: Pat
 
 RANK = """
 import os, sys
-sys.path.insert(0, os.environ["ROOT"])
 from pathlib import Path
 import hpe.core.work_queue
 import tests.pose.test_pose as t
@@ -362,18 +359,8 @@ sys.exit(t.pose_pass(tasks, network, t.RULES, flips="none", batch=4, threads=1, 
 """
 
 
-def start_rank(shards: Path, rank: int, world: int, port: int, slow: float) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "SLOW": str(slow), "SHARDS": str(shards), "ROOT": str(Path(__file__).parents[2]),
-    }  # fmt: skip
-    return subprocess.Popen([sys.executable, "-c", RANK], env=environment)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def start_ranks(count: int, shards: Path, slow: float) -> list[warm.Process]:
+    return warm.ranks(count, "-c", RANK, env=os.environ | {"SLOW": str(slow), "SHARDS": str(shards)})
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -397,7 +384,7 @@ def reference(folder: Path) -> list[str]:
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "killed", SIZES)
     tables = shards / "pose" / "mean"
-    killed = start_rank(shards, 0, 1, free_port(), 0.1)
+    (killed,) = start_ranks(1, shards, 0.1)
     wait_for(lambda: len(list(tables.glob("*.parquet"))) >= 2)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -410,8 +397,8 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_share_the_shards_and_one_that_dies_is_replaced(tmp_path: Path) -> None:
-    shards, port = make_shards(tmp_path / "two", SIZES), free_port()
-    first, second = start_rank(shards, 0, 2, port, 0.15), start_rank(shards, 1, 2, port, 0.15)
+    shards = make_shards(tmp_path / "two", SIZES)
+    first, second = start_ranks(2, shards, 0.15)
     wait_for(lambda: len(list((shards / "pose" / "mean").glob("*.parquet"))) >= 3)
     second.send_signal(signal.SIGKILL)
     second.wait()
@@ -422,7 +409,7 @@ def test_two_ranks_share_the_shards_and_one_that_dies_is_replaced(tmp_path: Path
 @pytest.mark.slow
 def test_a_stop_signal_keeps_finished_tables_and_says_again(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "stopped", SIZES)
-    stopped = start_rank(shards, 0, 1, free_port(), 0.1)
+    (stopped,) = start_ranks(1, shards, 0.1)
     wait_for(lambda: len(list((shards / "pose" / "mean").glob("*.parquet"))) >= 1)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(60) == 75

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +26,7 @@ from hpe.predict import face_finders, predict, video
 from hpe.predict.faces import Face
 from hpe.predict.options import PredictOptions
 from hpe.predict.tracks import FaceTracks
-from tests import made, made_video
+from tests import made, made_video, warm
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +133,7 @@ def _turns(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.rad2deg((turns[0].inv() * turns[1]).magnitude())
 
 
+@pytest.mark.slow
 def test_smoothed_angles_are_nearer_to_the_truth_than_raw_ones() -> None:
     rng, at = np.random.default_rng(0), np.arange(240) / 30
     truth = np.stack((45 * np.sin(at), 15 * np.cos(1.3 * at), 8 * np.sin(0.7 * at)), 1)
@@ -285,11 +284,10 @@ def test_the_same_command_gives_the_same_bytes(run: Path, tmp_path: Path) -> Non
         assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes()
 
 
-def _endless(path: Path) -> subprocess.Popen[bytes]:
+def _endless(path: Path) -> warm.Process:
     """Write a video into a pipe, frame after frame, until nobody reads it."""
     code = f"""
-import time, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+import time
 import av, numpy as np
 with open({str(path)!r}, "wb") as pipe, av.open(pipe, "w", format="mpegts") as made:
     stream = made.add_stream("mpeg2video", rate=25)
@@ -298,7 +296,7 @@ with open({str(path)!r}, "wb") as pipe, av.open(pipe, "w", format="mpegts") as m
         made.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 48, 3), number % 255, np.uint8))))
         time.sleep(0.02)
 """
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    return warm.Process("-c", code)
 
 
 @pytest.mark.slow
@@ -307,22 +305,17 @@ def test_a_signal_leaves_nothing_half_written(run: Path, tmp_path: Path, number:
     os.mkfifo(tmp_path / "v.ts")
     writer = _endless(tmp_path / "v.ts")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hpe", "predict", run, tmp_path / "v.ts", "--faces", "given", "-o", out]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
-    try:
-        reading = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    reading = warm.Process("-m", "hpe", "predict", run, tmp_path / "v.ts", "--faces", "given", "-o", out)
     try:
         until = time.monotonic() + 60
         while not list((out / "drawn").glob(".v.mp4*")) and time.monotonic() < until:
-            time.sleep(0.1)
-        time.sleep(1)
+            time.sleep(0.05)
+        time.sleep(0.2)  # a few frames
         reading.send_signal(number)
         _, said = reading.communicate(timeout=60)
     finally:
         for one in (writer, reading):
-            one.kill()
+            one.send_signal(signal.SIGKILL)
             one.wait()
     assert reading.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
     assert "Traceback" not in said

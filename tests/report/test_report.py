@@ -137,6 +137,7 @@ def test_switches_and_filters_change_what_is_seen(runs: list[Path], page: browse
     assert len(left[1]) < left[2]
 
 
+@pytest.mark.slow
 def test_a_report_is_one_file_with_the_same_bytes_each_time(runs: list[Path]) -> None:
     path = runs[0] / "report" / "index.html"
     before = path.read_bytes()

@@ -1,9 +1,8 @@
 """Few open files are allowed: every shard is read nevertheless, or the message says what is needed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+from tests import warm
 from tests.stream.tiny import make
 
 _SCRIPT = """
@@ -45,7 +44,7 @@ for one in taken:
 
 def test_with_64_descriptors_90_shards_are_read_and_with_none_left_the_limit_is_named(tmp_path: Path) -> None:
     made = make(tmp_path / "shards", (2,) * 90)
-    run = subprocess.run([sys.executable, "-c", _SCRIPT, str(made.folder)], capture_output=True, text=True, check=False)
+    run = warm.run("-c", _SCRIPT, made.folder)
     assert not run.stderr, run.stderr
     raised, *few, told = run.stdout.splitlines()
     assert raised == "(180, 180, 0) 4096"

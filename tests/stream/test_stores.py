@@ -23,6 +23,7 @@ from hpe.data.index import IndexFile, index_shard, write_index
 from hpe.data.remote_cache import RemoteCache, _evicted
 from hpe.data.shards import IndexInfo, Manifest
 from hpe.stream import LabelSource, ShardSet
+from tests import warm
 from tests.stream.tiny import Made, keys_of, make, pose_tables, same, stream, taken
 
 
@@ -102,13 +103,8 @@ def test_ranks_of_a_node_fetch_each_shard_once(many: Made, counted: tuple[str, A
         "loader = Stream([ShardSet(sys.argv[1])], Reading(size=16, workers=1)).once(batch=12, "
         "rank=int(sys.argv[2]), ranks=2); print(sum(len(one.batch.keys) for one in loader), loader.damaged_samples)"
     )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, url, str(rank)], stdout=subprocess.PIPE, env=os.environ | {"LOCAL_RANK": "0"}
-        )
-        for rank in range(2)
-    ]
-    assert [rank.communicate()[0] for rank in ranks] == [b"72 0\n"] * 2
+    ranks = [warm.Process("-c", script, url, rank, env=os.environ | {"LOCAL_RANK": "0"}) for rank in range(2)]
+    assert [rank.communicate(60) for rank in ranks] == [("72 0\n", "")] * 2
     assert tars(server.asked) == {info.name: 1 for info in many.infos}
 
 
@@ -195,6 +191,7 @@ def s3() -> Iterator[Any]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3_gives_the_batches_of_files(made: Made, s3: Any, capfd: pytest.CaptureFixture[str]) -> None:
     indexed(made)
     pose_tables(made, made.folder / "pose")

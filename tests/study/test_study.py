@@ -357,6 +357,7 @@ def test_more_seeds_and_models_change_nothing_and_all_else_does(tmp_path: Path) 
 # --- The whole
 
 
+@pytest.mark.slow
 def test_a_study_gives_every_table_and_its_rows_are_those_of_the_predictions(finished: StudyConfig) -> None:
     about, tables = read_study(finished.folder)
     numbers = {one.number for one in tables}

@@ -86,6 +86,7 @@ def test_the_pose_bench_ends_whatever_the_speed_of_the_machine(tmp_path: Path, m
     monkeypatch.setattr(pose_bench, "_TURN_SECONDS", 0.1)
     monkeypatch.setattr(pose_bench, "_ONE_AT_A_TIME_SECONDS", 0.1)
     monkeypatch.setattr(pose_bench, "_PROCESSES", (1,))
+    monkeypatch.setattr(pose_bench, "_SIZE", 64)
     report = measure("pose", Settings(tmp_path, workers=1, repeats=1))
     names = [figure.name for figure in report.figures]
     assert [name for name in names if name.startswith("resnet50")] == [
