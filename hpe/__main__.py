@@ -105,7 +105,7 @@ def _broken_group(error: RuntimeError) -> Ending | None:
         port = os.environ.get("MASTER_PORT")
         return _mistake(
             f"MASTER_PORT is {port}, where another process of this machine listens already, such as another training; "
-            "set MASTER_PORT to a free port for this one (`hpe train --processes N` finds one itself)"
+            f"set MASTER_PORT to a free port for this one (`hpe train --processes N` finds one itself): {cause}"
         )
     if "DistNetworkError" in kinds:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
