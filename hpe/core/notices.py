@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,11 @@ def session() -> str:
     """What the ranks of a job on this node share, and no other job."""
     if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
         return str(os.getppid())
+    return _of_this_process()
+
+
+@cache
+def _of_this_process() -> str:  # and of its forks
     return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
 
 
