@@ -120,7 +120,7 @@ pointing04)
         for seed in $seeds; do
             train "pointing04-$split" pointing04_direction.yaml "$seed" "pointing04-$split" \
                 --set "data.train=[{shards: $out/shards/pointing04-$split, split: train}]" \
-                --set "model.weights=$out/with-both-seed$seed"
+                --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=$out/with-both-seed$seed"
             evaluate "pointing04-$split" "$seed" "pointing04-$split"
         done
     done
@@ -129,7 +129,8 @@ aflw2000)
     start
     pack aflw2000 aflw2000 "${AFLW2000:?where AFLW2000 lies}" --size 128 --crop square-1.4@landmarks --option splits=lists
     for seed in $seeds; do
-        train aflw2000 aflw2000_pose.yaml "$seed" aflw2000 --set "model.weights=$out/with-both-seed$seed"
+        train aflw2000 aflw2000_pose.yaml "$seed" aflw2000 \
+            --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=$out/with-both-seed$seed"
         evaluate aflw2000 "$seed" aflw2000
     done
     ;;

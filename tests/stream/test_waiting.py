@@ -136,7 +136,10 @@ def test_who_waits_for_another_process_reads_what_it_meets_and_gives_up_with_it(
     assert "0.5 MB so far" in capfd.readouterr().err
 
 
-def test_a_server_that_is_killed_while_it_sends_and_comes_back_loses_nothing(made: Made, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_while_it_sends_and_comes_back_loses_nothing(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPE_STORE_TIMEOUT", "60")  # a new interpreter may take long on a machine with other work
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
