@@ -6,7 +6,7 @@
 #                    budget; ARMS="alone with-both" runs some of these
 #       pointing04   direction and pose on Pointing'04, by a random split and by person
 #       aflw2000     pose on AFLW2000's own splits
-#       cross        pose across datasets: AFLW2000's network on Pointing'04, and the other way round
+#       cross        AFLW2000's network on Pointing'04, and the other way round; FER+'s on rendered heads
 #       study        the thesis' study on FER+, three seeds
 # SEEDS="0 1 2" are the seeds, OUT=runs/results the folder, MORE="--set train.batch=256" goes to every training. Run it
 # again to resume: what is packed and trained is not done again. Results are copied to RESULTS=docs/results as JSON.
@@ -97,7 +97,7 @@ joint)
         on_ferplus "$arm" ferplus_small.yaml --set "model.heads={${heads[$arm]}}"
         for seed in $seeds; do runs+=("$out/$arm-seed$seed"); done
     done
-    # Accuracy by direction (forward against turned) is in `cells` of each JSON and on this page.
+    # Accuracy by direction (forward against turned) is in `emotion_by` of each JSON, and on this page.
     hpe report "${runs[@]}" --out "$out/joint"
     ;;
 pointing04)
@@ -155,7 +155,7 @@ study)
     keep "$out/study/study.json" "$results/study.json" "configs/results.sh study, seeds $seeds"
     ;;
 *)
-    sed -n '2,13p' "$0"
+    sed -n '2,12p' "$0"
     exit 2
     ;;
 esac
