@@ -177,7 +177,7 @@ def main() -> NoReturn:
     from hpe.core.signals import end_on_signals  # it asks for signals that Windows does not have
 
     end_on_signals()  # first: imports take seconds, and a signal may come meanwhile
-    from hpe.core.distributed import from_parent, leave
+    from hpe.core.ranks import from_parent, leave
 
     from_parent()  # the launcher may be killed meanwhile, too
     try:

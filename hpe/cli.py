@@ -138,7 +138,7 @@ def _main(
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in _ON_EVERY_RANK:
-        from hpe.core.distributed import leave_to_rank_0
+        from hpe.core.ranks import leave_to_rank_0
 
         leave_to_rank_0(f"hpe {context.invoked_subcommand}")
 
@@ -508,9 +508,9 @@ def train(
     """
     from hpe.config.run import RunConfig
     from hpe.config.strict_yaml import load
-    from hpe.core.distributed import launched
     from hpe.core.errors import UserError
     from hpe.core.launch import refuse_processes
+    from hpe.core.ranks import launched
 
     changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
     loaded = load(config, RunConfig, changes)

@@ -215,7 +215,7 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     for name in ("hpe.train.resume.agree", "hpe.core.distributed.agree"):
         monkeypatch.setattr(name, lambda text: text)
     monkeypatch.setattr("hpe.core.distributed.some_rank", lambda mine: mine)
-    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda *_: None)  # the test is not to die with its parent
+    monkeypatch.setattr("hpe.core.ranks.from_parent", lambda *_: None)  # the test is not to die with its parent
     AcceleratorState._reset_state(reset_partial_state=True)
     dist.init_process_group("fake", rank=RANK, world_size=WORLD, store=FakeStore())
     try:
@@ -224,3 +224,12 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     finally:
         dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], count: int = 1) -> None:
+    """A machine with GPUs for which torch, as it does, calls bf16 supported though they may emulate it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)

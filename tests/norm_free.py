@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpe.core.distributed import leave
+from hpe.core.ranks import leave
 from hpe.models import build
 from hpe.train import train
 from tests import made

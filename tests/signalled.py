@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hpe.core.distributed import leave
+from hpe.core.ranks import leave
 from hpe.data.batch import Batch
 from hpe.models.multitask import Outputs
 from hpe.train import train

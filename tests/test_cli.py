@@ -189,7 +189,7 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited = patience(monkeypatch)
-    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.ranks.from_parent", lambda: None)
     monkeypatch.setenv("RANK", "3")
     assert ends(monkeypatch, capsys, UserError("a.tar, face: no picture")) == (
         2,
@@ -206,7 +206,7 @@ def test_a_mistake_that_no_other_rank_has_told_is_told_after_a_while(
 def test_a_rank_that_is_ended_while_another_is_to_tell_is_silent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.ranks.from_parent", lambda: None)
     ended = SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGTERM), monotonic=time.monotonic)
     monkeypatch.setattr(entry, "time", ended)
     monkeypatch.setenv("RANK", "3")
@@ -309,7 +309,7 @@ OTHER_TROUBLE = [
 def test_trouble_among_ranks_is_one_message_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, code: int, told: str
 ) -> None:
-    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.ranks.from_parent", lambda: None)
     patience(monkeypatch)
     for name, value in {"RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
@@ -331,7 +331,7 @@ def test_trouble_among_ranks_is_one_message_with_the_cause(
 def test_an_error_beside_others_that_only_sounds_like_them_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
-    monkeypatch.setattr("hpe.core.distributed.from_parent", lambda: None)
+    monkeypatch.setattr("hpe.core.ranks.from_parent", lambda: None)
     monkeypatch.setenv("RANK", "1")
     code, told = ends(monkeypatch, capsys, error)
     assert code == 1

@@ -12,7 +12,9 @@ In reading order:
     notices.py        a word while processes wait, from one process of a node
     progress.py       one progress line, or plain lines where there is no terminal
     table_files.py    tables that users hand over: delimiter, encoding and decimal mark, found out
-    distributed.py    the ranks of a job, their devices, what they agree on
+    ranks.py          this process among those of its job, and how it ends
+    devices.py        the GPU, or the cores and threads of the CPU, that this process computes on
+    distributed.py    the ranks meet, make the Accelerator, and agree
     heartbeats.py     a rank whose host is gone is noticed within minutes, and named
     precision.py      bf16, fp16 or fp32: one rule for every command
     launch.py         starts a command as several processes

@@ -8,8 +8,10 @@ import tempfile
 from typing import Final
 
 from hpe.core.console import say
-from hpe.core.distributed import cores, cpu_wanted, cuda, launched, refuse_other_engines, slurm_tasks, visible_gpus
+from hpe.core.devices import cores, cpu_wanted, cuda, visible_gpus
+from hpe.core.distributed import refuse_other_engines
 from hpe.core.errors import EXIT_AGAIN, UserError
+from hpe.core.ranks import launched, slurm_tasks
 
 _LAUNCH_CONFIG: Final = """\
 compute_environment: LOCAL_MACHINE

@@ -49,6 +49,12 @@ def _of_this_process() -> str:  # and of its forks
     return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
 
 
+@cache
+def tell_once(text: str) -> None:
+    """Print a line the first time that this process has it to say."""
+    say(f"hpe: {text}")
+
+
 @dataclass(slots=True)
 class Notices:
     """A word to the user while he waits: soon, then seldom, and from only one process of a job on this node."""

@@ -7,7 +7,7 @@ Two functions build on it: :func:`training_precision` (``hpe train``: a resumed 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hpe.core.distributed import device
+from hpe.core.devices import device
 from hpe.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import Final
 
 import torch.distributed as dist
 
-from hpe.core.distributed import Ranks, await_name, said_while_meeting, take_place
+from hpe.core.distributed import await_name, said_while_meeting, take_place
 from hpe.core.heartbeats import start_heartbeats
 from hpe.core.notices import said_while_waiting
+from hpe.core.ranks import Ranks
 
 BEAT_SECONDS: Final = 2.0
 DEAD_SECONDS: Final = 30.0

@@ -39,7 +39,7 @@ def about_command(device: str) -> dict[str, str | None]:
     """
     import torch
 
-    from hpe.core.distributed import cores
+    from hpe.core.devices import cores
 
     program = Path(sys.argv[0])
     ours = program.name == "hpe" or program.parts[-2:] == ("hpe", "__main__.py")

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError, redacted
 from hpe.core.files import aside, leftovers
 from hpe.data.images import MAX_PIXELS, RGBImage

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hpe.core.console import say
-from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES
+from hpe.core.ranks import Ranks
 from hpe.estimators.spec import HEAD_VALUES, VALUES, EstimatorSpec, Layout, OutputSpec
 
 _CPU: Final = "CPUExecutionProvider"

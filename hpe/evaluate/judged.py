@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision, chosen_precision
 from hpe.data.batch import Batch

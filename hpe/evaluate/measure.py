@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from hpe.core.console import say
-from hpe.core.distributed import Ranks, accelerator, agree
+from hpe.core.distributed import accelerator, agree
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError, redacted
 from hpe.core.files import aside, refuse_unwritable, write_json, write_text
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.core.progress import Bar, progress
+from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.data.images import encode_jpeg
 from hpe.data.provenance import about_command, about_package, about_shards

@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, locked, make_folder, write_json
 from hpe.core.process_pool import Stopped, Workers

@@ -22,7 +22,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress

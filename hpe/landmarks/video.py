@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.files import make_folder
 from hpe.core.progress import progress

@@ -23,11 +23,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import leftovers, refuse_unwritable
 from hpe.core.labels import LARGEST_DEGREES
 from hpe.core.progress import Bar, progress
+from hpe.core.ranks import Ranks
 from hpe.core.signals import Signals, signals
 from hpe.core.work_queue import Claims, claims
 from hpe.data.crops import Framing

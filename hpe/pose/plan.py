@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int8
 
 from hpe.core.console import say
-from hpe.core.distributed import Ranks, cores, from_parent, named_device
+from hpe.core.devices import cores, named_device
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.precision import lacks_precision
+from hpe.core.ranks import Ranks, from_parent
 from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import (
     ABSTAIN,

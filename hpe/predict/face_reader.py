@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args, overload
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import cores, named_device
+from hpe.core.devices import cores, named_device
 from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
 from hpe.data.detect import DETECTORS

@@ -30,7 +30,7 @@ from typing import IO, Final
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import cores, named_device
+from hpe.core.devices import cores, named_device
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import aside, aside_unsynced, make_folder, resolved
 from hpe.core.progress import progress

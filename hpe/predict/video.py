@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError, redacted
 from hpe.core.files import aside, make_folder, resolved
 from hpe.core.progress import progress

@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from hpe.core.distributed import from_parent
 from hpe.core.errors import UserError
 from hpe.core.files import locked
+from hpe.core.ranks import from_parent
 from hpe.data.remote_cache import NoRoomError, RemoteCache
 from hpe.stream.order import Order
 from hpe.stream.shard_sets import Shard

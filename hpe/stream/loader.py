@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 
 from hpe.core.console import say
-from hpe.core.distributed import cuda, device, from_parent
+from hpe.core.devices import cuda, device
 from hpe.core.errors import UserError
+from hpe.core.ranks import from_parent
 from hpe.stream.ahead import Ahead
 from hpe.stream.batch_block import BatchBlock, Damage, Loaded, layout
 from hpe.stream.decoding import DeviceDecoder

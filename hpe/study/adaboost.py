@@ -102,7 +102,7 @@ def features_of_run(run: Path) -> Features:
     """
     import torch
 
-    from hpe.core.distributed import device
+    from hpe.core.devices import device
     from hpe.data.normalise import prepare
     from hpe.models.build import load_run
     from hpe.train.datasets import reading

@@ -179,7 +179,7 @@ def run_jobs(
     Raises:
         UserError: a process was killed from outside.
     """
-    from hpe.core.distributed import cores
+    from hpe.core.devices import cores
     from hpe.core.signals import signals
 
     todo = deque(job for job in jobs if missing_tests(job))

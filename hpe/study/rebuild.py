@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.console import say
-from hpe.core.errors import DISK_FULL, EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError
+from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError, unwritable
 from hpe.core.files import locked, rename_aside, write_text
 from hpe.core.progress import Bar, progress
 from hpe.data.shard_files import refuse_remote
@@ -193,10 +193,7 @@ def _study_folder(config: StudyConfig, *, new: bool) -> Iterator[None]:
                 )
             write_text(folder / CONFIG_FILE, config.dump())
         except OSError as error:
-            room = "free some space, or " if error.errno in DISK_FULL else ""
-            raise UserError(
-                f"study: cannot write to {folder} ({error.strerror or error}); {room}choose another folder"
-            ) from error
+            raise unwritable(f"study: {folder}", error, "choose another folder") from error
         # Outside of the block above: an OSError of a run must not be reported as a folder that cannot be written to.
         try:
             yield

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from hpe.config import recipes
-from hpe.core.distributed import end_with_parent
 from hpe.core.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
 from hpe.core.files import locked, rename_aside, write_json
 from hpe.core.launch import refuse_processes, several
+from hpe.core.ranks import end_with_parent
 
 STAMP: Final = "demo.json"
 LOCK: Final = ".lock"

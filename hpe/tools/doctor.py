@@ -37,7 +37,7 @@ try:
     value = torch.tensor([float(rank + 1)], device=device)
     dist.all_reduce(value)
     assert value.item() == 3.0, f"1 + 2 gave {value.item()}"
-    os._exit(0)  # neither destroys the group nor takes Python apart: see hpe.core.distributed.leave
+    os._exit(0)  # neither destroys the group nor takes Python apart: see hpe.core.ranks.leave
 except Exception as error:
     sys.exit("reason: " + " ".join(str(error).split()))
 """
@@ -104,7 +104,7 @@ def _devices() -> Iterator[Finding]:
     import torch
     import torchvision.ops  # noqa: F401 (a torchvision that does not fit torch breaks here)
 
-    from hpe.core.distributed import cores, rocm, unused_gpu
+    from hpe.core.devices import cores, rocm, unused_gpu
     from hpe.core.precision import chosen_precision
 
     yield Finding("processors", "ok", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")

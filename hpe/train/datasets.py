@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hpe.config.run import DataConfig
-from hpe.core.distributed import cuda, unused_gpu
+from hpe.core.devices import cuda, unused_gpu
 from hpe.core.errors import UserError
 from hpe.stream import Balance, LabelSource, Reading, ShardSet, Stream
 

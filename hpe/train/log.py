@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from hpe.core.console import count_of, say
-from hpe.core.distributed import Ranks
 from hpe.core.files import write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.models.checkpoints import State
 from hpe.models.multitask import Outputs

@@ -12,8 +12,9 @@ from typing import Final
 
 from hpe.config.run import RunConfig
 from hpe.core.console import say
-from hpe.core.distributed import Ranks, some_rank
+from hpe.core.distributed import some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
+from hpe.core.ranks import Ranks
 from hpe.core.signals import Interrupted, Signals, signals
 from hpe.models.checkpoints import State
 from hpe.stream import Loaded, Loader

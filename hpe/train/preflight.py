@@ -11,8 +11,9 @@ from typing import Final
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, cuda
+from hpe.core.devices import cuda
 from hpe.core.labels import BINS_REACH_DEGREES
+from hpe.core.ranks import Ranks
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Counts, LabelSource, Stream
 from hpe.train.datasets import balance_of

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from hpe.config.run import RunConfig, differences
 from hpe.core.console import log_to, say
-from hpe.core.distributed import Ranks, agree, some_problem
-from hpe.core.errors import DISK_FULL, UserError
+from hpe.core.distributed import agree, some_problem
+from hpe.core.errors import UserError, unwritable
 from hpe.core.files import locked
+from hpe.core.ranks import Ranks
 from hpe.models.checkpoints import CHECKPOINTS, last_checkpoint
 from hpe.models.normalisation import normalisation_of
 from hpe.models.run_folder import (
@@ -128,8 +129,7 @@ def claim_folder(run: Path, config: RunConfig, trained_on: Callable[[], TrainedO
         stack.enter_context(log_to(run / MESSAGES))
     except OSError as error:
         stack.close()
-        room = "free some space, or " if error.errno in DISK_FULL else ""
-        raise UserError(f"run: cannot write to {run} ({error.strerror}); {room}{_ELSEWHERE}") from error
+        raise unwritable(f"run: {run}", error, _ELSEWHERE) from error
     except BaseException:
         stack.close()
         raise

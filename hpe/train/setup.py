@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, common_accelerator, share_cores
+from hpe.core.devices import share_cores
+from hpe.core.distributed import common_accelerator
 from hpe.core.errors import UserError, mistakes
 from hpe.core.precision import Precision, training_precision
+from hpe.core.ranks import Ranks
 from hpe.data.face_sizes import face_shares
 from hpe.models.build import build_network
 from hpe.models.checkpoints import State, last_checkpoint

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks
 from hpe.core.errors import NotFiniteError, UserError
+from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare
 from hpe.models.backbones import synchronised

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hpe.config.run import RunConfig, leaves
 from hpe.core.console import say
-from hpe.core.distributed import Ranks, some_problem
+from hpe.core.distributed import some_problem
 from hpe.core.errors import UserError
+from hpe.core.ranks import Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

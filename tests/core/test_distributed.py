@@ -18,14 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import typer.testing
 from safetensors.torch import load_file
 
-from hpe.cli import app
 from hpe.core import distributed
-from hpe.core.distributed import Ranks, await_name, launched, share_cores
+from hpe.core.distributed import await_name
 from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
+from hpe.core.ranks import Ranks
 from hpe.data.normalise import prepare
 from hpe.models import build, checkpoints, run_folder
 from hpe.models.build import build_network
@@ -46,35 +45,6 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.shards(tmp_path_factory.mktemp("made") / "shards", counts=(40, 7, 33), unlabelled=3)
-
-
-@pytest.mark.parametrize(
-    ("cores", "workers", "threads"),
-    [(1, 0, 1), (1, 2, 1), (2, 1, 2), (4, 2, 4), (7, 2, 7), (8, 2, 7), (8, 0, 8), (64, 8, 63)],
-)
-def test_the_network_has_every_core_of_a_small_machine(
-    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
-) -> None:
-    given: list[int] = []
-    monkeypatch.setattr("hpe.core.distributed.cores", lambda: cores)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    share_cores(workers)
-    assert given == [threads]
-
-
-@pytest.mark.parametrize(("threads", "gpu"), [("3", False), (None, True)])
-def test_threads_that_the_user_has_set_and_a_gpus_host_are_left_alone(
-    monkeypatch: pytest.MonkeyPatch, threads: str | None, gpu: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("threads were set"))
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if threads:
-        monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    share_cores(2)
 
 
 def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,35 +257,6 @@ def test_a_mistake_that_only_another_rank_than_the_first_sees_is_told(tmp_path: 
     assert "another rank is gone" not in done.stderr
 
 
-@pytest.fixture
-def _third_task_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")  # remembered as absent: what the code sets is taken away again
-        monkeypatch.delenv(name)
-    for name, value in (
-        ("STEP_NUM_TASKS", "4"), ("PROCID", "3"), ("LOCALID", "1"), ("NODEID", "2"), ("STEP_TASKS_PER_NODE", "1(x2),2")
-    ):  # fmt: skip
-        monkeypatch.setenv(f"SLURM_{name}", value)
-
-
-@pytest.mark.usefixtures("_third_task_of_four")
-def test_slurms_numbers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_ADDR", "node0")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    assert Ranks.from_environment() == Ranks(rank=3, world=4, local_rank=1, local_world=2)
-
-
-@pytest.mark.usefixtures("_third_task_of_four")
-def test_several_tasks_that_cannot_meet_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    told = "SLURM_STEP_NUM_TASKS is 4, without MASTER_ADDR; start with launch/slurm.sh, or with srun as it does"
-    with pytest.raises(UserError, match=told):
-        Ranks.from_environment()
-    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
-    with pytest.raises(UserError, match=r"WORLD_SIZE is 4, without MASTER_ADDR; .* torchrun"):
-        Ranks.from_environment()
-
-
 def test_a_meeting_place_that_has_no_address_is_waited_for_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -375,123 +316,6 @@ def test_ranks_that_wait_for_a_slow_one_name_it(
     finally:
         dist.destroy_process_group()
     assert "hpe: rank 0 waits for ranks 1, 3; gives up after" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("_third_task_of_four")
-def test_processes_beside_slurms_tasks_are_refused_and_in_a_shell_without_tasks_are_started(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with pytest.raises(UserError, match=r"--processes 2: Slurm has started 4 tasks here; leave --processes out"):
-        relaunch(2, ["train", "x.yaml"])
-    monkeypatch.delenv("SLURM_PROCID")  # the shell of salloc
-    assert not launched()
-    assert Ranks.from_environment().world == 1
-    monkeypatch.setenv("RANK", "1")
-    assert relaunch(2, ["train", "x.yaml"]) is None  # one of those processes
-
-
-def test_a_batch_script_is_one_process_although_its_job_has_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As seen in Slurm 22.05: the script has the job's task count, but no step has been started."""
-    for name, value in (("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_NPROCS", "2")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RANK", raising=False)
-    assert not launched()
-    assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
-
-
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_command_of_one_process_leaves_it_to_rank_0(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
-) -> None:
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    done = typer.testing.CliRunner().invoke(app, ["verify", str(tmp_path / "none")])
-    assert done.output == (
-        "hpe: `hpe verify` runs on rank 0 alone, with as many workers as its node has cores; "
-        "the 2 others have nothing to do\n"
-        if rank == 1
-        else ""
-    )
-    if rank:
-        assert done.exit_code == 0
-    else:
-        assert isinstance(done.exception, UserError)
-
-
-@pytest.mark.slow
-def test_a_command_that_slurm_starts_without_a_meeting_place_is_one_message(tmp_path: Path) -> None:
-    tasks = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    done = warm.run("-m", "hpe", "evaluate", tmp_path, tmp_path, env=ENVIRONMENT | tasks)
-    assert (done.returncode, done.stderr.count("\n")) == (EXIT_USAGE, 1)
-    assert done.stderr.startswith("hpe: SLURM_STEP_NUM_TASKS is 2, without MASTER_ADDR and MASTER_PORT; start with")
-
-
-@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("x", "2"), ("-1", "2")])
-def test_impossible_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str) -> None:
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UserError, match="WORLD_SIZE"):
-        Ranks.from_environment()
-
-
-def test_a_rank_follows_its_launcher_before_the_slow_imports() -> None:
-    code = (
-        "import sys, hpe.core.distributed\n"
-        "hpe.core.distributed.from_parent = lambda: sys.exit(8 if 'hpe.cli' in sys.modules else 7)\n"
-        "from hpe.__main__ import main\n"
-        "main()\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
-
-
-FAILS = "from hpe import __main__, cli; cli.app = lambda: 1 / 0; __main__.main()"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("grouped", "end", "seen"),
-    [(True, "leave(75)", 75), (True, "leave(None)", 0), (True, FAILS, 1), (False, "leave(75)", 75), (False, FAILS, 1)],
-)
-def test_a_member_of_a_group_leaves_without_taking_python_apart(
-    tmp_path: Path, grouped: bool, end: str, seen: int
-) -> None:
-    script = f"""
-import atexit, os
-from hpe.core.distributed import leave
-
-class Last:
-    def __del__(self, write=os.write):
-        write(2, b"apart")
-
-last = Last()
-atexit.register(print, "at exit")
-if {grouped}:
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method={(tmp_path / "meet").as_uri()!r}, rank=0, world_size=1)
-print("said", end=" ")
-{end}
-"""
-    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (seen, "said at exit\n")
-    assert ("apart" in done.stderr) is not grouped
-    assert done.stderr.count("ZeroDivisionError: division by zero\n") == (end == FAILS)
-
-
-@pytest.mark.parametrize(
-    ("variables", "told"),
-    [
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS is 'x': expected a whole number"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
-    ],
-)
-def test_a_launchers_variables_that_are_no_numbers_are_told(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told):
-        Ranks.from_environment()
 
 
 def test_a_rank_that_meets_another_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

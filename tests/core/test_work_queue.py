@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from hpe.core.distributed import Ranks
+from hpe.core.ranks import Ranks
 from hpe.core.work_queue import Claims
 
 

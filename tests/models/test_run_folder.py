@@ -12,9 +12,9 @@ import torch
 import typer
 
 from hpe import cli
-from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.files import locked
+from hpe.core.ranks import Ranks
 from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
 from hpe.models.run_folder import LOCK, set_aside
 from hpe.train.log import Log

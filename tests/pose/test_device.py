@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import hpe
-from hpe.core.distributed import Ranks
+from hpe.core.ranks import Ranks
 from hpe.data.crops import CropRule
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import VALUES, InputSpec, Kind, OutputSpec, Signs

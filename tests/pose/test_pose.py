@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_INCOMPLETE, UserError
 from hpe.core.labels import DIRECTIONS
+from hpe.core.ranks import Ranks
 from hpe.data.crops import CropRule
 from hpe.data.directions import OURS, direction_rules, thesis_tree
 from hpe.data.images import encode_jpeg

@@ -160,7 +160,7 @@ def test_a_gpu_that_torch_cannot_use_is_bad(quick, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
-        "hpe.core.distributed.unused_gpu", lambda: "there is an NVIDIA driver, and torch cannot use it: too old"
+        "hpe.core.devices.unused_gpu", lambda: "there is an NVIDIA driver, and torch cannot use it: too old"
     )
     code, found = quick()
     assert code == 1

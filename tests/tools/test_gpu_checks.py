@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from hpe.cli import app
-from hpe.core.distributed import Ranks
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision
+from hpe.core.ranks import Ranks
 from hpe.tools.bench import Figure
 from hpe.tools.gpucheck import CHECKS, Check, Row, command, decoding, environment, processes, resume, speed, training
 from hpe.tools.gpucheck.place import CPU, GPU, Place, data

@@ -13,7 +13,7 @@ import yaml
 import hpe
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
-from hpe.core.distributed import Ranks
+from hpe.core.ranks import Ranks
 from hpe.models.build import build_network
 from hpe.models.checkpoints import State
 from hpe.train.metrics import HeadMetrics

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from hpe.core.distributed import Ranks
+from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.models.checkpoints import State
 from hpe.train.losses import LossSettings, geodesic_loss, head_loss, hopenet_loss, with_targets

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpe.core.distributed import Ranks
+from hpe.core.ranks import Ranks
 from hpe.models.backbones import Tiny, build_backbone
 from hpe.models.multitask import HEADS, MultiTask, affect_pair
 from hpe.train.preflight import impossible, unreached, without_gradient

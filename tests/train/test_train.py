@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import parse
-from hpe.core.distributed import Ranks
 from hpe.core.errors import EXIT_AGAIN, NotFiniteError, UserError
+from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
 from hpe.data.shard_reader import read_samples

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.provenance import processor

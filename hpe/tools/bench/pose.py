@@ -22,7 +22,8 @@ import torch
 
 from hpe.config.run import HeadsConfig, ModelConfig, PoseHead
 from hpe.core.console import say
-from hpe.core.distributed import Ranks, cores, device
+from hpe.core.devices import cores, device
+from hpe.core.ranks import Ranks
 from hpe.data.crops import CropRule, Framing
 from hpe.data.directions import OURS, direction_rules
 from hpe.data.faces import read_faces

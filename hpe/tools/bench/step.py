@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load, parse
-from hpe.core.distributed import Ranks, cuda, leave
+from hpe.core.devices import cuda
+from hpe.core.ranks import Ranks, leave
 from hpe.core.signals import Signals
 from hpe.data.batch import Batch
 from hpe.data.normalise import prepare

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from hpe.core.distributed import end_with_parent
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from hpe.core.files import make_folder, refuse_unwritable, write_json
+from hpe.core.ranks import end_with_parent
 from hpe.tools.gpucheck import CHECKS, DATA, Check, Row
 
 REPORT: Final = "gpu-report.json"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpe.core.distributed import cores
+from hpe.core.devices import cores
 from hpe.data.decode import decode_into
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from hpe.core.distributed import cores, cuda
+from hpe.core.devices import cores, cuda
 from hpe.data.provenance import about_package
 from hpe.tools.gpucheck import Row, attempt
 from hpe.tools.gpucheck.place import Place

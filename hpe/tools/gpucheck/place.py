@@ -11,7 +11,7 @@ import torch
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import parse
-from hpe.core.distributed import cores, device
+from hpe.core.devices import cores, device
 from hpe.core.files import write_json
 from hpe.data.shards import Manifest
 from hpe.tools.gpucheck import Row

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks, end_with_parent, leave
 from hpe.core.files import write_json
+from hpe.core.ranks import Ranks, end_with_parent, leave
 from hpe.models.build import build_network
 from hpe.models.checkpoints import State
 from hpe.tools.gpucheck import Row, attempt

@@ -12,7 +12,7 @@ from typing import Final
 
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load
-from hpe.core.distributed import end_with_parent
+from hpe.core.ranks import end_with_parent
 from hpe.models import checkpoints
 from hpe.models.checkpoints import State
 from hpe.tools.gpucheck import Row, attempt

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
-from hpe.core.distributed import Ranks
 from hpe.core.precision import lacks_precision
+from hpe.core.ranks import Ranks
 from hpe.models.checkpoints import State
 from hpe.models.multitask import Outputs
 from hpe.models.run_folder import METRICS
