@@ -299,7 +299,7 @@ class TrainConfig(Section):
     """Compute the statistics of batch norms over all GPUs."""
     select: str = "auto"
     """The metric that chooses the ``best`` checkpoint, such as ``emotion/macro_f1``; ``auto``: the main metric of
-    the first head.
+    the first head. Of equal values the later checkpoint is chosen, with ``patience`` the earlier one.
     """
     validate_epochs: Positive = 1.0
     """Epochs between two validations."""

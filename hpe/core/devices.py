@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 _SPARE_ONE_OF: Final = 8
+_BUSY: Final = 1.5
+"""Load per core from which on a team of threads is slow: 9.6 images/s against 80 with one thread, at 8 on two cores."""
 TRUE: Final = ("1", "true", "yes", "y", "t", "on")
 """What switches a variable of Accelerate on."""
 _NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/version")
@@ -109,6 +111,12 @@ def share_cores(workers: int) -> None:
         # against 156 with one (configs/ferplus_multitask.yaml). The rule looks at the machine alone and tries nothing
         # out: another number of threads gives other last digits, and the same command must give the same bytes.
         torch.set_num_threads(threads - (workers > 0 and threads >= _SPARE_ONE_OF))
+        load = os.getloadavg()[0]
+        if threads > 1 and load > _BUSY * threads and Ranks.numbered().main:
+            tell_once(
+                f"other programs keep the {threads} cores busy (load {load:.0f}), and threads that share a core wait "
+                "for each other: if this is slow, set OMP_NUM_THREADS=1"
+            )
 
 
 def device() -> "torch.device":

@@ -25,6 +25,12 @@ _MOST_PIXELS: Final = 4096
 _AXIS_SHARE: Final = 0.5
 """Length of an axis as a fraction of the face box's side, as Hopenet draws it."""
 _PHOTO_SIDES: Final = (800, 2400)
+_SMALLEST: Final = 11
+"""Size of the smallest letters, pixels."""
+_LINES: Final = 17
+"""Letters of this part of a picture's height make the largest panel as high as the picture."""
+_EDGE: Final = 0.02
+"""Fraction of a face's box that a panel may hide before it comes beside the picture."""
 _WIDEST: Final = 3
 """Largest width of a card's picture, as a multiple of its height: JPEG allows 65,535 pixels per side."""
 _PANEL: Final = (18, 20, 24, 205)
@@ -154,28 +160,40 @@ def annotate(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = w
         marker: :func:`with_axes` or :func:`with_cube`.
     """
     drawn = image.convert("RGB")
-    for overlay in sorted(overlays, key=lambda one: one.side):
-        drawn = marker(with_box(drawn, overlay), overlay)
-    for overlay in overlays:
-        drawn = _with_label(drawn, overlay)
+    drawn = _marked(drawn, overlays, marker)
     taken = [overlay.box for overlay in overlays]
     for overlay in overlays:
         drawn = _with_panel(drawn, overlay, taken)
     return drawn
 
 
-def photo(image: Image.Image, overlays: Sequence[Overlay], marker: Marker = with_axes) -> Image.Image:
+def _marked(image: Image.Image, overlays: Sequence[Overlay], marker: Marker) -> Image.Image:
+    for overlay in sorted(overlays, key=lambda one: one.side):
+        image = marker(with_box(image, overlay), overlay)
+    for overlay in overlays:
+        image = _with_label(image, overlay)
+    return image
+
+
+def photo(
+    image: Image.Image, overlays: Sequence[Overlay], marker: Marker = with_axes, *, widen: bool = True
+) -> Image.Image:
     """:func:`annotate` at a readable size: the longer side is 800 to 2400 pixels.
 
     Args:
         image: RGB; not altered.
         overlays: boxes in its pixels.
         marker: see :func:`annotate`.
+        widen: the panel of a single face, which it would hide, comes beside the picture.
     """
     scale = float(np.clip(max(image.size), *_PHOTO_SIDES)) / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     image = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-    return annotate(image, [_scaled(overlay, scale) for overlay in overlays], marker)
+    placed = [_scaled(overlay, scale) for overlay in overlays]
+    if widen and len(placed) == 1 and _has_panel(one := placed[0]) and _hides_its_face(one, image.size):
+        letters = min(_letters(one, image.size), image.height / _LINES)
+        return _beside(_marked(image.convert("RGB"), placed, marker), one, letters)
+    return annotate(image, placed, marker)
 
 
 def _scaled(overlay: Overlay, scale: float) -> Overlay:
@@ -198,19 +216,26 @@ def card(image: Image.Image, overlay: Overlay, *, height: int = 256, marker: Mar
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     placed = _scaled(overlay, scale)
     picture = marker(picture, placed)
-    letters = height / 17
-    width, _ = _panel_size(placed, letters)
-    whole = Image.new("RGB", (round(picture.width + width), height), _PANEL[:3])
+    whole = Image.new("RGB", (picture.width, height), _PANEL[:3])
     whole.paste(picture, (0, (height - picture.height) // 2))
-    region = (float(picture.width), 0.0, float(whole.width), float(height))
-    return _painted(whole, region, lambda draw, at: _panel(draw, at, placed, letters, (picture.width, 0)), placed.finer)
+    return _beside(whole, placed, height / _LINES)
+
+
+def _beside(picture: Image.Image, overlay: Overlay, letters: float) -> Image.Image:
+    """The picture with an overlay's panel to its right."""
+    width, _ = _panel_size(overlay, letters)
+    whole = Image.new("RGB", (round(picture.width + width), picture.height), _PANEL[:3])
+    whole.paste(picture, (0, 0))
+    region = (float(picture.width), 0.0, float(whole.width), float(whole.height))
+    corner = (float(picture.width), 0.0)
+    return _painted(whole, region, lambda draw, at: _panel(draw, at, overlay, letters, corner), overlay.finer)
 
 
 def _with_label(image: Image.Image, overlay: Overlay) -> Image.Image:
     """The picture with an overlay's label above the top left corner of its box, inside the picture."""
     if not overlay.label:
         return image
-    size = _letters(overlay)
+    size = _letters(overlay, image.size)
     width, height = size * (0.7 * len(overlay.label) + 0.9), size * 1.5
     x = min(max(overlay.box[0], 0.0), max(image.width - width, 0.0))
     y = max(overlay.box[1] - height - size * 0.3, 0.0)
@@ -222,16 +247,20 @@ def _with_label(image: Image.Image, overlay: Overlay) -> Image.Image:
     return _painted(image, (x, y, x + width, y + height), paint, overlay.finer)
 
 
-def _letters(overlay: Overlay) -> float:
-    """The size of the letters beside a face, pixels."""
-    return float(np.clip(overlay.side / 15, 11, 34))
+def _letters(overlay: Overlay, image: tuple[int, int]) -> float:
+    """The size of the letters beside a face, pixels: of a large face those that can be read in the whole picture."""
+    return max(min(overlay.side / 15, min(image) / 40), _SMALLEST)
+
+
+def _has_panel(overlay: Overlay) -> bool:
+    return overlay.emotion_p is not None or overlay.direction is not None or bool(overlay.note)
 
 
 def _with_panel(image: Image.Image, overlay: Overlay, taken: list[Box]) -> Image.Image:
     """The picture with an overlay's panel; the panel's box is appended to ``taken``."""
-    if overlay.emotion_p is None and overlay.direction is None and not overlay.note:
+    if not _has_panel(overlay):
         return image
-    size = _letters(overlay)
+    size = _letters(overlay, image.size)
     width, height = _panel_size(overlay, size)
     x, y = _panel_corner(overlay, (width, height), image.size, taken)
     taken.append((x, y, x + width, y + height))
@@ -247,23 +276,45 @@ def _with_panel(image: Image.Image, overlay: Overlay, taken: list[Box]) -> Image
 def _panel_corner(
     overlay: Overlay, panel: tuple[float, float], image: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[float, float]:
-    """Where the panel hides least of faces and other panels; preferably right of the face, then left, below, above."""
+    """Where the panel hides least of faces and other panels; preferably right of the face, then left, below, above.
+
+    The middle of a face, with eyes and mouth, counts four times.
+    """
     (width, height), (x0, y0, x1, y1), gap = panel, overlay.box, 0.13 * overlay.side
     beside = [(x, y) for y in (y0, y1 - height) for x in (x1 + gap, x0 - gap - width)]
     stacked = [(x, y) for y in (y1 + gap, y0 - gap - height) for x in (x0, x1 - width)]
+    corners = [(x, y) for y in (float(image[1]), 0.0) for x in (float(image[0]), 0.0)]
 
     def hidden(corner: tuple[float, float]) -> float:
         x, y = corner
-        return sum(
-            max(0.0, min(x + width, box[2]) - max(x, box[0])) * max(0.0, min(y + height, box[3]) - max(y, box[1]))
-            for box in taken
-        )
+        covered = (x, y, x + width, y + height)
+        return sum(_shared(covered, box) + 3 * _shared(covered, _middle(box)) for box in taken)
 
     inside = [
         (min(max(x, 0.0), max(image[0] - width, 0.0)), min(max(y, 0.0), max(image[1] - height, 0.0)))
-        for x, y in beside + stacked
+        for x, y in beside + stacked + corners
     ]
     return min(inside, key=lambda corner: round(hidden(corner)))
+
+
+def _hides_its_face(overlay: Overlay, image: tuple[int, int]) -> bool:
+    """Whether the panel, where it hides least, still hides more of its face than an edge."""
+    panel = _panel_size(overlay, _letters(overlay, image))
+    x, y = _panel_corner(overlay, panel, image, [overlay.box])
+    x0, y0, x1, y1 = overlay.box
+    return _shared((x, y, x + panel[0], y + panel[1]), overlay.box) > _EDGE * (x1 - x0) * (y1 - y0)
+
+
+def _shared(one: Box, two: Box) -> float:
+    """The area that two boxes share, pixels."""
+    width, height = min(one[2], two[2]) - max(one[0], two[0]), min(one[3], two[3]) - max(one[1], two[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _middle(box: Box) -> Box:
+    x0, y0, x1, y1 = box
+    x, y = 0.2 * (x1 - x0), 0.2 * (y1 - y0)
+    return x0 + x, y0 + y, x1 - x, y1 - y
 
 
 def _panel_size(overlay: Overlay, size: float) -> tuple[float, float]:

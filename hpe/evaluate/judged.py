@@ -21,9 +21,10 @@ from hpe.data.prefetch import one_thread
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.evaluate.options import EvaluateOptions
+from hpe.evaluate.warnings import not_at_its_end
 from hpe.models.build import load_run
 from hpe.models.inference import CPU_PIECE, judge, judging_precision
-from hpe.models.run_folder import TrainedOn, crop_rules, is_run
+from hpe.models.run_folder import TrainedOn, crop_rules, is_run, pretrained
 from hpe.models.views import PLAIN, Estimates
 from hpe.stream import LabelSource, Reading
 from hpe.train.datasets import reading
@@ -49,6 +50,7 @@ class Judged:
         learned: for ``emotion`` and ``direction``, the classes with training samples; a head is missing if unknown.
         crops: the crop rules of its training images, as far as they are known.
         faces: how large the faces of its training are; empty if unknown.
+        warnings: what makes its results mean less than they seem, whatever the shards.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Judged:
     learned: Mapping[str, tuple[int, ...]]
     crops: frozenset[CropRule]
     faces: Mapping[str, float]
+    warnings: Sequence[str] = ()
 
 
 def open_judged(network: Path, options: EvaluateOptions, device: torch.device, *, pose_tables: bool) -> Judged:
@@ -96,9 +99,12 @@ def _of_run(run: Path, options: EvaluateOptions, device: torch.device) -> Judged
         return infer(samples.angles if network.takes_angles else prepare(samples, network.normalisation))
 
     pose, trained = config.model.heads.pose, TrainedOn.load(run)
+    folder, warnings = run, list(not_at_its_end(run, config, options.which))
+    if pretrained(run) is not None:  # it is passed on, and results hold faces of the dataset
+        folder = run.with_name(f"{run.resolve().name}-results")
     return Judged(
         name=run.name,
-        folder=options.out or run,
+        folder=options.out or folder,
         weights=weights,
         heads=config.model.heads.on,
         bins=pose is not None and pose.kind == "bins66",
@@ -110,6 +116,7 @@ def _of_run(run: Path, options: EvaluateOptions, device: torch.device) -> Judged
         learned=trained.classes,
         crops=crop_rules(run),
         faces=trained.faces,
+        warnings=warnings,
     )
 
 

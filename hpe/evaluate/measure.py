@@ -128,7 +128,7 @@ def _name(subject: Subject, folder: Path, named: str | None, ranks: Ranks) -> tu
 def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str]:
     """What the user should know of the shards before the network reads them."""
     local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
-    warnings = framing_differs(judged.crops, judged.faces, local)
+    warnings = [*judged.warnings, *framing_differs(judged.crops, judged.faces, local)]
     if judged.bins and counts.wide:
         warnings.append(beyond_bins(counts.wide, counts.angles))
     return warnings

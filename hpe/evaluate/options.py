@@ -12,7 +12,8 @@ class EvaluateOptions:
 
     Attributes:
         name: of the files; None: the dataset and the split, and what else changes the result.
-        out: folder whose ``evaluate/`` gets the files; None: the run, or a folder beside an estimator's weights.
+        out: folder whose ``evaluate/`` gets the files; None: the run, or a folder beside a shared network or an
+            estimator's weights.
         which: checkpoint of a run: ``best``, ``last`` or a step's folder name.
         weights: replaces the weights that an estimator's YAML names.
         batch: samples per batch, over all ranks.

@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from hpe.config.run import RunConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.face_sizes import face_shares, sizes_differ
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.metrics.columns import guesses, labels
+from hpe.models.checkpoints import find_checkpoint, saved
+from hpe.models.run_folder import CHECKPOINTS, reached_epoch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _NEARLY_ALL: Final = 0.95
 _FEWEST_FACES: Final = 50
+DONE_SHARE: Final = 0.999
+"""Fraction of the epochs at which a training counts as finished: its last step may end a little earlier."""
 
 
 def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars: Sequence[Path]) -> list[str]:
@@ -37,6 +42,21 @@ def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars:
         ]
     differ = sizes_differ(faces, face_shares(tars)) if faces else None
     return [f"The framing differs from that of the training: {differ}; expect larger errors"] if differ else []
+
+
+def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
+    """Warnings about a run whose training goes on, or was stopped, and about a best checkpoint that is none.
+
+    Args:
+        run: folder of hpe train.
+        config: its own.
+        which: the checkpoint that is judged.
+    """
+    if which == "best" and saved(run) and not (run / CHECKPOINTS / which).is_dir():
+        yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is judged"
+    reached, wanted = reached_epoch(run), config.train.epochs
+    if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
+        yield f"The training is at epoch {reached:.3g} of {wanted:g}: the same `hpe train` goes on with it"
 
 
 def _crops(tars: Sequence[Path]) -> Iterator[str]:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
-from hpe.models.run_folder import CONFIG, PRETRAINED
+from hpe.models.run_folder import CHECKPOINTS, CONFIG, PRETRAINED
 
-CHECKPOINTS: Final = "checkpoints"
 SHARED_WEIGHTS: Final = "model.safetensors"
 """Of a folder of ``save_pretrained``."""
 _STEP: Final = re.compile(r"step-(\d{8,})")
@@ -87,9 +86,9 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        save_file(_plain(network), part / "model.safetensors")
+        save_tensors(part / "model.safetensors", _plain(network))
         if ema is not None:
-            save_file(_plain(ema), part / "ema.safetensors")
+            save_tensors(part / "ema.safetensors", _plain(ema))
         with (part / "optimizer.pt").open("wb") as stream:
             torch.save(dict(optimizer), stream)
         write_json(part / "state.json", asdict(state))
@@ -115,6 +114,18 @@ def save_checkpoint(
     sync(folder)  # before older checkpoints go: the links must not still point to one of them
     _prune(folder, keep)
     return target
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that others may read as far as the umask lets them: safetensors' own are private.
+
+    Raises:
+        OSError, SafetensorError: it could not be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _sync(folder: Path) -> None:

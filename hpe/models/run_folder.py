@@ -22,9 +22,10 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final, Self
 
 import yaml
@@ -44,6 +45,7 @@ TRAINED_ON: Final = "trained_on.json"
 PRETRAINED: Final = "config.json"
 """Of a folder of ``save_pretrained``: config, records and terms in one file (:mod:`hpe.share`)."""
 FORMAT: Final = 1
+CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
 MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
@@ -229,6 +231,51 @@ def name_of(run: Path) -> str:
 def is_run(path: Path) -> bool:
     """Whether a path is a run folder, or a folder of ``save_pretrained``, which commands read as one."""
     return (path / CONFIG).is_file() or (path / PRETRAINED).is_file()
+
+
+def same_weights(named: object, weights: Path) -> bool:
+    """Whether the weights that a result names are these: by checkpoint and file, as a run may have been moved."""
+    return PurePath(str(named)).parts[-2:] == weights.resolve().parts[-2:]
+
+
+def outdated(run: Path, about: Mapping[str, Any]) -> str | None:
+    """In words, that a result is not of the run's present checkpoint; None: it is, or it does not say.
+
+    Args:
+        run: folder.
+        about: the facts of a result of ``hpe evaluate``.
+    """
+    identity, named = about.get("identity"), about.get("weights")
+    which = identity.get("checkpoint") if isinstance(identity, dict) else None
+    if named is None or which not in ("best", "last") or not (link := run / CHECKPOINTS / which).is_dir():
+        return None
+    judged, now = PurePath(str(named)).parent.name, link.resolve().name
+    return None if judged == now else f"{judged} was judged, and the {which} checkpoint is now {now}"
+
+
+def logged(run: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; what a kill has left half-written is left out."""
+    path = run / METRICS
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(values, dict):
+                yield values
+
+
+def reached_epoch(run: Path) -> float | None:
+    """Where the log of a run ends; None: it has none."""
+    return max((line["epoch"] for line in logged(run) if is_finite(line.get("epoch"))), default=None)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value of a foreign file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def load_config(run: Path) -> RunConfig:

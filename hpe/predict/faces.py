@@ -245,7 +245,13 @@ def answered(found: Sequence[FoundFace], answerer: Answerer, batch: int) -> list
 
 
 def drawn(
-    image: "Image", faces: Sequence[Face], marker: Marker, labels: Sequence[str] = (), finer: int = FINER
+    image: "Image",
+    faces: Sequence[Face],
+    marker: Marker,
+    labels: Sequence[str] = (),
+    *,
+    finer: int = FINER,
+    widen: bool = True,
 ) -> "Image":
     """An image with its faces drawn on it: beside it if the one face is the whole image, else into it.
 
@@ -255,12 +261,13 @@ def drawn(
         marker: axes or cube.
         labels: of the faces, drawn above their boxes in photos.
         finer: see :class:`hpe.data.annotate.Overlay`.
+        widen: see :func:`hpe.data.annotate.photo`.
     """
     names = labels or [""] * len(faces)
     marks = [replace(face.overlay(), label=name, finer=finer) for face, name in zip(faces, names, strict=True)]
     if len(faces) == 1 and faces[0].score is None and faces[0].box == (0, 0, image.width, image.height):
         return card(image, marks[0], height=int(np.clip(image.height, *_CARD_SIDES)), marker=marker)
-    return photo(image, marks, marker)
+    return photo(image, marks, marker, widen=widen)
 
 
 def _shares(values: np.ndarray | None, row: int, names: Sequence[str]) -> dict[str, float] | None:

@@ -238,7 +238,10 @@ class SeenFrame:
         """The same with the frame drawn."""
         faces, labels = [face.smooth for face in self.faces], [f"#{face.track}" for face in self.faces]
         return replace(
-            self, drawn=np.asarray(drawn(Image.fromarray(self.frame.picture), faces, marker, labels, _FINER))
+            self,
+            drawn=np.asarray(
+                drawn(Image.fromarray(self.frame.picture), faces, marker, labels, finer=_FINER, widen=False)
+            ),
         )
 
 

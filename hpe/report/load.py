@@ -11,7 +11,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
 from hpe.evaluate.gallery import read_faces
 from hpe.metrics import SCHEMA, figures
-from hpe.models.run_folder import TrainedOn
+from hpe.models.run_folder import TrainedOn, outdated, same_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +32,10 @@ class Evaluation:
     about: Mapping[str, Any]
     table: "pa.Table | None"
     faces: Mapping[tuple[str | None, str], bytes]
+
+    def is_of(self, weights: Path) -> bool:
+        """Whether it judges these weights, of a checkpoint of its run."""
+        return same_weights(self.about.get("weights"), weights)
 
     @property
     def title(self) -> str:
@@ -93,7 +97,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
         )
-    evaluations = tuple(_evaluation(folder / "evaluate", name) for name in names)
+    evaluations = tuple(_dated(folder, _evaluation(folder / "evaluate", name)) for name in names)
     return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations, TrainedOn.load(folder))
 
 
@@ -130,6 +134,15 @@ def _evaluation(folder: Path, name: str) -> Evaluation:
     made = read if whole or table is None else figures(table)
     about = about if isinstance(about, dict) else {}
     return Evaluation(name, made, about, table, read_faces(folder / f"{name}.faces.parquet"))
+
+
+def _dated(run: Path, one: Evaluation) -> Evaluation:
+    """A result with a warning where its checkpoint is no longer the best, or the last: the run was trained on."""
+    if (old := outdated(run, one.about)) is None:
+        return one
+    warnings = one.about.get("warnings")
+    told = [*(warnings if isinstance(warnings, list) else []), f"{old}: run `hpe evaluate` again"]
+    return replace(one, about={**one.about, "warnings": told})
 
 
 def _config(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from hpe.core.labels import EMOTIONS
+from hpe.evaluate.warnings import DONE_SHARE
 from hpe.metrics.markdown import asides, cell, headline, percent, table
 from hpe.report.load import Evaluation, Run
 
 _RARE: Final = 30
 _WEAK_SHARE: Final = 0.5
-_DONE_SHARE: Final = 0.999
-"""Fraction of the epochs at which a training counts as finished: its last step may end a little earlier."""
 _NOT_SHOWN: Final = ("name", "title", "split", "identity", "trained_on", "warnings")
 _READS: Final = {
     "emotion": "emotion",
@@ -117,7 +116,7 @@ def _short(value: Any) -> str:
 def _limits(run: Run) -> Iterator[str]:
     reached = max((value for _, value in run.curves.get("epoch", {}).get("train", [])), default=None)
     wanted = _at(run.config, ("train", "epochs"))
-    if reached is not None and isinstance(wanted, int | float) and reached < _DONE_SHARE * wanted:
+    if reached is not None and isinstance(wanted, int | float) and reached < DONE_SHARE * wanted:
         yield (
             f"Its log ends at epoch {reached:.3g} of {wanted:g}: the training was stopped early or is not finished, "
             "and the metrics are those of its last state."

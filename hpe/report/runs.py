@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +18,9 @@ from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import open_regular
 from hpe.metrics import SCHEMA
 from hpe.metrics.markdown import headline
+from hpe.models.run_folder import CHECKPOINTS, CONFIG, METRICS, is_finite, logged, outdated
 from hpe.report.tables import leaves
 
-CONFIG: Final = "config.yaml"
-METRICS: Final = "metrics.jsonl"
-CHECKPOINTS: Final = "checkpoints"
 SHOWN: Final = ("emotion/accuracy", "emotion/macro_f1", "direction/accuracy", "direction/macro_f1", "pose/mae",
                 "pose/geodesic", "affect/rmse")  # fmt: skip
 """Validation metrics that the list shows."""
@@ -100,10 +98,10 @@ def read_line(run: Path) -> RunLine:
     best = state.get("best") if isinstance(state.get("best"), float) else None
     at = state.get("best_samples") if best is not None else None
     epoch, figures = 0.0, {}
-    for line in _lines(run / METRICS):
-        epoch = max(epoch, line["epoch"]) if _finite(line.get("epoch")) else epoch
+    for line in logged(run):
+        epoch = max(epoch, line["epoch"]) if is_finite(line.get("epoch")) else epoch
         if line.get("split") == "val" and (at is None or line.get("samples") == at or not figures):
-            figures = {name: float(line[name]) for name in SHOWN if _finite(line.get(name))}
+            figures = {name: float(line[name]) for name in SHOWN if is_finite(line.get(name))}
     settings = {
         path: json.dumps(value)
         for path, value in leaves(config.model_dump(mode="json"))
@@ -112,7 +110,9 @@ def read_line(run: Path) -> RunLine:
     settings[_HEADS.rstrip(".")] = ", ".join(config.model.heads.on)
     made = {p.stem: _json(p) for p in sorted((run / "evaluate").glob("[!.]*.json"))}
     evaluations = {
-        _title(name, figures): _headline(figures) for name, figures in made.items() if figures.get("schema") == SCHEMA
+        _title(run, name, figures): _headline(figures)
+        for name, figures in made.items()
+        if figures.get("schema") == SCHEMA
     }
     return RunLine(str(run), epoch, config.train.epochs, config.selection, best, at, figures, evaluations, settings)
 
@@ -124,10 +124,13 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
         return {}  # not written by hpe evaluate: its row shows dashes
 
 
-def _title(name: str, figures: Mapping[str, Any]) -> str:
-    """What a result is on; its name where it does not say."""
+def _title(run: Path, name: str, figures: Mapping[str, Any]) -> str:
+    """What a result is on, its name where it does not say; and whether the run was trained on since."""
     about = figures.get("about")
-    return str(about.get("title", name)) if isinstance(about, dict) else name
+    if not isinstance(about, dict):
+        return name
+    old = outdated(run, about)
+    return str(about.get("title", name)) + (f" (old: {old})" if old else "")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -137,23 +140,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(values, dict):
-                yield values
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def differences(lines: Sequence[RunLine]) -> dict[str, dict[str, list[str]]]:

@@ -24,11 +24,14 @@ _PLACES: Final = ("weights", "shards", "estimated")
 """Facts that hold paths; their last parts say enough."""
 
 
-def card(run: Path, config: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], permitted: str | None) -> str:
+def card(
+    run: Path, weights: Path, config: Mapping[str, Any], sets: Sequence[Mapping[str, Any]], permitted: str | None
+) -> str:
     """The README of a shared network.
 
     Args:
         run: its folder.
+        weights: the file that is shared, of one of its checkpoints; results of others are left out.
         config: its settings without paths.
         sets: the datasets that it was trained on.
         permitted: the user's statement that it may be published, or None.
@@ -53,12 +56,12 @@ def card(run: Path, config: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]
     if permitted:
         lines.append(f"Whoever published these weights states that it is permitted: {cell(permitted)}")
     front = yaml.safe_dump(about, sort_keys=False)
-    return f"---\n{front}---\n\n" + "\n\n".join([_report(run, config), *lines]) + "\n"
+    return f"---\n{front}---\n\n" + "\n\n".join([_report(run, weights, config), *lines]) + "\n"
 
 
-def _report(run: Path, config: Mapping[str, Any]) -> str:
+def _report(run: Path, weights: Path, config: Mapping[str, Any]) -> str:
     """The card that ``hpe report`` writes."""
-    if pretrained(run) is not None and not (run / "evaluate").is_dir():  # a shared network that is shared again
+    if pretrained(run) is not None:  # a shared network that is shared again
         if (run / "README.md").is_file():
             known = (run / "README.md").read_text(encoding="utf-8", errors="replace")
             return known.partition("\n---\n")[2].partition("\n## Use\n")[0].strip()
@@ -69,7 +72,7 @@ def _report(run: Path, config: Mapping[str, Any]) -> str:
         found,
         config=config,
         config_text=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        evaluations=tuple(map(_without_places, found.evaluations)),
+        evaluations=tuple(_without_places(one) for one in found.evaluations if one.is_of(weights)),
     )
     return model_card(plain).strip()
 

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 import hpe
@@ -15,7 +14,7 @@ from hpe.core.console import say
 from hpe.core.errors import UserError, redacted, unwritable
 from hpe.core.files import sync, write_json
 from hpe.models.build import load_run
-from hpe.models.checkpoints import SHARED_WEIGHTS
+from hpe.models.checkpoints import SHARED_WEIGHTS, save_tensors
 from hpe.models.run_folder import FORMAT, PRETRAINED, TrainedOn, pretrained, training_sets
 from hpe.share.card import card
 from hpe.share.hub import first_line, is_hub_name, local_folder, parse
@@ -44,7 +43,7 @@ class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
 
     def __init__(self, run: Path, *, which: str = "best", permitted: str | None = None) -> None:
         super().__init__()
-        self.network, config, _ = load_run(run, which)
+        self.network, config, self._weights = load_run(run, which)
         if self.network.takes_angles:
             raise UserError(f"{run}: this run's input is angles (backbone angles), not images; nothing to share")
         self._run, self._sets = run, trained_on(run)
@@ -76,7 +75,7 @@ class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
     def _save_pretrained(self, save_directory: Path) -> None:
         self.refuse_unpublishable()
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        save_file(weights, save_directory / SHARED_WEIGHTS, metadata={"format": "pt"})
+        save_tensors(save_directory / SHARED_WEIGHTS, weights)
         facts = training_sets(self._run)
         write_json(
             save_directory / PRETRAINED,
@@ -94,7 +93,7 @@ class SharedNetwork(nn.Module, PyTorchModelHubMixin, library_name="hpe"):
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """hpe's model card, with the terms of the training data."""
-        return ModelCard(card(self._run, self._config, self._sets, self._permitted))
+        return ModelCard(card(self._run, self._weights, self._config, self._sets, self._permitted))
 
     @classmethod
     def from_pretrained(

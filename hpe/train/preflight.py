@@ -11,6 +11,7 @@ from typing import Final
 import torch
 
 from hpe.config.run import RunConfig
+from hpe.core.console import count_of
 from hpe.core.devices import cuda
 from hpe.core.labels import BINS_REACH_DEGREES
 from hpe.core.ranks import Ranks
@@ -21,6 +22,7 @@ from hpe.train.optim import frozen_norms
 from hpe.train.selection import FIGURES
 
 _ROWS: Final = 1024
+_FEW: Final = 30
 
 
 def reasons_against(
@@ -53,8 +55,13 @@ def reasons_against(
     return problems
 
 
-def remarks(config: RunConfig, train: Stream, counts: Counts) -> Iterator[str]:
-    """What is allowed, but may not be what the user meant."""
+def remarks(config: RunConfig, train: Stream, val: Stream, counts: Counts) -> Iterator[str]:
+    """What is allowed, but may not be what the user meant; ``counts`` are those of ``train``."""
+    if val.samples < _FEW:
+        yield (
+            f"data.val: of {count_of(val.samples, 'image')} the best checkpoint is chosen nearly by chance; "
+            "`--which last` of the other commands takes the newest one"
+        )
     if train.reading.labels.needs_pose:
         for split, sets in (("train", config.data.train), ("val", config.data.val)):
             for number, one in enumerate(sets):

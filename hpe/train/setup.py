@@ -192,7 +192,7 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
     if problems or network is None or precision is None:
         raise UserError(mistakes(problems))
     train = streams["train"]
-    for remark in remarks(config, train, counts["train"]):
+    for remark in remarks(config, train, streams["val"], counts["train"]):
         ranks.say(f"{config.run}: {remark}")
     if network.takes_angles:
         # Every rank reads all angles, so all ranks scale their inputs alike.

@@ -44,7 +44,10 @@ def _judged(job: Job, learner: Learner, state: State, log: Log, metrics: "HeadMe
     value = figures.get(job.selection)
     larger = learner.size_before(state.samples_seen) > learner.size_before(state.best_samples)
     # With `train.small_size` a run begins with small images. Their best value does not count once images are larger.
-    if value is not None and better(job.selection, value, None if larger else state.best):
+    # Of equal values the later one counts, as that network has learned longer. With `patience` the first one does:
+    # the run would not end while a value stays.
+    tied = value is not None and value == state.best and not job.config.train.patience
+    if value is not None and (tied or better(job.selection, value, None if larger else state.best)):
         state = replace(state, best=value, best_samples=state.samples_seen)
     if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
         job.say(f"WARNING: the network's output is NaN or infinite for some validation samples: {', '.join(broken)}")

@@ -40,6 +40,19 @@ def test_the_network_has_every_core_of_a_small_machine(
     assert given == [threads]
 
 
+@pytest.mark.parametrize(("load", "cores", "told"), [(9.0, 2, True), (2.5, 2, False), (9.0, 1, False), (9.0, 8, False)])
+def test_a_busy_machine_is_told_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], load: float, cores: int, told: bool
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("hpe.core.devices.cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(1)
+    assert ("keep the 2 cores busy (load 9)" in capsys.readouterr().err) is told
+
+
 @pytest.mark.parametrize(("threads", "gpu"), [("3", False), (None, True)])
 def test_threads_that_the_user_has_set_and_a_gpus_host_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, threads: str | None, gpu: bool

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from hpe.core.labels import AXIS_COLOURS
-from hpe.data.annotate import Marker, Overlay, annotate, axis_ends, card, with_axes, with_box, with_cube
+from hpe.data.annotate import Marker, Overlay, annotate, axis_ends, card, photo, with_axes, with_box, with_cube
 
 GREY = 118
 degrees = st.floats(-85, 85)
@@ -105,6 +105,17 @@ def test_a_card_is_as_high_as_asked_and_shows_the_bars_of_the_emotions() -> None
     assert drawn.height == 256
     assert drawn.width > 256
     assert len(near_colour(drawn, "#a0785a")) > len(near_colour(drawn, "#8e5bb5")) + 50  # contempt, fear
+
+
+@pytest.mark.parametrize(("box", "beside"), [((20, 20, 430, 430), True), ((20, 150, 120, 260), False)])
+def test_the_panel_of_a_face_that_fills_the_picture_comes_beside_it(
+    box: tuple[float, float, float, float], beside: bool
+) -> None:
+    face = Overlay(box, (10.0, 0, 0), 2, [0.125] * 8, "y +10°")
+    drawn = photo(blank(450, 450), [face])
+    assert (drawn.width > drawn.height == 800) is beside
+    assert photo(blank(450, 450), [face], widen=False).size == (800, 800)  # frames of a video
+    assert photo(blank(450, 450), [Overlay(box, (10.0, 0, 0))]).size == (800, 800)  # no panel, nothing beside
 
 
 def test_panels_of_several_faces_leave_the_picture_its_size() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +29,8 @@ from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.evaluate import EvaluateOptions, evaluate, measure
 from hpe.evaluate import judged as judging
 from hpe.models.build import build_network, load_run
-from hpe.models.checkpoints import State, save_checkpoint
+from hpe.models.checkpoints import State, save_checkpoint, saved
+from hpe.models.run_folder import load_config
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.study.adaboost import _read, hog_of
 from tests import made, warm
@@ -415,6 +417,24 @@ def test_labels_that_an_estimator_gave_are_not_called_true(tmp_path: Path) -> No
         assert about.get("estimated") == (f"angles and directions of {tables}" if given else None)
     assert "agreement and not accuracy" in told["estimated"]
     assert "agreement and not accuracy" not in told["measured"]
+
+
+def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path: Path) -> None:
+    early = tmp_path / "early"
+    shutil.copytree(run, early, symlinks=True)
+    shutil.rmtree(early / "evaluate", ignore_errors=True)
+    (early / "checkpoints/best").unlink()
+    (early / "metrics.jsonl").write_text('{"split": "train", "epoch": 0.5}\n{"split": "train", "epo')
+    wanted = load_config(run).train.epochs
+    assert (
+        evaluate(early, [ShardSet(str(shards), "test")], EvaluateOptions(workers=0, replicates=20, name="early")) == 0
+    )
+    found = json.loads((early / "evaluate/early.json").read_text())["about"]["warnings"]
+    newest = saved(early)[-1].name
+    assert found[:2] == [
+        f"No validation has chosen a best checkpoint yet: {newest}, the newest, is judged",
+        f"The training is at epoch 0.5 of {wanted:g}: the same `hpe train` goes on with it",
+    ]
 
 
 def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:

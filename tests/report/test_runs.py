@@ -41,6 +41,21 @@ def test_figures_are_those_of_the_best_checkpoint_and_else_the_last(tmp_path: Pa
     assert read_line(fake(tmp_path / "b", best=None)).figures == {"emotion/macro_f1": 0.25, "pose/mae": 3.5}
 
 
+def test_a_result_of_an_older_checkpoint_is_named_as_old(tmp_path: Path) -> None:
+    run = fake(tmp_path / "a")
+    (run / "checkpoints/best").rename(run / "checkpoints/step-00000002")
+    (run / "checkpoints/best").symlink_to("step-00000002")
+    judged = {"identity": {"checkpoint": "best"}, "weights": "/gone/step-00000001/model.safetensors"}
+    about = {"title": "Made test", **judged}
+    (run / "evaluate").mkdir()
+    write_json(run / "evaluate/old.json", {"schema": SCHEMA, "about": about})
+    told = "Made test (old: step-00000001 was judged, and the best checkpoint is now step-00000002)"
+    assert list(read_line(run).evaluations) == [told]
+    about["weights"] = "/gone/step-00000002/model.safetensors"
+    write_json(run / "evaluate/old.json", {"schema": SCHEMA, "about": about})
+    assert list(read_line(run).evaluations) == ["Made test"]
+
+
 def test_runs_are_found_below_a_folder_and_not_inside_runs(tmp_path: Path) -> None:
     names = ["group/b", "a", "group/deep/c"]
     for name in names:

@@ -23,7 +23,10 @@ from safetensors.torch import load_file, save_file
 import hpe
 from hpe.core.errors import UserError
 from hpe.evaluate import EvaluateOptions, evaluate
+from hpe.models import checkpoints
 from hpe.models.run_folder import load_config
+from hpe.report.load import read_run
+from hpe.report.model_card import model_card
 from hpe.share import SharedNetwork, share
 from hpe.share.shared import _without_places
 from hpe.stream import ShardSet
@@ -69,11 +72,35 @@ def test_a_shared_folder_reads_as_its_run(run: Path, folder: Path, shards: Path)
     one, two = (hpe.load(path, device="cpu") for path in (run, folder))
     assert [faces.to_dict() for faces in one(list(PIXELS))] == [faces.to_dict() for faces in two(list(PIXELS))]
     assert (one.name, one.crop, one.heads) == (two.name, two.crop, two.heads)
+    before = sorted(folder.rglob("*"))
     assert evaluate(folder, [ShardSet(str(shards), "val")], EvaluateOptions(workers=0, replicates=20)) == 0
-    first, second = (json.loads((path / "evaluate/made-val.json").read_text()) for path in (run, folder))
+    assert sorted(folder.rglob("*")) == before  # results hold faces, and this folder is passed on
+    results = folder.with_name(f"{folder.name}-results")
+    first, second = (json.loads((path / "evaluate/made-val.json").read_text()) for path in (run, results))
     assert first["emotion"] == second["emotion"]
     assert first["about"]["trained_on"] == second["about"]["trained_on"]
-    shutil.rmtree(folder / "evaluate")
+
+
+def test_others_may_read_what_the_umask_allows(run: Path, folder: Path) -> None:
+    for weights in (folder, checkpoints.find_checkpoint(run)):
+        modes = {path.name: path.stat().st_mode for path in weights.iterdir()}
+        assert len(set(modes.values())) == 1, modes
+
+
+def test_the_card_has_no_metrics_of_another_checkpoint(run: Path, tmp_path: Path) -> None:
+    trained_on = tmp_path / "face"
+    shutil.copytree(run, trained_on, symlinks=True)
+    best = checkpoints.find_checkpoint(trained_on)
+    shutil.copytree(best, newer := best.with_name("step-00000099"))
+    (trained_on / "checkpoints/last").unlink()
+    (trained_on / "checkpoints/last").symlink_to(newer.name)
+    assert "## Metrics on" in Path(share(trained_on, str(tmp_path / "a")), "README.md").read_text()
+    assert "## Metrics on" not in Path(share(trained_on, str(tmp_path / "b"), which="last"), "README.md").read_text()
+    (trained_on / "checkpoints/best").unlink()
+    (trained_on / "checkpoints/best").symlink_to(newer.name)
+    told = f"{best.name} was judged, and the best checkpoint is now {newer.name}"
+    assert told not in model_card(read_run(run))
+    assert told in model_card(read_run(trained_on))
 
 
 def test_it_says_what_it_was_trained_on_and_no_path_of_this_machine(run: Path, folder: Path, shards: Path) -> None:

@@ -428,6 +428,21 @@ def test_a_figure_that_is_no_number_is_worse_than_any(name: str, broken: float) 
     assert not any(better(name, broken, than) for than in (None, 0.5, broken))
 
 
+@pytest.mark.parametrize(("patience", "best"), [(0, 2), (5, 1)])
+def test_of_equal_values_the_later_checkpoint_is_the_best_unless_patience_counts_from_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    patience: int, best: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(HeadMetrics, "figures", lambda _: ({"emotion/accuracy": 0.5}, {}))
+    config = made.config(
+        folder, tmp_path / "run", "train.epochs=2", "train.select=emotion/accuracy", f"train.patience={patience}"
+    )
+    assert train(config) == 0
+    epoch = config.train.batch * -(-87 // config.train.batch)  # type: ignore[operator]
+    assert State.load(checkpoints.find_checkpoint(tmp_path / "run", "best")).samples_seen == best * epoch
+    assert "data.val: of 24 images the best checkpoint is chosen nearly by chance" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("select", ["emotion/accuracy", "pose/mae"])
 def test_a_validation_without_finite_numbers_is_told_and_never_the_best(
