@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from hpe.config.run import ShardsConfig
 from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.precision import Precision, chosen_precision
@@ -51,6 +52,7 @@ class Judged:
         crops: the crop rules of its training images, as far as they are known.
         faces: how large the faces of its training are; empty if unknown.
         warnings: what makes its results mean less than they seem, whatever the shards.
+        trained_on: the training data of a run.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Judged:
     crops: frozenset[CropRule]
     faces: Mapping[str, float]
     warnings: Sequence[str] = ()
+    trained_on: Sequence[ShardsConfig] = ()
 
 
 def open_judged(network: Path, options: EvaluateOptions, device: torch.device, *, pose_tables: bool) -> Judged:
@@ -117,6 +120,7 @@ def _of_run(run: Path, options: EvaluateOptions, device: torch.device) -> Judged
         crops=crop_rules(run),
         faces=trained.faces,
         warnings=warnings,
+        trained_on=config.data.train,
     )
 
 

@@ -28,7 +28,7 @@ from hpe.evaluate.gallery import choose_rows, write_faces
 from hpe.evaluate.judged import Judged, open_judged
 from hpe.evaluate.options import EvaluateOptions
 from hpe.evaluate.subject import Subject
-from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, untrained_labels
+from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, seen_in_training, untrained_labels
 from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
 from hpe.models.views import PLAIN, Estimates
@@ -128,7 +128,8 @@ def _name(subject: Subject, folder: Path, named: str | None, ranks: Ranks) -> tu
 def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str]:
     """What the user should know of the shards before the network reads them."""
     local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
-    warnings = [*judged.warnings, *framing_differs(judged.crops, judged.faces, local)]
+    warnings = [*judged.warnings, *seen_in_training(judged.trained_on, local)]
+    warnings += framing_differs(judged.crops, judged.faces, local)
     if judged.bins and counts.wide:
         warnings.append(beyond_bins(counts.wide, counts.angles))
     return warnings

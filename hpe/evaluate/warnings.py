@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hpe.config.run import RunConfig
+from hpe.config.run import RunConfig, ShardsConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
@@ -57,6 +57,34 @@ def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
     reached, wanted = reached_epoch(run), config.train.epochs
     if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
         yield f"The training is at epoch {reached:.3g} of {wanted:g}: the same `hpe train` goes on with it"
+
+
+def seen_in_training(sets: Sequence[ShardsConfig], tars: Sequence[Path]) -> list[str]:
+    """A warning about shards that a network was trained on; none if the shards of its training lie elsewhere now.
+
+    Args:
+        sets: the training data of its config.
+        tars: the shards that are judged.
+    """
+    named = [
+        (Path(text).resolve(), one.split)
+        for one in sets
+        for text in ([one.shards] if isinstance(one.shards, str) else one.shards)
+        if "://" not in text
+    ]
+
+    def seen(tar: Path) -> bool:
+        return any(
+            tar == place or (tar.parent == place and (split in (None, "all") or tar.name.startswith(f"{split}-")))
+            for place, split in named
+        )
+
+    if not (count := sum(seen(tar.resolve()) for tar in tars)):
+        return []
+    return [
+        f"{count:,} of {len(tars):,} shards were trained on: the metrics show what the network remembers, not how well "
+        "it reads other faces; judge it on another split"
+    ]
 
 
 def _crops(tars: Sequence[Path]) -> Iterator[str]:

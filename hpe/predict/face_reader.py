@@ -307,9 +307,8 @@ def load(
         pool = ThreadPoolExecutor(_threads(), "faces", initializer=one_thread)
         finder = DetectedFaces(predictor, faces, on, rule, pool)
     reader = FaceReader(predictor, finder, faces=faces, crop=rule, source=(path, which) if is_run(path) else None)
-    for note in [predictor.note, *notes]:
-        if note is not None:
-            say(f"hpe: {note}")
+    for note in [*predictor.notes, *notes]:
+        say(f"hpe: {note}")
     say(f"hpe: {str(reader).strip('<>')}{_expected(predictor) if faces is None else ''}")
     return reader
 

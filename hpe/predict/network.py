@@ -1,5 +1,6 @@
 """A network that predicts for faces: a run of ``hpe train``, or a head-pose estimator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, name_of, recipes
+from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, name_of, recipes, training_sets
 from hpe.models.views import PLAIN, Estimates, Views
 from hpe.pack.shard import encoded
 
@@ -71,7 +72,7 @@ class Predictor(Answerer, Protocol):
         name: its name in messages.
         size: side of its input in pixels.
         crops: the crop rules of its training images, as far as they are known.
-        note: a message for the user about the preparation of its input, or None.
+        notes: messages for the user about its input, and what it was trained on.
         device: where it runs.
         precision: of its arithmetic.
     """
@@ -79,7 +80,7 @@ class Predictor(Answerer, Protocol):
     name: str
     size: int
     crops: frozenset[CropRule]
-    note: str | None
+    notes: Sequence[str]
     device: torch.device
     precision: Precision
 
@@ -164,13 +165,18 @@ class RunPredictor:
         self.precision = judging_precision(precision, self.trained, device)
         known = recipes(run)
         self._recipe = next(iter(known)) if len(known) == 1 else None
-        self.note = None
+        notes: list[str] = []
         if self._recipe is None:
             why = "was trained on shards that were packed in several ways" if known else f"has no size in its {SHARDS}"
-            self.note = (
+            notes.append(
                 f"{self.name} {why}: image files are scaled straight to {self.size} px, and predictions may differ "
                 "slightly from those of hpe evaluate on packed images"
             )
+        if {one.get("dataset") for one in training_sets(run)} == {"synthetic"}:
+            notes.append(
+                f"{self.name} knows rendered heads only: of real faces expect rough angles, and no sensible emotion"
+            )
+        self.notes: Sequence[str] = notes
         self._colour: Colour = "grey" if config.data.grey else "rgb"
         self.device, self._views, self._batch = device, views, batch
         self._network: MultiTask = network.to(device)
@@ -214,7 +220,7 @@ class RunPredictor:
 class EstimatorPredictor:
     """An estimator."""
 
-    note: str | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, estimator: Estimator, *, flips: bool = False) -> None:
         self._estimator, self._flips = estimator, flips

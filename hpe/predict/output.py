@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import aside
 from hpe.predict.faces import Row
@@ -45,6 +46,8 @@ def open_table(path: Path | None, form: Format, kinds: Mapping[str, type]) -> It
     Raises:
         UserError: Parquet for the standard output.
     """
+    if path is not None:
+        _tell_of_older(path)
     if form == "parquet":
         if path is None:
             raise UserError("--format parquet: cannot be printed; choose a folder with --out")
@@ -58,6 +61,14 @@ def open_table(path: Path | None, form: Format, kinds: Mapping[str, type]) -> It
         return
     with aside(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         yield write(stream, kinds)
+
+
+def _tell_of_older(path: Path) -> None:
+    beside = [path.with_suffix(f".{form}") for form in get_args(Format)]
+    older = [one for one in beside if one.exists()]
+    if older:
+        ends = [f"{one.name} {'is replaced' if one == path else 'stays'}" for one in older]
+        say(f"predict: {path.parent} holds an earlier result: {', '.join(ends)}; another --out keeps both apart")
 
 
 def _jsonl(stream: IO[str], _: Mapping[str, type]) -> Callable[[Sequence[Row]], None]:

@@ -256,8 +256,8 @@ def notes_of(inputs: Sequence[Input], predictor: Predictor) -> list[str]:
     notes = []
     if isinstance(predictor, RunPredictor) and predictor.precision.name != predictor.trained:
         notes.append(f"precision {predictor.precision.name}: {predictor.precision.why}")
-    if predictor.note is not None and any(isinstance(one, ImageFile) for one in inputs):
-        notes.append(predictor.note)
+    if any(isinstance(one, ImageFile) for one in inputs):
+        notes += predictor.notes
     return notes
 
 

@@ -74,6 +74,8 @@ def photo(path: Path, index: int = 0, size: int = 80, side: int = 80, form: str 
 def test_the_numbers_are_those_of_evaluate(run: Path, shards: Path, tmp_path: Path) -> None:
     assert evaluate(run, [ShardSet(str(shards), "train")], EvaluateOptions(name="train", workers=0, replicates=20)) == 0
     judged = pq.read_table(run / "evaluate" / "train.parquet").to_pylist()
+    seen = json.loads((run / "evaluate" / "train.json").read_text())["about"]["warnings"]
+    assert any("shards were trained on: the metrics show what the network remembers" in one for one in seen)
     assert predict(run, [str(shards)], PredictOptions(out=tmp_path, form="parquet", split="train", batch=13)) == 0
     table = pq.read_table(tmp_path / "predictions.parquet")
     said = table.to_pylist()
@@ -103,15 +105,23 @@ def test_evaluate_keeps_the_faces_as_the_network_saw_them(run: Path, shards: Pat
         others = np.abs(decode_rgb(stored["sample10000"]).astype(int) - seen).mean()
         assert face["key"] == "sample10000" or others > 12
     about = json.loads((run / "evaluate" / "val.json").read_text())["about"]
+    assert not any("remembers" in one for one in about["warnings"])
     assert (about["dataset"], about["variant"], about["licence"]) == (["made"], ["squares"], ["none"])
     assert about["hpe"]
     assert "commit" in about
 
 
-def test_the_three_formats_hold_the_same_numbers(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_the_three_formats_hold_the_same_numbers_and_older_ones_are_told(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tar = str(shards / "val-000000.tar")
     for form in ("jsonl", "csv", "parquet"):
         assert predict(run, [tar], PredictOptions(out=tmp_path, form=form)) == 0
+    told = f"predict: {tmp_path} holds an earlier result: predictions.jsonl stays, predictions.csv "
+    seen = [line for line in capsys.readouterr().err.splitlines() if "earlier result" in line]
+    assert [line.split(";")[0] for line in seen] == [told.replace(", predictions.csv ", ""), f"{told}stays"]
+    assert predict(run, [tar], PredictOptions(out=tmp_path, form="csv")) == 0
+    assert f"{told}is replaced, predictions.parquet stays; another --out" in capsys.readouterr().err
     lines, table = rows(tmp_path), pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as stream:
         commas = list(csv.DictReader(stream))
@@ -289,6 +299,17 @@ def test_shards_of_another_crop_than_the_network_was_made_for_are_told(
     assert told in capsys.readouterr().err
     assert predict(run, [str(shards)], PredictOptions(out=tmp_path / "b", split="val")) == 0
     assert "is cropped by" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dataset", "told"), [("synthetic", True), ("made", False)])
+def test_a_network_that_knows_rendered_heads_only_says_so_of_photos(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str], dataset: str, told: bool
+) -> None:
+    run = made.untrained(tmp_path / "run", shards)
+    known = json.loads((run / "shards.json").read_text())
+    (run / "shards.json").write_text(json.dumps({at: one | {"dataset": dataset} for at, one in known.items()}))
+    assert predict(run, [str(photo(tmp_path / "face.jpg"))], PredictOptions()) == 0
+    assert ("run knows rendered heads only" in capsys.readouterr().err) is told
 
 
 def test_a_grey_run_sees_grey_pictures(tmp_path: Path, shards: Path) -> None:
