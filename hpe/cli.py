@@ -24,7 +24,80 @@ def _type_shown(option: TyperOption, ctx: Any) -> str | None:
 # A flag takes no value. Typer 0.29 shows the type of its parameter all the same: `--new <bool>`.
 TyperOption.display_type_rich = _type_shown  # pyright: ignore[reportAttributeAccessIssue]
 
-app = typer.Typer(
+_SAME: Final = (
+    ("faces", "detector", "face-detector"),
+    ("out", "run", "output", "output-dir", "output-folder", "out-dir", "save-dir", "dest"),
+    ("device", "gpu", "cuda", "cpu", "gpus"),
+    ("processes", "gpus", "nproc", "nproc-per-node", "num-processes", "ranks"),
+    ("workers", "num-workers", "jobs", "threads"),
+    ("batch", "batch-size"),
+    ("learning-rate", "lr"),
+    ("which", "checkpoint", "ckpt"),
+    ("size", "image-size", "img-size"),
+    ("val-share", "val-split", "val-size"),
+    ("test-share", "test-split", "test-size"),
+    ("new", "force", "overwrite", "restart"),
+    ("estimator", "model", "network", "run"),
+)
+"""Names of options that other programs, or other commands of hpe, have for the same thing."""
+
+
+class _Command(TyperCommand):
+    """For an unknown option the message names the one that is probably meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)  # of NoSuchOption, which lies in a private module of typer
+            if isinstance(option, str) and (ways := self.ways(option, given)):
+                vars(error).update(possibilities=None, message=f"No such option: {option}; use {' or '.join(ways)}")
+            raise
+
+    def ways(self, option: str, given: list[str]) -> list[str]:
+        """What to use in place of an unknown option."""
+        own = {name for parameter in self.params for name in parameter.opts if name.startswith("--")}
+        return [f"--{name}" for name in _other_names(option) if f"--{name}" in own]
+
+
+def _other_names(option: str) -> list[str]:
+    """What an option may be called elsewhere."""
+    name = option.lstrip("-").replace("_", "-")
+    return list(dict.fromkeys(other for names in _SAME if name in names for other in names if other != name))
+
+
+class _ConfigCommand(_Command):
+    """A command with a config: for an unknown option that is a key of it, the message names the ``--set`` to use."""
+
+    def ways(self, option: str, given: list[str]) -> list[str]:
+        """See :class:`_Command`."""
+        if found := [*_settings(self.name, option, option.lstrip("-"), given), *super().ways(option, given)]:
+            return found
+        return [way for name in _other_names(option) for way in _settings(self.name, option, name, given)]
+
+
+def _settings(command: str | None, option: str, name: str, given: list[str]) -> list[str]:
+    """``--set`` for each key of a command's config with this name, with the value that was given for an option."""
+    from hpe.config.run import RunConfig
+    from hpe.config.strict_yaml import paths_to
+    from hpe.study.config import StudyConfig
+
+    words = [part for word in given for part in word.split("=", 1)]
+    value = next((value for word, value in pairwise(words) if word == option), "…")
+    schema = StudyConfig if command == "study" else RunConfig
+    return [f"--set {shlex.quote(f'{path}={value}')}" for path in paths_to(schema, name.replace("-", "_"))]
+
+
+class _App(typer.Typer):
+    """Typer whose commands are :class:`_Command` unless they are something else."""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = _Command, **settings: Any) -> Any:
+        """See :meth:`typer.Typer.command`."""
+        return super().command(name, cls=cls, **settings)
+
+
+app = _App(
     name="hpe",
     help="Train, on many GPUs, networks that read a face's head pose and its emotion together.",
     no_args_is_help=True,
@@ -87,33 +160,6 @@ MaxMegapixels = Annotated[
 ]
 
 app.add_typer(landmarks, rich_help_panel=_POSE)
-
-
-class _ConfigCommand(TyperCommand):
-    """A command with a config: for an unknown option that is a key of it, the message names the ``--set`` to use."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            option = getattr(error, "option_name", None)  # of NoSuchOption, which lies in a private module of typer
-            if isinstance(option, str) and (ways := _settings(self.name, option, given)):
-                vars(error).update(possibilities=None, message=f"No such option: {option}; use {' or '.join(ways)}")
-            raise
-
-
-def _settings(command: str | None, option: str, given: list[str]) -> list[str]:
-    """``--set`` for each key of a command's config with the name of an option, with the value that was given."""
-    from hpe.config.run import RunConfig
-    from hpe.config.strict_yaml import paths_to
-    from hpe.study.config import StudyConfig
-
-    words = [part for word in given for part in word.split("=", 1)]
-    value = next((value for word, value in pairwise(words) if word == option), "…")
-    schema = StudyConfig if command == "study" else RunConfig
-    name = option.lstrip("-").replace("-", "_")
-    return [f"--set {shlex.quote(f'{path}={value}')}" for path in paths_to(schema, name)]
 
 
 def _version(value: bool) -> None:
@@ -222,12 +268,14 @@ def pack(
 
     Run the same command again to resume: it writes only what is missing, with the same bytes. Files that cannot
     become samples are listed in `quarantine.jsonl`. Check `summary.md` and `contact-*.jpg` before you train.
-    `hpe pack list` shows the readers, what each one looks for, and its --option keys.
+    `hpe pack list` shows the readers, what each one looks for, and its --option keys. Exit code 1: done, but more than
+    half of the rows were lost because of words that a column cannot have (they are named).
 
     Examples: `hpe pack auto raw/AFLW2000 shards/aflw2000 --crop square-1.4@landmarks`; or
     `hpe pack synthetic shards/heads --option count=2000 --option people=50`
     """
     from hpe.pack import list_readers, pack_source
+    from hpe.pack.closing import closing
     from hpe.pack.options import Options
 
     if source == "list" and not paths:
@@ -242,16 +290,9 @@ def pack(
             max_megapixels=max_megapixels,
         ),
     )  # fmt: skip
-    out = shlex.quote((paths or [""])[-1])
-    if "train" in manifest.splits:
-        sets = (f" --set data.{split}.0.shards={out}" for split in ("train", "val") if split in manifest.splits)
-        then = f"hpe train CONFIG{''.join(sets)}"
-    else:
-        then = f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
-    print(
-        f"\nWritten to {out}; check the images in {out}/contact-*.jpg. Next: hpe pose {out} --estimator ESTIMATOR "
-        f"for angles, or {then}"
-    )
+    lines, code = closing(manifest, (paths or [""])[-1])
+    print("", *lines, sep="\n")
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=_DATA)
@@ -419,6 +460,7 @@ def pose(
 
     Example: `hpe pose shards/aflw2000 -e configs/estimators/lwpose66.yaml --weights lwpose66.onnx --check`
     """
+    _refuse_absent(estimator, direction_network)
     from hpe.pose import PoseOptions
     from hpe.pose import pose as run
     from hpe.pose.options import on_mismatch_of, precision_of
@@ -466,6 +508,15 @@ Set = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder that `hpe train` wrote.", show_default=False)]
+
+
+def _refuse_absent(*networks: Path | None) -> None:
+    """Refuse paths that lead to no trained network, before a command loads torch."""
+    from hpe.models.run_folder import refuse_absent
+
+    for network in networks:
+        if network is not None:
+            refuse_absent(network)
 
 
 def _relaunch(processes: int | None, *done: str) -> None:
@@ -594,6 +645,7 @@ def evaluate(
 
     Example: `hpe evaluate runs/ferplus shards/ferplus --split test --pose shards/ferplus/pose/lwpose66`
     """
+    _refuse_absent(network)
     _relaunch(processes)
     from hpe import evaluate as module
     from hpe.data.shard_files import names_folder
@@ -681,6 +733,7 @@ def predict(
     Examples: `hpe predict runs/joint photos/ 'more/*.jpg' --faces mtcnn --draw axes --out read`; or
     `hpe predict runs/joint talk.mp4 -o read`; or `hpe predict runs/joint 0 -o read`
     """
+    _refuse_absent(network)
     from hpe import predict as module
     from hpe.models.views import Views
     from hpe.predict.options import PredictOptions
@@ -727,6 +780,7 @@ def show_app(
 
     Example: `hpe app runs/joint`
     """
+    _refuse_absent(network)
     from hpe.app import app as module
     from hpe.app.server import AppOptions
 
@@ -760,6 +814,7 @@ def export(
 
     Example: `hpe export runs/ferplus ferplus.onnx`
     """
+    _refuse_absent(source)
     from hpe.export import ExportOptions
     from hpe.export import export as write
 
@@ -789,6 +844,7 @@ def share(
 
     Example: `hpe share runs/demo/multitask shared/heads`
     """
+    _refuse_absent(run)
     from hpe.share import share as write
 
     print(write(run, target, which=which, permitted=permitted, private=private))
@@ -833,7 +889,10 @@ def report(
     Example: `hpe report runs/baseline runs/joint --out runs/report`
     """
     from hpe import report as module
+    from hpe.models.run_folder import refuse_missing
 
+    for run in runs:  # before what draws the pages is loaded
+        refuse_missing(run, "run or study", "; expected a folder that `hpe train` or `hpe study` wrote")
     for page in module.report(runs, out, public=public):
         print(page)
 

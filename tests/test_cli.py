@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from hpe import __main__ as entry
 from hpe import cli
 from hpe.core.errors import UserError
+from hpe.core.files import locked
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "pandas", "accelerate", "pyarrow", "datasets", "matplotlib")
@@ -138,6 +139,14 @@ def test_bash_completes_a_command() -> None:
         (("train",), "config"),
         (("train", "absent.yaml"), "absent.yaml"),
         (("train", "absent.yaml", "--epochs", "3"), "use --set train.epochs=3"),
+        (("train", "absent.yaml", "--batch-size", "8"), "use --set train.batch=8"),
+        (("train", "absent.yaml", "--output", "x"), "--output; use --run "),
+        (("predict", "absent", "a.jpg", "--detector", "mtcnn"), "--detector; use --faces "),
+        (("predict", "absent", "a.jpg", "--output-dir=x"), "--output-dir; use --out "),
+        (("pack", "folders", "a", "b", "--faces", "hog"), "--faces; use --detector "),
+        (("pose", "shards", "-e", "absent", "--cuda"), "--cuda; use --device "),
+        (("evaluate", "absent", "shards", "--checkpoint", "last"), "--checkpoint; use --which "),
+        (("app", "absent", "--deviec", "cpu"), "Possible options: --device"),
         (("evaluate", "absent", "shards", "--batch", "many"), "--batch"),
         (("demo", "--count", "3"), "--count"),
         (("demo", "--count", "1000000000"), "--count"),
@@ -150,6 +159,57 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], to
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+ABSENT = "runs/nime: no such run or estimator; expected a run folder, .*; did you mean runs/mine"
+UNTRAINED = (
+    "runs/mine: this run is not trained yet: it has no checkpoint; train it with `hpe train runs/mine/config.yaml`"
+)
+TRAINING = "runs/busy: this run has no checkpoint yet; another process is training it: wait for the first one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("predict", "runs/nime", "a.jpg"), ABSENT),
+        (("evaluate", "runs/nime", "shards"), ABSENT),
+        (("export", "runs/nime", "a.onnx"), ABSENT),
+        (("share", "runs/nime", "shared"), ABSENT),
+        (("pose", "shards", "-e", "runs/nime"), ABSENT),
+        (("pose", "shards", "-e", "runs/done", "--direction-network", "runs/nime"), ABSENT),
+        (("app", "run/nime"), "did you mean runs/mine"),
+        (("report", "runs/nime"), "runs/nime: no such run or study; .*; did you mean runs/mine"),
+        (("predict", "runs/mine", "a.jpg"), UNTRAINED),
+        (("export", "runs/mine", "a.onnx"), UNTRAINED),
+        (("evaluate", "runs/busy", "shards"), TRAINING),
+        (("predict", "runs", "a.jpg"), "runs: holds runs, and is none; give one of them: runs/busy, runs/done, "),
+    ],
+)  # fmt: skip
+def test_a_network_that_is_not_there_is_told_before_torch_is_loaded(
+    arguments: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    for name in ("mine", "busy", "done"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    (tmp_path / "runs/mine/checkpoints/.step-00000001.part").mkdir()  # a kill left it
+    (tmp_path / "runs/mine/checkpoints/.step-00000001.part/state.json").touch()
+    (tmp_path / "runs/done/checkpoints/step-00000001").mkdir()
+    (tmp_path / "runs/done/checkpoints/step-00000001/state.json").touch()
+    script = (
+        f"import sys; sys.argv = ['hpe', *{arguments!r}]\n"
+        "from hpe.__main__ import main\n"
+        "try: main()\n"
+        "finally: print('torch is loaded:', 'torch' in sys.modules, file=sys.stderr)"
+    )
+    leave = "import hpe.core.ranks as ranks; ranks.leave = sys.exit"  # the real one ends without a `finally`
+    with locked(tmp_path / "runs/busy/.lock", "taken"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {leave}\n{script}"], capture_output=True, text=True, cwd=tmp_path
+        )
+    assert done.returncode == 2
+    message, _, loaded = done.stderr.strip().rpartition("\n")
+    assert re.search(told, message)
+    assert loaded == "torch is loaded: False"
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hpe.config import recipes
 from hpe.core.errors import UserError, mistakes
+from hpe.core.nearest import did_you_mean
 
 Places = dict[tuple[Any, ...], str]
 """Where each value was given, by its path in the config: ``FILE:LINE:COLUMN``, or ``--set PATH=VALUE``."""
@@ -47,7 +48,7 @@ def _text_of(path: Path) -> str:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path}: cannot read this config: {reason}; expected a YAML file"
-            + (recipes.way_to(path) or " (`hpe configs` lists those of hpe)")
+            + (recipes.way_to(path) or f" (`hpe configs` lists those of hpe){did_you_mean(path) * (not path.exists())}")
         ) from error
 
 

@@ -7,6 +7,7 @@ In reading order:
     geometry.py       Euler angles, rotation matrices, 6D, errors, the mirror
     statistics.py     counts, intervals, tests
     randomness.py     random numbers as pure functions of a key
+    nearest.py        what was meant by a path that does not exist
     files.py          files that are either whole or absent; locks
     console.py        messages on stderr and in the log of a run
     notices.py        a word while processes wait, from one process of a node

@@ -5,6 +5,7 @@ FER+ votes; RAF-DB's readme for 1..7; the directions are those of the thesis, na
 them (``left``: the face turns to the left edge of the picture).
 """
 
+import difflib
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
@@ -116,3 +117,27 @@ SPLIT_WORDS: Final[Mapping[str, str]] = {
 def split_from_word(word: str) -> str | None:
     """The split (train, val or test) that a word names in any case, or None."""
     return SPLIT_WORDS.get(word.strip().lower())
+
+
+_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
+    "emotion": {word: EMOTIONS[emotion] for word, emotion in _EMOTION_WORDS.items()},
+    "direction": {word: DIRECTIONS[direction] for word, direction in _DIRECTION_WORDS.items()},
+    "split": SPLIT_WORDS,
+}
+
+
+def nearest_label(word: str, *kinds: str) -> str | None:
+    """The label that a misspelt word probably means, such as ``happy`` for ``hapy``; None: none is near.
+
+    Args:
+        kinds: of labels: ``emotion``, ``direction``, ``split``; others have no words.
+    """
+    known = {name: label for kind in kinds for name, label in _LABELS.get(kind, {}).items()}
+    near = difflib.get_close_matches(word.strip().lower(), known, 1)
+    return known[near[0]] if near else None
+
+
+def with_nearest(word: str, *kinds: str) -> str:
+    """The word for a message, with what it probably means: ``hapy (did you mean happy?)``."""
+    near = nearest_label(word, *kinds)
+    return f"{word} (did you mean {near}?)" if near else word

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError
+from hpe.core.labels import SPLITS
 from hpe.data import store
 from hpe.data.index import FOREIGN, IndexFile, open_index
 from hpe.data.remote_cache import RemoteCache
@@ -23,6 +24,12 @@ ALL_SPLITS: Final = "all"
 """What names all splits together."""
 _GLOB_CHARACTERS: Final = frozenset("*?[")
 _TAR: Final = re.compile(r"\.tar($|\?)")
+
+
+_DRAWN: Final = (
+    "`hpe pack` draws {0} from three pictures or more (--{0}-share 0.1; --splits drawn where the dataset has its own "
+    "splits): pack into a new folder"
+)
 
 
 class SplitError(UserError):
@@ -224,5 +231,8 @@ def of_split(manifest: Manifest, split: str, where: str) -> list[ShardInfo]:
         if split == ALL_SPLITS:
             return list(manifest.shards)
         known = ", ".join(manifest.splits)
-        raise SplitError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}")
+        if split == "val":  # not offered: to validate on the samples of the training would show nothing
+            raise SplitError(f"{where}: there is no split 'val', only {known}; {_DRAWN.format(split)}")
+        drawn = f"; {_DRAWN.format(split)}" * (split in SPLITS)
+        raise SplitError(f"{where}: there is no split {split!r}; expected one of {known}, or {ALL_SPLITS}{drawn}")
     return [shard for shard in manifest.shards if shard.split == split]

@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import nn
 
-from hpe.config.recipes import way_to
 from hpe.config.strict_yaml import load
 from hpe.core.errors import UserError
+from hpe.core.nearest import did_you_mean
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.estimators.estimator import Estimator, Network, Precision
@@ -20,7 +20,7 @@ from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
 from hpe.models.build import load_run
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules
+from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, refuse_absent
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -88,15 +88,11 @@ def load_estimator(
             f"--weights {weights}: {path} has its own weights; leave out --weights, or give the estimator's YAML "
             "(--estimator FILE.yaml --weights FILE)"
         )
+    refuse_absent(path)
     if model_folder(path) is not None:
         found = _of_landmarks(path, compute)
     elif path.is_dir():
         found = _of_run(path, compute, crop)
-    elif not path.is_file():
-        raise UserError(
-            f"{path}: no such estimator; expected a YAML file, an ONNX file with a YAML file beside it, "
-            f"Hopenet weights ({', '.join(_TORCH)}), a run folder, or a landmark model's folder{way_to(path)}"
-        )
     elif path.suffix in _YAML:
         found = _of_spec(path, load(path, EstimatorSpec), weights, compute)
     elif path.suffix == ".onnx":
@@ -126,7 +122,9 @@ def _yaml_beside(path: Path) -> Path:
 def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Compute) -> Estimator:
     file = weights or path.parent / Path(spec.weights).expanduser()
     if not file.is_file():
-        raise UserError(f"{path}: weights: no file {file}; correct the path, or give it with --weights FILE")
+        raise UserError(
+            f"{path}: weights: no file {file}; correct the path, or give it with --weights FILE{did_you_mean(file)}"
+        )
     digest = sha256_of(file)
     if spec.sha256 and spec.sha256 != digest:
         raise UserError(

@@ -30,7 +30,7 @@ from hpe.export.parity import Parity, compare, stacked
 from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, training_sets
+from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, refuse_absent, training_sets
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.train.datasets import reading as reading_of
 from hpe.train.datasets import shard_sets
@@ -130,9 +130,8 @@ def _refuse(out: Path, described: Path, options: ExportOptions) -> None:
 
 
 def _read(source: Path, which: str) -> _Source:
+    refuse_absent(source)
     if not source.is_dir():
-        if not source.is_file():
-            raise UserError(f"{source}: no such file; expected a run folder or Hopenet weights")
         network, crop = load_hopenet(source), CropRule.parse(HOPENET_CROP)
         return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, (), LearnedSpec(), None)
     network, config, weights = load_run(source, which)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hpe.core.errors import UserError
+from hpe.core.nearest import did_you_mean
 
 TIMM: Final = "timm/"
 INCEPTIONS: Final = ("googlenet", "inception_v3")
+_OFFLINE: Final = "give a local file with --set model.weights=FILE, or start without: --set model.weights=none"
 _AUXILIARY: Final = ("aux1", "aux2", "AuxLogits")
 
 
@@ -199,9 +201,7 @@ def _torchvision(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except OSError as error:
-        raise UserError(
-            f"model.weights: cannot download {name}'s weights ({error}); give a local file, or none"
-        ) from error
+        raise UserError(f"model.weights: cannot download {name}'s weights ({error}); {_OFFLINE}") from error
     if name in INCEPTIONS:
         _without_extras(network)
     last = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
@@ -255,9 +255,7 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
             ) from error
         if not pretrained:
             raise
-        raise UserError(
-            f"model.weights: cannot download timm's weights of {name} ({error}); give a local file, or none"
-        ) from error
+        raise UserError(f"model.weights: cannot download timm's weights of {name} ({error}); {_OFFLINE}") from error
     return network, int(getattr(network, "head_hidden_size", 0) or network.num_features)  # pyright: ignore[reportArgumentType]
 
 
@@ -279,7 +277,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: no such file, or a file that holds more than tensors (it is not executed).
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file, or run folder{did_you_mean(path)}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

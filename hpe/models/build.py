@@ -11,7 +11,7 @@ from hpe.data.normalise import MEAN, STD, Normalisation
 from hpe.models.backbones import build_backbone, outline
 from hpe.models.checkpoints import load_tensors, weights_of
 from hpe.models.multitask import HeadSpec, MultiTask, affect_pair, class_logits, pose_6d, pose_bins
-from hpe.models.run_folder import CONFIG, load_config, pretrained
+from hpe.models.run_folder import CONFIG, is_run, load_config, pretrained, refuse_absent
 
 _SMALLEST_NUMBER = 2
 """Bytes of a weight in half precision."""
@@ -26,10 +26,13 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
         UserError: unknown backbone, or weights that do not fit.
     """
     specs = head_specs(model.heads)
-    start = model.weights if weights is None else weights
+    start = given = model.weights if weights is None else weights
     if start not in ("none", "hub") and Path(start).is_dir():
         start = str(weights_of(Path(start)))
-    backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
+    try:
+        backbone, features = build_backbone(model.backbone, stem=model.stem, weights=start)
+    except UserError as error:
+        raise UserError(f"{error}{_other_backbone(model, given)}") from error
     return MultiTask(
         backbone,
         features,
@@ -38,6 +41,19 @@ def build_network(model: ModelConfig, *, learned_weights: bool = False, weights:
         learned_weights=learned_weights,
         normalisation=Normalisation(torch.tensor(model.mean or MEAN), torch.tensor(model.std or STD)),
     )
+
+
+def _other_backbone(model: ModelConfig, weights: str) -> str:
+    """The end of a message: how the network of a run differs that the weights are from; empty: it does not."""
+    if weights in ("none", "hub") or not is_run(Path(weights)):
+        return ""
+    run = load_config(Path(weights)).model
+    other = [
+        f"model.{name}={getattr(run, name)}"
+        for name in ("backbone", "stem")
+        if getattr(run, name) != getattr(model, name)
+    ]
+    return f"; {weights} has another network: use --set {' --set '.join(other)}, or other weights" if other else ""
 
 
 def head_specs(heads: HeadsConfig) -> dict[str, HeadSpec]:
@@ -60,6 +76,7 @@ def load_run(run: Path, which: str = "best") -> tuple[MultiTask, RunConfig, Path
     Raises:
         UserError: no run, no checkpoint, or weights that do not fit its config.
     """
+    refuse_absent(run)
     config, path = load_config(run), weights_of(run, which)
     if pretrained(run) is not None:
         _refuse_larger(config.model, path)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
-from hpe.models.run_folder import CHECKPOINTS, CONFIG, PRETRAINED
+from hpe.models.run_folder import CHECKPOINTS, CONFIG, PRETRAINED, STATE, refuse_absent
 
 SHARED_WEIGHTS: Final = "model.safetensors"
 """Of a folder of ``save_pretrained``."""
@@ -52,7 +52,7 @@ class State:
             UserError: it is damaged.
         """
         try:
-            return TypeAdapter(cls).validate_json((checkpoint / "state.json").read_bytes(), strict=True)
+            return TypeAdapter(cls).validate_json((checkpoint / STATE).read_bytes(), strict=True)
         except (OSError, ValidationError) as error:
             why = str(error)
             if isinstance(error, ValidationError):
@@ -91,7 +91,7 @@ def save_checkpoint(
             save_tensors(part / "ema.safetensors", _plain(ema))
         with (part / "optimizer.pt").open("wb") as stream:
             torch.save(dict(optimizer), stream)
-        write_json(part / "state.json", asdict(state))
+        write_json(part / STATE, asdict(state))
         _sync(part)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -168,15 +168,14 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
     """
     folder = run / CHECKPOINTS
     for name in (which, "last") if which == "best" else (which,):
-        if (folder / name / "state.json").is_file():
+        if (folder / name / STATE).is_file():
             return (folder / name).resolve()
     names = [path.name for path in saved(run)]
     if which in ("last", "best") and names:  # the link points to a checkpoint that was removed
         return folder / names[-1]
-    raise UserError(
-        f"{run}: no checkpoint {which!r}; "
-        + (f"there are {', '.join(names)}" if names else "the run has saved none yet; run hpe train first")
-    )
+    if not names:
+        refuse_absent(run)
+    raise UserError(f"{run}: no checkpoint {which!r}; there are {', '.join(names) or 'none'}")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

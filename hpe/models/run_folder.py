@@ -22,6 +22,7 @@
 import itertools
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ from typing import Any, Final, Self
 
 import yaml
 
+from hpe.config.recipes import way_to
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import load, parse
 from hpe.core.errors import UserError
 from hpe.core.files import locked, rename_aside, write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.core.nearest import did_you_mean
 from hpe.data.crops import CropRule
 from hpe.data.recipe import Recipe
 from hpe.data.shards import MANIFEST, Manifest
@@ -42,6 +45,9 @@ from hpe.data.shards import MANIFEST, Manifest
 CONFIG: Final = "config.yaml"
 SHARDS: Final = "shards.json"
 TRAINED_ON: Final = "trained_on.json"
+CHECKPOINTS: Final = "checkpoints"
+STATE: Final = "state.json"
+"""Of a finished checkpoint."""
 PRETRAINED: Final = "config.json"
 """Of a folder of ``save_pretrained``: config, records and terms in one file (:mod:`hpe.share`)."""
 FORMAT: Final = 1
@@ -53,6 +59,7 @@ LOCK: Final = ".lock"
 _LARGEST_CONFIG: Final = 1 << 20
 _LONGEST_NAME: Final = 80
 _LARGEST_SIDE: Final = 4096
+_MOST_NAMED: Final = 3
 _CLASS_NAMES: Final = {"emotion": EMOTIONS, "direction": DIRECTIONS}
 
 
@@ -276,6 +283,57 @@ def reached_epoch(run: Path) -> float | None:
 def is_finite(value: object) -> bool:
     """Whether a value of a foreign file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def refuse_missing(path: Path, what: str, expected: str = "") -> None:
+    """Refuse a path where nothing is, with what was probably meant.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such {what}{expected}{did_you_mean(path)}{way_to(path)}")
+
+
+def refuse_absent(path: Path) -> None:
+    """Refuse a path that cannot lead to a trained network, before seconds go by while torch is loaded.
+
+    Raises:
+        UserError: nothing is there, or a folder of runs, or a run without a checkpoint.
+    """
+    refuse_missing(
+        path,
+        "run or estimator",
+        "; expected a run folder, an estimator's YAML, an ONNX file with a YAML beside it, Hopenet weights, or a "
+        "landmark model's folder",
+    )
+    if is_run(path):
+        if not (path / CONFIG).is_file() or any((path / CHECKPOINTS).glob(f"[!.]*/{STATE}")):
+            return
+        if _is_in_training(path):
+            raise UserError(
+                f"{path}: this run has no checkpoint yet; another process is training it: wait for the first one "
+                f"({path / MESSAGES} shows how far it is)"
+            )
+        raise UserError(
+            f"{path}: this run is not trained yet: it has no checkpoint; train it with `hpe train "
+            f"{shlex.quote(str(path / CONFIG))}`"
+        )
+    if path.is_dir() and (runs := [str(one.parent) for one in sorted(path.glob(f"*/{CONFIG}"))]):
+        more = ", …" if len(runs) > _MOST_NAMED else ""
+        raise UserError(f"{path}: holds runs, and is none; give one of them: {', '.join(runs[:_MOST_NAMED])}{more}")
+
+
+def _is_in_training(run: Path) -> bool:
+    if not (run / LOCK).is_file():
+        return False
+    try:
+        with locked(run / LOCK, taken(run)):
+            return False
+    except UserError:
+        return True
+    except OSError:  # somebody else's run
+        return False
 
 
 def load_config(run: Path) -> RunConfig:

@@ -13,7 +13,9 @@ In reading order:
     indexing.py     the index of each split; ``hpe index``
     near_copies.py  which pictures are copies of others
     duplicates.py   these copies as lines, counts and a note
+    reasons.py      why rows were refused, and the values that a column cannot have
     summary.py      counts, summary.md, contact sheets
+    closing.py      the last lines: what is wrong with the shards, what comes next
     verify.py       ``hpe verify``: do the shards match their manifest?
     cells.py        which samples a balanced subset takes
     balance.py      ``hpe balance``: equal numbers per direction and emotion

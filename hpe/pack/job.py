@@ -21,11 +21,13 @@ from hpe.data.crops import CropRule
 from hpe.data.recipe import Recipe
 from hpe.data.shards import PLAN, QUARANTINE, Manifest, ShardInfo
 from hpe.pack import splits, summary
+from hpe.pack.closing import lost_warnings, split_warnings
 from hpe.pack.duplicates import DUPLICATES, count_duplicates, duplicate_lines, duplicates_note, find_copies
 from hpe.pack.indexing import write_indexes
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
 from hpe.pack.not_taken import NotTaken, not_taken
 from hpe.pack.options import Options
+from hpe.pack.reasons import category, values, values_note
 from hpe.pack.rows import Rows, read
 from hpe.sources.base import NOT_ITS_OWN, Source
 
@@ -90,6 +92,8 @@ class Packing:
         crop = None if self.keep else CropRule.parse(recorded["crop"])
         most = round(options.max_megapixels * 1e6)
         self.recipe = Recipe(crop, options.size, options.grey, options.quality, options.detector, most)
+        self._wanted: tuple[str, ...] = ()
+        """The splits that should have samples."""
         self.notes = [*source.notes, *(source.splits_notes if options.splits == "own" else ())]
 
     def run(self) -> Manifest:
@@ -180,6 +184,7 @@ class Packing:
         if isinstance(options.splits, Path):
             lists = splits.Lists(options.splits)
             found: list[str | None] = lists.assign(rows.rows)
+            self._wanted = lists.names
             note = f"splits: by the lists in {options.splits.name}/"
             if lists.unused:
                 note += f"; no sample for {count_of(len(lists.unused), 'line')} of them, such as {lists.unused[0]}"
@@ -187,6 +192,8 @@ class Packing:
             own = self.source.splits if options.splits == "own" else ()
             val, test = options.shares
             found = [*splits.draw(rows.rows, seed=options.seed, val_share=val, test_share=test, official=own)]
+            drawn = (("val", val), ("test", 0.0 if own else test)) if not own or "train" in own else ()
+            self._wanted = (*(own or ("train",)), *(name for name, share in drawn if share))
             official = ", ".join(own)
             if not official:
                 by = [f"drawn with seed {options.seed}"]
@@ -336,8 +343,10 @@ class Packing:
         self, rows: Rows, packed: _Packed, dropped: list[dict[str, Any]] | None, beside: NotTaken
     ) -> Manifest:
         """The manifest; what it counts and names is written."""
-        reasons = Counter(summary.category(reason) for _, _, reason in packed.refused)
+        reasons = Counter(category(reason) for _, _, reason in packed.refused)
         counts = summary.counts(packed.by_split, reasons, rows.read)
+        if words := values(reason for _, _, reason in packed.refused):
+            counts["values"] = words
         assert counts["samples"] + counts["quarantined"] == rows.read, "rows were lost"
         if beside.kinds:
             counts["not_packed"] = dict(sorted(beside.kinds.items()))
@@ -347,6 +356,14 @@ class Packing:
             duplicates = duplicate_lines(rows.rows, packed.split, found, dropped=False)
         counts["duplicates"] = count_duplicates(duplicates)
         self.notes.append(duplicates_note(counts["duplicates"]))
+        if several := sum(tallies[summary.SEVERAL_FACES] for tallies in packed.by_split.values()):
+            self.notes.append(
+                f"faces: {count_of(several, 'picture')} with more than one face: the largest was taken (of those about "
+                "as large, the nearest to the centre)"
+            )
+        drawn = not isinstance(self.options.splits, Path) and not (self.options.splits == "own" and self.source.splits)
+        self.notes += split_warnings(counts, self._wanted, packed.by_split, drawn)
+        self.notes += lost_warnings(counts, self.source.name)
         self._write_quarantine(packed.refused)
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in duplicates]
         write_text(self.out / DUPLICATES, "".join(lines))
@@ -386,6 +403,12 @@ def _sync_if_there(path: Path) -> None:
 
 def _most_frequent(refused: Sequence[tuple[int, str, str]]) -> str:
     """The most frequent kinds of reasons, each by its first row: a kind alone hides the value or the place."""
-    why = Counter(summary.category(reason) for _, _, reason in refused).most_common(3)
-    first = {summary.category(reason): (source, reason) for _, source, reason in reversed(refused)}
-    return "; ".join(f"{count:,} × like {first[kind][0]}: {first[kind][1][:_LONGEST_REASON]}" for kind, count in why)
+    why = Counter(category(reason) for _, _, reason in refused).most_common(3)
+    first = {category(reason): (source, reason) for _, source, reason in reversed(refused)}
+    counted = {"reasons": dict(why), "values": values(reason for _, _, reason in refused)}
+    texts = []
+    for kind, count in why:
+        source, reason = first[kind]
+        words = values_note(kind, counted)
+        texts.append(f"{count:,} × like {source}: {reason[:_LONGEST_REASON]}" + (f" (all: {words})" if words else ""))
+    return "; ".join(texts)

@@ -30,7 +30,7 @@ from hpe.data.shards import Sample, ShardInfo, write_shard
 from hpe.pack.indexing import save_part
 from hpe.pack.journal import JOURNAL, ShardJournal, journal
 from hpe.pack.near_copies import difference_hashes, exact_digest, thinned
-from hpe.pack.summary import tally
+from hpe.pack.summary import SEVERAL_FACES, tally
 from hpe.sources.base import Raw
 
 if TYPE_CHECKING:
@@ -177,12 +177,13 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
         raise RefusedError(_reason(error)) from error
     height, width = picture.shape[:2]
     overlap = [] if raw.record.box is None else [f"has/{_inside(raw.record.box, width, height)}"]
+    several: list[str] = []
     if recipe.crop is None:
         box = None
         image, extension = _kept(data, picture)
         green = picture[..., 1]
     else:
-        box = _crop_box(raw.record, picture, recipe.crop, recipe.detector)
+        box, several = _crop_box(raw.record, picture, recipe.crop, recipe.detector)
         try:
             stored = crop_resize(picture, box, recipe.size)
         except (ValueError, MemoryError) as error:
@@ -194,7 +195,7 @@ def _finish(raw: Raw, recipe: Recipe, split: str) -> FinishedSample:
         sample,
         exact_digest(image),
         thinned(green),
-        tally(sample.record, extension, width, height) + overlap,
+        tally(sample.record, extension, width, height) + overlap + several,
     )
 
 
@@ -225,18 +226,20 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _crop_box(record: Record, picture: RGBImage, rule: CropRule, detector: str) -> Box:
+def _crop_box(record: Record, picture: RGBImage, rule: CropRule, detector: str) -> tuple[Box, list[str]]:
+    """The box to cut out, and the names to count the picture under."""
     height, width = picture.shape[:2]
     if rule.shape == "none":
-        return 0.0, 0.0, float(width), float(height)
+        return (0.0, 0.0, float(width), float(height)), []
     if rule.basis != "detector":
-        return rule.apply(labelled_box(record, rule))
+        return rule.apply(labelled_box(record, rule)), []
     from hpe.data.detect import the_face
 
-    face = the_face(_detector(detector).detect([picture])[0], width, height)
+    faces = _detector(detector).detect([picture])[0]
+    face = the_face(faces, width, height)
     if face is None:
         raise RefusedError(f"no face found by {detector}")
-    return rule.apply(face[0])
+    return rule.apply(face[0]), [SEVERAL_FACES] * (len(faces) > 1)
 
 
 def labelled_box(record: Record, rule: CropRule) -> Box:

@@ -1,7 +1,6 @@
 """The results of packing: counts, a summary to read and contact sheets to look at."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from hpe.core.console import count_of
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import Box
 from hpe.data.records import Record
+from hpe.pack.reasons import values_note
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +29,8 @@ _QUALITY: Final = 90
 _BAR: Final = 40
 _DIRECTION_SHEET: Final = "direction-"
 _POSES, _UNLABELLED = "poses", "unlabelled"
+SEVERAL_FACES: Final = "faces/several"
+"""The name to count a picture under where a detector found more than one face."""
 
 
 def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
@@ -49,34 +51,6 @@ def tally(record: Record, extension: str, width: int, height: int) -> list[str]:
     names += [f"sheet/{name}" for name in sheets_of(record)]
     optional = ("valence", "arousal", "box", "landmarks", "emotion_votes", "subject")
     return names + [f"has/{name}" for name in optional if getattr(record, name) is not None]
-
-
-def category(reason: str) -> str:
-    """The kind of a reason, so that equal faults are counted together: without file names, quotations, numbers, and
-    the text after a colon (kept once where a file is named or something cannot be read)."""
-    kind = _PLACE.sub("", reason)
-    kind = _PARTICULAR.sub(_in_general, kind)
-    head, *rest = kind.split(": ")
-    if head.startswith("cannot be"):
-        rest = [piece for piece in rest if not piece.startswith("*.")]
-    elif not head.startswith("*."):
-        return head
-    return ": ".join((head, *rest[:1]))
-
-
-_PLACE: Final = re.compile(r" \([^\s()]+:\d+\)$")
-_PARTICULAR: Final = re.compile(
-    r"(?P<range>-?[\d,]+\.\.-?[\d,]+)|(?P<quoted>'[^']*'|\"[^\"]*\")|(?P<file>[^\s:()]*[^\s:().]\.(?P<ending>[A-Za-z]\w{1,4})\b)"
-    r"(?P<line>:\d+)?|(?<![A-Za-z_])[-+±]?\d+(?:[,.]\d+)*(?![A-Za-z_])"
-)
-
-
-def _in_general(found: re.Match[str]) -> str:
-    if found["range"]:
-        return found["range"]
-    if found["quoted"]:
-        return "'…'"
-    return f"*.{found['ending']}" if found["file"] else "N"
 
 
 def counts(by_split: Mapping[str, Counter[str]], reasons: Counter[str], read: int) -> dict[str, Any]:
@@ -122,7 +96,9 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
         lines += [_bar(_range_of(side), sides[side], max(sides.values())) for side in sorted(sides)] + ["```"]
     if counted["reasons"]:
         lines += ["", "| quarantined because | rows |", "|---|---:|"]
-        lines += [f"| {reason.replace('|', '/')} | {count:,} |" for reason, count in counted["reasons"].items()]
+        for reason, count in counted["reasons"].items():
+            words = values_note(reason, counted)
+            lines.append(f"| {reason.replace('|', '/')}{f': {words}' if words else ''} | {count:,} |")
     return "\n".join(lines) + "\n"
 
 

@@ -70,8 +70,9 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
     if on_mismatch == "recrop":
         if wanted.shape == "none":
             raise UserError(
-                f"{where}: pictures are stored with the crop {stored or 'unknown'}, and the estimator needs whole "
-                "pictures, which a crop does not contain; pack the dataset again with --crop none, or use --force"
+                f"{where}: pictures are stored with the crop {stored or 'unknown'}, and the estimator was made for "
+                "pictures as they came, which --recrop cannot restore; use --force if each of those was one face, or "
+                "pack the dataset again with --crop none if they were whole photos"
             )
         if wanted.basis == "detector":
             raise UserError(
@@ -85,7 +86,12 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
             )
         return Framing(wanted, inside=rule != CropRule()), str(wanted)
     again = f"pack again with --crop {wanted}, or use --force to use the pictures as they are"
-    if wanted.shape == "none" or wanted.basis == "detector":
+    if wanted.shape == "none":
+        ways = (
+            "It was made for pictures as they came. If each of those was one face, use --force: the network gets the "
+            "crops as they are. If they were whole photos, pack again with --crop none; --recrop cannot undo a crop"
+        )
+    elif wanted.basis == "detector":
         ways = f"Ways out: {again}"
     elif _records_lack(shard, wanted.basis):
         ways = f"The records have no {wanted.basis} to crop from: {_without(wanted)}"

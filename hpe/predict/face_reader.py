@@ -12,7 +12,7 @@ from hpe.core.console import count_of, say
 from hpe.core.devices import cores, named_device
 from hpe.core.errors import UserError
 from hpe.data.crops import Box, CropRule
-from hpe.data.detect import DETECTORS
+from hpe.data.detect import DETECTORS, installed
 from hpe.data.prefetch import ahead, one_thread
 from hpe.landmarks.mesh import WHICH
 from hpe.landmarks.model import model_folder
@@ -316,8 +316,8 @@ def load(
 def _expected(predictor: Predictor) -> str:
     """What every image has to be where nothing looks for faces."""
     rules = " or ".join(sorted(map(str, predictor.crops - {CropRule()})))
-    cropped = f", cropped by {rules} (whole photos: faces='mtcnn')" if rules else ""
-    return f"; each image is to be one face{cropped}"
+    cropped = f", cropped by {rules}" if rules else ""
+    return f"; each image is to be one face{cropped} (whole photos: faces={(installed() or DETECTORS)[0]!r})"
 
 
 def _landmarks(folder: Path, faces: str | None, *, refused: bool) -> FaceReader:

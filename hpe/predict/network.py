@@ -22,7 +22,17 @@ from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
-from hpe.models.run_folder import CONFIG, SHARDS, TrainedOn, crop_rules, is_run, name_of, recipes, training_sets
+from hpe.models.run_folder import (
+    CONFIG,
+    SHARDS,
+    TrainedOn,
+    crop_rules,
+    is_run,
+    name_of,
+    recipes,
+    refuse_absent,
+    training_sets,
+)
 from hpe.models.views import PLAIN, Estimates, Views
 from hpe.pack.shard import encoded
 
@@ -128,6 +138,7 @@ def open_predictor(
     Raises:
         UserError: it is neither, or it is damaged.
     """
+    refuse_absent(path)
     if is_run(path):
         if weights is not None:
             raise UserError(f"--weights {weights}: a run has its own weights; choose a checkpoint with --which")

@@ -22,10 +22,14 @@ _LARGEST: Final = 1280
 _SMALLEST_FACE: Final = 1 / 3
 """Width of the face over the picture's shorter side: what a detector sees in a crop of one face is wider."""
 _DETECTED_SIDE: Final = 800
-_WAY_OUT: Final = (
-    f"Detect the faces with --faces {' or '.join(DETECTORS)} ({'; '.join(WAYS_TO_INSTALL.values())}), or use a "
-    "landmark model as the network"
-)
+
+
+def _way_out(predictor: Predictor) -> str:
+    """How to find the faces with what is installed; a landmark model reads nothing but angles."""
+    found = installed()
+    ways = "" if found else f" ({'; '.join(WAYS_TO_INSTALL.values())})"
+    mesh = ", or use a landmark model as the network" * (tuple(predictor.heads) == ("pose",))
+    return f"Detect the faces with --faces {' or '.join(found or DETECTORS)}{ways}{mesh}"
 
 
 def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterable[Path] = ()) -> list[str]:
@@ -40,9 +44,10 @@ def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterab
     if not whole:
         return []
     if known and str(CropRule()) not in known:
+        worse = "its angles are wrong by 20° and more" if "pose" in predictor.heads else "do not trust what it reads"
         return [
             f"WARNING: images are used whole (--faces given), but {predictor.name} was trained on crops, "
-            f"{' or '.join(known)}: on whole photos its angles are wrong by 20° and more. {_WAY_OUT}"
+            f"{' or '.join(known)}: on whole photos {worse}. {_way_out(predictor)}"
         ]
     chosen = [whole[at * len(whole) // min(len(whole), _MOST_SIZES)] for at in range(min(len(whole), _MOST_SIZES))]
     looks = sorted(filter(None, map(_look, chosen)), key=lambda look: -look.photo_like)
@@ -54,7 +59,7 @@ def whole_photos(inputs: Sequence[Input], predictor: Predictor, labelled: Iterab
     photos = f"{len(by_size):,} of {len(looks):,} images that were looked at" if by_size else "some images"
     return [
         f"WARNING: each image is used whole, as one face (--faces given), but {photos} may be whole photos: "
-        f"{evidence}. {_WAY_OUT}"
+        f"{evidence}. {_way_out(predictor)}"
     ]
 
 

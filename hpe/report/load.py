@@ -11,7 +11,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
 from hpe.evaluate.gallery import read_faces
 from hpe.metrics import SCHEMA, figures
-from hpe.models.run_folder import TrainedOn, outdated, same_weights
+from hpe.models.run_folder import TrainedOn, outdated, refuse_missing, same_weights
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,8 +85,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: this is not a run folder, or a file in it is damaged.
     """
+    refuse_missing(folder, "run or study", "; expected a folder that `hpe train` or `hpe study` wrote")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a run folder that `hpe train` wrote")
+        raise UserError(f"{folder}: is a file; expected a run folder that `hpe train` wrote")
     text, config = _config(folder / "config.yaml")
     curves, unread = _curves(folder / "metrics.jsonl")
     found = {path.stem for suffix in ("json", "parquet") for path in (folder / "evaluate").glob(f"[!.]*.{suffix}")}

@@ -16,6 +16,7 @@ from hpe.config.strict_yaml import load
 from hpe.core.console import say
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.files import open_regular
+from hpe.core.nearest import did_you_mean
 from hpe.metrics import SCHEMA
 from hpe.metrics.markdown import headline
 from hpe.models.run_folder import CHECKPOINTS, CONFIG, METRICS, is_finite, logged, outdated
@@ -67,9 +68,10 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a folder does not exist, or there is no run.
     """
-    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+    if missing := [folder for folder in folders if not folder.is_dir()]:
         raise UserError(
-            f"{', '.join(missing)}: no such folder; expected run folders, or folders that contain run folders"
+            f"{', '.join(map(str, missing))}: no such folder; expected run folders, or folders that contain run folders"
+            + did_you_mean(missing[0])
         )
     found: dict[Path, None] = {}
     for folder in folders:

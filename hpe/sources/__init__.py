@@ -34,6 +34,7 @@ from typing import Final
 
 from hpe.core.errors import UserError
 from hpe.core.files import open_regular
+from hpe.core.labels import with_nearest
 from hpe.sources.base import ImageData, Raw, Reader, Reject, Source, shown, subfolders
 
 __all__ = ["ImageData", "Raw", "Reader", "Recognised", "Reject", "Source", "open_source", "readers", "recognise"]
@@ -115,8 +116,9 @@ def _likely(path: Path) -> str:
         if folder != path and (found := _first(folder)):
             said.append(f"Did you mean {shown(folder)} ({found.name}: {found.why})?")
         elif unknown := unknown_classes(folder):
+            strange = ", ".join(with_nearest(name, "emotion", "direction") for name in unknown[:4])
             said.append(
-                f"{shown(folder)} has class folders, but {', '.join(unknown[:4])} name no emotion or direction: use "
+                f"{shown(folder)} has class folders, but {strange} name no emotion or direction: rename them, or use "
                 f"`hpe pack folders {shown(folder)}` with --option classes={unknown[0]}=… or {unknown[0]}=skip."
             )
     if not said and any(next(folder.glob("*.json"), None) for folder in (path, path / "annotations")):

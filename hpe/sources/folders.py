@@ -35,7 +35,9 @@ from hpe.core.labels import (
     Emotion,
     direction_from_word,
     emotion_from_word,
+    nearest_label,
     split_from_word,
+    with_nearest,
 )
 from hpe.core.table_files import read_text
 from hpe.data.records import Record
@@ -271,6 +273,11 @@ def _raf_row(faces: Faces, home: Path, aligned: Path, here: str, words: list[str
 
 # Anybody's class folders, and FER2013's
 
+_KINDS: Final = ("emotion", "direction")
+_WORDS: Final = ", ".join((*EMOTIONS, *DIRECTIONS))
+_FEWEST_CLASSES: Final = 2
+"""As many named folders make a folder one of classes."""
+
 
 def _labels_of(name: str, mapping: Mapping[str, str]) -> Record | None:
     word = mapping.get(name, name)
@@ -354,16 +361,30 @@ def _named_classes(folder: Path, mapping: Mapping[str, str]) -> tuple[list[Class
     read = {c.name: _labels_of(c.name, mapping) for c in found}
     if bad := [name for name in mapping if read.get(name, Record()) is None]:
         raise UserError(
-            f"{folder}: option classes: {mapping[bad[0]]!r} is no emotion or direction; expected one of "
-            f"{', '.join((*EMOTIONS, *DIRECTIONS))}, or skip"
+            f"{folder}: option classes: {with_nearest(mapping[bad[0]], *_KINDS)} is no emotion or direction; expected "
+            f"one of {_WORDS}, or skip"
         )
     labels = {name: record for name, record in read.items() if record is not None}
     if unknown := [name for name in read if name not in labels]:
-        raise UserError(
-            f"{folder}: folders {', '.join(unknown[:12])} name no emotion or direction; "
-            f"give their meaning with --option classes={unknown[0]}=neutral,… or leave them out with {unknown[0]}=skip"
-        )
+        raise UserError(_unknown_folders(folder, unknown, found))
     return found, labels
+
+
+def _unknown_folders(folder: Path, unknown: list[str], classes: list[ClassFolder]) -> str:
+    """The message for class folders whose names say nothing."""
+    named = f"{folder}: folders {', '.join(shown(with_nearest(name, *_KINDS)) for name in unknown[:12])}"
+    if inner := [shown(c.path) for c in classes if c.name in unknown and _has_class_folders(c.path)]:
+        where = f"{' and '.join(inner[:3])}: give {'that folder' if len(inner) == 1 else 'one of them'}"
+        return f"{named} name no emotion or direction; the emotion folders are in {where}"
+    first = unknown[0]
+    return (
+        f"{named} name no emotion or direction; expected {_WORDS}. Rename them, give their meaning with --option "
+        f"classes={first}={nearest_label(first, *_KINDS) or 'EMOTION'},… or leave them out with {first}=skip"
+    )
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return sum(_labels_of(name, {}) is not None for name in {c.name for c in class_folders(folder)}) >= _FEWEST_CLASSES
 
 
 def _people(subject: str, classes: list[ClassFolder]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:

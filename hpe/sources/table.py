@@ -21,7 +21,7 @@ from typing import Any, Final
 from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import resolved
-from hpe.core.labels import SPLITS, emotion_from_word, split_from_word
+from hpe.core.labels import EMOTIONS, SPLITS, emotion_from_word, split_from_word, with_nearest
 from hpe.core.table_files import SUFFIXES, TEXT_SUFFIXES, TextTable, decimal_commas, misfit
 from hpe.sources.base import (
     Faces,
@@ -434,8 +434,9 @@ def _check_words(where: str, meaning: Columns, words: Mapping[str, list[str]]) -
     unknown = [name for name in names if emotion_from_word(name) is None and not name.isdigit()]
     if unknown:
         raise UserError(
-            f"{where}: classes {', '.join(unknown[:12])} of column {meaning.names['emotion']!r} are not words for "
-            "an emotion; rename them in the dataset, or name another column with columns=emotion=…"
+            f"{where}: classes {', '.join(with_nearest(name, 'emotion') for name in unknown[:12])} of column "
+            f"{meaning.names['emotion']!r} are not words for an emotion ({', '.join(EMOTIONS)}); rename them "
+            "in the dataset, or name another column with columns=emotion=…"
         )
 
 

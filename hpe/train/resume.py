@@ -13,9 +13,10 @@ from hpe.core.distributed import agree, some_problem
 from hpe.core.errors import UserError, unwritable
 from hpe.core.files import locked
 from hpe.core.ranks import Ranks
-from hpe.models.checkpoints import CHECKPOINTS, last_checkpoint
+from hpe.models.checkpoints import last_checkpoint
 from hpe.models.normalisation import normalisation_of
 from hpe.models.run_folder import (
+    CHECKPOINTS,
     CONFIG,
     LOCK,
     MESSAGES,

@@ -99,7 +99,7 @@ def test_a_missing_config_and_a_missing_estimator_are_told_with_that_command(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"expected a YAML file; `hpe configs configs` copies"):
         load(Path("configs/pose.yaml"), RunConfig)
-    with pytest.raises(UserError, match=r"no such estimator; .*; `hpe configs configs` copies"):
+    with pytest.raises(UserError, match=r"no such run or estimator; .*; `hpe configs configs` copies"):
         load_estimator(Path("configs/estimators/lwpose66.yaml"), Compute(torch.device("cpu")))
     with pytest.raises(UserError, match=r"expected a YAML file \(`hpe configs` lists those of hpe\)"):
         load(Path("configs/mine.yaml"), RunConfig)

@@ -13,6 +13,8 @@ from hpe.data.records import Record
 from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
 from hpe.data.shard_reader import open_shard, open_tar
 from hpe.data.shards import Manifest, Sample, write_shard
+from hpe.stream import ShardSet
+from hpe.stream.shard_sets import resolve
 
 
 def samples(count: int) -> list[Sample]:
@@ -79,6 +81,19 @@ def test_a_packed_folder_gives_its_shards_by_split_with_what_its_manifest_contai
     ]
     with pytest.raises(UserError, match="there is no split 'test'; expected one of train, val"):
         packed_shards(packed, "test")
+
+
+def test_shards_without_val_do_not_lead_to_validating_on_train(tmp_path: Path) -> None:
+    info = write_shard(tmp_path / "train-000000.tar", "train", samples(2))
+    Manifest("made", "m", "none", True, "none", {}, (info,)).save(tmp_path)
+    with pytest.raises(UserError) as refused:
+        resolve([ShardSet(str(tmp_path), "val", key="data.val.0")])
+    told = str(refused.value)
+    assert told.startswith(
+        f"data.val.0.split: {tmp_path}: there is no split 'val', only train; `hpe pack` draws val from "
+    )
+    assert "--val-share 0.1" in told
+    assert "expected one of" not in told
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(packed: Path) -> None:

@@ -87,7 +87,7 @@ def test_options_that_do_not_fit_an_estimator_are_refused(exported: Path, shards
     ):
         with pytest.raises(UserError, match=why):
             evaluate(exported / "face.onnx", sets, options)
-    with pytest.raises(UserError, match="no such estimator"):
+    with pytest.raises(UserError, match="no such run or estimator"):
         evaluate(tmp_path / "absent.onnx", sets, USUAL)
     with pytest.raises(UserError, match=r"--weights .*own weights"):
         evaluate(exported / "face", sets, EvaluateOptions(weights=tmp_path / "x.onnx"))

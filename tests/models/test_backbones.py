@@ -238,3 +238,15 @@ def test_stems_keep_as_much_of_a_small_picture_as_they_say(stem: str, side: int)
 def test_a_stem_for_resnets_is_refused_elsewhere() -> None:
     with pytest.raises(UserError, match="half is for ResNets"):
         build_backbone("mobilenet_v3_small", stem="half")
+
+
+def test_weights_that_cannot_be_downloaded_are_told_with_the_setting_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    with pytest.raises(UserError, match=r"cannot download .*: --set model\.weights=none$"):
+        build_backbone("resnet18", weights="hub")
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(UserError, match=r"cannot download .*: --set model\.weights=none$"):
+        build_backbone("timm/resnet18", weights="hub")

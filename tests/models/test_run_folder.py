@@ -11,12 +11,15 @@ import pytest
 import torch
 import typer
 
+import hpe
 from hpe import cli
 from hpe.core.errors import UserError
 from hpe.core.files import locked
 from hpe.core.ranks import Ranks
+from hpe.estimators.load import Compute, load_estimator
+from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
-from hpe.models.run_folder import LOCK, set_aside
+from hpe.models.run_folder import LOCK, TrainedOn, record, set_aside
 from hpe.train.log import Log
 from tests import made
 
@@ -143,3 +146,28 @@ def test_new_on_several_processes_is_done_once_before_they_start(
     assert started == [["train", "run.yaml", "-p", "2"]]
     assert (tmp_path / "run.1").is_dir()
     assert not run.exists()
+
+
+def test_a_run_without_a_checkpoint_is_refused_wherever_it_is_loaded(tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    record(run, made.config(made.shards(tmp_path / "shards"), run), lambda: TrainedOn({}, {}))
+    for load in (load_run, find_checkpoint, hpe.load, lambda path: load_estimator(path, Compute(torch.device("cpu")))):
+        with pytest.raises(UserError, match="not trained yet: it has no checkpoint; train it with `hpe train"):
+            load(run)
+        if load is not find_checkpoint:
+            with pytest.raises(UserError, match=rf"no such run or estimator; .*did you mean {run}\?"):
+                load(tmp_path / "runn")
+
+
+@pytest.mark.parametrize("other", ["model.backbone=resnet14", "model.stem=half"])
+def test_weights_of_a_run_with_another_network_are_refused_with_the_settings_that_fit(
+    tmp_path: Path, other: str
+) -> None:
+    shards = made.shards(tmp_path / "shards")
+    settings = ["model.backbone=resnet18"] if "stem" in other else []
+    run = made.untrained(tmp_path / "run", shards, *settings, other)
+    config = made.config(shards, tmp_path / "new", *settings, f"model.weights={run}")
+    with pytest.raises(
+        UserError, match=rf"weights do not fit .*; {run} has another network: use --set {other}, or other"
+    ):
+        build_network(config.model)

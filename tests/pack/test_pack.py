@@ -32,9 +32,10 @@ from hpe.data.shard_reader import read_samples
 from hpe.data.shards import QUARANTINE, Manifest, Sample
 from hpe.pack import pack, pack_source
 from hpe.pack import shard as shardjob
+from hpe.pack.closing import closing
 from hpe.pack.duplicates import DUPLICATES
 from hpe.pack.options import Options
-from hpe.pack.summary import category
+from hpe.pack.reasons import category
 from hpe.pack.verify import verify
 from hpe.sources import readers
 from hpe.sources.base import Raw, Reject, Source
@@ -402,7 +403,9 @@ class Finder:
     name = "finder"
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[tuple[tuple[float, ...], float]]]:
-        return [[] if image.mean() > 250 else [((30.0, 10.0, 50.0, 30.0), 0.9)] for image in images]
+        face = ((30.0, 10.0, 50.0, 30.0), 0.9)
+        small = ((0.0, 0.0, 5.0, 5.0), 0.9)
+        return [[] if i.mean() > 250 else [face, small] if i[0, 0].max() > 250 else [face] for i in images]
 
 
 def test_a_detectors_box_is_cropped_and_no_face_is_quarantined(tmp_path, monkeypatch):
@@ -412,10 +415,13 @@ def test_a_detectors_box_is_cropped_and_no_face_is_quarantined(tmp_path, monkeyp
         Raw("face", encoded(Image.fromarray(pixels), "PNG"), Record(source="face")),
         Raw("wall", encoded(Image.new("RGB", (64, 64), "white")), Record(source="wall")),
     ]
+    pixels[:5, :5] = 255
+    rows += [Raw(f"two{i}", encoded(Image.fromarray(pixels), "PNG"), Record(source=f"two{i}")) for i in range(2)]
     monkeypatch.setattr("hpe.data.detect.open_detector", lambda name: Finder())
     shardjob._detector.cache_clear()
-    packed(tmp_path, rows, replace(SMALL, crop="square-1@detector"))
+    manifest = packed(tmp_path, rows, replace(SMALL, crop="square-1@detector"))
     shardjob._detector.cache_clear()
+    assert any("2 pictures with more than one face: the largest was taken" in note for note in manifest.notes)
     stored = np.asarray(Image.open(io.BytesIO(samples(tmp_path)["face"].image)), int)
     assert abs(stored - (200, 30, 30)).max() < 12
     assert "no face" in quarantine(tmp_path)["wall"]
@@ -765,7 +771,9 @@ def test_nobody_reading_the_summary_is_no_mistake_of_the_shards(tmp_path: Path) 
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize(("split", "told"), [("train", "hpe train CONFIG"), ("test", "hpe evaluate RUN")])
+@pytest.mark.parametrize(
+    ("split", "told"), [("train", "hpe train configs/own_images.yaml"), ("test", "hpe evaluate RUN")]
+)
 def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path, split: str, told: str) -> None:
     faces = tmp_path / "photos" / "happy"
     faces.mkdir(parents=True)
@@ -779,6 +787,105 @@ def test_the_next_step_after_packing_is_one_that_its_splits_allow(tmp_path: Path
     step = done.output.replace("\n", " ").rpartition("Next:")[2]
     assert told in step
     assert "data.val" not in step
+
+
+def words_table(raw: Path, words: Sequence[str], column: str = "emotion") -> Path:
+    raw.mkdir(parents=True)
+    for i in range(len(words)):
+        picture(i).save(raw / f"{i}.png")
+    text = "".join(f"{i}.png,{word}\n" for i, word in enumerate(words))
+    (raw / "labels.csv").write_text(f"image,{column}\n{text}")
+    return raw / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("column", "words", "told"),
+    [
+        ("emotion", ["glad"] * 4 + ["sadd"] * 3 + ["sad"] * 5, "glad 4, sadd 3 (did you mean sad?)"),
+        ("direction", ["lefft", "lefft", "up"], "lefft 2 (did you mean left?)"),
+        ("split", ["trian", "train", "a|\x1b[31m<b>", "x" * 99], "trian 1 (did you mean train?), a?\\x1b?31m?b? 1, x"),
+    ],
+)
+def test_words_that_cost_most_rows_are_named_counted_and_end_with_code_1(
+    tmp_path: Path, column: str, words: list[str], told: str
+) -> None:
+    command = ["pack", "table", str(words_table(tmp_path / "raw", words, column)), str(tmp_path / "out")]
+    runner = CliRunner()
+    first = runner.invoke(app, [*command, "--size", "32", "--workers", "1"])
+    again = runner.invoke(app, [*command, "--size", "32", "--workers", "1"])
+    for done in (first, again):
+        assert done.exit_code == 1, done.output
+        last = done.output.rstrip().rpartition("\n")[2]
+        assert last.startswith("WARNING: ")
+        assert f"of {len(words)} rows are lost" in last
+        assert told in last
+        assert f"--option columns={column}=COLUMN" in last
+        assert "Next:" not in done.output
+        assert "\x1b" not in done.output
+    summary = (tmp_path / "out/summary.md").read_text()
+    assert f"{told}" in summary.partition("| quarantined because")[2]
+    assert "x" * 60 not in summary
+
+
+def test_few_words_that_are_no_label_are_named_without_a_warning(tmp_path: Path) -> None:
+    table = words_table(tmp_path / "raw", ["happy"] * 3 + ["sad"] * 3 + ["sadd"])
+    done = CliRunner().invoke(
+        app, ["pack", "table", str(table), str(tmp_path / "out"), "--size", "32", "--workers", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "sadd 1 (did you mean sad?) | 1 |" in done.output
+    assert "WARNING" not in done.output
+
+
+def test_where_all_rows_are_lost_their_words_are_named(tmp_path: Path) -> None:
+    table = words_table(tmp_path / "raw", ["glad", "sadd", "sadd"])
+    with pytest.raises(UserError, match=r"3 × like .*'glad' is none of .*: sadd 2 \(did you mean sad\?\), glad 1"):
+        pack_source("table", [str(table), str(tmp_path / "out")], [], 1, SMALL)
+
+
+def test_an_empty_split_and_a_class_that_train_lacks_are_named_with_the_way_out(tmp_path: Path) -> None:
+    two = tmp_path / "two" / "happy"
+    two.mkdir(parents=True)
+    for i in range(2):
+        picture(i).save(two / f"{i}.png")
+    done = CliRunner().invoke(
+        app, ["pack", "folders", str(two.parent), str(tmp_path / "out"), "--size", "32", "--workers", "1"]
+    )
+    assert done.exit_code == 0
+    last = done.output.rstrip().rpartition("\n")[2]
+    assert last.startswith("WARNING: no sample in val and test: too few pictures")
+    assert "--test-share 0" in last
+    without_test = pack_source("folders", [str(two.parent), str(tmp_path / "b")], [], 1, replace(SMALL, test_share=0))
+    assert without_test.splits == ("train", "val")
+    assert not [note for note in without_test.notes if "no sample" in note]
+    rows = [replace(row(i), record=replace(row(i).record, split="test" if i == 3 else "train")) for i in range(8)]
+    manifest = packed(tmp_path / "c", rows, replace(SMALL, val_share=0), splits=("train", "test"))
+    assert manifest.notes[-1].startswith("WARNING: train has no surprise, which test has: a network cannot learn it")
+    broken = [replace(one, image=b"no picture") if one.record.split == "test" else one for one in rows]
+    manifest = packed(tmp_path / "d", broken, replace(SMALL, val_share=0), splits=("train", "test"))
+    assert manifest.notes[-1].startswith("WARNING: no sample in test: none of the rows could become one")
+
+
+@pytest.mark.parametrize(
+    ("columns", "dataset", "config"),
+    [
+        ("emotion", "table", "configs/own_images.yaml"),
+        ("yaw", "folders", "configs/pose.yaml"),
+        ("emotion", "made", "CONFIG"),
+    ],
+)
+def test_the_next_step_names_a_config_that_fits_the_labels_and_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str, dataset: str, config: str
+) -> None:
+    labels = {"yaw": 3.0, "pitch": 3.0, "roll": 0.0} if columns == "yaw" else {"emotion": 1}
+    rows = [Raw(f"k{i}", encoded(picture(i)), Record(source=f"{i}", **labels)) for i in range(12)]  # pyright: ignore[reportArgumentType]
+    manifest = packed(tmp_path / "out", rows, name=dataset)
+    monkeypatch.chdir(tmp_path)
+    command = f"hpe train {config} --set data.train.0.shards=out --set data.val.0.shards=out"
+    assert f"{command}; `hpe configs" in closing(manifest, "out")[0][0]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / Path(config).name).touch()
+    assert closing(manifest, "out")[0][0].endswith(command) == (config != "CONFIG")
 
 
 def test_every_file_of_the_raw_folder_is_a_sample_in_quarantine_or_counted_by_kind(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -171,6 +172,18 @@ def test_a_crop_that_does_not_fit_is_refused_unless_the_user_says_how(tmp_path: 
     assert {task.identity.estimator_crop for task in forced} == {"square-1@box"}
     with pytest.raises(UserError, match="`hpe pose` runs no detector"):
         tasks_for(folder, estimator(Mean(), "square-1@detector"))
+
+
+@pytest.mark.parametrize("on_mismatch", ["refuse", "recrop"])
+def test_crops_for_an_estimator_of_pictures_as_they_came_are_refused_with_both_ways(
+    tmp_path: Path, on_mismatch: str
+) -> None:
+    folder = make_shards(tmp_path, crop="square-1.4@detector")
+    with pytest.raises(UserError, match="pictures as they came") as refused:
+        tasks_for(folder, estimator(Mean(), "none"), on_mismatch=on_mismatch)
+    told = str(refused.value)
+    assert re.search(r"use --force.* if each of those was one face|each of those was one face, use --force", told)
+    assert re.search(r"were whole photos, pack again with --crop none|--crop none if they were whole photos", told)
 
 
 def test_records_without_landmarks_are_offered_only_ways_out_that_work(tmp_path: Path) -> None:

@@ -228,7 +228,10 @@ def test_a_network_without_a_head_or_a_number_gives_none(shards: Path, tmp_path:
 
 def test_device_and_precision_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = hpe.load(run, device="cpu")
-    assert "on cpu in fp32 (as in training); each image is to be one face" in capsys.readouterr().err
+    assert (
+        "on cpu in fp32 (as in training); each image is to be one face (whole photos: faces='"
+        in capsys.readouterr().err
+    )
     assert (str(model.device), model.precision) == ("cpu", "fp32")
     with pytest.raises(hpe.UserError, match="fp16 needs a GPU"):
         hpe.load(run, device="cpu", precision="fp16")

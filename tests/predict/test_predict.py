@@ -471,7 +471,10 @@ def test_an_estimator_reads_real_faces_as_annotated(shared: Path, tmp_path: Path
     assert "emotion" not in row
 
 
-def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path: Path, shards: Path) -> None:
+def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_photos, "installed", tuple)
     copy = tmp_path / "cropped"
     shutil.copytree(shards, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -483,6 +486,15 @@ def test_whole_photos_for_a_network_of_crops_are_told_with_the_way_out(tmp_path:
         assert len(told) == count
         assert all("--faces mtcnn or hog (pip install" in line and crop in line for line in told)
         assert not module.whole_photos([module.ShardFile(copy / "test-000000.tar", None)], predictor)
+    monkeypatch.setattr(whole_photos, "installed", lambda: ("hog",))
+    for head, angles in (("pose", True), ("emotion", False)):
+        other = ("direction", "affect", "emotion" if angles else "pose")
+        network = made.untrained(tmp_path / head, copy, *(f"model.heads.{name}=null" for name in other))
+        (told,) = module.whole_photos(photos, open_predictor(network, torch.device("cpu")))
+        assert ("its angles are wrong by 20°" in told) == angles
+        assert ("landmark model" in told) == angles
+        assert "Detect the faces with --faces hog" in told
+        assert "pip install" not in told
 
 
 def test_every_file_of_a_folder_is_a_row_a_reason_or_is_counted(
@@ -578,7 +590,8 @@ def test_images_that_look_like_whole_photos_are_told_before_they_are_used_as_one
     assert ("WARNING: each image is used whole, as one face" in said) == (told is not None)
     if told is not None:
         assert told in said
-        assert "--faces mtcnn or hog (pip install" in said
+        assert ("--faces mtcnn or hog (pip install" in said) == (faces is None)
+        assert "--faces mtcnn or hog" in said
 
 
 def test_the_limit_of_megapixels_is_an_option_that_the_message_names(run: Path, tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_a_comparison_does_not_overwrite_a_run_s_own_page(runs: list[Path]) -> N
 
 
 def test_runs_that_are_absent_or_named_twice_are_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such run or study"):
         report([tmp_path / "none"])
     with pytest.raises(UserError, match="named twice"):
         report([runs[0], runs[0]])

@@ -476,12 +476,34 @@ def test_auto_looks_one_folder_down_and_names_the_class_that_is_none(tmp_path: P
         recognise(tmp_path / "repo")
     picture(tmp_path / "repo" / "CK+48" / "contemptt" / "a.png")
     for place in ("repo", "repo/CK+48"):
-        with pytest.raises(UserError, match=r"CK\+48 has class folders, but contemptt name no .*classes=contemptt=…"):
+        with pytest.raises(
+            UserError,
+            match=r"CK\+48 has class folders, but contemptt \(did you mean contempt\?\) name no .*classes=contemptt=…",
+        ):
             recognise(tmp_path / place)
     picture(tmp_path / "coco" / "images" / "a.png")
     table(tmp_path / "coco" / "annotations", ["{}"], "instances.json")
     with pytest.raises(UserError, match="JSON are not read: write a CSV"):
         recognise(tmp_path / "coco")
+
+
+def test_a_folder_that_names_no_label_is_shown_with_what_was_meant_or_with_the_folder_to_give(tmp_path: Path) -> None:
+    for name in ("own/hapy", "own/sad", "own/x", "photos/sorted/happy", "photos/sorted/sad", "photos/misc"):
+        picture(tmp_path / name / "a.png")
+    told = (
+        rf"folders hapy \(did you mean happy\?\), x name no emotion or direction; expected {', '.join(EMOTIONS)}, "
+        r"forward, left, right, up, down\. .*classes=hapy=happy,… or leave them out with hapy=skip$"
+    )
+    with pytest.raises(UserError, match=told):
+        open_source("folders", tmp_path / "own")
+    with pytest.raises(
+        UserError, match=r"sorted name no .*; the emotion folders are in \S*/photos/sorted: give that folder$"
+    ):
+        open_source("folders", tmp_path / "photos")
+    with pytest.raises(
+        UserError, match=r"sadd \(did you mean sad\?\) is no emotion or direction; expected one of neutral"
+    ):
+        open_source("folders", tmp_path / "own", classes="hapy=sadd,x=skip")
 
 
 def test_a_folder_that_is_not_there_is_not_found_by_any_reader(tmp_path: Path) -> None:
