@@ -51,7 +51,6 @@ STATE: Final = "state.json"
 PRETRAINED: Final = "config.json"
 """Of a folder of ``save_pretrained``: config, records and terms in one file (:mod:`hpe.share`)."""
 FORMAT: Final = 1
-CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
 MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
