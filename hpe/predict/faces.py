@@ -1,12 +1,13 @@
 """What a network reads in an image, as Python objects: a :class:`Face` for each face, :class:`Faces` for the image."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.annotate import FINER, Marker, Overlay, angles_note, card, photo, with_axes, with_cube
@@ -242,6 +243,12 @@ def answered(found: Sequence[FoundFace], answerer: Answerer, batch: int) -> list
         answers = answerer.answer(np.stack([one.face for one in part]))
         faces += [Face.of(one.box, one.score, answerer.heads, answers, row) for row, one in enumerate(part)]
     return faces
+
+
+def tell_without_axes(heads: Iterable[str]) -> None:
+    """Say that a network without a pose head has neither axes nor a cube to draw."""
+    if "pose" not in heads:
+        say("predict: this network reads no angles: drawn is what else it reads, without axes or cube")
 
 
 def drawn(

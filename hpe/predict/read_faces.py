@@ -59,7 +59,7 @@ from hpe.predict.face_finders import (
     detector_rule,
     groups,
 )
-from hpe.predict.faces import MARKERS, Face, Row, answered, columns, drawn
+from hpe.predict.faces import MARKERS, Face, Row, answered, columns, drawn, tell_without_axes
 from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, find_videos, images_in, items, split_inputs
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Predictor, RunPredictor, open_predictor
@@ -231,6 +231,7 @@ def _open_results(
         part = stack.enter_context(aside(out / SKIPPED))
         tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
+            tell_without_axes(opened.answerer.heads)
             drawing = Drawing(out / DRAWN, marker, tally, pool)
     write = stack.enter_context(open_table(table, form, columns(opened.answerer.heads)))
     return _Results(write, drawing, tally)

@@ -37,7 +37,7 @@ from hpe.data.prefetch import ahead
 from hpe.data.video import STDIN, Frame, Video, annotated, is_address, is_camera
 from hpe.landmarks.model import model_folder
 from hpe.predict.face_reader import FaceReader, load
-from hpe.predict.faces import MARKERS, Row, columns, drawn
+from hpe.predict.faces import MARKERS, Row, columns, drawn, tell_without_axes
 from hpe.predict.inputs import printable, safe_place
 from hpe.predict.options import AUTO, GIVEN, PredictOptions
 from hpe.predict.output import format_of, open_table
@@ -212,6 +212,7 @@ def _open_results(
         part = stack.enter_context(aside(options.out / SKIPPED))
         file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
+            tell_without_axes(reader.heads)
             make_folder(options.out / DRAWN, f"--out {options.out}")
     write = stack.enter_context(open_table(table, format_of(form), _columns(reader.heads)))
     folder = None if options.out is None else options.out / DRAWN

@@ -355,13 +355,18 @@ def test_a_split_of_what_has_none_is_refused(run: Path, shards: Path, tmp_path: 
         predict(run, [str(shards / "val-000000.tar"), str(photo(tmp_path / "a.jpg"))], PredictOptions(split="val"))
 
 
-def test_a_run_without_a_head_has_no_columns_of_it(tmp_path: Path, shards: Path) -> None:
+def test_a_run_without_a_head_has_no_columns_of_it_and_no_axes(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     only = ("model.heads.direction=null", "model.heads.pose=null", "model.heads.affect=null")
     run = made.untrained(tmp_path / "run", shards, *only)
     predict(run, [str(shards / "val-000000.tar")], PredictOptions(out=tmp_path / "out"))
     assert list(rows(tmp_path / "out")[0]) == [
         "source", "key", "face", "x0", "y0", "x1", "y1", "score", "emotion", *(f"emotion_{e}" for e in EMOTIONS)
     ]  # fmt: skip
+    assert "reads no angles" not in capsys.readouterr().err
+    predict(run, [str(shards / "val-000000.tar")], PredictOptions(out=tmp_path / "drawn", draw="axes"))
+    assert "reads no angles" in capsys.readouterr().err
 
 
 def test_a_network_that_gives_no_numbers_gives_empty_cells(
