@@ -583,7 +583,12 @@ def train(
     if dry_run:
         module.plan(loaded, change_precision=change_precision)
         return
-    raise typer.Exit(module.train(loaded, change_precision=change_precision))
+    code = module.train(loaded, change_precision=change_precision)
+    if not code:
+        from hpe.core.ranks import Ranks
+
+        Ranks.from_environment().say(f"next: {module.next_command(loaded)}")
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=_EVALUATION)

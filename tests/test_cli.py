@@ -508,3 +508,18 @@ def test_the_makefile_and_pip_ask_for_the_same_python() -> None:
     assert project["requires-python"] == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info[:2] < (3, 15)" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "found <= 14" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_a_training_that_has_ended_is_followed_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "run: runs/r\ndata: {train: [{shards: s, split: train}], val: [{shards: absent/s, split: val, pose: p}]}\n"
+        "model: {heads: {emotion: {}}}\n"
+    )
+    for code, told in ((0, "next: hpe evaluate runs/r absent/s --pose p\n"), (75, "")):
+        monkeypatch.setattr("hpe.train.train", lambda *_, code=code, **__: code, raising=False)
+        with pytest.raises(typer.Exit) as ended:
+            cli.train(config)
+        assert (ended.value.exit_code, capsys.readouterr().err) == (code, told)

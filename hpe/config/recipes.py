@@ -1,5 +1,7 @@
 """``hpe configs``: lists and copies the configs that come with hpe, for installs without a checkout."""
 
+import itertools
+import re
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +11,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside
 
 _PACKAGE: Final = Path(__file__).parents[1]
+_END: Final = re.compile(r"\.(?= [A-Z]|$)")
 
 
 def folder() -> Path:
@@ -29,13 +32,17 @@ def way_to(path: Path) -> str:
 
 
 def described() -> list[tuple[str, str]]:
-    """Each config's and script's path below :func:`folder`, and the first line of its head comment."""
-    found = []
-    for path in sorted(path for path in folder().rglob("*") if path.suffix in (".yaml", ".sh")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        head = next(line for line in lines if not line.startswith("#!"))
-        found.append((path.relative_to(folder()).as_posix(), head.removeprefix("# ")))
-    return found
+    """Each config's and script's path below :func:`folder`, and the first sentence of its head comment."""
+    paths = sorted(path for path in folder().rglob("*") if path.suffix in (".yaml", ".sh"))
+    return [(path.relative_to(folder()).as_posix(), _title(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _title(text: str) -> str:
+    """The first sentence of the comment that a file begins with; commands in it are indented."""
+    lines = [line for line in text.splitlines() if not line.startswith("#!")]
+    words = itertools.takewhile(lambda line: line.startswith("# ") and line[2] != " ", lines)
+    comment = " ".join(line.removeprefix("# ") for line in words)
+    return comment[: match.end()] if (match := _END.search(comment)) else comment
 
 
 def copy(out: Path) -> list[Path]:

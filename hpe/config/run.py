@@ -217,8 +217,9 @@ class ModelConfig(Section):
     thesis).
     """
     stem: Stem = "standard"
-    """First layer of a ResNet for images of about 32 to 64 pixels: ``small`` keeps the resolution; ``half`` halves
-    it, for a quarter of the work.
+    """First layer of torchvision's ResNets (``resnet18``, ``resnet50`` …; not ``resnet14``, which is made for small
+    images) where images have about 32 to 64 pixels: ``small`` keeps the resolution; ``half`` halves it, for a quarter
+    of the work.
     """
     weights: str = "none"
     """Weights to start from: ``none``, ``hub`` (downloads them), a local file, or a run folder (the backbone of its

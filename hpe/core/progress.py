@@ -3,9 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 _LINE_SECONDS: Final = 15.0
 _DRAW_SECONDS: Final = 0.05
@@ -38,8 +38,8 @@ class _Silent:
 class _Lines:
     """Plain lines, the first after a few seconds, then ever 15 s: for logs and other files."""
 
-    def __init__(self, title: str, total: int | None, done: int, unit: str) -> None:
-        self.title, self.total, self.done, self.unit = title, total, done, unit
+    def __init__(self, title: str, total: int | None, done: int, unit: str, work: Callable[[int], float]) -> None:
+        self.title, self.total, self.done, self.unit, self.work = title, total, done, unit, work
         self.start, self.first, self.text = time.monotonic(), done, ""
         self.next = self.start + _LINE_SECONDS / 3
 
@@ -62,7 +62,8 @@ class _Lines:
         if rate:
             parts.append(_pace(rate))
         if self.total and rate and self.done < self.total:
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+            pace = (self.work(self.done) - self.work(self.first)) / seconds
+            parts.append(f"{_clock((self.work(self.total) - self.work(self.done)) / pace)} left")
         parts += [text for text in (self.text, end) if text]
         print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
@@ -95,7 +96,9 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(title: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Bar]:
+def progress(
+    title: str, total: int | None, *, unit: str, done: int = 0, work: Callable[[int], float] = float
+) -> Iterator[Bar]:
     """A progress display; on ranks other than 0, or with ``HPE_QUIET`` set, it shows nothing.
 
     Args:
@@ -103,19 +106,20 @@ def progress(title: str, total: int | None, *, unit: str, done: int = 0) -> Iter
         total: units in all, or None when unknown.
         unit: what is counted, such as ``images``.
         done: units that an earlier run of the same job has done (not counted in the rate).
+        work: of so many units; where some take longer than others, the time left follows from it.
     """
     if os.environ.get("RANK", "0") != "0" or os.environ.get("HPE_QUIET"):
         yield _Silent()
     elif sys.stderr.isatty():
-        yield from _terminal(title, total, unit, done)
+        yield from _terminal(title, total, unit, done, work)
     else:
-        lines = _Lines(title, total, done, unit)
+        lines = _Lines(title, total, done, unit, work)
         yield lines
         nothing = done and lines.done == done == total
         lines.print("done before" if nothing else f"in {_clock(time.monotonic() - lines.start)}")
 
 
-def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[Bar]:
+def _terminal(title: str, total: int | None, unit: str, done: int, work: Callable[[int], float]) -> Iterator[Bar]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -124,7 +128,9 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
         TextColumn("{task.fields[rate]}"), TextColumn("in"), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), TextColumn("[dim]{task.fields[text]}"), console=Console(stderr=True), expand=True,
     )  # fmt: skip
-    task = shown.add_task(title, total=total, completed=done, count="", rate="", text="")
+    all_work = None if total is None else work(total)
+    begun: Any = work(done)  # Rich's own annotation has whole numbers
+    task = shown.add_task(title, total=all_work, completed=begun, count="", rate="", text="")
     start = time.monotonic()
 
     class Shown:
@@ -144,7 +150,10 @@ def _terminal(title: str, total: int | None, unit: str, done: int) -> Iterator[B
             rate = (self.now - done) / max(self.drawn - start, 1e-9)
             of = f"/{total:,}" if total else ""
             shown.update(
-                task, completed=self.now, count=f"{self.now:,}{of}", rate=f"{unit} {_pace(rate)}" if rate else unit
+                task,
+                completed=work(self.now),
+                count=f"{self.now:,}{of}",
+                rate=f"{unit} {_pace(rate)}" if rate else unit,
             )
 
         def note(self, text: str) -> None:

@@ -18,7 +18,15 @@ _KILLED: Final = 128
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: a signal asked for it)
-    """A signal has ended a wait."""
+    """A signal has ended a wait.
+
+    Attributes:
+        waiting: whether it came during the wait, not before.
+    """
+
+    def __init__(self, *, waiting: bool) -> None:
+        super().__init__()
+        self.waiting = waiting
 
 
 class Signals:
@@ -39,7 +47,7 @@ class Signals:
             raise KeyboardInterrupt
         self.number = number
         if time.monotonic() >= self._ends_wait_at:
-            raise Interrupted
+            raise Interrupted(waiting=True)
 
     @contextmanager
     def ending_wait(self, *, after_seconds: float) -> Iterator[None]:
@@ -49,7 +57,7 @@ class Signals:
             Interrupted: a signal has come; with 0 seconds also one that came before.
         """
         if self.received and not after_seconds:
-            raise Interrupted
+            raise Interrupted(waiting=False)
         self._ends_wait_at = time.monotonic() + after_seconds
         try:
             yield

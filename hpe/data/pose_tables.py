@@ -4,9 +4,10 @@
 reads through :func:`hpe.data.pose_labels.read_poses`, which checks that they belong to a shard.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -27,6 +28,7 @@ DIRECTION_PREFIX: Final = "direction_"
 _PREFIX: Final = "hpe."
 _BATCH: Final = _PREFIX + "batch"
 _ROWS_A_GROUP: Final = 1 << 16
+_MOST_MEANT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,25 @@ class PoseMetadata:
 def table_of_shard(folder: Path, shard: str) -> Path:
     """The pose table of a shard, by the shard's file name."""
     return folder / f"{short_name(shard.removesuffix('.tar'), 240)}.parquet"
+
+
+def no_folder(folder: Path) -> UserError:
+    """The refusal of a folder of pose tables that does not exist."""
+    way = did_you_mean(folder) or "`hpe pose SHARDS` writes them"
+    return UserError(f"{folder}: no such folder; expected pose tables; {way}")
+
+
+def did_you_mean(folder: Path) -> str | None:
+    """The folders of pose tables in and beside a folder without any, those of a similar name first; None: none."""
+    found: dict[Path, str] = {}
+    for home in (folder, folder.parent, folder.parent / POSE_FOLDER):
+        with suppress(OSError):
+            for one in sorted(home.iterdir()):
+                if one != folder and next(one.glob("*.parquet"), None):
+                    found[one] = one.name
+    near = difflib.get_close_matches(folder.name, found.values())
+    meant = [one for one in found if one.name in near] or list(found)
+    return f"did you mean {' or '.join(map(str, meant[:_MOST_MEANT]))}?" if meant else None
 
 
 def read_metadata(path: Path) -> PoseMetadata:

@@ -12,7 +12,7 @@ from hpe import __version__
 from hpe.core.errors import UserError, redacted
 from hpe.data.shards import MANIFEST, Manifest
 
-_FIELDS: Final = ("dataset", "variant", "licence", "publishable", "crop")
+_FIELDS: Final = {name: name for name in ("dataset", "variant", "licence", "publishable")} | {"crop": "crop_in_words"}
 
 
 def about_package() -> dict[str, str | None]:
@@ -69,5 +69,7 @@ def about_shards(urls: Sequence[str]) -> dict[str, list[str]]:
                 manifests.append(Manifest.load(folder))
             except UserError:  # the figures do not depend on it
                 continue
-    about = {name: list(dict.fromkeys(str(getattr(one, name)) for one in manifests)) for name in _FIELDS}
+    about = {
+        name: list(dict.fromkeys(str(getattr(one, field)) for one in manifests)) for name, field in _FIELDS.items()
+    }
     return about | {"notes": list(dict.fromkeys(note for one in manifests for note in one.notes))}

@@ -98,6 +98,14 @@ class Manifest:
     indexes: tuple[IndexInfo, ...] = ()
     format: str = FORMAT
 
+    @property
+    def crop_in_words(self) -> str:
+        """The crop rule for readers: ``none`` alone leaves open whether pictures are as they were."""
+        if self.crop != "none":
+            return self.crop
+        whole = self.image.get("encoding") == "original"
+        return f"none ({'keep: whole pictures, bytes unchanged' if whole else 'the centre square'})"
+
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``, whole or not at all."""
         write_json(folder / MANIFEST, asdict(self))
@@ -118,7 +126,10 @@ class Manifest:
             raise UserError(f"{folder}: is a file; expected the folder that contains it")
         if not found:
             refuse_unfinished(folder)
-            raise UserError(f"{folder}: no {MANIFEST}; expected a folder where `hpe pack` has finished")
+            raise UserError(
+                f"{folder}: no {MANIFEST}; expected a folder of shards where `hpe pack` has finished "
+                "(`hpe pack auto RAW OUT` makes one from a raw dataset)"
+            )
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:

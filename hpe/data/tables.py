@@ -23,7 +23,7 @@ from hpe.core.progress import progress
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.index import SCHEMA, IndexedShard, IndexFile, index_open_shard, open_index
 from hpe.data.pose_labels import read_poses
-from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, read_metadata, table_of_shard
+from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, did_you_mean, no_folder, read_metadata, table_of_shard
 from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.store import FetchError, below, is_remote
@@ -106,7 +106,7 @@ def pose_files(shards: Sequence[ShardFile], pose: str | Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
     if absent is not None:
-        raise UserError(f"{absent}: no such folder; expected pose tables, as `hpe pose SHARDS` writes them")
+        raise no_folder(absent)
     paths = [table_of_shard(folder, shard.path.name) for folder, shard in zip(folders, shards, strict=True)]
     return _complete(shards, paths, pose)
 
@@ -118,9 +118,10 @@ def _complete(shards: Sequence[ShardFile], paths: list[Path], pose: str | Path) 
     except OSError as error:
         raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
     if without:
+        near = did_you_mean(paths[0].parent) if len(without) == len(shards) else None
         raise UserError(
             f"{pose}: no table for {len(without):,} of {len(shards):,} shards, such as {without[0]}; "
-            "run `hpe pose` on them first"
+            f"{near or 'run `hpe pose` on them first'}"
         )
     if double := next((path for path, count in Counter(paths).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share a pose table; read them one by one")

@@ -122,6 +122,11 @@ def _yaml_beside(path: Path) -> Path:
 def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Compute) -> Estimator:
     file = weights or path.parent / Path(spec.weights).expanduser()
     if not file.is_file():
+        if weights is not None:
+            raise UserError(
+                f"--weights {weights}: no such file; correct the path (relative to the current folder)"
+                f"{did_you_mean(weights)}"
+            )
         raise UserError(
             f"{path}: weights: no file {file}; correct the path, or give it with --weights FILE{did_you_mean(file)}"
         )

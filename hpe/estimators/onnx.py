@@ -127,7 +127,10 @@ def load_onnx(path: Path, spec: EstimatorSpec, device: torch.device, *, fall_bac
     except Exception as error:  # ONNX Runtime's errors have no common base
         version = onnxruntime.__version__
         why = _first_line(error)
-        raise UserError(f"{path}: not an ONNX network that ONNX Runtime {version} reads: {why}") from error
+        raise UserError(
+            f"{path}: not an ONNX network that ONNX Runtime {version} reads: {why}; a file of {path.stat().st_size:,} "
+            "bytes, which is damaged, or no ONNX network, or of a newer version: get it again, or export it anew"
+        ) from error
     if device.type == "cuda" and why is None and _CUDA not in session.get_providers():
         why = "this ONNX Runtime cannot load its CUDA libraries"
     if why is not None:
@@ -223,6 +226,13 @@ def _refuse_other_numbers(path: Path, output: Any) -> None:
         raise UserError(f"{path}: output {output.name!r} is {output.type}; expected {', '.join(_NUMBERS)}")
 
 
+def _kind_for(values: int) -> str:
+    """The way out where the outputs of a pose hold so many values in all, and the YAML's kind has others."""
+    fitting = [kind for kind, shape in VALUES.items() if torch.Size(shape).numel() == values]
+    ways = f"set output.kind to {' or '.join(fitting)}" if fitting else f"hpe reads {', '.join(VALUES)}"
+    return f"{ways}, name other outputs in output.names, or use the weights that the YAML is for"
+
+
 def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
     shapes = {node.name: node.shape for node in nodes}
     names = spec.names or list(shapes)
@@ -247,6 +257,6 @@ def _outputs(path: Path, nodes: Sequence[Any], spec: OutputSpec) -> list[str]:
         if len(known) == len(shapes[name]) - 1 and int(np.prod(known)) != expected:
             raise UserError(
                 f"{path}: output {name!r} is {shapes[name]}: {int(np.prod(known))} values per face; output.kind "
-                f"{spec.kind} over {len(names)} output(s) has {expected}"
+                f"{spec.kind} over {len(names)} output(s) has {expected}; {_kind_for(int(np.prod(known)) * len(names))}"
             )
     return names

@@ -5,6 +5,7 @@ once, and computes every metric from that one table. So no metric depends on the
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,14 @@ from hpe.evaluate.gallery import choose_rows, write_faces
 from hpe.evaluate.judged import Judged, open_judged
 from hpe.evaluate.options import EvaluateOptions
 from hpe.evaluate.subject import Subject
-from hpe.evaluate.warnings import answers_of, beyond_bins, framing_differs, seen_in_training, untrained_labels
+from hpe.evaluate.warnings import (
+    answers_of,
+    beyond_bins,
+    copies_across_splits,
+    framing_differs,
+    seen_in_training,
+    untrained_labels,
+)
 from hpe.metrics import figures, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
 from hpe.models.views import PLAIN, Estimates
@@ -103,7 +111,8 @@ def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _US
     if problem := agree(problem):
         raise UserError(problem)
     if ranks.main:
-        _say(name, f"{title}: written to {folder / name}.json, .md and .parquet")
+        page = f"hpe report {shlex.quote(str(judged.folder))}"
+        _say(name, f"{title}: written to {folder / name}.json, .md and .parquet; next: {page}")
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 
@@ -129,7 +138,7 @@ def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str
     """What the user should know of the shards before the network reads them."""
     local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
     warnings = [*judged.warnings, *seen_in_training(judged.trained_on, local)]
-    warnings += framing_differs(judged.crops, judged.faces, local)
+    warnings += [*framing_differs(judged.crops, judged.faces, local), *copies_across_splits(local)]
     if judged.bins and counts.wide:
         warnings.append(beyond_bins(counts.wide, counts.angles))
     return warnings

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from hpe.config.run import RunConfig, ShardsConfig
+from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
@@ -34,7 +35,7 @@ def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars:
         tars: the shards.
     """
     rules = {str(rule) for rule in crops}
-    judged = {str(CropRule.parse(crop)) for crop in _crops(tars)}
+    judged = {str(CropRule.parse(manifest.crop)) for _, manifest in _manifests(tars)}
     if rules and (others := judged - rules):
         return [
             f"The images are cropped by {' and '.join(sorted(others))}, the network was trained on "
@@ -87,11 +88,22 @@ def seen_in_training(sets: Sequence[ShardsConfig], tars: Sequence[Path]) -> list
     ]
 
 
-def _crops(tars: Sequence[Path]) -> Iterator[str]:
+def copies_across_splits(tars: Sequence[Path]) -> Iterator[str]:
+    """A warning for each folder of shards whose splits share images."""
+    for folder, manifest in _manifests(tars):
+        counted = manifest.counts.get("duplicates", {})
+        if (count := counted.get("across_splits", 0)) and not counted.get("dropped"):
+            yield (
+                f"{folder.name}: copies of {count_of(count, 'image')} lie in another split: metrics of a network that "
+                "was trained on them are too high; pack again without copies (--drop-duplicates exact, or near)"
+            )
+
+
+def _manifests(tars: Sequence[Path]) -> Iterator[tuple[Path, Manifest]]:
     for folder in dict.fromkeys(tar.parent for tar in tars):
         if (folder / MANIFEST).is_file():
             try:
-                yield Manifest.load(folder).crop
+                yield folder, Manifest.load(folder)
             except UserError:  # what cannot be read says nothing
                 continue
 

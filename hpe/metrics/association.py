@@ -29,12 +29,17 @@ _MOST_CLASSES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Crossed:
-    """A cross table with the names of its rows and columns; ``left_out`` rows lack one of the two values."""
+    """A cross table with the names of its rows and columns; ``left_out`` rows lack one of the two values.
+
+    ``row`` and ``column`` are what the names are of, such as ``direction`` and ``emotion``.
+    """
 
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
     counts: Int[ndarray, "rows columns"]
     left_out: int
+    row: str = "row"
+    column: str = "column"
 
 
 def cross(table: "pa.Table", rows: str = "direction", columns: str = "emotion") -> Crossed:
@@ -50,7 +55,7 @@ def cross(table: "pa.Table", rows: str = "direction", columns: str = "emotion") 
     column_names, column, column_known = classes_of(table, columns)
     known = row_known & column_known
     counts = statistics.cross_table(row[known], column[known], len(row_names), len(column_names))
-    return Crossed(row_names, column_names, counts, int((~known).sum()))
+    return Crossed(row_names, column_names, counts, int((~known).sum()), rows, columns)
 
 
 def classes_of(table: "pa.Table", name: str) -> tuple[tuple[str, ...], ndarray, ndarray]:
@@ -217,6 +222,8 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         if adjusted[i][j] is not None and adjusted[i][j] < SIGNIFICANT:
             cells.append((values[i][j], f"{crossed.row_names[i]} {crossed.column_names[j]} {values[i][j]:+.1f}"))
     cells.sort(key=lambda cell: -abs(cell[0]))
+    row, column = crossed.row, crossed.column
+    guesses = [f"{found[name]:.1%}" for name in ("best_guess_without", "best_guess_given_row")]
     sentences = [
         f"{_headline(found)}: Cramér's V {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f}, "
         f"bias-corrected), χ² = {found['chi_square']:.1f} with {found['degrees_of_freedom']} degrees of freedom, "
@@ -224,10 +231,14 @@ def _sentences(crossed: Crossed, found: Mapping[str, Any]) -> list[str]:
         f"Shuffled labels give V {permutation['cramers_v_mean']:.3f} on average and "
         f"{permutation['cramers_v_largest']:.3f} at most in {permutation['replicates']:,} permutations "
         f"(uncorrected here: {found['cramers_v']:.3f}; p = {permutation['p']:.2g}).",
-        f"Knowing the row removes {found['share_of_entropy_explained']:.1%} of the uncertainty about the column "
+        f"Knowing the {row} removes {found['share_of_entropy_explained']:.1%} of the uncertainty about the {column} "
         f"({found['mutual_information_bits']:.3f} of {found['entropy_of_columns_bits']:.3f} bits; shuffled labels "
-        f"{found['mutual_information_bits_of_chance']:.3f} on average); the best guess of the column is right in "
-        f"{found['best_guess_given_row']:.1%} instead of {found['best_guess_without']:.1%}.",
+        f"{found['mutual_information_bits_of_chance']:.3f} on average). The most frequent {column} is right in "
+        + (
+            f"{guesses[0]} of the samples; the most frequent {column} of each {row} is not right more often."
+            if guesses[0] == guesses[1]
+            else f"{guesses[0]} of the samples, the most frequent {column} of each {row} in {guesses[1]}."
+        ),
         f"{len(cells)} of {residuals['tests']} cells differ from independence by Fisher's exact test after Holm's "
         f"correction at {SIGNIFICANT}"
         + (f"; the furthest, in standard errors: {', '.join(t for _, t in cells[:6])}." if cells else "."),

@@ -262,7 +262,10 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
 def _short_stem(backbone: nn.Module, name: str, stem: str) -> None:
     first, pool = getattr(backbone, "conv1", None), getattr(backbone, "maxpool", None)
     if not isinstance(first, nn.Conv2d) or pool is None:
-        raise UserError(f"model.stem: {stem} is for ResNets, {name} has no conv1 and maxpool; use standard")
+        raise UserError(
+            f"model.stem: {stem} is for torchvision's ResNets (resnet18, resnet34, resnet50 …), and {name} is none of "
+            "them; use standard"
+        )
     backbone.conv1 = nn.Conv2d(3, first.out_channels, 3, 2 if stem == "half" else 1, 1, bias=first.bias is not None)
     nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     backbone.maxpool = nn.Identity()

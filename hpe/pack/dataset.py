@@ -33,6 +33,10 @@ from hpe.sources.base import Source, shown
 _RENDERED: Final = "synthetic"
 """The one reader without a raw dataset."""
 _OPTIONS_FILE: Final = "options.json"
+_OPTION_WORDS: Final = {
+    "drop": "--drop-duplicates", "raw": "the raw dataset", "source": "the reader", "variant": "what was found",
+}  # fmt: skip
+"""Recorded options that are not called as on the command line."""
 
 
 def list_readers() -> str:
@@ -233,13 +237,25 @@ def _refuse_other_options(out: Path, recorded: Mapping[str, Any]) -> None:
             before = json.loads((out / JOURNAL / _OPTIONS_FILE).read_text(encoding="utf-8"))
     if not isinstance(before, dict):
         return
+    # What only one of the two has follows from another option that differs: --crop keep has no size. Only the limit of
+    # megapixels is not recorded where it is the usual one.
+    usual = {"max_megapixels": MAX_MEGAPIXELS}
+    one, other = usual | before, usual | dict(recorded)
     differences = [
-        f"{name}: {before.get(name)!r} there, {recorded.get(name)!r} now"
-        for name in sorted(before.keys() | recorded.keys())
-        if before.get(name) != recorded.get(name)
+        f"{_OPTION_WORDS.get(name, '--' + name.replace('_', '-'))}: {_in_words(one[name])} there, "
+        f"{_in_words(other[name])} now"
+        for name in sorted(one.keys() & other.keys())
+        if one[name] != other[name]
     ]
-    if differences:
+    if differences or one.keys() != other.keys():
         raise UserError(
-            f"{out}: was packed with other options ({'; '.join(differences)}); use the same options or another "
-            "folder, or delete this one"
+            f"{out}: was packed with other options ({'; '.join(differences) or 'of an older version'}); use the same "
+            "options or another folder, or delete this one"
         )
+
+
+def _in_words(value: Any) -> str:
+    """The recorded value of an option as a user would say it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "the default" if value is None else str(value)

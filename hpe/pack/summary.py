@@ -83,7 +83,7 @@ def summary(manifest: "Manifest", total: Counter[str], notes: Sequence[str]) -> 
         f"+ {counted['quarantined']:,} quarantined."
     )
     picture = ", ".join(f"{name} {value}" for name, value in manifest.image.items())
-    lines += ["", f"Crop: {manifest.crop}. Pictures: {picture}.", ""]
+    lines += ["", f"Crop: {manifest.crop_in_words}. Pictures: {picture}.", ""]
     if not manifest.publishable:
         lines += ["**Not to be passed on**: the dataset's terms forbid publishing its pictures, or are not stated.", ""]
     lines += [f"- {note}" for note in notes]

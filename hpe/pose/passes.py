@@ -10,6 +10,7 @@ A table therefore has the same bytes whatever the number of ranks, threads and r
 """
 
 import hashlib
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,7 @@ from hpe.estimators.load import sha256_of
 
 NO_FACE: Final = "no face found by the mesh"
 NOT_FINITE: Final = "the network gave no finite angles"
+_NAMED_REASONS: Final = 3
 Flips = Literal["none", "averaged"]
 
 
@@ -188,18 +190,26 @@ def _finished(tasks: Sequence[Task]) -> set[Path]:
     Raises:
         UserError: tables that were made from something else.
     """
-    finished, problems = set(), []
+    finished: set[Path] = set()
+    problems: dict[str, list[Path]] = {}
     for task in tasks:
         found = task.differences()
         if found:
-            problems.append(f"{task.table}: {'; '.join(found)}")
+            problems.setdefault("; ".join(found), []).append(task.table)
         elif found is not None:
             finished.add(task.table)
     if problems:
-        more = f"\n… and {len(problems) - 5} more" if len(problems) > 5 else ""
+        count = sum(map(len, problems.values()))
+        reasons = [
+            f"  {tables[0]}{f' and {len(tables) - 1:,} more' if len(tables) > 1 else ''}: {why}"
+            for why, tables in itertools.islice(problems.items(), _NAMED_REASONS)
+        ]
+        if len(problems) > _NAMED_REASONS:
+            reasons.append(f"  … and {count_of(len(problems) - _NAMED_REASONS, 'other difference')}")
         raise UserError(
-            "\n".join(problems[:5]) + f"{more}\nThese pose tables were made with other settings or data; remove "
-            "them, give this estimator another --name, or repeat the settings that they were made with"
+            f"{next(iter(problems.values()))[0].parent}: {count_of(count, 'pose table')} made with other settings or "
+            "data; remove them, give this estimator another --name, or repeat the settings that they were made with:\n"
+            + "\n".join(reasons)
         )
     return finished
 

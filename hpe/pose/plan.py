@@ -1,5 +1,6 @@
 """``hpe pose``: the head pose of every face in shards, in one pass over all ranks; one table per shard."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int8
 
 from hpe.core.console import say
 from hpe.core.devices import cores, named_device
-from hpe.core.errors import UserError
+from hpe.core.errors import EXIT_OK, UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.precision import lacks_precision
 from hpe.core.ranks import Ranks, from_parent
@@ -98,9 +99,15 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
     else:
         ways = f"Use --recrop (cut {wanted} from the record's {wanted.basis} on the fly), {again}"
     raise UserError(
-        f"{where}: the shards' crop rule is {stored or 'unknown (no manifest)'}, the estimator was made for {wanted}; "
+        f"{where}: the shards' crop rule is {_rule_in_words(stored)}, the estimator was made for {wanted}; "
         f"angles would be off by degrees. {ways}"
     )
+
+
+def _rule_in_words(stored: str | None) -> str:
+    if stored == str(CropRule()):
+        return f"{stored} (the images are not cut to the face)"
+    return stored or "unknown (no manifest)"
 
 
 def _without(wanted: CropRule) -> str:
@@ -214,7 +221,17 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
             from hpe.pose.check import check_tables  # late: it imports metrics that the pass does not need
 
             check_tables(tasks)
+        if code == EXIT_OK and tasks:
+            print(_next(tasks, checked=options.check))
     return code
+
+
+def _next(tasks: Sequence[Task], *, checked: bool) -> str:
+    """The commands that use the tables."""
+    folder = shlex.quote(str(tasks[0].table.parent))
+    sets = " ".join(f"--set data.{split}.0.pose={folder}" for split in ("train", "val"))
+    compare = "" if checked else ", or the same command with --check where the records have angles to compare with"
+    return f"Next: hpe train CONFIG {sets}{compare}"
 
 
 def _default_batch(device: torch.device) -> int:

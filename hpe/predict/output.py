@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["jsonl", "csv", "parquet"]
+DRAWN: Final = "drawn"
+"""Folder of the annotated images and videos."""
 _GROUP_ROWS: Final = 16_384
 
 
@@ -32,6 +34,16 @@ def format_of(name: str) -> Format:
         if name == known:
             return known
     raise UserError(f"--format {name}: expected {', '.join(get_args(Format))}")
+
+
+def table_in(out: Path, form: str) -> Path:
+    """The file of the table in a folder of results."""
+    return out / f"predictions.{form}"
+
+
+def written(out: Path | None, form: str, *, drawn: bool) -> list[Path]:
+    """What the user looks for in the folder of results: the table, and the folder of drawings; [] without a folder."""
+    return [] if out is None else [table_in(out, form)] + [out / DRAWN] * drawn
 
 
 @contextmanager

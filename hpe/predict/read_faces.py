@@ -64,13 +64,12 @@ from hpe.predict.inputs import ImageFile, Input, Skipped, find_inputs, find_vide
 from hpe.predict.mesh_finder import MeshFinder
 from hpe.predict.network import Answerer, Predictor, RunPredictor, open_predictor
 from hpe.predict.options import AUTO, GIVEN, PredictOptions
-from hpe.predict.output import Format, format_of, open_table
+from hpe.predict.output import DRAWN, Format, format_of, open_table, table_in, written
 from hpe.predict.video import read_videos
 from hpe.predict.whole_photos import whole_photos
 from hpe.sources import open_source, recognise
 from hpe.sources.base import Raw
 
-DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
 _PRINTED_SKIPS: Final = 20
 Labelled = dict[Path, list[tuple[Box, Box]]]
@@ -146,7 +145,7 @@ def _read_images(network: Path, inputs: Sequence[str], options: PredictOptions) 
             _process(group, opened, results, options.batch)
             bar.advance(len(group))
     # After the files are closed: the summary names skipped.jsonl, which exists only then.
-    results.tally.summarise(options.out)
+    results.tally.summarise(written(options.out, table_format, drawn=marker is not None))
     if isinstance(opened.finder, MeshFinder) and (faces := opened.finder.without_points):
         _print_notes([f"{count_of(faces, 'face')} that the detector finds and the mesh does not: no row"])
     return EXIT_INCOMPLETE if results.tally.unread or results.tally.undrawn else EXIT_OK
@@ -227,7 +226,7 @@ def _open_results(
     tally, drawing, table = Tally(), None, None
     if out is not None:
         make_folder(out, f"--out {out}")
-        table = out / f"predictions.{form}"
+        table = table_in(out, form)
         part = stack.enter_context(aside(out / SKIPPED))
         tally.file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:
@@ -395,16 +394,22 @@ class Tally:
             say(f"predict: {one}")
         self.skipped += 1
 
-    def summarise(self, out: Path | None) -> None:
-        """Print the last line."""
+    def summarise(self, files: Sequence[Path]) -> None:
+        """Print the last line.
+
+        Args:
+            files: that were written; see :func:`hpe.predict.output.written`.
+        """
         text = f"predict: {count_of(self.faces, 'face')} in {count_of(self.images, 'image')}"
         text += f"; {self.no_face:,} without a face, {self.unread:,} could not be read"
         if self.undrawn:
             text += f", {self.undrawn:,} could not be drawn"
         if self.passed:
             text += f"; {count_of(self.passed, 'other file')} passed over"
-        if out is not None and self.skipped:
-            text += f"; {out / SKIPPED} lists each"
+        if files and self.skipped:
+            text += f"; {files[0].parent / SKIPPED} lists each"
+        if files:
+            text += f"; written to {' and '.join(map(str, files))}"
         say(text)
         if warning := one_answer(self.answers, self.faces):
             _print_notes([f"WARNING: {warning}"])

@@ -40,10 +40,9 @@ from hpe.predict.face_reader import FaceReader, load
 from hpe.predict.faces import MARKERS, Row, columns, drawn, tell_without_axes
 from hpe.predict.inputs import printable, safe_place
 from hpe.predict.options import AUTO, GIVEN, PredictOptions
-from hpe.predict.output import format_of, open_table
+from hpe.predict.output import DRAWN, format_of, open_table, table_in, written
 from hpe.predict.tracks import FaceTracks, TrackedFace
 
-DRAWN: Final = "drawn"
 SKIPPED: Final = "skipped.jsonl"
 _ABOUT: Final = {"source": str, "frame": int, "seconds": np.float64, "track": int, "face": int}
 _RAW_ONLY: Final = ("x0", "y0", "x1", "y1", "score", "yaw_sd", "pitch_sd", "roll_sd")
@@ -95,7 +94,7 @@ def read_videos(network: Path, sources: Sequence[str], options: PredictOptions) 
                 continue
             _read(video, place, reader, options.steady, results)
             video.close()
-    results.summarise(options.out)
+    results.summarise(written(options.out, form, drawn=marker is not None))
     return EXIT_INCOMPLETE if results.unread else EXIT_OK
 
 
@@ -184,16 +183,22 @@ class _Results:
         if unread:
             say(f"predict: {reason}")
 
-    def summarise(self, out: Path | None) -> None:
-        """Print the last line."""
+    def summarise(self, files: Sequence[Path]) -> None:
+        """Print the last line.
+
+        Args:
+            files: that were written; see :func:`hpe.predict.output.written`.
+        """
         text = (
             f"predict: {count_of(self.faces, 'face')} in {count_of(self.frames, 'frame')} of "
             f"{count_of(self.videos, 'video')}; {self.without:,} frames without a face"
         )
         if self.unread:
             text += f"; {count_of(self.unread, 'problem')} with reading"
-        if out is not None and self.skipped:
-            text += f"; {out / SKIPPED} lists each"
+        if files and self.skipped:
+            text += f"; {files[0].parent / SKIPPED} lists each"
+        if files:
+            text += f"; written to {' and '.join(map(str, files))}"
         say(text)
         if self.nan:
             say(
@@ -208,7 +213,7 @@ def _open_results(
     table = file = None
     if options.out is not None:
         make_folder(options.out, f"--out {options.out}")
-        table = options.out / f"predictions.{form}"
+        table = table_in(options.out, form)
         part = stack.enter_context(aside(options.out / SKIPPED))
         file = stack.enter_context(part.open("w", encoding="utf-8"))
         if marker is not None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from hpe.core.labels import EMOTIONS
 from hpe.evaluate.warnings import DONE_SHARE
-from hpe.metrics.markdown import asides, cell, headline, percent, table
+from hpe.metrics.markdown import cell, conditions, headline, percent, table, warnings
 from hpe.report.load import Evaluation, Run
 
 _RARE: Final = 30
@@ -33,7 +33,7 @@ def model_card(run: Run) -> str:
         rows = [(name, value, f"{n:,}") for name, value, n in headline(one.figures)]
         parts += [
             f"## Metrics on {cell(one.title)}",
-            *map(cell, asides(one.about)),
+            *map(cell, conditions(one.about)),
             table(["metric", "value (95 % interval)", "samples"], rows),
         ]
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in _limits(run))]
@@ -132,6 +132,7 @@ def _limits(run: Run) -> Iterator[str]:
 
 def _limits_of(one: Evaluation) -> Iterator[str]:
     made, name = one.figures, cell(one.title)
+    yield from (f"{name}: {cell(text)}" for text in warnings(one.about))
     for head in ("emotion", "direction"):
         section = made[head]
         if "per_class" not in section:

@@ -176,7 +176,20 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
             raise UserError(f"source {name}: no option {option!r}; it takes {', '.join(allowed) or 'no options'}")
     if name not in _WITHOUT_FOLDER and not path.exists():
         raise UserError(f"{path}: there is no such file or folder; {_RAW}")
-    return known[name].open(path, **options)
+    reader = known[name]
+    try:
+        return reader.open(path, **options)
+    except UserError as error:
+        if name in _WITHOUT_FOLDER or reader.recognise(path) or not (near := _near(reader, path)):
+            raise
+        raise UserError(f"{error}; did you mean {near}?") from error
+
+
+def _near(reader: Reader, path: Path) -> str | None:
+    """The folder above or below a path that a reader recognises, if there is one."""
+    above = path / ".." if path.name in ("", "..") else path.parent
+    folders = (above, *(subfolders(path)[:_MOST_SUBFOLDERS] if path.is_dir() else ()))
+    return next((shown(folder) for folder in folders if reader.recognise(folder)), None)
 
 
 def contents(path: Path, most: int = 8) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hpe.core.errors import UserError
 from hpe.data import store
 from hpe.data.index import IndexFile
-from hpe.data.pose_tables import table_of_shard
+from hpe.data.pose_tables import did_you_mean, no_folder, table_of_shard
 from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import (
     ALL_SPLITS,
@@ -98,7 +98,10 @@ def _resolve(one: ShardSet) -> tuple[Shard, ...]:
     with _setting(one.key, "shards"):
         shards = [shard for text in named for shard in _of(text, one.split)]
         if not shards:
-            raise UserError(f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar")
+            raise UserError(
+                f"{', '.join(named) or 'an empty list'}: names no shards; expected at least one tar, or a folder of "
+                "them, which `hpe pack auto RAW OUT` makes from a raw dataset"
+            )
     if one.weight is not None and not one.weight > 0:
         raise UserError(f"{named[0]}: weight {one.weight}; expected more than 0")
     if one.pose is None:
@@ -121,7 +124,7 @@ def _setting(key: str | None, name: str) -> Iterator[None]:
 def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards, each with the path of its pose table."""
     if not is_remote(folder) and not Path(folder).is_dir():
-        raise UserError(f"{folder}: no folder of pose tables; run `hpe pose` on these shards first")
+        raise no_folder(Path(folder))
     names = [shard.name for shard in shards]
     if double := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{double}: two shards of this name cannot share the pose tables of {folder}")
@@ -131,9 +134,10 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
         tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
     if absent := [table.name for table in tables if not table.is_file()]:
+        near = did_you_mean(Path(folder)) if len(absent) == len(tables) and not is_remote(folder) else None
         raise UserError(
             f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
-            "run `hpe pose` on these shards again"
+            f"{near or 'run `hpe pose` on these shards again'}"
         )
     return [replace(shard, pose=table) for shard, table in zip(shards, tables, strict=True)]
 

@@ -21,6 +21,7 @@ from hpe.data.pose_tables import (
     Identity,
     ShardPoses,
     differences,
+    no_folder,
     read_metadata,
     read_pose_table,
     table_of_shard,
@@ -66,7 +67,9 @@ def _pose_folder(study: StudyConfig) -> Path:
         UserError: no shards, or records without angles.
     """
     if study.pose != FROM_RECORDS:
-        return Path(study.pose)
+        if not (folder := Path(study.pose)).is_dir():
+            raise UserError(f"pose: {no_folder(folder)}")
+        return folder
     return pose_tables_from_records(Path(study.shards), study.folder / "pose" / FROM_RECORDS)
 
 

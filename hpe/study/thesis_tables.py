@@ -158,7 +158,7 @@ def _association(results: Results, ours: np.ndarray) -> Iterator[StudyTable]:
     rows = []
     for title, values in (("ours", ours), ("the thesis", published.IMAGES)):
         try:
-            crossed = Crossed(DIRECTIONS, EMOTIONS, values, 0)
+            crossed = Crossed(DIRECTIONS, EMOTIONS, values, 0, "direction", "emotion")
             found = associate(crossed, replicates=results.config.replicates)["association"]
             v = found["cramers_v_corrected"]
         except (UserError, KeyError):  # empty, or a single row: an association is not defined

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from hpe.core.handed_on import handed_on
 
 if TYPE_CHECKING:
-    from hpe.train.loop import plan, train
+    from hpe.train.loop import next_command, plan, train
 
-__all__ = ["plan", "train"]
+__all__ = ["next_command", "plan", "train"]
 __getattr__ = handed_on(__name__, dict.fromkeys(__all__, "loop"))

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hpe.core.progress import progress
 
@@ -30,7 +30,9 @@ class Screen(Protocol):
 
 
 @contextmanager
-def screen(title: str, total: int, *, done: int, epochs: float) -> Iterator[Screen]:
+def screen(
+    title: str, total: int, *, done: int, epochs: float, work: Callable[[int], float] = float
+) -> Iterator[Screen]:
     """A live table where stderr is a terminal; plain lines in a file or pipe; nothing on ranks other than 0.
 
     Args:
@@ -38,11 +40,12 @@ def screen(title: str, total: int, *, done: int, epochs: float) -> Iterator[Scre
         total: images in all.
         done: images that earlier starts of the run have seen.
         epochs: of the whole run.
+        work: of so many images, for the time left.
     """
     if os.environ.get("RANK", "0") == "0" and not os.environ.get("HPE_QUIET") and sys.stderr.isatty():
-        yield from _live(title, total, done, epochs)
+        yield from _live(title, total, done, epochs, work)
         return
-    with progress(title, total, unit="images", done=done) as bar:
+    with progress(title, total, unit="images", done=done, work=work) as bar:
 
         class Lines:
             def advance(self, count: int = 1) -> None:
@@ -55,22 +58,26 @@ def screen(title: str, total: int, *, done: int, epochs: float) -> Iterator[Scre
         yield Lines()
 
 
-def _live(title: str, total: int, done: int, epochs: float) -> Iterator[Screen]:
+def _live(title: str, total: int, done: int, epochs: float, work: Callable[[int], float]) -> Iterator[Screen]:
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     bar = Progress(
-        TextColumn("[bold]{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("images,"),
-        TimeRemainingColumn(), TextColumn("left"),
+        TextColumn("[bold]{task.description}"), BarColumn(24),
+        TextColumn("{task.fields[seen]}/{task.fields[images]} images,"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
-    task = bar.add_task(title, total=total, completed=done)
+    begun: Any = work(done)  # Rich's own annotation has whole numbers
+    task = bar.add_task(title, total=work(total), completed=begun, seen=done, images=total)
     latest: dict[str, Mapping[str, float]] = {"train": {}, "val": {}}
 
     class Shown:
+        seen = done
+
         def advance(self, count: int = 1) -> None:
-            bar.update(task, advance=count)
+            self.seen += count
+            bar.update(task, completed=work(self.seen), seen=self.seen)
 
         def show(self, split: str, figures: Mapping[str, float]) -> None:
             latest[split] = figures

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -90,9 +91,9 @@ class Log:
             self._board.add_image(name, picture, samples, dataformats="HWC")
 
     def text(self, name: str, text: str) -> None:
-        """A text, such as the config."""
+        """A text, such as the config, shown as it is: TensorBoard reads Markdown, where an indented line is code."""
         if self._board is not None:
-            self._board.add_text(name, text)
+            self._board.add_text(name, textwrap.indent(text, "    "))
 
     def hyperparameters(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Settings and final figures, for TensorBoard's HPARAMS page."""

@@ -6,8 +6,10 @@ Dropout also depends on the rank and the number of ranks, and batch norms see th
 ``train.sync_batch_norm`` is on.
 """
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from hpe.config.run import RunConfig
@@ -16,6 +18,8 @@ from hpe.core.distributed import some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.core.ranks import Ranks
 from hpe.core.signals import Interrupted, Signals, signals
+from hpe.data.shard_files import names_folder
+from hpe.data.shards import MANIFEST, Manifest
 from hpe.models.checkpoints import State
 from hpe.stream import Loaded, Loader
 from hpe.train.console import screen
@@ -64,6 +68,18 @@ def plan(config: RunConfig, *, change_precision: bool = False) -> None:
         print(job.plan())
 
 
+def next_command(config: RunConfig) -> str:
+    """The command that evaluates the run of a config: on its validation dataset, there on ``test`` if there is one."""
+    one = config.data.val[0]
+    shards, split = one.shards if isinstance(one.shards, str) else one.shards[0], one.split
+    if (Path(shards) / MANIFEST).is_file() and "test" in Manifest.load(Path(shards)).splits:
+        split = "test"  # the validation split chose the checkpoint
+    words = ["hpe", "evaluate", config.run, shards]
+    words += ["--split", split] if split and names_folder(shards) else []
+    words += ["--pose", one.pose] if one.pose else []
+    return shlex.join(words)
+
+
 def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
     with ExitStack() as stack:
         job = stack.enter_context(open_job(config, ranks, change_precision=change_precision))
@@ -74,10 +90,18 @@ def _train(config: RunConfig, ranks: Ranks, *, change_precision: bool) -> int:
             job.say("\n  ".join(["parts that learn at rates of their own:", *learner.groups]))
         trackers = stack.enter_context(open_trackers(job.accelerator, job.config, ranks))
         shown = stack.enter_context(
-            screen(f"train {job.run.name}", job.total_samples, done=state.samples_seen, epochs=settings.epochs)
+            screen(
+                f"train {job.run.name}",
+                job.total_samples,
+                done=state.samples_seen,
+                epochs=settings.epochs,
+                work=job.timetable.work,
+            )
         )
         log = stack.enter_context(Log(job.run, ranks, state, shown, trackers))
         log.start(state, {"precision": job.precision.name, "why": job.precision.why})
+        if not state.step:  # once: a resumed run has it already
+            log.text("config", job.config.dump())
         try:
             return loop(job, learner, state, log, stack.enter_context(signals()))
         except NotFiniteError as error:
@@ -90,14 +114,16 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
     """Train from a state to the end of the run, or until a signal; the exit code, as of :func:`train`."""
     learner.start_interval(state)
     forecast = _Forecast(job, state)
+    ended_before = job.timetable.over(state) and not state.unvalidated
     stopping = False  # whether some rank has caught a signal; it changes at the same step on all ranks
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
             state, stopping = validate_and_save(job, learner, state, log, signal)
         while not stopping and not job.timetable.over(state):
-            loaded = _next(loader, signal, job.ranks)
-            if loaded is None:
-                return _interrupted(job, learner, state)
+            try:
+                loaded = _next(loader, signal, job.ranks)
+            except Interrupted as ended:
+                return _interrupted(job, learner, state, waiting=ended.waiting)
             after = replace(state, samples_seen=loaded.samples_seen, step=state.step + 1)
             due = job.timetable.due(state, after)
             # The answer is about the step before, so that no rank waits for it. No sample is lost by that: the state
@@ -118,7 +144,9 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
             f"stopped by a signal after {state.samples_seen:,} samples; saved: run the same command again to resume"
         )
         return EXIT_AGAIN
-    job.finish(state, log)
+    job.say_done(state)
+    if not ended_before:  # TensorBoard would list the run once more
+        job.log_end(state, log)
     return EXIT_INCOMPLETE if job.damage.count else EXIT_OK
 
 
@@ -131,20 +159,16 @@ class _Forecast:
     def tell(self, state: State, images_per_second: float) -> None:
         if not self._said and state.step - self._start.step >= _MEASURED_STEPS:
             self._said = True
-            size = self._job.config.data.size
-            self._job.say(self._job.timetable.forecast(images_per_second, state.samples_seen, size=size))
+            self._job.say(self._job.timetable.forecast(images_per_second, state.samples_seen))
 
 
-def _next(loader: Loader, signal: Signals, ranks: Ranks) -> Loaded | None:
-    """The next batch; None if a signal ended the wait. A store may be silent for minutes; schedulers kill sooner."""
-    try:
-        with signal.ending_wait(after_seconds=_SIGNAL_GRACE_SECONDS if ranks.world > 1 else 0.0):
-            return next(loader)
-    except Interrupted:
-        return None
+def _next(loader: Loader, signal: Signals, ranks: Ranks) -> Loaded:
+    """The next batch, unless a signal ends the wait. A store may be silent for minutes; schedulers kill sooner."""
+    with signal.ending_wait(after_seconds=_SIGNAL_GRACE_SECONDS if ranks.world > 1 else 0.0):
+        return next(loader)
 
 
-def _interrupted(job: Job, learner: Learner, state: State) -> int:
+def _interrupted(job: Job, learner: Learner, state: State, *, waiting: bool) -> int:
     """End a start whose wait for images a signal has ended. Several ranks cannot save then: the others wait for it.
 
     Raises:
@@ -153,7 +177,8 @@ def _interrupted(job: Job, learner: Learner, state: State) -> int:
     if job.ranks.world == 1 and state.step:
         learner.save(job.run, state)
     last = job.last() or "nothing"
-    told = f"stopped by a signal while waiting for images; saved is {last}; run the same command again to resume"
+    when = " while waiting for images" if waiting else ""
+    told = f"stopped by a signal{when}; saved is {last}; run the same command again to resume"
     say(f"{job.run}: {told}")  # on whichever rank it is
     if job.ranks.world > 1:
         raise SystemExit(EXIT_AGAIN)

@@ -14,7 +14,13 @@ FIGURES: Final = {
     "affect": ("affect/rmse",),
 }
 """What can be said of a head's labelled samples, and a run be chosen by."""
+_IN_DEGREES: Final = ("mae", "geodesic", "maev")
 LOWER_IS_BETTER: Final = ("loss", "mae", "geodesic", "maev", "ece", "rmse")
+
+
+def unit_of(name: str) -> str:
+    """What follows the value of a metric: ``°``, or nothing."""
+    return "°" if name.rsplit("/", 1)[-1].endswith(_IN_DEGREES) else ""
 
 
 def better(name: str, value: float, than: float | None) -> bool:

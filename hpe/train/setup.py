@@ -27,6 +27,7 @@ from hpe.train.losses import LossSettings, loss_settings
 from hpe.train.optim import freeze
 from hpe.train.preflight import reasons_against, remarks, steps_of
 from hpe.train.resume import claim, recall
+from hpe.train.selection import unit_of
 from hpe.train.timetable import Timetable
 from hpe.train.trackers import lacking
 
@@ -86,7 +87,7 @@ class Job:
     @property
     def timetable(self) -> Timetable:
         """When the run logs, validates, saves and ends."""
-        return Timetable(self.config.train, self.epoch_samples, self.total_samples)
+        return Timetable(self.config.train, self.epoch_samples, self.total_samples, self.config.data.size)
 
     def plan(self) -> str:
         """What the run would do, as a text: the resolved config, samples, steps and precision."""
@@ -138,14 +139,21 @@ class Job:
     def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
         """Print one line of validation metrics."""
         shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
-        mark = " *" if state.is_best else ""
-        epoch = state.samples_seen / self.epoch_samples
-        self.say(f"epoch {epoch:.4g}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()) + mark)
+        texts = [f"{name} {value:.4g}{unit_of(name)}" for name, value in shown.items()]
+        # A validation comes with the first batch that ends on an epoch or behind it: 2.002 epochs are two.
+        epoch = round(state.samples_seen / self.epoch_samples, 2)
+        best = f" (best {self.selection} so far)" if state.is_best else ""
+        self.say(f"epoch {epoch:.6g}: {', '.join(texts)}{best}")
 
-    def finish(self, state: State, log: Log) -> None:
-        """Report the end of the run."""
-        best = f"best {self.selection} {state.best:.4g}" if state.best is not None else "no metric to choose a best one"
+    def say_done(self, state: State) -> None:
+        """Print the line of a run that has ended."""
+        best = "no metric to choose a best one"
+        if state.best is not None:
+            best = f"best {self.selection} {state.best:.4g}{unit_of(self.selection)}"
         self.say(f"done: {state.samples_seen:,} samples, {state.step:,} steps, {best}")
+
+    def log_end(self, state: State, log: Log) -> None:
+        """Record settings and result of a run that has ended."""
         settings = self.config.train
         log.hyperparameters(
             {

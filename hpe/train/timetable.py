@@ -24,11 +24,13 @@ class Timetable:
         settings: ``train`` of the config.
         epoch_samples: samples of one epoch.
         total_samples: samples of the whole run, in whole batches.
+        size: ``data.size``.
     """
 
     settings: TrainConfig
     epoch_samples: int
     total_samples: int
+    size: int
 
     def due(self, before: State, after: State) -> Due:
         """What follows the step from one state to the next.
@@ -54,23 +56,34 @@ class Timetable:
         impatient = bool(patience) and state.samples_seen - start >= patience
         return impatient or state.samples_seen >= self.total_samples
 
-    def forecast(self, images_per_second: float, samples_seen: int, *, size: int) -> str:
+    def work(self, samples_seen: int) -> float:
+        """The work of the first samples of a run, in images of ``data.size``.
+
+        Images of ``train.small_size`` are taken to need time as they have pixels.
+        """
+        small = min(samples_seen, self._small_samples)
+        return small * self._small_share + samples_seen - small
+
+    def forecast(self, images_per_second: float, samples_seen: int) -> str:
         """How long an epoch and the rest of the run take at the rate of the last steps, validations apart.
 
         Args:
             images_per_second: of all ranks together.
             samples_seen: so far.
-            size: ``data.size``. Images of ``train.small_size`` are taken to need time as they have pixels.
         """
-        small_until = min(round(self.settings.small_epochs * self.epoch_samples), self.total_samples)
-        share = (self.settings.small_size / size) ** 2 if self.settings.small_size and small_until else 1.0
-        second_per_image = 1 / max(images_per_second, 1e-9)
-        if samples_seen < small_until:
-            second_per_image /= share
-        small = max(0, small_until - samples_seen)
-        large = self.total_samples - max(samples_seen, small_until)
-        epoch = duration(self.epoch_samples * second_per_image)
-        if small_until:
-            epoch = f"{duration(self.epoch_samples * second_per_image * share)}, later {epoch}"
-        rest = duration((small * share + large) * second_per_image)
+        share = self._small_share if samples_seen < self._small_samples else 1.0
+        work_per_second = max(images_per_second, 1e-9) * share
+        epoch = duration(self.epoch_samples / work_per_second)
+        if self._small_samples:
+            epoch = f"{duration(self.epoch_samples * self._small_share / work_per_second)}, later {epoch}"
+        rest = duration((self.work(self.total_samples) - self.work(samples_seen)) / work_per_second)
         return f"one epoch takes about {epoch}, the training about {rest} more, validations not counted"
+
+    @property
+    def _small_samples(self) -> int:
+        return min(round(self.settings.small_epochs * self.epoch_samples), self.total_samples)
+
+    @property
+    def _small_share(self) -> float:
+        """The work of a small image, as a fraction of that of a large one."""
+        return (self.settings.small_size / self.size) ** 2 if self.settings.small_size else 1.0

@@ -24,6 +24,8 @@ def test_every_config_is_listed_with_what_it_is_for() -> None:
     files = {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
     assert set(listed) == {path.relative_to(ROOT / "configs").as_posix() for path in files}
     assert all(len(title) > 20 and not title.startswith("#") for title in listed.values())
+    assert [title for title in listed.values() if not title.endswith((".", "…"))] == [], "a whole sentence"
+    assert not any("hpe pack" in title for title in listed.values()), "and no command"
 
 
 def test_copies_are_the_same_bytes_and_may_be_taken_again(tmp_path: Path) -> None:

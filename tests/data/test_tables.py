@@ -206,7 +206,7 @@ def test_several_folders_splits_and_estimators_make_one_table(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pose": "third"}, r"s/pose/third: no such folder; expected pose tables, as `hpe pose SHARDS` writes them"),
+        ({"pose": "frist"}, r"s/pose/frist: no such folder; expected pose tables; did you mean \S*s/pose/first\?$"),
         ({"split": "test"}, r"there is no split 'test'; expected one of train, val"),
         ({"shards": "nowhere"}, r"nowhere: no such shards"),
         ({"shards": []}, r"no shards are named"),

@@ -21,6 +21,7 @@ from hpe.data.directions import ABSTAIN
 from hpe.estimators.diagnosis import diagnose
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
+from hpe.estimators.onnx import _outputs
 from hpe.estimators.probe import probe, random_faces
 from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
 from hpe.models.build import build_network, load_run
@@ -464,3 +465,23 @@ def test_an_onnx_input_that_does_not_fit_is_told_with_what_was_found_and_what_wo
         _graph(tmp_path, shape, getattr(TensorProto, kind), more)
     with pytest.raises(UserError, match=told):
         load_estimator(_described(tmp_path, about), CPU)
+
+
+def test_weights_that_are_missing_or_no_network_name_the_file_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--weights \S*gone\.onnx: no such file"):
+        load_estimator(EXAMPLE, CPU, weights=tmp_path / "gone.onnx")
+    (tmp_path / "half.onnx").write_bytes(b"\x08\x0a\x12" * 500)
+    with pytest.raises(UserError, match=r"half\.onnx: not an ONNX network .*1,500 bytes, which is damaged, or no ONNX"):
+        load_estimator(EXAMPLE, CPU, weights=tmp_path / "half.onnx")
+
+
+@pytest.mark.parametrize(
+    ("bins", "way"),
+    [(2, "set output.kind to sixd"), (62, "hpe reads bins66-lower, bins66-centre, euler")],
+)
+def test_outputs_with_other_numbers_of_bins_have_a_way_out(bins: int, way: str, tmp_path: Path) -> None:
+    nodes = [SimpleNamespace(name=name, shape=["batch", bins], type="tensor(float)") for name in ("y", "p", "r")]
+    with pytest.raises(
+        UserError, match=rf"'y' is .*: {bins} values per face; .* has 66; {way}.* output\.names, or use"
+    ):
+        _outputs(tmp_path / "net.onnx", nodes, OutputSpec(kind="bins66-lower"))

@@ -23,6 +23,7 @@ from hpe.models.run_folder import TRAINED_ON, TrainedOn
 from hpe.predict import predict
 from hpe.predict.options import PredictOptions
 from hpe.report.load import read_run
+from hpe.report.model_card import model_card
 from hpe.report.page import report
 from hpe.stream import ShardSet
 from hpe.train import train
@@ -97,9 +98,27 @@ def test_what_was_not_learned_or_is_not_there_is_told_where_the_metrics_are(tmp_
     text, card = page.read_text(encoding="utf-8"), (page.parent / "model_card.md").read_text(encoding="utf-8")
     assert "Emotion accuracy, 6 shared labels" in text
     assert "not trained on contempt" in text
-    assert "not trained on contempt" in card
+    assert "not trained on contempt" in card.partition("## Limits")[2]
     assert "never trained on contempt" in card
     assert "AffectNet" not in text + card
+
+
+def test_copies_across_splits_limit_a_result_unless_they_were_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, shards = trained_on(tmp_path / "run", range(8)), packed(tmp_path / "faces", range(8))
+    manifest, found = Manifest.load(shards), {"exact": 9, "across_splits": 5, "dropped": 0}
+    replace(manifest, counts={"duplicates": found}).save(shards)
+    judged(run, shards)
+    words = "faces: copies of 5 images lie in another split: "
+    assert f"WARNING: {words}" in capsys.readouterr().err
+    assert words in (run / "evaluate" / "faces-test.md").read_text(encoding="utf-8")
+    card = model_card(read_run(run)).partition("## Limits")[2]
+    assert words in card
+    assert "(--drop-duplicates exact, or near)" in card
+    replace(manifest, counts={"duplicates": found | {"dropped": 9}}).save(shards)
+    assert not any("copies" in one for one in judged(run, shards)["about"]["warnings"])
+    assert f"next: hpe report {run}\n" in capsys.readouterr().err
 
 
 def test_where_the_training_is_not_known_that_is_told_in_place_of_shared_labels(tmp_path: Path) -> None:

@@ -190,6 +190,14 @@ def test_the_word_for_the_strength_is_no_more_than_the_interval_bears(tmp_path: 
     between = np.array([[100, 60], [60, 100]])  # w is 0.25, its interval about 0.14 to 0.36
     made = associate(Crossed(("a", "b"), ("x", "y"), between, 0), replicates=300)
     assert "The association is small to medium:" in made["sentences"][0]
+    assert (
+        "The most frequent column is right in 50.0% of the samples, the most frequent column of each row in 62.5%."
+        in (made["sentences"][2])
+    )
+    alike = np.array([[100, 60], [100, 50]])
+    told = associate(Crossed(("a", "b"), ("x", "y"), alike, 0, "age", "mood"), replicates=300)["sentences"][2]
+    assert told.startswith("Knowing the age removes ")
+    assert "64.5% of the samples; the most frequent mood of each age is not right more often." in told
 
 
 def test_p_of_a_cell_is_exact() -> None:

@@ -18,7 +18,7 @@ from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
 from hpe.core.statistics import resampled_sums, wilson_interval
 from hpe.metrics import figures, to_markdown
-from hpe.metrics.markdown import of_classifier
+from hpe.metrics.markdown import headline, of_classifier
 from hpe.metrics.values import Resampling, figure
 from tests.fake_run import HOSTILE, predictions
 
@@ -397,3 +397,19 @@ def test_wilson_interval_solves_its_own_equation() -> None:
 def test_impossible_columns_are_refused_with_place_and_expectation(columns: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         figures(pa.table(columns))
+
+
+def test_the_headline_has_the_majority_of_votes_and_one_pose_error_of_the_same_faces() -> None:
+    right = [1, 1, 2, 2]
+    p = np.eye(8)[[1, 1, 2, 3]].tolist()
+    columns = {"emotion": right, "emotion_p": p, "group_votes": ["majority", "majority", "tied", "majority"]}
+    columns |= {name: [10.0, 20.0, 30.0, 40.0] for name in ("yaw", "pitch", "roll")}
+    columns |= {f"{name}_hat": [11.0, 21.0, 31.0, 41.0] for name in ("yaw", "pitch", "roll")}
+    shown = {name: (value, n) for name, value, n in headline(figures(pa.table(columns), replicates=20))}
+    majority = shown["Emotion accuracy, faces with a majority of votes"]
+    assert (majority[0][:4], majority[1]) == ("66.7", 3)
+    assert list(shown).index("Emotion accuracy, faces with a majority of votes") == 1
+    assert "Pose MAE" in shown
+    assert "Pose MAE, ±99° only" not in shown
+    columns["yaw"] = [10.0, 20.0, 30.0, 140.0]
+    assert "Pose MAE, ±99° only" in dict.fromkeys(n for n, *_ in headline(figures(pa.table(columns), replicates=20)))

@@ -236,8 +236,9 @@ def test_stems_keep_as_much_of_a_small_picture_as_they_say(stem: str, side: int)
 
 
 def test_a_stem_for_resnets_is_refused_elsewhere() -> None:
-    with pytest.raises(UserError, match="half is for ResNets"):
-        build_backbone("mobilenet_v3_small", stem="half")
+    for name in ("mobilenet_v3_small", "resnet14"):  # the second is called a ResNet, too
+        with pytest.raises(UserError, match=rf"half is for torchvision's ResNets \(resnet18, .*and {name} is none"):
+            build_backbone(name, stem="half")
 
 
 def test_weights_that_cannot_be_downloaded_are_told_with_the_setting_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,8 +319,16 @@ def test_other_options_on_the_same_folder_are_refused_with_the_difference(tmp_pa
     rows = [row(i) for i in range(20)]
     packed(tmp_path, rows)
     before = digests(tmp_path)
-    with pytest.raises(UserError, match="quality: 95 there, 50 now"):
+    with pytest.raises(UserError, match=r"\(--quality: 95 there, 50 now\)"):
         packed(tmp_path, rows, replace(SMALL, quality=50))
+    with pytest.raises(
+        UserError, match=r"\(--crop: none there, keep now; --seed: 1 there, 2 now\)"
+    ):  # which has no size
+        packed(tmp_path, rows, replace(SMALL, crop="keep", seed=2))
+    with pytest.raises(UserError, match=r"\(--drop-duplicates: none there, near now; --grey: no there, yes now\)"):
+        packed(tmp_path, rows, replace(SMALL, grey=True, drop="near"))
+    with pytest.raises(UserError, match=r"\(--max-megapixels: 64 there, 9 now\)"):
+        packed(tmp_path, rows, replace(SMALL, max_megapixels=9))
     packed(tmp_path, rows)
     assert digests(tmp_path) == before
 
@@ -439,7 +447,11 @@ def test_kept_pictures_are_the_original_bytes_or_upright_png(tmp_path):
         "bmp": encoded(picture(1), "BMP"),
         "palette": encoded(picture(1).convert("P"), "PNG"),
     }
-    packed(tmp_path, [Raw(name, data, Record()) for name, data in images.items()], replace(SMALL, crop="keep"))
+    rows = [Raw(name, data, Record()) for name, data in images.items()]
+    manifest = packed(tmp_path, rows, replace(SMALL, crop="keep"))
+    words = "none (keep: whole pictures, bytes unchanged)"
+    assert (manifest.crop, manifest.crop_in_words) == ("none", words)
+    assert f"Crop: {words}. " in (tmp_path / "summary.md").read_text()
     found = samples(tmp_path)
     for name in ("jpg", "png", "webp"):
         assert (found[name].image, found[name].extension) == (images[name], name)

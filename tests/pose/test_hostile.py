@@ -131,6 +131,20 @@ def test_what_the_trial_refuses_leaves_no_folder(tmp_path: Path, monkeypatch: py
         plan.pose([str(folder)], replace(options, on_mismatch="force"))
 
 
+def test_a_pass_ends_with_the_commands_that_use_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards(tmp_path / "s", (5,))
+    monkeypatch.setattr(plan, "load_estimator", lambda *_, **__: estimator(Mean()))
+    assert plan.pose([str(folder)], PoseOptions(estimator=Path("e.yaml"), device="cpu", on_mismatch="force")) == 0
+    (tables,) = (folder / "pose").iterdir()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        f"Next: hpe train CONFIG --set data.train.0.pose={tables} --set data.val.0.pose={tables}, or"
+    )
+    assert "--check" in last
+
+
 def test_of_two_rules_only_what_differs_is_told(tmp_path: Path) -> None:
     network = estimator(Mean())
     tasks = tasks_for(make_shards(tmp_path, (3,)), network)

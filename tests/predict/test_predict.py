@@ -264,7 +264,9 @@ def test_every_face_is_a_row_and_pictures_without_one_are_named(
     assert reasons.keys() == {"1", "2"}
     assert reasons["1"] == face_finders.NO_FACE
     assert "outside the picture" in reasons["2"]
-    assert "2 faces in 3 images; 1 without a face, 0 could not be read" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "2 faces in 3 images; 1 without a face, 0 could not be read" in printed
+    assert f"; written to {out}/predictions.jsonl and {out}/drawn\n" in printed
     assert [path.name for path in (out / "drawn").iterdir()] == ["0.jpg"]
     # The second face, cut out with Pillow, gives the same angles.
     picture = Image.open(tmp_path / "in" / "0.png").crop((80, 20, 110, 50))

@@ -202,7 +202,9 @@ def test_frames_without_a_face_are_counted_and_named_by_stretches(
         "no face found in frames 18 to 18 (1.80 to 1.80 s)",
     ]
     assert {row["track"] for row in rows(tmp_path / "out")} == {0, 1, 2, 3}
-    assert "12 faces in 19 frames of 1 video; 13 frames without a face" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "12 faces in 19 frames of 1 video; 13 frames without a face" in told
+    assert f"; written to {tmp_path}/out/predictions.jsonl and {tmp_path}/out/drawn\n" in told
     nothing = made_video.write(tmp_path / "n.mp4", [empty] * 3)
     assert predict(run, [str(nothing)], PredictOptions(out=tmp_path / "none")) == 0
     assert rows(tmp_path / "none") == []

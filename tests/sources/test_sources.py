@@ -63,6 +63,24 @@ def test_a_reader_that_finds_nothing_says_where_and_what_it_expected(name: str, 
         open_source(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("raw", "raw/set"), ("raw/set/FER2013Valid", "raw/set"), ("raw/other", "")]
+)
+def test_a_folder_above_or_below_the_dataset_names_the_one_that_was_meant(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ferplus(tmp_path / "raw" / "set", {"x": "1,0,0,0,0,0,0,0,0,0"})
+    (tmp_path / "raw" / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"^{given}: no FER2013Train.*{f'; did you mean {meant}[?]' if meant else 'pictures'}$"
+    ):
+        open_source("ferplus", Path(given))
+    monkeypatch.chdir(tmp_path / "raw" / "set" / "FER2013Valid")
+    with pytest.raises(UserError, match=r"did you mean \.\.\?$"):
+        open_source("ferplus", Path())
+
+
 def test_an_unknown_source_or_option_is_refused_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"unknown reader 'affectnet'; did you mean affectnet-2021, affectnet-2017.*\? `hpe pack list`"

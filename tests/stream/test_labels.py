@@ -124,7 +124,20 @@ def test_votes_become_shares_and_the_cache_gives_the_same_labels_again(tmp_path:
 
 def test_a_folder_without_pose_tables_is_told_also_where_no_label_comes_from_them(made: Made, tmp_path: Path) -> None:
     (tmp_path / "pose").mkdir()
-    with pytest.raises(UserError, match=r"no pose table of 5 of 5 shards, such as train-000000\.parquet"):
+    with pytest.raises(
+        UserError, match=r"no pose table of 5 of 5 shards, such as train-000000\.parquet; run `hpe pose`"
+    ):
+        stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
+    with pytest.raises(
+        UserError, match=r"pose/net: no such folder; expected pose tables; `hpe pose SHARDS` writes them"
+    ):
+        stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose" / "net")))
+    pose_tables(made, tmp_path / "pose" / "net66")
+    pose_tables(made, tmp_path / "pose" / "other")
+    for named in ("pose/net", "pose/nte66", "net66"):  # misspelt, or without the folder above
+        with pytest.raises(UserError, match=rf"{named}: no such folder; .* did you mean \S*/pose/net66\?$"):
+            stream(ShardSet(str(made.folder), pose=str(tmp_path / named)))
+    with pytest.raises(UserError, match=r"5 of 5 .*; did you mean \S*/pose/net66 or \S*/pose/other\?$"):
         stream(ShardSet(str(made.folder), pose=str(tmp_path / "pose")))
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -32,7 +33,7 @@ from hpe.study import rebuild, study
 from hpe.study.adaboost import Boosting, boost, hog, hog_features
 from hpe.study.config import EMOTION_ALONE, StudyConfig, changes, run_config, seeds_of
 from hpe.study.jobs import missing_tests, run_job, run_jobs
-from hpe.study.sets import add_true_directions, pose_tables_from_records, study_data
+from hpe.study.sets import _pose_folder, add_true_directions, pose_tables_from_records, study_data
 from tests import browser, made
 from tests.study.pool_jobs import Job, Killed, Telling, Waiting
 
@@ -633,3 +634,11 @@ def test_a_study_of_remote_shards_is_refused_with_a_way_out(name: str, tmp_path:
     with pytest.raises(UserError, match=r"s3://bucket/faces: is remote.*`hpe balance` makes local sets"):
         study(remote, jobs=1, new=False)
     assert not (tmp_path / "study").exists()
+
+
+def test_pose_tables_that_are_not_there_name_the_setting_and_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "pose" / "lwpose66").mkdir(parents=True)
+    (tmp_path / "pose" / "lwpose66" / "train-000000.parquet").touch()
+    study = SimpleNamespace(pose=str(tmp_path / "pose" / "lwpose"))
+    with pytest.raises(UserError, match=r"^pose: \S*pose/lwpose: no such folder; .*did you mean \S*pose/lwpose66\?$"):
+        _pose_folder(study)  # pyright: ignore[reportArgumentType]

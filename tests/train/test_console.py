@@ -1,12 +1,15 @@
 """What is seen at a terminal while a network trains."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from hpe.config.run import TrainConfig
 from hpe.core.progress import progress
 from hpe.train.console import heads_table, pace, screen
+from hpe.train.timetable import Timetable
 
 TRAIN = {
     "emotion/loss": 1.23456, "pose/loss": 40.0, "loss": 41.2, "learning_rate": 3e-4, "gradient_norm": 2.5,
@@ -86,3 +89,20 @@ def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with screen("train it", 100, done=0, epochs=2) as shown:
         shown.show("train", TRAIN)
     assert out.getvalue() == ""
+
+
+def test_the_time_left_counts_later_images_by_their_pixels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """250 images, the first 100 of half the side: a quarter of the work. 40 took 20 s; 60 take 30 s, 150 take 300 s."""
+    monkeypatch.delenv("HPE_QUIET", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    now = [0.0]
+    monkeypatch.setattr("hpe.core.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    settings = TrainConfig.model_validate({"epochs": 2.5, "batch": 40, "small_epochs": 1, "small_size": 32})
+    timetable = Timetable(settings, 100, 250, 64)
+    with screen("train it", 250, done=0, epochs=2.5, work=timetable.work) as shown:
+        now[0] = 20.0
+        shown.advance(40)
+    assert "40 of 250 images, 2.0/s, 5:30 left" in capsys.readouterr().err
+    assert "the training about 6 min more" in timetable.forecast(2.0, 40)  # 330 s

@@ -33,7 +33,7 @@ def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float]
     before, after = (State(samples_seen=at * BATCH, step=at) for at in (step - 1, step))
     config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH, "log_steps": 1000} | settings)
     words = expected.split()
-    assert Timetable(config, EPOCH, TOTAL).due(before, after) == Due(
+    assert Timetable(config, EPOCH, TOTAL, 64).due(before, after) == Due(
         log="log" in words, validation="validation" in words, checkpoint="checkpoint" in words
     )
 
@@ -52,4 +52,4 @@ def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float]
 )
 def test_a_forecast_counts_small_images_by_their_pixels(settings: dict[str, float], seen: int, expected: str) -> None:
     config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH} | settings)
-    assert expected in Timetable(config, EPOCH, TOTAL).forecast(2.0, seen, size=64)
+    assert expected in Timetable(config, EPOCH, TOTAL, 64).forecast(2.0, seen)

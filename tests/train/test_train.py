@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import threading
@@ -32,7 +33,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State
 from hpe.models.multitask import MultiTask, Outputs
 from hpe.stream import Loaded, Loader
-from hpe.train import loop, plan, resume, train
+from hpe.train import loop, next_command, plan, resume, train
 from hpe.train import step as step_module
 from hpe.train.metrics import HeadMetrics
 from hpe.train.selection import better
@@ -146,7 +147,9 @@ def test_workers_and_micro_batches_of_one_norm_free_network_do_not_change_the_we
     assert same(weights(tmp_path / "none"), weights(tmp_path / "two"))
 
 
-def test_a_signal_saves_and_leaves_with_its_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_saves_and_leaves_with_its_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import os
     import signal
 
@@ -162,6 +165,7 @@ def test_a_signal_saves_and_leaves_with_its_code(folder: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(step_module.Learner, "step", step)
         assert train(config) == EXIT_AGAIN
+    assert "stopped by a signal; saved is" in capsys.readouterr().err  # it did not wait for images
     saved = checkpoints.State.load(checkpoints.find_checkpoint(tmp_path / "run", "last"))
     assert 0 < saved.samples_seen < 87
     assert train(config) == 0
@@ -673,6 +677,43 @@ def test_a_rank_waits_for_the_checkpoint_that_rank_0_has_chosen(
         pass
 
 
+def test_a_validation_is_one_line_that_explains_itself_and_a_finished_run_ends_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = made.config(folder, tmp_path / "run", "train.epochs=2", "train.select=pose/mae")
+    assert train(config) == 0
+    # 87 samples in batches of 8: validated after 88 and 176, which are 1.011 and 2.023 epochs
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": epoch " in line]
+    assert re.search(r"run: epoch 1\.01: .*pose/mae \d+(\.\d+)?°.* \(best pose/mae so far\)$", lines[0])
+    assert "run: epoch 2.02: " in lines[1]
+    before = list((tmp_path / "run" / "tensorboard").iterdir())
+    assert train(config) == 0
+    assert re.search(r"done: 176 samples, 22 steps, best pose/mae [\d.]+°", capsys.readouterr().err)
+    seen = []
+    for path in (tmp_path / "run" / "tensorboard").iterdir():
+        events = EventAccumulator(str(path)).Reload()
+        tags, plugins = events.Tags(), events.summary_metadata
+        seen.append(("config/text_summary" in tags["tensors"], any("hparams" in name for name in plugins)))
+        if "config/text_summary" in tags["tensors"]:
+            (text,) = events.Tensors("config/text_summary")
+            shown = text.tensor_proto.string_val[0].decode()
+            assert "\n    train:\n" in shown
+            assert all(line.startswith("    ") for line in shown.splitlines())
+    assert len(seen) > len(before)
+    assert [sum(each) for each in zip(*seen, strict=True)] == [1, 1]  # config, HPARAMS
+
+
+def test_the_next_command_names_shards_split_and_pose_tables(tmp_path: Path) -> None:
+    shards = tmp_path / "my shards"
+    config = made.config(made.shards(shards), tmp_path / "run", f"data.val.0.pose={tmp_path}/t")
+    assert next_command(config) == f"hpe evaluate {tmp_path}/run '{shards}' --split val --pose {tmp_path}/t"
+    manifest = Manifest.load(shards)
+    replace(manifest, shards=(*manifest.shards, replace(manifest.shards[-1], split="test"))).save(shards)
+    assert f"--split test --pose {tmp_path}/t" in next_command(config)  # `val` has chosen the checkpoint
+
+
 def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made.shards(tmp_path / "shards")
     config = made.config(folder, tmp_path / "run", "train.batch=9", "train.epochs=2")
@@ -722,5 +763,5 @@ def test_of_several_ranks_the_one_whose_wait_a_signal_ends_leaves_without_a_coll
         several = replace(job, ranks=Ranks(1, 2, 0, 1))
         learner = SimpleNamespace(save=lambda *_: pytest.fail("saved"))
         with pytest.raises(SystemExit) as left:
-            loop._interrupted(several, learner, State(16, 2))  # pyright: ignore[reportArgumentType]
+            loop._interrupted(several, learner, State(16, 2), waiting=True)  # pyright: ignore[reportArgumentType]
     assert left.value.code == EXIT_AGAIN
