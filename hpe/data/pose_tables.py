@@ -106,11 +106,11 @@ def table_of_shard(folder: Path, shard: str) -> Path:
 
 def no_folder(folder: Path) -> UserError:
     """The refusal of a folder of pose tables that does not exist."""
-    way = did_you_mean(folder) or "`hpe pose SHARDS` writes them"
+    way = tables_meant(folder) or "`hpe pose SHARDS` writes them"
     return UserError(f"{folder}: no such folder; expected pose tables; {way}")
 
 
-def did_you_mean(folder: Path) -> str | None:
+def tables_meant(folder: Path) -> str | None:
     """The folders of pose tables in and beside a folder without any, those of a similar name first; None: none."""
     found: dict[Path, str] = {}
     for home in (folder, folder.parent, folder.parent / POSE_FOLDER):

@@ -23,7 +23,7 @@ from hpe.core.progress import progress
 from hpe.data.directions import ABSTAIN, pointing04_direction_of_name
 from hpe.data.index import SCHEMA, IndexedShard, IndexFile, index_open_shard, open_index
 from hpe.data.pose_labels import read_poses
-from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, did_you_mean, no_folder, read_metadata, table_of_shard
+from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, no_folder, read_metadata, table_of_shard, tables_meant
 from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.store import FetchError, below, is_remote
@@ -118,7 +118,7 @@ def _complete(shards: Sequence[ShardFile], paths: list[Path], pose: str | Path) 
     except OSError as error:
         raise UserError(f"{pose}: cannot be read: {error.strerror}; expected a folder of pose tables") from error
     if without:
-        near = did_you_mean(paths[0].parent) if len(without) == len(shards) else None
+        near = tables_meant(paths[0].parent) if len(without) == len(shards) else None
         raise UserError(
             f"{pose}: no table for {len(without):,} of {len(shards):,} shards, such as {without[0]}; "
             f"{near or 'run `hpe pose` on them first'}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from hpe.core.errors import UserError
 from hpe.data import store
 from hpe.data.index import IndexFile
-from hpe.data.pose_tables import did_you_mean, no_folder, table_of_shard
+from hpe.data.pose_tables import no_folder, table_of_shard, tables_meant
 from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import (
     ALL_SPLITS,
@@ -134,7 +134,7 @@ def _with_pose_tables(shards: Sequence[Shard], folder: str) -> list[Shard]:
         tables = [table_of_shard(Path(folder), name) for name in names]
     # Also where no label is read from them: who names a folder means its tables.
     if absent := [table.name for table in tables if not table.is_file()]:
-        near = did_you_mean(Path(folder)) if len(absent) == len(tables) and not is_remote(folder) else None
+        near = tables_meant(Path(folder)) if len(absent) == len(tables) and not is_remote(folder) else None
         raise UserError(
             f"{folder}: no pose table of {len(absent):,} of {len(tables):,} shards, such as {absent[0]}; "
             f"{near or 'run `hpe pose` on these shards again'}"
