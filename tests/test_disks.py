@@ -114,6 +114,6 @@ def test_a_library_that_hides_the_system_s_error_is_one_message(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("hpe.share.shared.save_file", full)
+    monkeypatch.setattr("hpe.models.checkpoints.save_file", full)
     with pytest.raises(UserError, match=r"face: cannot be written \(I/O error: No space.*\); free some space"):
         share(place / "run", str(tmp_path / "face"))

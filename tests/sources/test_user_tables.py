@@ -157,7 +157,7 @@ def test_the_unit_of_affectnets_boxes_and_of_the_thesis_angles_is_asked_for_too(
     [
         ("folders", {"subject": "^(S[0-9]+)_"}, r"finds no person in any of 4 paths such as 'happy/S0_0.png' and"),
         ("folders", {"classes": "glad=happy"}, r"no folder is named 'glad'; the class folders are happy, sad"),
-        ("folders", {"classes": "happy=gladd"}, r"'gladd' is no emotion or direction; expected one of neutral, happy"),
+        ("folders", {"classes": "happy=gladd"}, r"gladd is no emotion or direction; expected one of neutral, happy"),
         ("folders", {"classes": "happy=skip,sad=skip"}, r"skips every folder"),
         ("table", {"columns": "emotion=feeling"}, r"no column 'feeling'; found image, label"),
         ("table", {"angles": "radians"}, r"angles=radians has nothing to apply to: no column yaw, pitch or roll among"),

@@ -27,7 +27,7 @@ def test_what_names_no_shards_is_refused_with_a_way_out(made: Made, tmp_path: Pa
     for named, words in (
         (ShardSet(str(tmp_path / "no")), "no such file or folder"),
         (ShardSet(str(tmp_path / "empty")), "names no shards; .* `hpe pack auto RAW OUT` makes from a raw dataset"),
-        (ShardSet(str(made.folder), "val"), "expected one of train"),
+        (ShardSet(str(made.folder), "val"), "only train; `hpe pack` draws val"),
         (ShardSet(str(made.folder), weight=0.0), "expected more than 0"),
     ):
         with pytest.raises(UserError, match=words):
