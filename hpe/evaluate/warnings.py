@@ -57,7 +57,8 @@ def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
         yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is judged"
     reached, wanted = reached_epoch(run), config.train.epochs
     if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
-        yield f"The training is at epoch {reached:.3g} of {wanted:g}: the same `hpe train` goes on with it"
+        judged = find_checkpoint(run, which).name
+        yield f"The training is at epoch {reached:.3g} of {wanted:g}, judged is {judged}: the same `hpe train` goes on"
 
 
 def seen_in_training(sets: Sequence[ShardsConfig], tars: Sequence[Path]) -> list[str]:

@@ -175,7 +175,7 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
         return folder / names[-1]
     if not names:
         refuse_absent(run)
-    raise UserError(f"{run}: no checkpoint {which!r}; there are {', '.join(names) or 'none'}")
+    raise UserError(f"{run}: no checkpoint {which!r}; there are {', '.join(['best', 'last', *names])}")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ def _tell_of_older(path: Path) -> None:
     older = [one for one in beside if one.exists()]
     if older:
         ends = [f"{one.name} {'is replaced' if one == path else 'stays'}" for one in older]
+        ends += ["older pictures in drawn stay unless a new one has their name"] * (path.parent / "drawn").is_dir()
         say(f"predict: {path.parent} holds an earlier result: {', '.join(ends)}; another --out keeps both apart")
 
 

@@ -1,5 +1,6 @@
 """The meaning of a table's columns, and a row of it as a record."""
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ EMOTION_ORDERS: Final[Mapping[str, Mapping[int, Emotion]]] = {
     "fer2013": dict(enumerate(FER2013)),
     "raf-db": RAF_DB,
 }
+_ALIKE: Final = 0.75
+"""difflib's likeness from which on a column may be a misspelt field: two letters that changed places have 0.86."""
 _NUMBERS: Final = ("emotion", "direction", "valence", "arousal", "yaw", "pitch", "roll", "x0", "y0", "x1", "y1",
                    "width", "height")  # fmt: skip
 
@@ -108,6 +111,23 @@ class Columns:
             listed = ", ".join(found)[:300]
             raise UserError(f"{where}: no column of pictures among {listed}; name it with --option columns=image=NAME")
         return cls(names, EMOTION_ORDERS[emotions], frozenset(negated), groups)
+
+    def misspelt(self, found: Sequence[str]) -> list[str]:
+        """Warnings of columns that are not used, and whose names are nearly those of a field that the table lacks."""
+        used = {*self.names.values(), *self.groups.values()}
+        known = {
+            word: target for target in FIELDS if target not in self.names for word in _SYNONYMS.get(target, (target,))
+        }
+        told = []
+        for column in found:
+            near = difflib.get_close_matches(column.lower(), known, 1, _ALIKE) if len(column) > 2 else []
+            if column not in used and near:
+                field_ = known[near[0]]
+                told.append(
+                    f"WARNING: column {column[:60]!r} is not used; if it is {field_}, name it with --option "
+                    f"columns={field_}={column[:60]}"
+                )
+        return told
 
     def record(self, row: Mapping[str, Any], source: str, words: Mapping[str, list[str]] | None = None) -> Record:
         """A row as a record.

@@ -298,7 +298,12 @@ def open_table(
         splits=splits,
         rows=rows,
         home=home,
-        notes=(*read_as, *commas, *(f"{name} negated" for name in sorted(meaning.negated))),
+        notes=(
+            *read_as,
+            *commas,
+            *(f"{name} negated" for name in sorted(meaning.negated)),
+            *meaning.misspelt(table.columns),
+        ),
         late_notes=lambda: pictures[0].notes(),
     )
 

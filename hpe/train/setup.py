@@ -142,7 +142,7 @@ class Job:
         texts = [f"{name} {value:.4g}{unit_of(name)}" for name, value in shown.items()]
         # A validation comes with the first batch that ends on an epoch or behind it: 2.002 epochs are two.
         epoch = round(state.samples_seen / self.epoch_samples, 2)
-        best = f" (best {self.selection} so far)" if state.is_best else ""
+        best = f" (no better {self.selection} so far)" if state.is_best else ""  # it may have been as good before
         self.say(f"epoch {epoch:.6g}: {', '.join(texts)}{best}")
 
     def say_done(self, state: State) -> None:

@@ -433,7 +433,7 @@ def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path
     newest = saved(early)[-1].name
     assert found[:2] == [
         f"No validation has chosen a best checkpoint yet: {newest}, the newest, is judged",
-        f"The training is at epoch 0.5 of {wanted:g}: the same `hpe train` goes on with it",
+        f"The training is at epoch 0.5 of {wanted:g}, judged is {newest}: the same `hpe train` goes on",
     ]
 
 

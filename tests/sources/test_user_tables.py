@@ -409,6 +409,17 @@ def test_tables_of_spreadsheets_are_read_and_how_is_noted(tmp_path: Path) -> Non
         assert (source.notes[1:] == ("decimal commas in pitch, yaw",)) == (";" in text)
 
 
+@pytest.mark.parametrize(("column", "told"), [("emotoin", "emotion"), ("Yaws", "yaw"), ("note", None), ("group", None)])
+def test_a_column_that_is_nearly_a_known_one_is_told(tmp_path: Path, column: str, told: str | None) -> None:
+    picture(tmp_path / "a.png")
+    notes = open_source("table", table(tmp_path, [f"image,{column}", "a.png,1"])).notes
+    assert notes == (
+        () if told is None else (
+            f"WARNING: column {column!r} is not used; if it is {told}, name it with --option columns={told}={column}",
+        )
+    )  # fmt: skip
+
+
 def test_a_column_of_points_and_commas_keeps_its_points_and_names_the_others(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     rows = ["image;yaw", "a.png;10.5", "a.png;10,5", "a.png;20.5"]

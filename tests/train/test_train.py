@@ -686,7 +686,7 @@ def test_a_validation_is_one_line_that_explains_itself_and_a_finished_run_ends_o
     assert train(config) == 0
     # 87 samples in batches of 8: validated after 88 and 176, which are 1.011 and 2.023 epochs
     lines = [line for line in capsys.readouterr().err.splitlines() if ": epoch " in line]
-    assert re.search(r"run: epoch 1\.01: .*pose/mae \d+(\.\d+)?°.* \(best pose/mae so far\)$", lines[0])
+    assert re.search(r"run: epoch 1\.01: .*pose/mae \d+(\.\d+)?°.* \(no better pose/mae so far\)$", lines[0])
     assert "run: epoch 2.02: " in lines[1]
     before = list((tmp_path / "run" / "tensorboard").iterdir())
     assert train(config) == 0
