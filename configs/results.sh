@@ -51,7 +51,7 @@ found["emotion_by"] = {
 }
 for name in ("by_yaw", "by_pitch"):
     found.get("pose", {}).pop(name, None)
-for name in ("shards", "pose"):  # where they lie on this machine
+for name in ("shards", "pose tables"):  # where they lie on this machine
     found.get("about", {}).pop(name, None)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
 gpus = []
