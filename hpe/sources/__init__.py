@@ -180,7 +180,9 @@ def open_source(name: str, path: Path, /, **options: str) -> Source:
     try:
         return reader.open(path, **options)
     except UserError as error:
-        if name in _WITHOUT_FOLDER or reader.recognise(path) or not (near := _near(reader, path)) or near in str(error):
+        if name in _WITHOUT_FOLDER or reader.recognise(path) or not (near := _near(reader, path)):
+            raise
+        if str(error).endswith(f" {near}: give that folder"):
             raise
         raise UserError(f"{error}; did you mean {near}?") from error
 

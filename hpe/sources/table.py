@@ -287,8 +287,6 @@ def open_table(
             got = row if isinstance(row, Reject) else _sample(faces, pictures[0], meaning, here, row)
             yield to_pixels(got) if boxes == "fractions" else got
 
-    read_as = () if table.text is None or table.text.usual else (f"{table.path.name} was read as {table.text.found}",)
-    commas = (f"decimal commas in {', '.join(sorted(meaning.commas))}",) if meaning.commas else ()
     return Source(
         name="table",
         variant=f"table {table.path.name}: " + ", ".join(f"{f}={n}" for f, n in meaning.names.items()),
@@ -298,14 +296,19 @@ def open_table(
         splits=splits,
         rows=rows,
         home=home,
-        notes=(
-            *read_as,
-            *commas,
-            *(f"{name} negated" for name in sorted(meaning.negated)),
-            *meaning.misspelt(table.columns),
-        ),
+        notes=tuple(_notes(table, meaning)),
         late_notes=lambda: pictures[0].notes(),
     )
+
+
+def _notes(table: _Table, meaning: Columns) -> Iterator[str]:
+    """How the table was read where that is not as usual, and what in it may be meant otherwise."""
+    if table.text is not None and not table.text.usual:
+        yield f"{table.path.name} was read as {table.text.found}"
+    if meaning.commas:
+        yield f"decimal commas in {', '.join(sorted(meaning.commas))}"
+    yield from (f"{name} negated" for name in sorted(meaning.negated))
+    yield from meaning.misspelt(table.columns)
 
 
 def _only_table(path: Path) -> _Table:
