@@ -136,13 +136,13 @@ class Job:
         """Print a line on rank 0."""
         self.ranks.say(f"{self.run}: {text}")
 
-    def say_figures(self, state: State, figures: Mapping[str, float]) -> None:
-        """Print one line of validation metrics."""
+    def say_figures(self, state: State, figures: Mapping[str, float], *, tied: bool) -> None:
+        """Print one line of validation metrics; ``tied``: the value is as good as the best one before."""
         shown = {n: v for n, v in figures.items() if n.endswith(("/accuracy", "/macro_f1", "/mae", "/rmse"))}
         texts = [f"{name} {value:.4g}{unit_of(name)}" for name, value in shown.items()]
         # A validation comes with the first batch that ends on an epoch or behind it: 2.002 epochs are two.
         epoch = round(state.samples_seen / self.epoch_samples, 2)
-        best = f" (no better {self.selection} so far)" if state.is_best else ""  # it may have been as good before
+        best = f" ({'as good as the' * tied or 'the'} best {self.selection} so far)" if state.is_best else ""
         self.say(f"epoch {epoch:.6g}: {', '.join(texts)}{best}")
 
     def say_done(self, state: State) -> None:

@@ -51,7 +51,7 @@ def _judged(job: Job, learner: Learner, state: State, log: Log, metrics: "HeadMe
         state = replace(state, best=value, best_samples=state.samples_seen)
     if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
         job.say(f"WARNING: the network's output is NaN or infinite for some validation samples: {', '.join(broken)}")
-    job.say_figures(state, figures)
+    job.say_figures(state, figures, tied=tied)
     return state
 
 

@@ -444,7 +444,10 @@ def test_of_equal_values_the_later_checkpoint_is_the_best_unless_patience_counts
     assert train(config) == 0
     epoch = config.train.batch * -(-87 // config.train.batch)  # type: ignore[operator]
     assert State.load(checkpoints.find_checkpoint(tmp_path / "run", "best")).samples_seen == best * epoch
-    assert "data.val: of 24 images the best checkpoint is chosen nearly by chance" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "data.val: of 24 images the best checkpoint is chosen nearly by chance" in told
+    assert told.count("(the best emotion/accuracy so far)") == 1
+    assert told.count("(as good as the best emotion/accuracy so far)") == (patience == 0)
 
 
 @pytest.mark.slow
@@ -686,7 +689,7 @@ def test_a_validation_is_one_line_that_explains_itself_and_a_finished_run_ends_o
     assert train(config) == 0
     # 87 samples in batches of 8: validated after 88 and 176, which are 1.011 and 2.023 epochs
     lines = [line for line in capsys.readouterr().err.splitlines() if ": epoch " in line]
-    assert re.search(r"run: epoch 1\.01: .*pose/mae \d+(\.\d+)?°.* \(no better pose/mae so far\)$", lines[0])
+    assert re.search(r"run: epoch 1\.01: .*pose/mae \d+(\.\d+)?°.* \(the best pose/mae so far\)$", lines[0])
     assert "run: epoch 2.02: " in lines[1]
     before = list((tmp_path / "run" / "tensorboard").iterdir())
     assert train(config) == 0
