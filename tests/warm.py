@@ -24,6 +24,14 @@ from typing import Self
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONPATH": str(ROOT),
+}
+"""Of ranks on a CPU whose launcher is a test."""
 IMPORTED = (
     "hpe.cli", "hpe.train.loop", "hpe.train.metrics", "hpe.evaluate", "hpe.pose.plan", "hpe.predict", "hpe.pack",
     "accelerate", "datasets", "av", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.utils.tensorboard",

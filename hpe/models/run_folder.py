@@ -239,11 +239,6 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() or (path / PRETRAINED).is_file()
 
 
-def same_weights(named: object, weights: Path) -> bool:
-    """Whether the weights that a result names are these: by checkpoint and file, as a run may have been moved."""
-    return PurePath(str(named)).parts[-2:] == weights.resolve().parts[-2:]
-
-
 def outdated(run: Path, about: Mapping[str, Any]) -> str | None:
     """In words, that a result is not of the run's present checkpoint; None: it is, or it does not say.
 

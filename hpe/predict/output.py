@@ -76,11 +76,11 @@ def open_table(path: Path | None, form: Format, kinds: Mapping[str, type]) -> It
 
 
 def _tell_of_older(path: Path) -> None:
-    beside = [path.with_suffix(f".{form}") for form in get_args(Format)]
+    beside = [table_in(path.parent, form) for form in get_args(Format)]
     older = [one for one in beside if one.exists()]
     if older:
         ends = [f"{one.name} {'is replaced' if one == path else 'stays'}" for one in older]
-        ends += ["older pictures in drawn stay unless a new one has their name"] * (path.parent / "drawn").is_dir()
+        ends += [f"older pictures in {DRAWN} stay unless a new one has their name"] * (path.parent / DRAWN).is_dir()
         say(f"predict: {path.parent} holds an earlier result: {', '.join(ends)}; another --out keeps both apart")
 
 

@@ -31,15 +31,7 @@ from hpe.models.build import build_network
 from hpe.train import train
 from hpe.train.setup import open_job
 from tests import made, norm_free, warm
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
-    "ACCELERATE_USE_CPU": "true",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONPATH": str(ROOT),
-}
+from tests.warm import ENVIRONMENT, ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """This process among those of its job: the launchers' variables, and how a rank ends."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,7 @@ from hpe.core.errors import EXIT_USAGE, UserError
 from hpe.core.launch import relaunch
 from hpe.core.ranks import Ranks, launched
 from tests import warm
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
-    "ACCELERATE_USE_CPU": "true",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONPATH": str(ROOT),
-}
+from tests.warm import ENVIRONMENT
 
 
 @pytest.fixture
