@@ -38,6 +38,10 @@ class Batch:
         """A copy in memory of its own."""
         return self._map(lambda tensor: tensor.clone())
 
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory, from which copies to a GPU overlap with compute."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
     def __getitem__(self, rows: slice) -> "Batch":
         return self._map(lambda tensor: tensor[rows])._with_keys(self.keys[rows])
 

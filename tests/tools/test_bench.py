@@ -2,13 +2,23 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import parse
 from hpe.core.errors import UserError
+from hpe.core.ranks import Ranks
+from hpe.data.crops import CropRule, Framing
+from hpe.data.pose_tables import Identity
+from hpe.data.shard_files import find_shards
+from hpe.pose.passes import Task
 from hpe.tools.bench import Figure, Report, Settings, available, measure, ratio, take_turns
 from hpe.tools.bench import pose as pose_bench
+from hpe.tools.bench import step as step_bench
+from hpe.train.setup import open_job
+from hpe.train.step import Learner
 from tests import made
 
 
@@ -75,10 +85,39 @@ def test_the_steps_of_a_given_config_are_measured_and_what_bounds_them_is_said(
     assert not (tmp_path / "unused").exists()
 
 
+def test_nothing_is_validated_or_saved_while_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
+    shards = made.shards(tmp_path / "shards")
+    often = ("train.validate_epochs=0.1", "train.checkpoint_steps=1", "data.workers=0")
+    config = parse(made.config(shards, tmp_path / "run").dump(), "a config", RunConfig, often)
+    asked: list[int] = []
+    ended_at: list[int] = []
+    usual = step_bench._Timed.__next__
+    monkeypatch.setattr(step_bench._Timed, "__next__", lambda self: asked.append(0) or usual(self))
+    monkeypatch.setattr(Learner, "save", lambda *_: ended_at.append(len(asked)))
+    with open_job(config, Ranks(0, 1, 0, 1)) as job:
+        rate = step_bench.contestants(job, 6)[step_bench.LOOP]()
+    assert rate > 0
+    assert ended_at == [len(asked)]
+
+
 def test_a_turn_of_the_pose_bench_has_whole_shards_and_enough_faces() -> None:
     tasks: list[Any] = [SimpleNamespace(shard=SimpleNamespace(samples=samples)) for samples in (9, 4, 7)]
     counted = [len(pose_bench._first(tasks, faces)) for faces in (1, 9, 10, 99)]
     assert counted == [1, 1, 2, 3]
+
+
+def test_a_turn_on_a_gpu_repeats_the_shards_until_it_has_enough_faces(tmp_path: Path) -> None:
+    shard, identity = made.shards(tmp_path / "shards"), cast("Identity", None)
+    once = [
+        Task(one, tmp_path / f"{one.path.stem}.parquet", Framing(CropRule(), inside=False), identity)
+        for one in find_shards([str(shard)], "val")
+    ]
+    faces = sum(task.shard.samples or 0 for task in once)
+    again = pose_bench._repeated(once, 3 * faces + 1)
+    assert len(again) == 3 * len(once) + 1
+    assert len({task.table for task in again}) == len(again)
+    assert {task.table.parent for task in again} == {tmp_path}
 
 
 @pytest.mark.slow

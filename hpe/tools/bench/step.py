@@ -36,6 +36,7 @@ from hpe.train.log import Log
 from hpe.train.losses import geodesic_loss, hopenet_loss
 from hpe.train.setup import Job, open_job
 from hpe.train.step import Learner
+from hpe.train.timetable import Timetable
 
 LOOP: Final = "hpe train, batches in memory"
 BARE: Final = "bare PyTorch loop, batches in memory"
@@ -43,6 +44,8 @@ TRAIN: Final = "hpe train, from shards"
 STREAM: Final = "the stream alone"
 _WARM_UP: Final = 2
 _KEPT: Final = 8
+_NEVER: Final = 1e9
+"""Epochs."""
 _LATE: Final = 0.9
 _REDUCTIONS: Final = 20
 _CPU: Final = ("mobilenet_v3_small", 112, 32, 8)
@@ -111,7 +114,13 @@ train: {{batch: {batch}, epochs: 1}}
 
 def _in_memory(job: Job) -> list[Loaded]:
     with job.batches(0) as loader:
-        return [replace(one, batch=one.batch.clone()) for one in itertools.islice(loader, _KEPT)]
+        return [in_own_memory(one) for one in itertools.islice(loader, _KEPT)]
+
+
+def in_own_memory(loaded: Loaded) -> Loaded:
+    """A batch that is kept: the loader's memory is used again. Page-locked beside a GPU, as the loader's is."""
+    kept = loaded.batch.clone()
+    return replace(loaded, batch=kept.pin_memory() if cuda() else kept)
 
 
 class _Timed:
@@ -167,6 +176,13 @@ class _Short(Job):
     @property
     def total_samples(self) -> int:
         return (self.steps + _WARM_UP + 1) * self.batch
+
+    @property
+    def timetable(self) -> Timetable:
+        """That of the job, with no validation and no checkpoint before the end: the clock would run on."""
+        usual = super().timetable
+        never = {"validate_epochs": _NEVER, "checkpoint_steps": 0, "patience": 0}
+        return replace(usual, settings=usual.settings.model_copy(update=never))
 
     def batches(self, samples_seen: int) -> Any:
         return self.timed
