@@ -1,5 +1,6 @@
 """Groups of parameters, the learning rate as a function of progress, and the moving average of the weights."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -195,6 +196,19 @@ def test_an_average_of_few_steps_has_left_the_start_behind() -> None:
 def test_a_long_average_decays_as_was_asked() -> None:
     before, after = averaged_after([0.0] * 200 + [1.0], 0.9), averaged_after([0.0] * 200 + [1.0, 1.0], 0.9)
     torch.testing.assert_close((before, after), (0.1, 0.19))
+
+
+def test_the_statistics_of_an_average_are_those_of_the_network() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    average = MovingAverage(network, 0.9)  # type: ignore[arg-type]
+    network.load_state_dict(copy.deepcopy(network.state_dict()), assign=True)
+    for batch in torch.randn(3, 4, 2):
+        network(batch)
+        average.update(network)  # type: ignore[arg-type]
+        found = dict(average.module.named_buffers())
+        assert found.keys() == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+        for name, buffer in network.named_buffers():
+            assert torch.equal(found[name], buffer), name
 
 
 def test_a_small_decay_is_never_exceeded() -> None:
