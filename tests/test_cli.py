@@ -183,6 +183,7 @@ TRAINING = "runs/busy: this run has no checkpoint yet; another process is traini
         (("export", "runs/mine", "a.onnx"), UNTRAINED),
         (("evaluate", "runs/busy", "shards"), TRAINING),
         (("predict", "runs", "a.jpg"), "runs: holds runs, and is none; give one of them: runs/busy, runs/done, "),
+        (("evaluate", "shards", "runs/done"), "shards: shards that `hpe pack` wrote; .* Were two arguments swapped"),
     ],
 )  # fmt: skip
 def test_a_network_that_is_not_there_is_told_before_torch_is_loaded(
@@ -191,6 +192,8 @@ def test_a_network_that_is_not_there_is_told_before_torch_is_loaded(
     for name in ("mine", "busy", "done"):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").touch()
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/manifest.json").touch()
     (tmp_path / "runs/mine/checkpoints/.step-00000001.part").mkdir()  # a kill left it
     (tmp_path / "runs/mine/checkpoints/.step-00000001.part/state.json").touch()
     (tmp_path / "runs/done/checkpoints/step-00000001").mkdir()

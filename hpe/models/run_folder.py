@@ -293,7 +293,7 @@ def refuse_absent(path: Path) -> None:
     """Refuse a path that cannot lead to a trained network, before seconds go by while torch is loaded.
 
     Raises:
-        UserError: nothing is there, or a folder of runs, or a run without a checkpoint.
+        UserError: nothing is there, or a folder of shards or of runs, or a run without a checkpoint.
     """
     refuse_missing(
         path,
@@ -312,6 +312,10 @@ def refuse_absent(path: Path) -> None:
         raise UserError(
             f"{path}: this run is not trained yet: it has no checkpoint; train it with `hpe train "
             f"{shlex.quote(str(path / CONFIG))}`"
+        )
+    if (path / MANIFEST).is_file():
+        raise UserError(
+            f"{path}: shards that `hpe pack` wrote; expected a run folder or an estimator here. Were two arguments swapped?"
         )
     if path.is_dir() and (runs := [str(one.parent) for one in sorted(path.glob(f"*/{CONFIG}"))]):
         more = ", …" if len(runs) > _MOST_NAMED else ""
