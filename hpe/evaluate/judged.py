@@ -22,8 +22,8 @@ from hpe.data.prefetch import one_thread
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.evaluate.options import EvaluateOptions
-from hpe.evaluate.warnings import not_at_its_end
 from hpe.models.build import load_run
+from hpe.models.checkpoints import not_at_its_end
 from hpe.models.inference import CPU_PIECE, judge, judging_precision
 from hpe.models.run_folder import TrainedOn, crop_rules, is_run, pretrained
 from hpe.models.views import PLAIN, Estimates

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hpe.config.run import RunConfig, ShardsConfig
+from hpe.config.run import ShardsConfig
 from hpe.core.console import count_of
 from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
@@ -14,16 +14,12 @@ from hpe.data.crops import CropRule
 from hpe.data.face_sizes import face_shares, sizes_differ
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.metrics.columns import guesses, labels
-from hpe.models.checkpoints import find_checkpoint, saved
-from hpe.models.run_folder import CHECKPOINTS, reached_epoch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _NEARLY_ALL: Final = 0.95
 _FEWEST_FACES: Final = 50
-DONE_SHARE: Final = 0.999
-"""Fraction of the epochs at which a training counts as finished: its last step may end a little earlier."""
 
 
 def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars: Sequence[Path]) -> list[str]:
@@ -43,22 +39,6 @@ def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars:
         ]
     differ = sizes_differ(faces, face_shares(tars)) if faces else None
     return [f"The framing differs from that of the training: {differ}; expect larger errors"] if differ else []
-
-
-def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
-    """Warnings about a run whose training goes on, or was stopped, and about a best checkpoint that is none.
-
-    Args:
-        run: folder of hpe train.
-        config: its own.
-        which: the checkpoint that is judged.
-    """
-    if which == "best" and saved(run) and not (run / CHECKPOINTS / which).is_dir():
-        yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is judged"
-    reached, wanted = reached_epoch(run), config.train.epochs
-    if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
-        judged = find_checkpoint(run, which).name
-        yield f"The training is at epoch {reached:.3g} of {wanted:g}, judged is {judged}: the same `hpe train` goes on"
 
 
 def seen_in_training(sets: Sequence[ShardsConfig], tars: Sequence[Path]) -> list[str]:

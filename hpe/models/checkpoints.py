@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hpe.config.run import RunConfig
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
-from hpe.models.run_folder import CHECKPOINTS, CONFIG, PRETRAINED, STATE, refuse_absent
+from hpe.models.run_folder import CHECKPOINTS, CONFIG, DONE_SHARE, PRETRAINED, STATE, reached_epoch, refuse_absent
 
 SHARED_WEIGHTS: Final = "model.safetensors"
 """Of a folder of ``save_pretrained``."""
@@ -176,6 +177,22 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
     if not names:
         refuse_absent(run)
     raise UserError(f"{run}: no checkpoint {which!r}; there are {', '.join(['best', 'last', *names])}")
+
+
+def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
+    """Warnings about a run whose training goes on, or was stopped, and about a best checkpoint that is none.
+
+    Args:
+        run: folder of hpe train.
+        config: its own.
+        which: the checkpoint that is asked for.
+    """
+    if which == "best" and saved(run) and not (run / CHECKPOINTS / which).is_dir():
+        yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is taken"
+    reached, wanted = reached_epoch(run), config.train.epochs
+    if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
+        taken = find_checkpoint(run, which).name
+        yield f"The training is at epoch {reached:.3g} of {wanted:g}, {taken} is taken: the same `hpe train` goes on"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

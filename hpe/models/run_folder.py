@@ -55,6 +55,8 @@ METRICS: Final = "metrics.jsonl"
 MESSAGES: Final = "log.txt"
 TENSORBOARD: Final = "tensorboard"
 LOCK: Final = ".lock"
+DONE_SHARE: Final = 0.999
+"""Fraction of the epochs at which a training counts as finished: its last step may end a little earlier."""
 _LARGEST_CONFIG: Final = 1 << 20
 _LONGEST_NAME: Final = 80
 _LARGEST_SIDE: Final = 4096
@@ -315,7 +317,8 @@ def refuse_absent(path: Path) -> None:
         )
     if (path / MANIFEST).is_file():
         raise UserError(
-            f"{path}: shards that `hpe pack` wrote; expected a run folder or an estimator here. Were two arguments swapped?"
+            f"{path}: shards that `hpe pack` wrote; expected a run folder or an estimator here. "
+            "Were two arguments swapped?"
         )
     if path.is_dir() and (runs := [str(one.parent) for one in sorted(path.glob(f"*/{CONFIG}"))]):
         more = ", …" if len(runs) > _MOST_NAMED else ""

@@ -20,6 +20,7 @@ from hpe.data.normalise import normalised
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.models.build import load_run
+from hpe.models.checkpoints import not_at_its_end
 from hpe.models.inference import GPU_PIECE, judge, judging_precision
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import (
@@ -176,7 +177,7 @@ class RunPredictor:
         self.precision = judging_precision(precision, self.trained, device)
         known = recipes(run)
         self._recipe = next(iter(known)) if len(known) == 1 else None
-        notes: list[str] = []
+        notes = [f"{self.name}: {why}" for why in not_at_its_end(run, config, which)]
         if self._recipe is None:
             why = "was trained on shards that were packed in several ways" if known else f"has no size in its {SHARDS}"
             notes.append(

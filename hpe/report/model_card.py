@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from hpe.core.labels import EMOTIONS
-from hpe.evaluate.warnings import DONE_SHARE
 from hpe.metrics.markdown import cell, conditions, headline, percent, table, warnings
+from hpe.models.run_folder import DONE_SHARE
 from hpe.report.load import Evaluation, Run
 
 _RARE: Final = 30

@@ -328,7 +328,7 @@ def test_shards_without_a_label_of_any_head_are_refused_with_the_way_out(run: Pa
         (["RUN", "SHARDS", "--which", "step-00000007"], "step-00000000"),
         (["RUN", "SHARDS", "--pose", "/nowhere"], "/nowhere"),
         (["RUN", "SHARDS", "--name", "a/b"], "plain file name"),
-        (["SHARDS", "SHARDS"], "config.yaml"),
+        (["SHARDS", "SHARDS"], "Were two arguments swapped?"),
     ],
 )
 def test_a_mistake_is_one_message(run: Path, shards: Path, tmp_path: Path, arguments: list[str], told: str) -> None:
@@ -432,8 +432,8 @@ def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path
     found = json.loads((early / "evaluate/early.json").read_text())["about"]["warnings"]
     newest = saved(early)[-1].name
     assert found[:2] == [
-        f"No validation has chosen a best checkpoint yet: {newest}, the newest, is judged",
-        f"The training is at epoch 0.5 of {wanted:g}, judged is {newest}: the same `hpe train` goes on",
+        f"No validation has chosen a best checkpoint yet: {newest}, the newest, is taken",
+        f"The training is at epoch 0.5 of {wanted:g}, {newest} is taken: the same `hpe train` goes on",
     ]
 
 

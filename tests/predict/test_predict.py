@@ -314,6 +314,15 @@ def test_a_network_that_knows_rendered_heads_only_says_so_of_photos(
     assert ("run knows rendered heads only" in capsys.readouterr().err) is told
 
 
+def test_a_run_whose_training_has_not_ended_says_so(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made.untrained(tmp_path / "run", shards)
+    (run / "metrics.jsonl").write_text('{"split": "train", "epoch": 0.25}\n')
+    assert predict(run, [str(photo(tmp_path / "face.jpg"))], PredictOptions()) == 0
+    assert "run: The training is at epoch 0.25 of" in capsys.readouterr().err
+
+
 def test_a_grey_run_sees_grey_pictures(tmp_path: Path, shards: Path) -> None:
     predictor = open_predictor(made.untrained(tmp_path / "run", shards, "data.grey=true"), torch.device("cpu"))
     colourful = made.picture(5, 1, 0)
