@@ -13,6 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup, escape
 
+from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import make_folder, write_text
 from hpe.core.labels import EMOTIONS
@@ -22,6 +23,7 @@ from hpe.metrics.columns import numbers
 from hpe.metrics.markdown import asides, of_classifier, protocol, shared_text
 from hpe.metrics.paired import paired
 from hpe.metrics.pose import ANGLES, on_branch_of
+from hpe.models.run_folder import outdated
 from hpe.report import tables
 from hpe.report.cells import CHARTED, StudyTable, is_study, read_study
 from hpe.report.charts import Series, intervals, lines, percents, reliability, scatter
@@ -72,6 +74,9 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
             files[at / PAGE] = study_page(folder, at)
             continue
         run = read_run(folder)
+        for one in run.evaluations:
+            if old := outdated(folder, one.about):
+                say(f"{folder}: {one.name}: {old}: run `hpe evaluate` again")
         if public:
             run = replace(run, evaluations=tuple(one.public() for one in run.evaluations))
         runs.append(run)

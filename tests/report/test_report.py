@@ -235,6 +235,21 @@ def test_json_of_another_version_is_made_anew_from_the_predictions(tmp_path: Pat
     assert "Emotion accuracy" in report([tmp_path])[0].read_text()
 
 
+def test_a_result_of_an_older_checkpoint_is_told_in_the_terminal_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "evaluate").mkdir(parents=True)
+    (run / "checkpoints/step-00000002").mkdir(parents=True)
+    (run / "checkpoints/best").symlink_to("step-00000002")
+    pq.write_table(predictions(60), run / "evaluate/val.parquet")
+    about = {"identity": {"checkpoint": "best"}, "weights": "/gone/step-00000001/model.safetensors"}
+    told = "val: step-00000001 was judged, and the best checkpoint is now step-00000002: run `hpe evaluate` again"
+    (run / "evaluate/val.json").write_text(json.dumps({"schema": 0, "about": about}))
+    report([run])
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
