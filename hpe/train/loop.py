@@ -7,6 +7,7 @@ Dropout also depends on the rank and the number of ranks, and batch norms see th
 """
 
 import shlex
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Final
 
 from hpe.config.run import RunConfig
 from hpe.core.console import say
+from hpe.core.devices import cores
 from hpe.core.distributed import some_rank
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, NotFiniteError
 from hpe.core.ranks import Ranks
@@ -35,6 +37,9 @@ _SIGNAL_GRACE_SECONDS: Final = 5.0
 _MEASURED_STEPS: Final = 19
 """So many steps of a start are measured before it says how long it will take: the first ones, up to the second line of
 the log with the default ``train.log_steps``. The very first one, in which buffers are made, is not counted."""
+
+_LONG_WAIT: Final = 0.2
+"""A share of the time that more readers would be worth."""
 
 
 def train(config: RunConfig, *, change_precision: bool = False) -> int:
@@ -151,15 +156,23 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
 
 
 class _Forecast:
-    """Says once, after the first steps of a start, how long the training will take."""
+    """Says once, after the first steps of a start, how long the training will take, and whether readers hold it up."""
 
     def __init__(self, job: Job, start: State) -> None:
         self._job, self._start, self._said = job, start, False
 
-    def tell(self, state: State, images_per_second: float) -> None:
-        if not self._said and state.step - self._start.step >= _MEASURED_STEPS:
-            self._said = True
-            self._job.say(self._job.timetable.forecast(images_per_second, state.samples_seen))
+    def tell(self, state: State, figures: Mapping[str, float]) -> None:
+        """``figures``: of the last steps, as :meth:`Learner.log` gives them."""
+        if self._said or state.step - self._start.step < _MEASURED_STEPS:
+            return
+        self._said = True
+        self._job.say(self._job.timetable.forecast(figures["speed/images_per_second"], state.samples_seen))
+        waiting, workers = figures["speed/waiting_for_data"], self._job.config.data.workers
+        if waiting > _LONG_WAIT and (workers + 1) * self._job.ranks.local_world < cores():
+            self._job.say(
+                f"{waiting:.0%} of the time goes by waiting for images: raise data.workers (now {workers} for each "
+                f"process; this machine has {cores()} cores)"
+            )
 
 
 def _next(loader: Loader, signal: Signals, ranks: Ranks) -> Loaded:

@@ -333,8 +333,8 @@ class Learner:
         assert isinstance(self.config.train.batch, int)
         return self.size(max(0, samples_seen - self.config.train.batch))
 
-    def log(self, state: State, log: Log, loader: Loader) -> float:
-        """Report the figures since the last call; the images per second, of all ranks. A collective call."""
+    def log(self, state: State, log: Log, loader: Loader) -> dict[str, float]:
+        """Report the figures since the last call, and return them; speeds are of all ranks. A collective call."""
         shared = self.accelerator.reduce(self._sums, "sum")
         assert isinstance(shared, Tensor)
         # The host waits for the device here, once for every `train.log_steps` steps.
@@ -361,7 +361,7 @@ class Learner:
         log.scalars("train", state.step, state.samples_seen, figures)
         self.start_interval(state)
         self._waited_seconds = loader.waited_seconds
-        return figures["speed/images_per_second"]
+        return figures
 
     @property
     def evaluated(self) -> nn.Module:

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from hpe.config.run import TrainConfig
 from hpe.core.progress import progress
+from hpe.models.checkpoints import State
 from hpe.train.console import heads_table, pace, screen
+from hpe.train.loop import _Forecast
 from hpe.train.timetable import Timetable
 
 TRAIN = {
@@ -106,3 +108,26 @@ def test_the_time_left_counts_later_images_by_their_pixels(
         shown.advance(40)
     assert "40 of 250 images, 2.0/s, 5:30 left" in capsys.readouterr().err
     assert "the training about 6 min more" in timetable.forecast(2.0, 40)  # 330 s
+
+
+@pytest.mark.parametrize(
+    ("waiting", "workers", "ranks", "told"), [(0.5, 2, 1, True), (0.1, 2, 1, False), (0.5, 3, 2, False)]
+)
+def test_readers_that_hold_up_a_training_are_told_once_where_cores_are_free(
+    monkeypatch: pytest.MonkeyPatch, waiting: float, workers: int, ranks: int, told: bool
+) -> None:
+    monkeypatch.setattr("hpe.train.loop.cores", lambda: 8)
+    said: list[str] = []
+    settings = TrainConfig.model_validate({"epochs": 2, "batch": 40})
+    job = SimpleNamespace(
+        say=said.append,
+        timetable=Timetable(settings, 4000, 8000, 64),
+        config=SimpleNamespace(data=SimpleNamespace(workers=workers)),
+        ranks=SimpleNamespace(local_world=ranks),
+    )
+    forecast = _Forecast(job, State(samples_seen=0, step=0))  # type: ignore[arg-type]
+    for step in (1, 20, 40):
+        forecast.tell(State(40 * step, step), {"speed/images_per_second": 100.0, "speed/waiting_for_data": waiting})
+    assert said[0].startswith("one epoch takes about")
+    hint = "50% of the time goes by waiting for images: raise data.workers (now 2 for each process; this machine has 8"
+    assert [one.startswith(hint) for one in said[1:]] == [True] * told
