@@ -37,7 +37,7 @@ from hpe.evaluate.warnings import (
     seen_in_training,
     untrained_labels,
 )
-from hpe.metrics import figures, to_markdown
+from hpe.metrics import figures, overview, to_markdown
 from hpe.metrics.columns import Guesses, Numbers, guesses, numbers
 from hpe.models.views import PLAIN, Estimates
 from hpe.stream import Counts, LabelSource, Loaded, ShardSet, Stream
@@ -112,7 +112,7 @@ def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _US
         raise UserError(problem)
     if ranks.main:
         page = f"hpe report {shlex.quote(str(judged.folder))}"
-        _say(name, f"{title}: written to {folder / name}.json, .md and .parquet; next: {page}")
+        _say(name, f"{title}: written to {folder / name}.json, .md (all tables) and .parquet; next: {page}")
     return EXIT_INCOMPLETE if damaged else EXIT_OK
 
 
@@ -190,15 +190,14 @@ def _write_results(
     learned: Mapping[str, Sequence[int]],
     replicates: int,
 ) -> str | None:
-    """Join the rows of all ranks, write and print the results, remove the parts; returns the user's error, if any."""
+    """Join the rows of all ranks, write the results, print the headline, remove the parts; returns the user's error."""
     problem = None
     try:
         rows, folder = _join(parts), parts[0].parent
-        print(
-            write_results(
-                folder, name, rows, stream, damaged=damaged, about=about, trained=learned, replicates=replicates
-            )
+        page = write_results(
+            folder, name, rows, stream, damaged=damaged, about=about, trained=learned, replicates=replicates
         )
+        print(overview(page))
     except UserError as error:
         problem = str(error)
     for part in parts:

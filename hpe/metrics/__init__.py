@@ -47,13 +47,13 @@ from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS, Emotion
 from hpe.core.statistics import CONFIDENCE, REPLICATES, cross_table
 from hpe.metrics import affect, classes, pose
 from hpe.metrics.columns import Guesses, Labels, Numbers, guesses, judged, labels, numbers, texts, units
-from hpe.metrics.markdown import to_markdown
+from hpe.metrics.markdown import overview, to_markdown
 from hpe.metrics.values import Figure, Resampling, absent, share, too_few
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SCHEMA", "figures", "to_markdown"]
+__all__ = ["SCHEMA", "figures", "overview", "to_markdown"]
 
 SCHEMA: Final = 1
 _GROUPS_SHOWN: Final = 40

@@ -168,6 +168,11 @@ def to_markdown(figures: Mapping[str, Any], title: str = "Metrics") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def overview(page: str) -> str:
+    """The beginning of a page of :func:`to_markdown`, for a terminal: what was judged, and the headline's metrics."""
+    return page.partition("\n## Emotion\n")[0].rstrip()
+
+
 def _classes(section: Figure) -> list[str]:
     if "accuracy" not in section:
         return [f"Absent: {section['reason']}."]

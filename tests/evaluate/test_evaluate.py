@@ -419,6 +419,19 @@ def test_labels_that_an_estimator_gave_are_not_called_true(tmp_path: Path) -> No
     assert "agreement and not accuracy" not in told["measured"]
 
 
+def test_the_terminal_shows_the_headline_and_the_page_every_table(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = EvaluateOptions(workers=0, replicates=20, name="headline")
+    assert evaluate(run, [ShardSet(str(shards), "test")], options) == 0
+    told, page = capsys.readouterr().out.strip(), (run / "evaluate/headline.md").read_text()
+    assert page.startswith(told)
+    assert told.endswith("|")
+    assert "| Emotion accuracy |" in told
+    assert "Confusion" in page.removeprefix(told)
+    assert "Confusion" not in told
+
+
 def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path: Path) -> None:
     early = tmp_path / "early"
     shutil.copytree(run, early, symlinks=True)
