@@ -125,6 +125,9 @@ def pose_pass(
     Raises:
         UserError: a table exists that was made from something else, or a folder cannot be written to.
     """
+    if estimator.device.type == "cuda":
+        # All batches but the last of a shard have one size, so that cuDNN's search for its fastest kernels pays off.
+        torch.backends.cudnn.benchmark = True
     done = _finished(tasks)
     todo = [task for task in tasks if task.table not in done]
     for table in {task.table.parent: task.table for task in todo}.values():

@@ -208,9 +208,6 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
         warning = try_estimator(options.estimator, estimator, tasks)
         if warning and ranks.main:
             say(f"hpe: {warning}")
-    if estimator.device.type == "cuda":
-        # All batches but the last of a shard have one size, so that cuDNN's search for its fastest kernels pays off.
-        torch.backends.cudnn.benchmark = True
     code = pose_pass(
         tasks, estimator, directions,
         flips=options.flips, batch=batch, threads=options.threads or _default_threads(ranks), ranks=ranks,

@@ -32,6 +32,8 @@ class Evaluation:
     about: Mapping[str, Any]
     table: "pa.Table | None"
     faces: Mapping[tuple[str | None, str], bytes]
+    outdated: str | None = None
+    """In words, where its checkpoint is no longer the best, or the last."""
 
     def is_of(self, weights: Path) -> bool:
         """Whether it judges these weights, of a checkpoint of its run."""
@@ -143,8 +145,9 @@ def _dated(run: Path, one: Evaluation) -> Evaluation:
     if (old := outdated(run, one.about)) is None:
         return one
     warnings = one.about.get("warnings")
-    told = [*(warnings if isinstance(warnings, list) else []), f"{old}: run `hpe evaluate` again"]
-    return replace(one, about={**one.about, "warnings": told})
+    told = f"{old}: run `hpe evaluate` again"
+    known = warnings if isinstance(warnings, list) else []
+    return replace(one, about={**one.about, "warnings": [*known, told]}, outdated=told)
 
 
 def _config(path: Path) -> tuple[str, Mapping[str, Any]]:

@@ -23,7 +23,6 @@ from hpe.metrics.columns import numbers
 from hpe.metrics.markdown import asides, of_classifier, protocol, shared_text
 from hpe.metrics.paired import paired
 from hpe.metrics.pose import ANGLES, on_branch_of
-from hpe.models.run_folder import outdated
 from hpe.report import tables
 from hpe.report.cells import CHARTED, StudyTable, is_study, read_study
 from hpe.report.charts import Series, intervals, lines, percents, reliability, scatter
@@ -75,8 +74,8 @@ def report(folders: Sequence[Path], out: Path | None = None, *, public: bool = F
             continue
         run = read_run(folder)
         for one in run.evaluations:
-            if old := outdated(folder, one.about):
-                say(f"{folder}: {one.name}: {old}: run `hpe evaluate` again")
+            if one.outdated:
+                say(f"{folder}: {one.name}: {one.outdated}")
         if public:
             run = replace(run, evaluations=tuple(one.public() for one in run.evaluations))
         runs.append(run)

@@ -98,8 +98,6 @@ def turns(
         out=out, on_mismatch="force", precision="fp32", flips="none",
     )  # fmt: skip
     on_cpu = where.type == "cpu"
-    if not on_cpu:
-        torch.backends.cudnn.benchmark = True  # as `hpe pose` does
     tasks = (_first if on_cpu else _repeated)(tasks, _faces_for(estimator, settings.workers))
     batches = _decoded(tasks, batch)
     ours, network, limit, one = (
