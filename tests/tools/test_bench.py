@@ -85,6 +85,14 @@ def test_the_steps_of_a_given_config_are_measured_and_what_bounds_them_is_said(
     assert not (tmp_path / "unused").exists()
 
 
+def test_the_loops_are_compared_at_one_size(tmp_path: Path) -> None:
+    small = ("train.epochs=4", "train.small_epochs=2", "train.small_size=16")
+    config = parse(made.config(made.shards(tmp_path / "shards"), tmp_path / "run").dump(), "a config", RunConfig, small)
+    (tmp_path / "run.yaml").write_text(config.dump())
+    measured, _ = step_bench._config(Settings(tmp_path, config=tmp_path / "run.yaml"))
+    assert measured.train.small_epochs == 0
+
+
 def test_nothing_is_validated_or_saved_while_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
     shards = made.shards(tmp_path / "shards")

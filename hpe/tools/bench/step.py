@@ -93,8 +93,8 @@ def _config(settings: Settings) -> tuple[RunConfig, int]:
     backbone, size, batch, steps = _GPU if cuda() else _CPU
     run = settings.folder / "step-run"
     if settings.config is not None:
-        given = load(settings.config, RunConfig, (f"run={run}",))
-        return given, steps
+        # The bare loop knows no small first epochs, so neither side has any.
+        return load(settings.config, RunConfig, (f"run={run}", "train.small_epochs=0")), steps
     paths = [str(path) for path in made_shards(settings)]
     steps = min(steps, max(4, settings.samples // batch - _WARM_UP))
     text = f"""\
