@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 """Name of a metric → split → (samples seen, value)."""
+_HELD_OUT: Final = {"test": 0, "val": 1}
+"""Splits that were not learned from, in the order of their results; others follow."""
 _SECTIONS: Final = (
     "rows", "interval", "emotion", "protocols", "direction", "pose", "valence", "arousal", "cells", "by",
 )  # fmt: skip
@@ -83,7 +85,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder.
+    """Read a run folder; results on test pictures come first, those with training pictures last.
 
     Raises:
         UserError: this is not a run folder, or a file in it is damaged.
@@ -101,7 +103,8 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: neither config.yaml, metrics.jsonl nor evaluate/ here; expected a run folder of `hpe train`"
         )
-    evaluations = tuple(_dated(folder, _evaluation(folder / "evaluate", name)) for name in names)
+    read = (_dated(folder, _evaluation(folder / "evaluate", name)) for name in names)
+    evaluations = tuple(sorted(read, key=lambda one: _HELD_OUT.get(str(one.about.get("split")), len(_HELD_OUT))))
     return Run(folder, folder.resolve().name, text, config, curves, unread, evaluations, TrainedOn.load(folder))
 
 

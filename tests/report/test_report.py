@@ -175,6 +175,15 @@ def test_the_model_card_says_that_a_training_was_not_finished(tmp_path: Path) ->
         assert ("log ends at epoch 1.28 of 24" in model_card(read_run(run))) is said
 
 
+def test_results_on_test_pictures_come_first(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=40, faces=0)
+    made = json.loads((run / "evaluate" / "val.json").read_text())
+    for name, split in (("a", "train"), ("b", "all"), ("c", "test"), ("d", ["test"]), ("val", "val")):
+        (run / "evaluate" / f"{name}.json").write_text(json.dumps({**made, "about": {"title": name, "split": split}}))
+    assert [one.title for one in read_run(run).evaluations] == ["c", "val", "a", "b", "d"]
+    assert model_card(read_run(run)).index("Metrics on c") < model_card(read_run(run)).index("Metrics on a")
+
+
 def test_an_unfinished_study_is_named_as_one(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("study: x\n")
     with pytest.raises(UserError, match="not finished"):
