@@ -7,8 +7,8 @@ Who decides, in order:
 
     1. Stored pictures: ``--crop`` of ``hpe pack``, else ``default_crop`` of the reader (hpe/sources/). The choice is
        made in pack/dataset.py and applied in pack/shard.py. The manifest records it.
-    2. ``hpe pose``: the estimator's own rule. If it differs from the manifest's, pose/plan.py refuses, makes a
-       :class:`Framing` that cuts the stored picture again (``--recrop``), or takes it as it is (``--force``).
+    2. ``hpe pose``: the estimator's own rule. If it differs from the manifest's, pose/plan.py refuses, cuts the
+       stored picture again (``--recrop``), or takes it as it is (``--force``).
     3. ``hpe predict`` with a detector (``--faces mtcnn``): ``--crop``, else the rule of the network's training images,
        applied to the detector's box (predict/read_faces.py: ``_rule``). With ``--faces given`` images of a raw dataset
        are cropped by its own labels (``labelled_faces`` there); all others are used whole.
@@ -88,37 +88,17 @@ class CropRule:
             case "hopenet":
                 return hopenet_test_box(box, self.factor)
 
-
-@dataclass(frozen=True, slots=True)
-class Framing:
-    """Which part of a stored picture a network gets to see.
-
-    Attributes:
-        rule: the crop to cut from the stored picture, by the box or the landmarks of its record; ``none``
-            takes the whole picture.
-        inside: the crop must lie in the stored picture, because that is a crop itself and what lies beyond
-            it was cut away (black would be taken for the picture).
-    """
-
-    rule: CropRule
-    inside: bool
-
-    def box(self, record: Record, width: int, height: int) -> Box:
-        """The crop's box.
+    def box(self, record: Record) -> Box:
+        """The crop's box by the box or the landmarks of a record; not for ``none``, which is the whole picture.
 
         Raises:
-            ValueError: the record lacks what the rule starts from, or the crop reaches beyond the picture.
+            ValueError: the record lacks what the rule starts from.
         """
-        if self.rule.basis == "landmarks" and record.landmarks is not None:
-            base = box_around(np.asarray(record.landmarks))
-        elif self.rule.basis == "box" and record.box is not None:
-            base = record.box
-        else:
-            raise ValueError(f"no {self.rule.basis} in the record to crop {self.rule} from")
-        box = self.rule.apply(base)
-        if self.inside and (box[0] < -1 or box[1] < -1 or box[2] > width + 1 or box[3] > height + 1):
-            raise ValueError(f"{self.rule} reaches beyond the stored crop")
-        return box
+        if self.basis == "landmarks" and record.landmarks is not None:
+            return self.apply(box_around(np.asarray(record.landmarks)))
+        if self.basis == "box" and record.box is not None:
+            return self.apply(record.box)
+        raise ValueError(f"no {self.basis} in the record to crop {self} from")
 
 
 def hopenet_test_box(box: Box, k: float = 0.2) -> Box:

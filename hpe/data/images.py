@@ -345,6 +345,13 @@ def crop_resize(image: RGBImage, box: Box, size: int) -> UInt8[np.ndarray, "size
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
+def black_share(box: Box, width: int, height: int) -> float:
+    """The share of ``crop_resize(image, box, size)`` that lies beyond the picture and is black."""
+    x, y, side = _window(box)
+    seen = (min(x + side, width) - max(x, 0), min(y + side, height) - max(y, 0))
+    return 1 - max(seen[0], 0) * max(seen[1], 0) / side**2
+
+
 def map_points(points: Float[np.ndarray, "n 2"], box: Box, size: int) -> Float[np.ndarray, "n 2"]:
     """Where points of the raw picture lie in ``crop_resize(image, box, size)``.
 

@@ -31,7 +31,7 @@ from hpe.core.progress import Bar, progress
 from hpe.core.ranks import Ranks
 from hpe.core.signals import Signals, signals
 from hpe.core.work_queue import Claims, claims
-from hpe.data.crops import Framing
+from hpe.data.crops import CropRule
 from hpe.data.directions import DirectionRules
 from hpe.data.faces import read_faces
 from hpe.data.pose_tables import Identity, ShardPoses, differences, read_pose_table, write_table
@@ -50,11 +50,16 @@ Flips = Literal["none", "averaged"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A shard and the table to make of it; ``identity`` lacks the sha256 of a shard without a manifest."""
+    """A shard and the table to make of it.
+
+    Attributes:
+        crop: what to cut from the stored pictures; ``none`` takes them whole.
+        identity: lacks the sha256 of a shard without a manifest.
+    """
 
     shard: ShardFile
     table: Path
-    framing: Framing
+    crop: CropRule
     identity: Identity
 
     def differences(self) -> list[str] | None:
@@ -94,7 +99,7 @@ class _RowBatch:
 
     def read(self, into: UInt8[np.ndarray, "rows size size 3"]) -> dict[int, str]:
         """Read the faces; the rows without a face, with the reason."""
-        return read_faces(self.origin.shard, self.rows, self.origin.task.framing, into)
+        return read_faces(self.origin.shard, self.rows, self.origin.task.crop, into)
 
 
 _Result = tuple[_RowBatch, Float[np.ndarray, "rows 6"], dict[int, str]]

@@ -17,7 +17,7 @@ from hpe.core.errors import EXIT_OK, UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.precision import lacks_precision
 from hpe.core.ranks import Ranks, from_parent
-from hpe.data.crops import CropRule, Framing
+from hpe.data.crops import CropRule
 from hpe.data.directions import (
     ABSTAIN,
     OURS,
@@ -34,7 +34,7 @@ from hpe.estimators.load import Compute, load_estimator, sha256_of
 from hpe.models.build import load_run
 from hpe.pose.options import OnMismatch, PoseOptions
 from hpe.pose.passes import NO_FACE, Task, pose_pass
-from hpe.pose.preflight import FIRST_ROWS, refuse_without_truth, try_estimator
+from hpe.pose.preflight import FIRST_ROWS, reaching_beyond, refuse_without_truth, try_estimator
 
 CPU_BATCH: Final = 16
 GPU_BATCH: Final = 256
@@ -50,8 +50,8 @@ def _records_lack(shard: ShardFile, basis: str) -> bool:
     return bool(records) and all(getattr(record, basis) is None for record in records)
 
 
-def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: ShardFile) -> tuple[Framing, str]:
-    """Which part of the stored pictures the estimator gets to see, and the crop rule that results.
+def crop_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, shard: ShardFile) -> tuple[CropRule, str]:
+    """What to cut from the stored pictures for the estimator, and the crop rule that results.
 
     Args:
         stored: the manifest's rule; None: there is no manifest.
@@ -62,7 +62,7 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
     Raises:
         UserError: the rules differ, and the user has chosen no way out, or an impossible one.
     """
-    whole = Framing(CropRule(), inside=False)
+    whole = CropRule()
     where, rule = shard.folder, None if stored is None else CropRule.parse(stored)
     if rule == wanted:
         return whole, str(wanted)
@@ -85,7 +85,7 @@ def framing_of(stored: str | None, wanted: CropRule, on_mismatch: OnMismatch, sh
                 f"{where}: --recrop needs the records' {wanted.basis}, and they have none ({shard.path.name}); "
                 f"{_without(wanted)}"
             )
-        return Framing(wanted, inside=rule != CropRule()), str(wanted)
+        return wanted, str(wanted)
     again = f"pack again with --crop {wanted}, or use --force to use the pictures as they are"
     if wanted.shape == "none":
         ways = (
@@ -135,20 +135,20 @@ def tasks_of(
         UserError: crop rules that do not fit, or two shards with one name in ``out``.
     """
     tasks: dict[Path, Task] = {}
-    framings: dict[str, tuple[Framing, str]] = {}
+    crops: dict[str, tuple[CropRule, str]] = {}
     if estimator.finds_faces and on_mismatch == "refuse":
         on_mismatch = "force"
     for shard in shards:
-        if (folder := shard.folder) not in framings:  # one dataset per folder: its first shard shows the crop
-            framings[folder] = framing_of(shard.crop, estimator.crop, on_mismatch, shard)
-        framing, crop = framings[folder]
+        if (folder := shard.folder) not in crops:  # one dataset per folder: its first shard shows the crop
+            crops[folder] = crop_of(shard.crop, estimator.crop, on_mismatch, shard)
+        crop, result = crops[folder]
         table = table_path(shard, out, estimator.name)
         if table in tasks:
             raise UserError(f"{shard} and {tasks[table].shard} would share the table {table}; run them with two --out")
         identity = Identity(
             estimator=estimator.name,
             weights_sha256=estimator.weights_sha256,
-            crop=crop,
+            crop=result,
             estimator_crop=str(estimator.crop),
             precision=precision,
             flips=flips,
@@ -157,7 +157,7 @@ def tasks_of(
             shard_sha256=shard.sha256 or "unknown",
             batch=batch,
         )
-        tasks[table] = Task(shard, table, framing, identity)
+        tasks[table] = Task(shard, table, crop, identity)
     return list(tasks.values())
 
 
@@ -206,8 +206,10 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
         refuse_without_truth(tasks)
     if options.on_mismatch != "force":
         warning = try_estimator(options.estimator, estimator, tasks)
-        if warning and ranks.main:
-            say(f"hpe: {warning}")
+        if ranks.main:
+            for told in (warning, *reaching_beyond(tasks)):
+                if told:
+                    say(f"hpe: {told}")
     code = pose_pass(
         tasks, estimator, directions,
         flips=options.flips, batch=batch, threads=options.threads or _default_threads(ranks), ranks=ranks,

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from hpe.core.errors import UserError
 from hpe.data.faces import read_faces
+from hpe.data.images import DecodeError, black_share, image_size
 from hpe.data.records import Record
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.probe import LEAST_FACES, probe, random_faces
 from hpe.pose.passes import Task
 
 PROBE_FACES: Final = 32
+NOTABLE_SHARE: Final = 0.01
+WHOLE: Final = ("none", "keep", None)
+"""Crops of stored pictures beyond which the raw pictures show nothing."""
 FIRST_ROWS: Final = 100
 """Records of a shard that are read before the pass: enough to see what they hold, and few enough to cost nothing."""
 
@@ -67,13 +71,38 @@ def first_faces(
                 record = shard.record(row)
             except (ValueError, TypeError, RecursionError):
                 record = Record()
-            if not read_faces(shard, range(row, row + 1), task.framing, pixels):
+            if not read_faces(shard, range(row, row + 1), task.crop, pixels):
                 faces.append(pixels)
                 truth.append([np.nan if v is None else v for v in (record.yaw, record.pitch, record.roll)])
         if len(faces) == PROBE_FACES:
             break
     pictures = np.concatenate([np.zeros((0, size, size, 3), np.uint8), *faces])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), np.asarray(truth, float).reshape(-1, 3)
+
+
+def reaching_beyond(tasks: Sequence[Task]) -> list[str]:
+    """What to say of crops that are partly black, because the stored pictures end before them: a line per folder."""
+    lines: dict[str, str] = {}
+    for task in tasks:
+        if task.crop.shape == "none" or task.shard.folder in lines:
+            continue
+        try:
+            shard = task.shard.open()
+        except ValueError:  # the pass will name it
+            continue
+        shares = []
+        for row in range(min(len(shard), FIRST_ROWS)):
+            with contextlib.suppress(DecodeError, ValueError, TypeError, RecursionError):  # the pass will name it
+                width, height = image_size(bytes(shard.image(row)))
+                shares.append(black_share(task.crop.box(shard.record(row)), width, height))
+        if black := [share for share in shares if share > NOTABLE_SHARE]:
+            lines[task.shard.folder] = (
+                f"{task.shard.folder}: the crop {task.crop} reaches beyond {len(black)} of the first {len(shares)} "
+                f"pictures, and {np.mean(black):.0%} of it is black there; up to a third costs a tenth of a degree, "
+                "more than half a degree and more (docs/pose.md)"
+                + ("" if task.shard.crop in WHOLE else f". If the raw pictures show more, pack with --crop {task.crop}")
+            )
+    return list(lines.values())
 
 
 def refuse_without_truth(tasks: Sequence[Task]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpe.core.errors import EXIT_INCOMPLETE, UserError
+from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK, UserError
 from hpe.core.labels import DIRECTIONS
 from hpe.core.ranks import Ranks
 from hpe.data.crops import CropRule
@@ -31,7 +31,7 @@ from hpe.estimators.spec import InputSpec, OutputSpec
 from hpe.pose.check import check_tables
 from hpe.pose.passes import Task, pose_pass
 from hpe.pose.plan import summary, tasks_of
-from hpe.pose.preflight import refuse_without_truth
+from hpe.pose.preflight import reaching_beyond, refuse_without_truth
 from tests import warm
 from tests.served import served
 
@@ -207,16 +207,22 @@ def test_original_bytes_are_whole_pictures(tmp_path: Path) -> None:
     kept = make_shards(tmp_path, crop="keep")
     assert {task.identity.crop for task in tasks_for(kept, estimator(Mean()), on_mismatch="refuse")} == {"none"}
     (task, *_) = tasks_for(kept, estimator(Mean(), "square-1@box"))
-    assert not task.framing.inside
+    assert task.crop == CropRule.parse("square-1@box")
 
 
-def test_a_crop_wider_than_the_stored_crop_leaves_the_face_out(tmp_path: Path) -> None:
+def test_a_crop_that_reaches_beyond_the_stored_picture_is_black_there_and_said(tmp_path: Path) -> None:
     network = estimator(Mean(), "square-2@box")
     tasks = tasks_for(make_shards(tmp_path, (3,), crop="square-1@box"), network)
-    assert do(tasks, network) == EXIT_INCOMPLETE
-    table = pq.read_table(tasks[0].table)
-    assert table["yaw"].null_count == 3
-    assert "beyond the stored crop" in table["problem"][0].as_py()
+    assert do(tasks, network) == EXIT_OK
+    yaw = pq.read_table(tasks[0].table)["yaw"].to_pylist()
+    # The box begins in a corner: of the 96 pixels of its crop's side, 24 lie before it and 8 behind the picture.
+    inside = 64**2 / 96**2
+    truth = np.array([colour(0, row)[0] / 255 * 90 for row in range(3)])
+    assert np.abs(yaw - (truth * 48 * 64 + 90 * 16 * 64) / 96**2).max() < 1
+    (told,) = reaching_beyond(tasks)
+    assert f"reaches beyond 3 of the first 3 pictures, and {1 - inside:.0%} of it is black there" in told
+    assert told.endswith("pack with --crop square-2@box")
+    assert reaching_beyond(tasks_for(make_shards(tmp_path / "fits"), estimator(Mean(), "square-1@box"))) == []
 
 
 def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import parse
 from hpe.core.errors import UserError
 from hpe.core.ranks import Ranks
-from hpe.data.crops import CropRule, Framing
+from hpe.data.crops import CropRule
 from hpe.data.pose_tables import Identity
 from hpe.data.shard_files import find_shards
 from hpe.pose.passes import Task
@@ -118,7 +118,7 @@ def test_a_turn_of_the_pose_bench_has_whole_shards_and_enough_faces() -> None:
 def test_a_turn_on_a_gpu_repeats_the_shards_until_it_has_enough_faces(tmp_path: Path) -> None:
     shard, identity = made.shards(tmp_path / "shards"), cast("Identity", None)
     once = [
-        Task(one, tmp_path / f"{one.path.stem}.parquet", Framing(CropRule(), inside=False), identity)
+        Task(one, tmp_path / f"{one.path.stem}.parquet", CropRule(), identity)
         for one in find_shards([str(shard)], "val")
     ]
     faces = sum(task.shard.samples or 0 for task in once)

@@ -25,7 +25,7 @@ from hpe.config.run import HeadsConfig, ModelConfig, PoseHead
 from hpe.core.console import say
 from hpe.core.devices import cores, device
 from hpe.core.ranks import Ranks
-from hpe.data.crops import CropRule, Framing
+from hpe.data.crops import CropRule
 from hpe.data.directions import OURS, direction_rules
 from hpe.data.faces import read_faces
 from hpe.data.images import encode_jpeg
@@ -254,7 +254,7 @@ def _decoded(tasks: list[Task], batch: int) -> list[torch.Tensor]:
                 return found
             rows = range(start, min(start + batch, len(shard)))
             pixels = np.empty((len(rows), _SIZE, _SIZE, 3), np.uint8)
-            read_faces(shard, rows, Framing(CropRule(), inside=False), pixels)
+            read_faces(shard, rows, CropRule(), pixels)
             found.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     return found
 
@@ -283,7 +283,7 @@ def _decoder_and_network(tasks: list[Task], estimator: Estimator, batch: int, th
 
     def one(shard: OpenShard, rows: range) -> None:
         pixels = np.empty((len(rows), _SIZE, _SIZE, 3), np.uint8)
-        read_faces(shard, rows, Framing(CropRule(), inside=False), pixels)
+        read_faces(shard, rows, CropRule(), pixels)
         estimator.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
     start = time.perf_counter()
