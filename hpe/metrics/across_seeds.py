@@ -165,7 +165,7 @@ def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, s
         raise UserError("paired comparison: the two models have no face in common; evaluate both on the same shards")
     here, there = (np.array(rows) for rows in zip(*pairs, strict=True))
     first = first.at(here)
-    # Each table numbers its own units: with two numberings, a draw would take other faces for one model than for the other.
+    # Each table numbers its own units: by two numberings, a draw would take other faces for each model.
     second = replace(second.at(there), unit=first.unit)
     one, two = (_drawn(judged, replicates, seed, stream) for stream, judged in enumerate((first, second)))
     made: dict[str, Any] = {"n": len(pairs), "first": {}, "second": {}, "difference": {}}

@@ -111,7 +111,9 @@ def test_a_project_that_was_moved_finds_its_results_again(tmp_path: Path) -> Non
     assert results(new / "run") == found
 
 
-def subject_of(folders: Sequence[Path], *, pose: Path | None = None, flips: bool = False, which: str = "best") -> Subject:
+def subject_of(
+    folders: Sequence[Path], *, pose: Path | None = None, flips: bool = False, which: str = "best"
+) -> Subject:
     sets = [ShardSet(str(one), pose=None if pose is None else str(pose)) for one in folders]
     shards = [[Shard(str(one / name), name) for name in ("test-000000.tar", "test-000001.tar")] for one in folders]
     return Subject.of(sets, shards, views=Views(flips=flips), which=which, precision=None)

@@ -83,16 +83,21 @@ def test_colours_follow_the_system_and_can_be_read(runs: list[Path], page: brows
 @needs_browser
 def test_a_click_on_a_head_sorts_by_value_and_a_second_click_turns_it(runs: list[Path], page: browser.Page) -> None:
     page.open(runs[0] / "report" / "index.html")
-    column = """[...document.querySelectorAll('[data-name=val-emotion] tbody tr')].map((r) => Number(r.cells[6].dataset.value))"""
+    column = """[...document.querySelectorAll('[data-name=val-emotion] tbody tr')]
+        .map((r) => Number(r.cells[6].dataset.value))"""
     before = page.run(column)
     click = "document.querySelectorAll('[data-name=val-emotion] thead button')[6].click()"
     page.run(click)
     assert page.run(column) == sorted(before, reverse=True)
-    assert page.run("document.querySelectorAll('[data-name=val-emotion] th')[6].getAttribute('aria-sort')") == "descending"
+    assert (
+        page.run("document.querySelectorAll('[data-name=val-emotion] th')[6].getAttribute('aria-sort')") == "descending"
+    )
     page.run(click)
     assert page.run(column) == sorted(before)
     page.run("document.querySelectorAll('[data-name=val-emotion] thead button')[0].click()")
-    names = page.run("[...document.querySelectorAll('[data-name=val-emotion] tbody tr')].map((r) => r.cells[0].textContent)")
+    names = page.run(
+        "[...document.querySelectorAll('[data-name=val-emotion] tbody tr')].map((r) => r.cells[0].textContent)"
+    )
     assert names == sorted(names)
 
 
