@@ -86,7 +86,7 @@ def _resolved(text: str, split: str | None) -> Sequence[Shard] | None:
         return None
     try:
         return resolve([ShardSet(text, split)])[0]
-    except UserError:
+    except (UserError, OSError):  # such as a name that this file system finds too long
         return None
 
 

@@ -174,10 +174,19 @@ def test_the_model_card_says_that_a_training_was_not_finished(tmp_path: Path) ->
     run = tmp_path / "run"
     run.mkdir()
     line = json.dumps({"step": 16, "samples": 2048, "split": "train", "epoch": 1.28, "loss": 1.0})
-    for epochs, said in ((24, True), (1.28, False)):
-        (run / "config.yaml").write_text(f"train: {{epochs: {epochs}}}\n")
+    for settings, said in (("epochs: 24", True), ("epochs: 1.28", False), ("epochs: 24, patience: 3", False)):
+        (run / "config.yaml").write_text(f"train: {{{settings}}}\n")
         (run / "metrics.jsonl").write_text(f"{line}\n")
         assert ("log ends at epoch 1.28 of 24" in model_card(read_run(run))) is said
+
+
+def test_the_model_card_names_the_checkpoint_of_each_result(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=40, faces=0)
+    assert "## Metrics on val\n\nCheckpoint: step-00008000.\n" in model_card(read_run(run))
+    made = json.loads((run / "evaluate" / "val.json").read_text())
+    del made["about"]["weights"]
+    (run / "evaluate" / "val.json").write_text(json.dumps(made))
+    assert "Checkpoint: " not in model_card(read_run(run))
 
 
 def test_results_on_test_pictures_come_first(tmp_path: Path) -> None:
