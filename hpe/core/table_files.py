@@ -206,7 +206,7 @@ def with_point(cell: str) -> str:
 
 
 def read_table(path: Path) -> "pa.Table":
-    """A whole CSV, TSV or Parquet file, the types of its columns inferred.
+    """A whole CSV, TSV or Parquet file, the types of its columns inferred; blank cells of a text file are null.
 
     Raises:
         UserError: the file is missing, damaged, or of another kind.
@@ -242,7 +242,10 @@ def _read_text_table(path: Path) -> "pa.Table":
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([name.strip() for name in rows[0]])
     for cells in rows[1:]:
-        writer.writerow([with_point(c) if at in commas else c for at, c in enumerate(cells)])
+        writer.writerow([(with_point(c) if at in commas else c).strip() for at, c in enumerate(cells)])
     return arrow.read_csv(
-        io.BytesIO(out.getvalue().encode("utf-8", "replace")), parse_options=arrow.ParseOptions(newlines_in_values=True)
+        io.BytesIO(out.getvalue().encode("utf-8", "replace")),
+        parse_options=arrow.ParseOptions(newlines_in_values=True),
+        # Else a blank, or NA, is null in a column of numbers only, and a text of its own in one of words.
+        convert_options=arrow.ConvertOptions(strings_can_be_null=True),
     )

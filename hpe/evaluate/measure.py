@@ -136,8 +136,9 @@ def _name(subject: Subject, folder: Path, named: str | None, ranks: Ranks) -> tu
 
 def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str]:
     """What the user should know of the shards before the network reads them."""
-    local = [Path(shard.url) for shards in stream.sets for shard in shards if not shard.remote]
-    warnings = [*judged.warnings, *seen_in_training(judged.trained_on, local)]
+    every = [shard for shards in stream.sets for shard in shards]
+    local = [Path(shard.url) for shard in every if not shard.remote]
+    warnings = [*judged.warnings, *seen_in_training(judged.trained_on, every)]
     warnings += [*framing_differs(judged.crops, judged.faces, local), *copies_across_splits(local)]
     if judged.bins and counts.wide:
         warnings.append(beyond_bins(counts.wide, counts.angles))

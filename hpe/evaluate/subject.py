@@ -1,6 +1,7 @@
 """What an evaluation judges, and the name of its files: no result replaces another one's."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.core.errors import UserError, redacted
+from hpe.core.files import short_name
 from hpe.data.shard_files import ALL_SPLITS
 from hpe.data.shards import MANIFEST, Manifest
 from hpe.models.views import Views
@@ -30,6 +32,7 @@ _TITLES: Final = {
 _ANYBODYS: Final = ("folders", "table", "huggingface")
 """Readers whose name says nothing of the dataset; the name of the shards' folder does."""
 _DIGITS: Final = 12
+_LONGEST_NAME: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,14 @@ class Subject:
                     f"({self.folder}); give another --name, or remove that file"
                 )
             return named, self.title if named in (self.split, self.stem) else f"{self.title} ({named})"
-        digest = _digest([self.identity["paths"]])[:6]
-        names = [(self.stem, self.title)] + [
-            (_plain(f"{self.stem}-{more}"), f"{self.title} ({more})")
-            for more in (self.folder, f"{self.folder} {digest}")
-        ]
-        return next((one for one in names if self._other(folder, one[0]) is None), names[-1])
+        return next(one for one in self._usual_names() if self._other(folder, one[0]) is None)
+
+    def _usual_names(self) -> Iterator[tuple[str, str]]:
+        """Names with their titles, for as long as the ones before belong to other results."""
+        yield self.stem, self.title
+        for number in itertools.count(1):
+            more = self.folder + f" {number}" * (number > 1)
+            yield _plain(f"{self.stem}-{more}"), f"{self.title} ({more})"
 
     def _other(self, folder: Path, name: str) -> str | None:
         """What the result of this name is of, if it is of something else; None: it is free, or this subject's own."""
@@ -202,6 +207,6 @@ def _digest_of_files(files: Sequence[Path | None]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """A file name of letters, digits and a few signs."""
+    """A file name of letters, digits and a few signs; a long one ends in a hash, as what tells it apart is last."""
     kept = "".join(letter if letter.isalnum() or letter in "-_.=+" else "_" for letter in text)
-    return kept.strip("_.")[:120] or "evaluate"
+    return short_name(kept.strip("_.") or "evaluate", _LONGEST_NAME)

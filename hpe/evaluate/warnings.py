@@ -1,6 +1,7 @@
 """What makes metrics mean less than they seem: other framing, labels that were never learned, one answer for all."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,8 +13,12 @@ from hpe.core.errors import UserError
 from hpe.core.labels import BINS_REACH_DEGREES, DIRECTIONS, EMOTIONS
 from hpe.data.crops import CropRule
 from hpe.data.face_sizes import face_shares, sizes_differ
+from hpe.data.shard_files import ALL_SPLITS, names_folder
 from hpe.data.shards import MANIFEST, Manifest
+from hpe.data.store import is_remote
 from hpe.metrics.columns import guesses, labels
+from hpe.stream import ShardSet
+from hpe.stream.shard_sets import Shard, resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,32 +46,56 @@ def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars:
     return [f"The framing differs from that of the training: {differ}; expect larger errors"] if differ else []
 
 
-def seen_in_training(sets: Sequence[ShardsConfig], tars: Sequence[Path]) -> list[str]:
+def seen_in_training(sets: Sequence[ShardsConfig], shards: Sequence[Shard]) -> list[str]:
     """A warning about shards that a network was trained on; none if the shards of its training lie elsewhere now.
 
     Args:
         sets: the training data of its config.
-        tars: the shards that are judged.
+        shards: those that are judged.
     """
-    named = [
-        (Path(text).resolve(), one.split)
-        for one in sets
-        for text in ([one.shards] if isinstance(one.shards, str) else one.shards)
-        if "://" not in text
-    ]
+    learned: set[str] = set()
+    unresolved: list[tuple[str, str | None]] = []
+    for one in sets:
+        for text in [one.shards] if isinstance(one.shards, str) else one.shards:
+            if (found := _resolved(text, one.split)) is None:
+                unresolved.append((_place(text), one.split))
+            else:
+                learned.update(_place(shard.url) for shard in found)
 
-    def seen(tar: Path) -> bool:
-        return any(
-            tar == place or (tar.parent == place and (split in (None, "all") or tar.name.startswith(f"{split}-")))
-            for place, split in named
+    def seen(place: str) -> bool:
+        folder, _, name = place.rpartition("/")
+        return place in learned or any(
+            place == text
+            or fnmatchcase(place, text)
+            or (folder == text and (split in (None, ALL_SPLITS) or name.startswith(f"{split}-")))
+            for text, split in unresolved
         )
 
-    if not (count := sum(seen(tar.resolve()) for tar in tars)):
+    if not (count := sum(seen(_place(shard.url)) for shard in shards)):
         return []
     return [
-        f"{count:,} of {len(tars):,} shards were trained on: the metrics show what the network remembers, not how well "
-        "it reads other faces; judge it on another split"
+        f"{count:,} of {len(shards):,} shards were trained on: the metrics show what the network remembers, not how "
+        "well it reads other faces; judge it on another split"
     ]
+
+
+def _resolved(text: str, split: str | None) -> Sequence[Shard] | None:
+    """The shards that the training read; None if they cannot be listed any more, or only by their store."""
+    # A store is not asked for the sake of a warning: it may be out of reach, and the network that of a stranger.
+    if is_remote(text) and not text.startswith("pipe:") and (names_folder(text) or "*" in text):
+        return None
+    try:
+        return resolve([ShardSet(text, split)])[0]
+    except (UserError, OSError):  # such as a name that this file system finds too long
+        return None
+
+
+def _place(url: str) -> str:
+    """What one shard is recognised by however it is named: the path of its file, also of one that a command reads."""
+    if url.startswith("pipe:"):
+        words = (word.strip("'\"") for word in url.removeprefix("pipe:").split())
+        url = next((word for word in words if word.endswith(".tar") and Path(word).is_file()), url)
+    return url.rstrip("/") if is_remote(url) else str(Path(url).resolve())
 
 
 def copies_across_splits(tars: Sequence[Path]) -> Iterator[str]:

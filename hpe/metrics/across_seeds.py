@@ -5,7 +5,7 @@ faces", not for one lucky run. With few seeds, the variation between seeds is kn
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -164,7 +164,9 @@ def difference(first: Judged, second: Judged, *, replicates: int = REPLICATES, s
     if not pairs:
         raise UserError("paired comparison: the two models have no face in common; evaluate both on the same shards")
     here, there = (np.array(rows) for rows in zip(*pairs, strict=True))
-    first, second = first.at(here), second.at(there)
+    first = first.at(here)
+    # Each table numbers its own units: by two numberings, a draw would take other faces for each model.
+    second = replace(second.at(there), unit=first.unit)
     one, two = (_drawn(judged, replicates, seed, stream) for stream, judged in enumerate((first, second)))
     made: dict[str, Any] = {"n": len(pairs), "first": {}, "second": {}, "difference": {}}
     for name, metric in METRICS.items():

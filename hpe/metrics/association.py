@@ -63,7 +63,8 @@ def classes_of(table: "pa.Table", name: str) -> tuple[tuple[str, ...], ndarray, 
     found = [column for column in table.column_names if column.lower() == name.lower()]
     if not found:
         raise UserError(f"column {name}: not found; the table has {', '.join(map(repr, table.column_names))}")
-    values = [None if v is None or v != v else v for v in table.column(found[0]).to_pylist()]
+    # Missing are null, NaN, and the blank text that other programs write to Parquet.
+    values = [None if v is None or v != v or v == "" else v for v in table.column(found[0]).to_pylist()]
     known = np.array([value is not None for value in values], bool)
     vocabulary = {"direction": (DIRECTIONS, direction_from_word), "emotion": (EMOTIONS, emotion_from_word)}
     if name.lower() not in vocabulary:

@@ -43,6 +43,11 @@ class Evaluation:
         return PurePath(str(self.about.get("weights"))).parts[-2:] == weights.resolve().parts[-2:]
 
     @property
+    def checkpoint(self) -> str:
+        """The checkpoint that it judges, such as ``step-00012000``; empty if it does not say."""
+        return PurePath(str(self.about.get("weights", ""))).parent.name
+
+    @property
     def title(self) -> str:
         """What it judges, such as ``RAF-DB test``; its name where it does not say."""
         return str(self.about.get("title") or self.name)

@@ -33,6 +33,7 @@ def model_card(run: Run) -> str:
         rows = [(name, value, f"{n:,}") for name, value, n in headline(one.figures)]
         parts += [
             f"## Metrics on {cell(one.title)}",
+            *[f"Checkpoint: {cell(one.checkpoint)}."] * bool(one.checkpoint),
             *map(cell, conditions(one.about)),
             table(["metric", "value (95 % interval)", "samples"], rows),
         ]
@@ -116,11 +117,9 @@ def _short(value: Any) -> str:
 def _limits(run: Run) -> Iterator[str]:
     reached = max((value for _, value in run.curves.get("epoch", {}).get("train", [])), default=None)
     wanted = _at(run.config, ("train", "epochs"))
-    if reached is not None and isinstance(wanted, int | float) and reached < DONE_SHARE * wanted:
-        yield (
-            f"Its log ends at epoch {reached:.3g} of {wanted:g}: the training was stopped early or is not finished, "
-            "and the metrics are those of its last state."
-        )
+    ends_itself = _at(run.config, ("train", "patience"))
+    if reached is not None and isinstance(wanted, int | float) and reached < DONE_SHARE * wanted and not ends_itself:
+        yield f"Its log ends at epoch {reached:.3g} of {wanted:g}: the training was stopped early or is not finished."
     for one in run.evaluations:
         yield from _limits_of(one)
     yield (

@@ -165,7 +165,7 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
     subjects = dict.fromkeys(one.subject for run in runs for one in run.evaluations)
     views = []
     for subject in subjects:
-        found = [(run, one) for run in runs for one in run.evaluations if one.subject == subject]
+        found = [(run, one) for run in runs if (one := _result_on(subject, run)) is not None]
         name = found[0][1].name
         rows = [(run.name, one.figures) for run, one in found]
         pairs = _pairs(found)
@@ -192,6 +192,13 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str]) -> str:
         views=views,
         config=tables.config_differences([(run.name, run.config) for run in runs]),
     )
+
+
+def _result_on(subject: str, run: Run) -> Evaluation | None:
+    """The one result of a run on a subject: a second one, of ``--name``, would be tested against the first."""
+    found = (one for one in run.evaluations if one.subject == subject)
+    # A chosen name stands behind the usual title, so the usual one is first.
+    return min(found, key=lambda one: (one.outdated is not None, one.title), default=None)
 
 
 def _heading(one: Evaluation, runs: Sequence[Run]) -> str:

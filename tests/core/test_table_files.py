@@ -86,6 +86,14 @@ def test_a_table_of_semicolons_and_decimal_commas_is_as_one_of_commas_and_points
     assert expected.column("yaw").to_pylist() == [1.5, -20.25, None]
 
 
+def test_a_blank_cell_is_no_value_in_columns_of_words_too(tmp_path: Path) -> None:
+    rows = [["direction", "age"], ["left", "old"], ["", " "], ["up", "NA"]]
+    assert read_table(saved(tmp_path / "t.csv", rows, ";", "cp1252")).to_pydict() == {
+        "direction": ["left", None, "up"],
+        "age": ["old", None, None],
+    }
+
+
 def test_lists_are_read_in_any_encoding(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
         (tmp_path / "l.txt").write_bytes("Zoë.png\r\nMüller.png\r\n".encode(encoding))

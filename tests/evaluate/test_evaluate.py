@@ -23,15 +23,18 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hpe.cli import app
+from hpe.config.run import ShardsConfig
 from hpe.core.errors import UserError
 from hpe.core.labels import ANGLES, DIRECTIONS, EMOTIONS
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.evaluate import EvaluateOptions, evaluate, measure
 from hpe.evaluate import judged as judging
+from hpe.evaluate.warnings import seen_in_training
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint, saved
 from hpe.models.run_folder import load_config
 from hpe.stream import Reading, ShardSet, Stream
+from hpe.stream.shard_sets import Shard, resolve
 from hpe.study.adaboost import _read, hog_of
 from tests import made, warm
 from tests.stream.tiny import pose_table
@@ -448,6 +451,50 @@ def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path
         f"No validation has chosen a best checkpoint yet: {newest}, the newest, is taken",
         f"The training is at epoch 0.5 of {wanted:g}, {newest} is taken: the same `hpe train` goes on",
     ]
+
+
+@pytest.mark.parametrize(
+    "trained_on",
+    [
+        "squares",
+        "squares/train-000001.tar",
+        "squares/train-*.tar",
+        "squares/train-{000000..000002}.tar",
+        "pipe:cat squares/train-{000000..000002}.tar",
+        ["elsewhere", "squares/train-00000[01].tar"],
+    ],
+)
+def test_shards_that_were_trained_on_are_recognised_however_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_on: str | list[str]
+) -> None:
+    folder = made.shards(tmp_path / "squares", counts=(2, 2, 2), val=2)
+    monkeypatch.chdir(tmp_path)
+    sets = [ShardsConfig(shards=trained_on, split="train")]
+    train, val = resolve([ShardSet(str(folder), split) for split in ("train", "val")])
+    piped = [Shard(f"pipe:cat {shard.url}", shard.name) for shard in train]
+    for shards in (train, piped):
+        (told,) = seen_in_training(sets, [*val, *shards])
+        assert "of 4 shards were trained on" in told
+    assert seen_in_training(sets, val) == []
+
+
+def test_shards_that_were_trained_on_are_recognised_in_a_folder_that_was_damaged_since(tmp_path: Path) -> None:
+    folder = made.shards(tmp_path / "squares", counts=(2,), val=2)
+    train, val = resolve([ShardSet(str(folder), split) for split in ("train", "val")])
+    (folder / "manifest.json").write_text("{")
+    sets = [ShardsConfig(shards=str(folder), split="train")]
+    assert seen_in_training(sets, train)
+    assert not seen_in_training(sets, val)
+
+
+@pytest.mark.parametrize(
+    "trained_on", ["https://host/a", "https://host/a/train-*.tar", "https://host/a/train-{0..3}.tar"]
+)
+def test_remote_shards_that_were_trained_on_are_recognised_without_asking_their_store(trained_on: str) -> None:
+    sets = [ShardsConfig(shards=trained_on, split="train")]
+    train, val = (Shard(f"https://host/a/{name}-1.tar", f"{name}-1.tar") for name in ("train", "val"))
+    (told,) = seen_in_training(sets, [train, val])
+    assert told.startswith("1 of 2 shards")
 
 
 def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.shards import Manifest, write_shard
 from hpe.evaluate.subject import Subject
-from hpe.models.views import PLAIN
+from hpe.models.views import PLAIN, Views
 from hpe.report.page import report
 from hpe.stream import ShardSet
 from hpe.stream.shard_sets import Shard
@@ -108,6 +109,40 @@ def test_a_project_that_was_moved_finds_its_results_again(tmp_path: Path) -> Non
     old.rename(new)
     evaluated(new / "run", new / "raf", "--pose", new / "raf" / "pose" / "here")
     assert results(new / "run") == found
+
+
+def subject_of(
+    folders: Sequence[Path], *, pose: Path | None = None, flips: bool = False, which: str = "best"
+) -> Subject:
+    sets = [ShardSet(str(one), pose=None if pose is None else str(pose)) for one in folders]
+    shards = [[Shard(str(one / name), name) for name in ("test-000000.tar", "test-000001.tar")] for one in folders]
+    return Subject.of(sets, shards, views=Views(flips=flips), which=which, precision=None)
+
+
+def written(folder: Path, subject: Subject) -> str:
+    """The name of a result in a folder of results, where its JSON then lies."""
+    name, title = subject.name_in(folder, None)
+    about = {"title": title, "identity": dict(subject.identity)}
+    (folder / f"{name}.json").write_text(json.dumps({"about": about}), encoding="utf-8")
+    return name
+
+
+def test_no_long_name_is_cut_where_it_tells_results_apart(tmp_path: Path) -> None:
+    sets = [tmp_path / f"顔 dataset number {number}" for number in range(9)]
+    subjects = [subject_of(sets, flips=flips, which=which) for flips in (True, False) for which in ("best", "last")]
+    subjects += [subject_of([*sets, tmp_path / more]) for more in "ab"]
+    names = [written(tmp_path, one) for one in subjects]
+    assert len(set(names)) == len(names)
+    assert names == [one.stem for one in subjects]
+    assert max(len(name.encode()) for name in names) <= 120
+    assert [written(tmp_path, one) for one in subjects] == names
+
+
+def test_however_many_results_share_a_name_none_replaces_another(tmp_path: Path) -> None:
+    subjects = [subject_of([tmp_path / "raf"], pose=tmp_path / str(i) / "ours") for i in range(5)]
+    names = [written(tmp_path, one) for one in subjects]
+    assert len(set(names)) == 5
+    assert [written(tmp_path, one) for one in subjects] == names
 
 
 def test_a_chosen_name_that_belongs_to_another_result_is_refused(run: Path, tmp_path: Path) -> None:

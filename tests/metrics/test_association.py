@@ -245,6 +245,20 @@ def test_other_columns_are_crossed_as_they_are() -> None:
     assert made.counts.tolist() == [[0, 2], [1, 0]]
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_blank_cell_is_left_out_and_no_class_of_its_own(tmp_path: Path, form: str) -> None:
+    columns = {"direction": ["left", "", "up"], "emotion": ["sad", "happy", "sad"], "age": ["old", "young", ""]}
+    path = tmp_path / f"t.{form}"
+    if form == "csv":  # as hpe predict writes it where a rule gives no direction
+        rows = zip(*columns.values(), strict=True)
+        path.write_text("\n".join(map(",".join, [columns, *rows])))
+    else:
+        pq.write_table(pa.table(columns), path)
+    labels, ages = cross(read_table(path)), cross(read_table(path), "age", "emotion")
+    assert (labels.left_out, labels.counts.sum()) == (1, 2)
+    assert (ages.row_names, ages.left_out, ages.counts.sum()) == (("old", "young"), 1, 2)
+
+
 def test_a_single_class_gives_a_reason_instead_of_a_strength(tmp_path: Path) -> None:
     pq.write_table(labelled([0, 0, 0], [1, 2, 2]), tmp_path / "t.parquet")
     made = write_association(

@@ -83,23 +83,28 @@ def test_colours_follow_the_system_and_can_be_read(runs: list[Path], page: brows
 @needs_browser
 def test_a_click_on_a_head_sorts_by_value_and_a_second_click_turns_it(runs: list[Path], page: browser.Page) -> None:
     page.open(runs[0] / "report" / "index.html")
-    column = """[...document.querySelectorAll('#val-emotion tbody tr')].map((r) => Number(r.cells[6].dataset.value))"""
+    column = """[...document.querySelectorAll('[data-name=val-emotion] tbody tr')]
+        .map((r) => Number(r.cells[6].dataset.value))"""
     before = page.run(column)
-    click = "document.querySelectorAll('#val-emotion thead button')[6].click()"
+    click = "document.querySelectorAll('[data-name=val-emotion] thead button')[6].click()"
     page.run(click)
     assert page.run(column) == sorted(before, reverse=True)
-    assert page.run("document.querySelectorAll('#val-emotion th')[6].getAttribute('aria-sort')") == "descending"
+    assert (
+        page.run("document.querySelectorAll('[data-name=val-emotion] th')[6].getAttribute('aria-sort')") == "descending"
+    )
     page.run(click)
     assert page.run(column) == sorted(before)
-    page.run("document.querySelectorAll('#val-emotion thead button')[0].click()")
-    names = page.run("[...document.querySelectorAll('#val-emotion tbody tr')].map((r) => r.cells[0].textContent)")
+    page.run("document.querySelectorAll('[data-name=val-emotion] thead button')[0].click()")
+    names = page.run(
+        "[...document.querySelectorAll('[data-name=val-emotion] tbody tr')].map((r) => r.cells[0].textContent)"
+    )
     assert names == sorted(names)
 
 
 @needs_browser
 def test_the_downloaded_csv_holds_values_with_both_ends(runs: list[Path], page: browser.Page) -> None:
     page.open(runs[0] / "report" / "index.html")
-    text = page.run("csvOf(document.getElementById('val-emotion'))")
+    text = page.run("csvOf(document.querySelector('[data-name=val-emotion]'))")
     head, first, *_ = text.split("\r\n")
     assert head.startswith("class,true,chosen,correct,precision,precision low,precision high,recall")
     made = json.loads((runs[0] / "evaluate" / "val.json").read_text())["emotion"]["per_class"]["neutral"]
@@ -117,7 +122,7 @@ def test_formulas_of_strangers_are_no_formulas_in_the_csv(tmp_path: Path, page: 
     pq.write_table(table, tmp_path / "evaluate" / "t.parquet")
     report([tmp_path])
     page.open(tmp_path / "report" / "index.html")
-    text = page.run("csvOf(document.getElementById('t-by-age'))")
+    text = page.run("csvOf(document.querySelector('[data-name=t-by-age]'))")
     lines_ = {line.split(",20")[0] for line in text.split("\r\n")[1:4]}
     assert lines_ == {"'=HYPERLINK(1)", '"a,b"', '"""q"""'}
 
@@ -169,10 +174,19 @@ def test_the_model_card_says_that_a_training_was_not_finished(tmp_path: Path) ->
     run = tmp_path / "run"
     run.mkdir()
     line = json.dumps({"step": 16, "samples": 2048, "split": "train", "epoch": 1.28, "loss": 1.0})
-    for epochs, said in ((24, True), (1.28, False)):
-        (run / "config.yaml").write_text(f"train: {{epochs: {epochs}}}\n")
+    for settings, said in (("epochs: 24", True), ("epochs: 1.28", False), ("epochs: 24, patience: 3", False)):
+        (run / "config.yaml").write_text(f"train: {{{settings}}}\n")
         (run / "metrics.jsonl").write_text(f"{line}\n")
         assert ("log ends at epoch 1.28 of 24" in model_card(read_run(run))) is said
+
+
+def test_the_model_card_names_the_checkpoint_of_each_result(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=40, faces=0)
+    assert "## Metrics on val\n\nCheckpoint: step-00008000.\n" in model_card(read_run(run))
+    made = json.loads((run / "evaluate" / "val.json").read_text())
+    del made["about"]["weights"]
+    (run / "evaluate" / "val.json").write_text(json.dumps(made))
+    assert "Checkpoint: " not in model_card(read_run(run))
 
 
 def test_results_on_test_pictures_come_first(tmp_path: Path) -> None:
@@ -315,6 +329,42 @@ def test_the_comparison_tells_what_differs_and_tests_it_on_the_same_samples(runs
     assert f'class="best">{100 * better:.1f}' in text
     assert CONFIG.count("seed") == 1
     assert "None: the configs are the same" in text
+
+
+def result_on(run: Path, data: str, *, name: str = "val", title: str = "FER+ test") -> Path:
+    """A second result of the run, or its own one, as of shards with this content."""
+    made = json.loads((run / "evaluate" / "val.json").read_text())
+    made["about"] |= {"title": title, "identity": {"data": data, "paths": data}}
+    pq.write_table(pq.read_table(run / "evaluate" / "val.parquet"), run / "evaluate" / f"{name}.parquet")
+    (run / "evaluate" / f"{name}.json").write_text(json.dumps(made))
+    return run
+
+
+def test_no_two_tables_share_an_id_where_two_datasets_share_a_name(tmp_path: Path) -> None:
+    runs = [result_on(fake_run(tmp_path / name, rows=40, faces=0), data=name) for name in ("a", "b")]
+    ids = re.findall(r' id="([^"]*)"', report(runs, tmp_path / "all")[-1].read_text())
+    assert sorted(ids) == sorted(set(ids))
+
+
+@needs_browser
+def test_each_button_saves_the_table_above_it(tmp_path: Path, page: browser.Page) -> None:
+    runs = [result_on(fake_run(tmp_path / name, rows=40, faces=0), data=name) for name in ("a", "b")]
+    page.open(report(runs, tmp_path / "all")[-1])
+    saved = page.run("""(() => { const blobs = [];
+        URL.createObjectURL = (blob) => { blobs.push(blob); return 'about:blank'; };
+        HTMLAnchorElement.prototype.click = () => {};
+        for (const button of document.querySelectorAll('[data-csv]')) button.click();
+        return Promise.all(blobs.map((blob) => blob.text())); })()""")
+    assert saved == page.run("[...document.querySelectorAll('table.data')].map(csvOf)")
+    assert [text.split("\r\n")[1].split(",")[0] for text in saved[:2]] == ["a", "b"]
+
+
+def test_a_run_is_never_tested_against_itself(tmp_path: Path) -> None:
+    runs = [result_on(fake_run(tmp_path / name, rows=40, faces=0), data="same") for name in ("a", "b")]
+    result_on(runs[0], data="same", name="final", title="FER+ test (final)")
+    text = report(runs, tmp_path / "all")[-1].read_text()
+    assert "Metrics on FER+ test<" in text
+    assert text.count('data-value="a"') == text.count('data-value="b"') == 2  # its metrics, and the one pair
 
 
 def test_the_best_run_of_a_column_is_the_one_that_errs_less_or_agrees_more() -> None:

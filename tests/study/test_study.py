@@ -245,6 +245,21 @@ def test_a_difference_is_found_where_there_is_one_and_not_where_there_is_none() 
     assert len(better["mcnemar"]) == 3
 
 
+@pytest.mark.parametrize("subjects", [False, True])
+def test_a_model_does_not_differ_from_itself_in_another_order_with_a_face_less(subjects: bool) -> None:
+    table = predictions(*random_choices(200, 0, 0.4))
+    if subjects:
+        table = table.append_column("subject", pa.array([f"person{i // 4}" for i in range(200)]))
+    other = table.take(np.random.default_rng(1).permutation(200)[1:])
+    first, second = across_seeds.judge({0: table}), across_seeds.judge({0: other})
+    assert first is not None
+    assert second is not None
+    found = across_seeds.difference(first, second, replicates=100)
+    assert found["n"] == 199
+    for metric in found["difference"].values():
+        assert (metric["value"], metric["p"], metric["interval_reason"]) == (0, 1, "the same in every draw")
+
+
 def test_only_common_faces_with_the_same_label_are_compared() -> None:
     first = across_seeds.judge({0: predictions([0, 1, 2, 3], [0, 1, 2, 3])})
     second = across_seeds.judge({0: predictions([0, 0, 0], [0, 1, 5])})

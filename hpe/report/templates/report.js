@@ -47,10 +47,11 @@
   window.csvOf = csvOf;
   for (const button of all("button[data-csv]")) {
     button.addEventListener("click", () => {
-      const table = document.getElementById(button.dataset.csv);
+      // The table above the button: two results of a comparison may have one name.
+      const table = button.parentElement.previousElementSibling.querySelector("table");
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob(["\ufeff" + csvOf(table)], { type: "text/csv" }));
-      link.download = button.dataset.file;
+      link.download = table.dataset.name + ".csv";
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     });
