@@ -558,12 +558,12 @@ def train(
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
     from hpe.config.run import RunConfig
-    from hpe.config.strict_yaml import load
+    from hpe.config.strict_yaml import load, setting
     from hpe.core.errors import UserError
     from hpe.core.launch import refuse_processes
     from hpe.core.ranks import launched
 
-    changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
+    changes = [*(overrides or ()), *([setting("run", str(run))] if run else [])]
     loaded = load(config, RunConfig, changes)
     if new and dry_run:
         raise UserError("--new renames the earlier run, --dry-run changes nothing; give one of them")

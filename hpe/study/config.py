@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from hpe.config.run import (
@@ -24,7 +23,7 @@ from hpe.config.run import (
     TrainConfig,
     leaves,
 )
-from hpe.config.strict_yaml import Section, load
+from hpe.config.strict_yaml import Section, dump, load
 from hpe.core.errors import UserError
 
 CONFIG_FILE: Final = "study.yaml"
@@ -190,7 +189,7 @@ class StudyConfig(Section):
 
     def dump(self) -> str:
         """The resolved config as YAML."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return dump(self.plain())
 
     def plain(self) -> dict[str, Any]:
         """As JSON.

@@ -93,6 +93,16 @@ def test_the_loops_are_compared_at_one_size(tmp_path: Path) -> None:
     assert measured.train.small_epochs == 0
 
 
+def test_the_step_bench_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "bench: #1"
+    shards = str(made.shards(folder / "it's"))
+    own, _ = step_bench._config(Settings(folder, shards=shards))
+    (folder / "run.yaml").write_text(own.dump())
+    given, _ = step_bench._config(Settings(folder, shards=shards, config=folder / "run.yaml"))
+    assert own.run == given.run == str(folder / "step-run")
+    assert own.data.train[0].shards[0].startswith(shards)
+
+
 def test_nothing_is_validated_or_saved_while_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPE_CACHE", str(tmp_path / "cache"))
     shards = made.shards(tmp_path / "shards")
