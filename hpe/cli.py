@@ -1034,9 +1034,12 @@ def bench(
     from hpe.tools import bench as module
 
     settings = module.Settings(folder, workers, repeats, samples, shards, config)
+    parts = module.available() if part == "all" else (part,)
+    for name in parts:
+        module.refuse(name, settings)  # before the minutes of the parts before it
     make_folder(folder, f"--folder {folder}")
     reports = []
-    for name in module.available() if part == "all" else (part,):
+    for name in parts:
         reports.append(module.measure(name, settings))
         print(reports[-1], flush=True)
     if json_file:
