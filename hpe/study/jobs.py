@@ -79,7 +79,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class BoostJob:
-    """Fit AdaBoost, evaluate it, and write its report."""
+    """Fit AdaBoost, evaluate it, and write its report; ``seed`` is that of its trees."""
 
     run: Path
     settings: BoostedConfig
