@@ -24,9 +24,9 @@ for fold in 0 1 2 3 4; do
     hpe pack pointing04 "$raw" "$shards" --splits "$lists"
     hpe pose "$shards" -e "$estimator" --weights "$weights" --crop square-1.6@box --name angles
     hpe train "$here/direction_network.yaml" --run "$out/run-$fold" \
-        --set "data.train=[{shards: $shards, split: train, pose: $shards/pose/angles}]" \
-        --set "data.val=[{shards: $shards, split: val, pose: $shards/pose/angles}]"
-    hpe evaluate "$out/run-$fold" "$shards" --pose "$shards/pose/angles"
+        --set "data.train=[{shards: \"$shards\", split: train, pose: \"$shards/pose/angles\"}]" \
+        --set "data.val=[{shards: \"$shards\", split: val, pose: \"$shards/pose/angles\"}]"
+    hpe evaluate "$out/run-$fold" "$shards" --pose "$shards/pose/angles" --name test
 done
 python - "$out" <<'EOF'
 import sys

@@ -27,8 +27,8 @@ ferplus() {
 train() { # NAME CONFIG SEED SHARDS, then more settings
     local shards=$out/shards/$4
     # shellcheck disable=SC2086 # several words
-    hpe train "$here/$2" --run "$out/$1-seed$3" --set "seed=$3" --set "data.train.0.shards=$shards" \
-        --set "data.val.0.shards=$shards" "${@:5}" $more
+    hpe train "$here/$2" --run "$out/$1-seed$3" --set "seed=$3" --set "data.train.0.shards=\"$shards\"" \
+        --set "data.val.0.shards=\"$shards\"" "${@:5}" $more
 }
 
 evaluate() { # NAME SEED SHARDS, then more options of hpe evaluate
@@ -68,7 +68,7 @@ EOF
 on_ferplus() { # NAME CONFIG, then more settings: trained and judged on FER+, every seed
     local tables=$out/shards/ferplus/pose/lwpose66
     for seed in $seeds; do
-        train "$1" "$2" "$seed" ferplus --set "data.train.0.pose=$tables" --set "data.val.0.pose=$tables" "${@:3}"
+        train "$1" "$2" "$seed" ferplus --set "data.train.0.pose=\"$tables\"" --set "data.val.0.pose=\"$tables\"" "${@:3}"
         evaluate "$1" "$seed" ferplus --pose "$tables"
     done
 }
@@ -120,8 +120,8 @@ pointing04)
     for split in by-person random; do
         for seed in $seeds; do
             train "pointing04-$split" pointing04_direction.yaml "$seed" "pointing04-$split" \
-                --set "data.train=[{shards: $out/shards/pointing04-$split, split: train}]" \
-                --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=$out/with-both-seed$seed"
+                --set "data.train=[{shards: \"$out/shards/pointing04-$split\", split: train}]" \
+                --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=\"$out/with-both-seed$seed\""
             evaluate "pointing04-$split" "$seed" "pointing04-$split"
         done
     done
@@ -131,7 +131,7 @@ aflw2000)
     pack aflw2000 aflw2000 "${AFLW2000:?where AFLW2000 lies}" --size 128 --crop square-1.4@landmarks --option splits=lists
     for seed in $seeds; do
         train aflw2000 aflw2000_pose.yaml "$seed" aflw2000 \
-            --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=$out/with-both-seed$seed"
+            --set model.backbone=resnet14 --set model.stem=standard --set "model.weights=\"$out/with-both-seed$seed\""
         evaluate aflw2000 "$seed" aflw2000
     done
     ;;
@@ -151,8 +151,8 @@ study)
     hpe pose "$out/shards/ferplus-study" -e "$here/estimators/lwpose66.yaml" \
         --weights "${LWPOSE:?the file lwpose66.onnx}" --force
     # shellcheck disable=SC2086 # several words
-    hpe study "$here/study/ferplus_reduced.yaml" --jobs "${JOBS:-2}" --set "study=$out/study" --set "seeds=[${seeds// /,}]" \
-        --set "shards=$out/shards/ferplus-study" --set "pose=$out/shards/ferplus-study/pose/lwpose66" $more
+    hpe study "$here/study/ferplus_reduced.yaml" --jobs "${JOBS:-2}" --set "study=\"$out/study\"" --set "seeds=[${seeds// /,}]" \
+        --set "shards=\"$out/shards/ferplus-study\"" --set "pose=\"$out/shards/ferplus-study/pose/lwpose66\"" $more
     keep "$out/study/study.json" "$results/study.json" "configs/results.sh study, seeds $seeds"
     ;;
 *)

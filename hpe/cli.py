@@ -558,12 +558,12 @@ def train(
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """
     from hpe.config.run import RunConfig
-    from hpe.config.strict_yaml import load
+    from hpe.config.strict_yaml import load, setting
     from hpe.core.errors import UserError
     from hpe.core.launch import refuse_processes
     from hpe.core.ranks import launched
 
-    changes = [*(overrides or ()), *([f"run={run}"] if run else [])]
+    changes = [*(overrides or ()), *([setting("run", str(run))] if run else [])]
     loaded = load(config, RunConfig, changes)
     if new and dry_run:
         raise UserError("--new renames the earlier run, --dry-run changes nothing; give one of them")
@@ -1034,9 +1034,12 @@ def bench(
     from hpe.tools import bench as module
 
     settings = module.Settings(folder, workers, repeats, samples, shards, config)
+    parts = module.available() if part == "all" else (part,)
+    for name in parts:
+        module.refuse(name, settings)  # before the minutes of the parts before it
     make_folder(folder, f"--folder {folder}")
     reports = []
-    for name in module.available() if part == "all" else (part,):
+    for name in parts:
         reports.append(module.measure(name, settings))
         print(reports[-1], flush=True)
     if json_file:

@@ -513,6 +513,18 @@ def test_the_makefile_and_pip_ask_for_the_same_python() -> None:
     assert "found <= 14" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["runs/a #b", "2024"])
+def test_the_folder_of_a_run_is_the_one_that_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {train: [{shards: s}], val: [{shards: s}]}\nmodel: {heads: {emotion: {}}}\n")
+    trained: list[str] = []
+    monkeypatch.setattr("hpe.train.plan", lambda loaded, **_: trained.append(loaded.run), raising=False)
+    cli.train(config, run=Path(name), dry_run=True)
+    assert trained == [name]
+
+
 def test_a_training_that_has_ended_is_followed_by_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from torch.distributed import run
 
 from hpe.core.errors import EXIT_AGAIN, EXIT_USAGE
 from hpe.models import checkpoints
+from hpe.tools import doctor
 from tests import made
 from tests.test_cli import EVERY
 
@@ -371,6 +372,14 @@ def test_compose_builds_this_repositorys_dockerfile_and_keeps_its_folders() -> N
     named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", v).split(":")[0] for s in (train, board) for v in s["volumes"]}
     assert named == set(compose["volumes"])
     assert train["image"] == board["image"]
+
+
+def test_every_container_has_the_shared_memory_that_its_health_check_asks_for() -> None:
+    services = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
+    for name in ("train", "demo"):  # the board has a check of its own
+        size = re.fullmatch(r"(\d+)gb", services[name]["shm_size"])  # GiB, as Docker counts
+        assert size is not None
+        assert int(size[1]) > doctor._LOW_SHARED_GIB
 
 
 def test_what_the_dockerfile_copies_is_there_and_enough_to_install() -> None:

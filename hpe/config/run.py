@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from hpe.config.strict_yaml import Section
+from hpe.config.strict_yaml import Section, dump
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -356,7 +355,7 @@ class RunConfig(Section):
 
     def dump(self) -> str:
         """The resolved config as YAML: every default written out, ready to be loaded again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump(self.model_dump(mode="json"))
 
 
 FREE: Final = (

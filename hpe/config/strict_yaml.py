@@ -68,16 +68,36 @@ def parse(text: str, name: str, schema: type[T], overrides: Sequence[str] = ()) 
         raise UserError(f"{name}: {error}") from error
 
 
+def dump(value: Any) -> str:
+    """A value as YAML that :func:`parse` reads back as it is."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def setting(path: str, value: str) -> str:
+    """``PATH=VALUE`` for ``--set``, of a text that is no YAML, such as a folder: ``run="runs/a #b"``.
+
+    It is quoted only where YAML would read something else, as people read these commands, too.
+    """
+    return f"{path}={value if dump(value) == f'{value}{_PLAIN}' else json.dumps(value)}"
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the numbers of YAML 1.2: by YAML 1.1, PyYAML reads ``1e-3`` as a text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that :class:`_Loader` would read as numbers: a run folder called ``1e3``."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"),
+        list("-+.0123456789"),
+    )
 # Plain digits stay integers: PyYAML tries resolvers in order, and its own for integers comes first.
+_PLAIN: Final = "\n...\n"
+"""What PyYAML writes behind a text that needs no quotes."""
 _FILE_LIMIT: Final = 1 << 20
 _DEEPEST: Final = 32
 _SHOWN: Final = 200

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
 
 import hpe
+from hpe.config.strict_yaml import dump
 from hpe.core.console import say
 from hpe.core.errors import UserError
 from hpe.core.files import aside, refuse_unwritable, write_text
@@ -274,4 +274,4 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
         *(f"  {line}" for line in parity.lines()),
     ]
     text = "".join(f"# {line}\n" for line in lines)
-    return text + yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    return text + dump(spec.model_dump(mode="json", exclude_none=True))

@@ -29,11 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final, Self
 
-import yaml
-
 from hpe.config.recipes import way_to
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import load, parse
+from hpe.config.strict_yaml import dump, load, parse
 from hpe.core.errors import UserError
 from hpe.core.files import locked, rename_aside, write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
@@ -345,7 +343,7 @@ def load_config(run: Path) -> RunConfig:
     """
     if (known := pretrained(run)) is not None:
         try:
-            return parse(yaml.safe_dump(known["config"]), f"{run / PRETRAINED}: config", RunConfig)
+            return parse(dump(known["config"]), f"{run / PRETRAINED}: config", RunConfig)
         except RecursionError as error:
             raise UserError(f"{run / PRETRAINED}: config: damaged: its values are nested too deeply") from error
     if not (run / CONFIG).is_file():

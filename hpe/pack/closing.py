@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpe.config.recipes import way_to
+from hpe.config.strict_yaml import setting
 from hpe.core.errors import EXIT_INCOMPLETE, EXIT_OK
 from hpe.core.labels import DIRECTIONS, EMOTIONS, SPLITS
 from hpe.data.shards import QUARANTINE, Manifest
@@ -80,25 +81,29 @@ def _lost(counted: Mapping[str, Any]) -> dict[str, int]:
 
 def closing(manifest: Manifest, out: str) -> tuple[list[str], int]:
     """The last lines of the command, and its exit code: 1 where most rows were lost for the words in them."""
-    out = shlex.quote(out)
-    written = f"Written to {out}; check the images in {out}/contact-*.jpg."
+    quoted = shlex.quote(out)
+    written = f"Written to {quoted}; check the images in {quoted}/contact-*.jpg."
     loud = [note for note in manifest.notes if note.startswith(_LOUD)]
     if _lost(manifest.counts):
-        return [f"Written to {out}, without most of the rows.", *loud], EXIT_INCOMPLETE
+        return [f"Written to {quoted}, without most of the rows.", *loud], EXIT_INCOMPLETE
     return [
-        f"{written} Next: hpe pose {out} --estimator ESTIMATOR for angles, or {_next(manifest, out)}",
+        f"{written} Next: hpe pose {quoted} --estimator ESTIMATOR for angles, or {_next(manifest, out)}",
         *loud,
     ], EXIT_OK
 
 
 def _next(manifest: Manifest, out: str) -> str:
     if "train" not in manifest.splits:
-        return f"hpe evaluate RUN {out} --split {manifest.splits[0]}"
+        return f"hpe evaluate RUN {shlex.quote(out)} --split {manifest.splits[0]}"
     config, way = _config(manifest)
-    command = f"hpe train {config} --set data.train.0.shards={out}"
+    command = f"hpe train {config} {_set('train', out)}"
     if "val" not in manifest.splits:
         return f"{command} (it validates on a val split, which other shards must have{way})"
-    return f"{command} --set data.val.0.shards={out}{way}"
+    return f"{command} {_set('val', out)}{way}"
+
+
+def _set(split: str, out: str) -> str:
+    return f"--set {shlex.quote(setting(f'data.{split}.0.shards', out))}"
 
 
 def _config(manifest: Manifest) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int8
 
+from hpe.config.strict_yaml import setting
 from hpe.core.console import say
 from hpe.core.devices import cores, named_device
 from hpe.core.errors import EXIT_OK, UserError
@@ -227,8 +228,8 @@ def pose(sources: Sequence[str], options: PoseOptions) -> int:
 
 def _next(tasks: Sequence[Task], *, checked: bool) -> str:
     """The commands that use the tables."""
-    folder = shlex.quote(str(tasks[0].table.parent))
-    sets = " ".join(f"--set data.{split}.0.pose={folder}" for split in ("train", "val"))
+    folder = str(tasks[0].table.parent)
+    sets = shlex.join(word for split in ("train", "val") for word in ("--set", setting(f"data.{split}.0.pose", folder)))
     compare = "" if checked else ", or the same command with --check where the records have angles to compare with"
     return f"Next: hpe train CONFIG {sets}{compare}"
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import yaml
 
 import hpe
+from hpe.config.strict_yaml import dump
 from hpe.metrics.markdown import cell, table
 from hpe.models.run_folder import TrainedOn, name_of, pretrained
 from hpe.report.load import Evaluation, Run, read_run
@@ -71,7 +72,7 @@ def _report(run: Path, weights: Path, config: Mapping[str, Any]) -> str:
     plain = replace(
         found,
         config=config,
-        config_text=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        config_text=dump(dict(config)),
         evaluations=tuple(_without_places(one) for one in found.evaluations if one.is_of(weights)),
     )
     return model_card(plain).strip()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hpe.config.run import (
     AugmentConfig,
@@ -24,7 +23,7 @@ from hpe.config.run import (
     TrainConfig,
     leaves,
 )
-from hpe.config.strict_yaml import Section, load
+from hpe.config.strict_yaml import Section, dump, load
 from hpe.core.errors import UserError
 
 CONFIG_FILE: Final = "study.yaml"
@@ -93,7 +92,7 @@ class NetworkConfig(Section):
 class BoostedConfig(Section):
     """AdaBoost (scikit-learn's) on HOG features, or on the features of a network of this study, by its name.
 
-    On HOG it is deterministic, so that it is run only once, with the first seed.
+    On HOG it is run only once, as its seed is fixed: see :meth:`seed_of_trees`.
     """
 
     name: Name = "adaboost"
@@ -105,9 +104,16 @@ class BoostedConfig(Section):
     sets: list[SetName] = Field(default_factory=lambda: list(SETS), min_length=1)
 
     @property
-    def deterministic(self) -> bool:
-        """Whether every seed gives the same result."""
+    def fixed_seed(self) -> bool:
+        """Whether every seed of the study gives the same result."""
         return self.features == HOG
+
+    def seed_of_trees(self, seed: int) -> int:
+        """The seed by which trees decide between equally good splits, in a run with this seed of the study.
+
+        On HOG nothing else differs between seeds, so that one seed, always the same, stands for all.
+        """
+        return 0 if self.fixed_seed else seed
 
 
 class DirectionsConfig(Section):
@@ -163,7 +169,7 @@ class StudyConfig(Section):
             if one.heads is not None and one.heads.emotion is None:
                 yield f"networks: {one.name} has no emotion head; add emotion: {{}}"
         for one in self.boosted:
-            if one.deterministic:
+            if one.features == HOG:
                 continue
             given = networks.get(one.features)
             if given is None:
@@ -173,9 +179,21 @@ class StudyConfig(Section):
                 )
             elif lacking := set(one.sets) - set(given.sets):
                 yield f"boosted: {one.name} needs {one.features} on the sets {', '.join(sorted(lacking))}"
-        for one in self.directions.networks if self.directions else ():
+        of_directions = self.directions.networks if self.directions else []
+        if len({one.name for one in of_directions}) < len(of_directions):
+            yield "directions.networks: two networks have one name; names must differ, as each names its run folders"
+        for one in of_directions:
             if one.heads is not None and one.heads.direction is None:
                 yield f"directions.networks: {one.name} has no direction head; add direction: {{}}"
+        problems: dict[str, list[str]] = {}  # one problem of many networks is the study's own
+        for where, network, heads in every_network(self):
+            try:
+                trial_config(self, network, heads)
+            except ValidationError as invalid:
+                for error in invalid.errors():
+                    message = error["msg"].removeprefix("Value error, ").replace("data.size", "pictures.size")
+                    problems.setdefault(message, []).append(where)
+        yield from (f"{', '.join(networks)}: {message}" for message, networks in problems.items())
 
     @property
     def folder(self) -> Path:
@@ -190,7 +208,7 @@ class StudyConfig(Section):
 
     def dump(self) -> str:
         """The resolved config as YAML."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return dump(self.plain())
 
     def plain(self) -> dict[str, Any]:
         """As JSON.
@@ -212,13 +230,19 @@ _NOT_OF_RUNS: Final = re.compile(
 """Settings that no run depends on."""
 
 
+_ANGLES: Final = "directions.networks, the first with backbone angles"
+
+
 def changes(before: StudyConfig, after: StudyConfig) -> list[str]:
     """Differences that would change existing results; additional seeds and models would not."""
     old, new = _by_name(before), _by_name(after)
     if new["seeds"][: len(old["seeds"])] == old["seeds"]:
         new["seeds"] = old["seeds"]
-    new["networks"] = {k: v for k, v in new["networks"].items() if k in old["networks"] or not old["networks"]}
-    new["boosted"] = {k: v for k, v in new["boosted"].items() if k in old["boosted"]}
+    if old["directions"] is None:
+        new["directions"] = None
+    for known, section in ((old, new), (old["directions"] or {}, new["directions"] or {})):
+        for key in {"networks", "boosted"} & section.keys():
+            section[key] = {name: one for name, one in section[key].items() if name in known[key]}
     was, is_now = dict(leaves(old)), dict(leaves(new))
     return [
         f"{path}: {json.dumps(was.get(path))} -> {json.dumps(is_now.get(path))}"
@@ -234,7 +258,9 @@ def _by_name(study: StudyConfig) -> dict[str, Any]:
         for key in ("networks", "boosted"):
             if key in section:
                 section[key] = {one.get("name", "adaboost"): one for one in section[key]}
-    return whole
+    # The first network on angles may decide the directions of the proposed set.
+    angles = study.angle_network
+    return whole | {_ANGLES: angles.name if angles else None}
 
 
 S = TypeVar("S", bound=Section)
@@ -307,9 +333,23 @@ def run_config(
     )
 
 
+def every_network(study: StudyConfig) -> Iterator[tuple[str, NetworkConfig, HeadsConfig]]:
+    """Every network: where the config has it, and the heads that it gets where it names none."""
+    for one in study.networks:
+        yield f"networks.{one.name}", one, EMOTION_ALONE
+    for one in study.directions.networks if study.directions else ():
+        yield f"directions.networks.{one.name}", one, DIRECTION_ALONE
+
+
+def trial_config(study: StudyConfig, network: NetworkConfig, heads: HeadsConfig) -> RunConfig:
+    """The config of a network's runs but for their places, so that it can be checked before there are any."""
+    run = shards = pose = Path()
+    return run_config(study, network, run=run, seed=0, shards=shards, pose=pose, direction=OUR_RULE, heads=heads)
+
+
 def seeds_of(study: StudyConfig, model: str) -> list[int]:
     """The seeds that a model is trained with."""
-    once = any(one.deterministic for one in study.boosted if one.name == model)
+    once = any(one.fixed_seed for one in study.boosted if one.name == model)
     return study.seeds[:1] if once else study.seeds
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hpe.config.run import RunConfig
+from hpe.config.strict_yaml import dump
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, NotFiniteError, UserError
 from hpe.core.files import write_json, write_text
 from hpe.study.config import BoostedConfig
@@ -78,7 +79,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class BoostJob:
-    """Fit AdaBoost, evaluate it, and write its report."""
+    """Fit AdaBoost, evaluate it, and write its report; ``seed`` is that of its trees."""
 
     run: Path
     settings: BoostedConfig
@@ -91,8 +92,6 @@ class BoostJob:
 
     def execute(self, tests: Sequence[NamedShards]) -> int:
         """Fit and evaluate; returns the exit code. The settings are written to ``config.yaml``, as those of a run."""
-        import yaml
-
         from hpe.report import report
         from hpe.stream import LabelSource, Reading
         from hpe.study import adaboost
@@ -103,7 +102,7 @@ class BoostJob:
             "seed": self.seed,
             "data": {"train": self.train.shards},
         }
-        write_text(self.run / "config.yaml", yaml.safe_dump(written, sort_keys=False))
+        write_text(self.run / "config.yaml", dump(written))
         if self.features is None:
             features = adaboost.hog_features(Reading(self.settings.size, "grey", LabelSource("pose", self.direction)))
         else:

@@ -19,10 +19,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from hpe.config.run import HeadsConfig
 from hpe.core.console import say
 from hpe.core.errors import EXIT_AGAIN, EXIT_INCOMPLETE, EXIT_OK, UserError, unwritable
 from hpe.core.files import locked, rename_aside, write_text
 from hpe.core.progress import Bar, progress
+from hpe.core.ranks import Ranks
 from hpe.data.shard_files import refuse_remote
 from hpe.study.config import (
     AUTO,
@@ -39,10 +41,12 @@ from hpe.study.config import (
     NetworkConfig,
     StudyConfig,
     changes,
+    every_network,
     load_study,
     run_config,
     run_folder,
     seeds_of,
+    trial_config,
 )
 from hpe.study.jobs import BoostJob, JobResult, NamedShards, StudyJob, TrainJob, missing_tests, run_jobs
 from hpe.study.sets import (
@@ -58,6 +62,8 @@ from hpe.study.sets import (
 
 LOGS: Final = "logs"
 _LOCK: Final = ".lock"
+_ALONE: Final = Ranks(0, 1, 0, 1)
+"""A study trains each network on one process."""
 
 
 def study(config: StudyConfig, *, jobs: int, new: bool) -> int:
@@ -122,24 +128,23 @@ def _stopped(config: StudyConfig) -> int:
 
 
 def _check(config: StudyConfig) -> None:
-    """Check that the shards are local, that every backbone takes the study's images, and every file of weights exists.
+    """Check that the shards are local, that every network can be trained on the study's images, and that every file of
+    weights exists.
 
     Raises:
         UserError: every mistake found.
     """
     for named in (config.shards, config.pose, *([config.directions.shards] if config.directions else [])):
         refuse_remote(named, "`hpe balance` makes local sets of remote shards; or copy the folder here first")
-    named = [(f"networks.{one.name}", one) for one in config.networks]
-    if config.directions:
-        named += [(f"directions.networks.{one.name}", one) for one in config.directions.networks]
-    if problems := [problem for where, one in named for problem in _network_problems(config, where, one)]:
+    if problems := [problem for one in every_network(config) for problem in _network_problems(config, *one)]:
         raise UserError("\n".join(problems))
 
 
-def _network_problems(config: StudyConfig, where: str, network: NetworkConfig) -> Iterator[str]:
+def _network_problems(config: StudyConfig, where: str, network: NetworkConfig, heads: HeadsConfig) -> Iterator[str]:
     import torch
 
     from hpe.models.backbones import outline
+    from hpe.train.preflight import impossible
 
     size = config.pictures.size
     if network.weights not in ("none", "hub") and not Path(network.weights).is_file():
@@ -150,6 +155,7 @@ def _network_problems(config: StudyConfig, where: str, network: NetworkConfig) -
             "directions"
         )
         return
+    yield from (f"{where}: {problem}" for problem in impossible(trial_config(config, network, heads), _ALONE))
     try:
         backbone, _ = outline(network.backbone, stem=network.stem)
         # On the meta device only shapes are computed, which needs neither time nor memory.
@@ -295,7 +301,7 @@ def _boost_jobs(config: StudyConfig, data: StudyData, sets: dict[str, BalancedSe
             run_folder(config, name, one.name, seed), one,
             None if one.features == HOG else run_folder(config, name, one.features, seed),
             NamedShards("train", str(sets[name].shards), "train", str(sets[name].pose)),
-            sets[name].rule, seed, tests, config.replicates,
+            sets[name].rule, one.seed_of_trees(seed), tests, config.replicates,
         )
         for one in config.boosted for seed in seeds_of(config, one.name) for name in one.sets
     ]  # fmt: skip

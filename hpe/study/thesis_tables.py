@@ -254,8 +254,10 @@ def _emotion_accuracy(results: Results, name: str) -> StudyTable:
         "standard deviation over seeds; 95 % intervals by resampling faces and seeds.",
         f"Always choosing one emotion is right in {100 / k:.1f} %, with a macro F1 of {2 / (k * (k + 1)):.4f}.",
     ]
-    if once := [one.name for one in results.config.boosted if one.deterministic and name in one.sets]:
-        notes.append(f"One run: {', '.join(once)} learns the same from the same images, whatever the seed.")
+    if once := [one.name for one in results.config.boosted if one.fixed_seed and name in one.sets]:
+        notes.append(
+            f"One run: {', '.join(once)} has a fixed seed, by which its trees decide between equally good splits."
+        )
     if constant:
         notes.append(f"Nothing learned: {', '.join(constant)} chose the same emotion for every face.")
     title = f"Emotion on the {name} set"

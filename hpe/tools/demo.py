@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from hpe.config import recipes
+from hpe.config.strict_yaml import setting
 from hpe.core.errors import EXIT_AGAIN, EXIT_OK, EXIT_USAGE, UserError
 from hpe.core.files import locked, rename_aside, write_json
 from hpe.core.launch import refuse_processes, several
@@ -48,8 +49,8 @@ def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> 
     """
     shards, pose, joint = out / "shards", out / "pose", out / "multitask"
     tables = shards / "pose" / "demo"
-    both = [f"data.{split}.0.shards={shards}" for split in ("train", "val")]
-    tabled = [f"data.{split}.0.pose={tables}" for split in ("train", "val")]
+    both = [setting(f"data.{split}.0.shards", str(shards)) for split in ("train", "val")]
+    tabled = [setting(f"data.{split}.0.pose", str(tables)) for split in ("train", "val")]
     options = [f"count={count}", f"people={people}", f"seed={seed}", "size=64"]
     return [
         Stage("pack", ("pack", "synthetic", str(shards), "--size", "64", *_each("--option", options))),
@@ -62,7 +63,7 @@ def stages(out: Path, *, seed: int, processes: int, count: int, people: int) -> 
             "train joint",
             (
                 *("train", str(recipes.folder() / "demo_multitask.yaml"), "--run", str(joint)),
-                *("--processes", str(processes), *_sets([*both, *tabled, f"model.weights={pose}"], seed)),
+                *("--processes", str(processes), *_sets([*both, *tabled, setting("model.weights", str(pose))], seed)),
             ),
         ),
         Stage("evaluate", ("evaluate", str(joint), str(shards), "--split", "test", "--name", "test")),

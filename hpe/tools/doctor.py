@@ -22,6 +22,7 @@ _PACKAGES: Final = (
 )  # fmt: skip
 _ONNX_BUILDS: Final = ("onnxruntime", "onnxruntime-gpu")
 _LOW_DISK_GIB: Final = 10
+_LOW_SHARED_GIB: Final = 1
 _FULL_DISK_GIB: Final = 1
 _REDUCE_SECONDS: Final = 90
 _GRACE_SECONDS: Final = 20
@@ -139,8 +140,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     shared = Path("/dev/shm")  # noqa: S108 (measured, not written to)
     if shared.is_dir():
         free = shutil.disk_usage(shared).free / 2**30
-        state = "ok" if free > 1 else "bad"
-        hint = "" if free > 1 else "; batches travel through it: start the container with --shm-size 16g"
+        enough = free > _LOW_SHARED_GIB
+        state = "ok" if enough else "bad"
+        hint = "" if enough else "; batches travel through it: start the container with --shm-size 16g"
         yield Finding("shared memory", state, f"{free:.1f} GiB free{hint}")
 
 

@@ -25,7 +25,7 @@ words = sys.argv[1:]
 made = dict(
     pack=lambda: Path(words[2 if words[1] == "synthetic" else 3], "summary.md"),
     evaluate=lambda: Path(words[1], "evaluate", words[words.index("--name") + 1] + ".json"),
-    study=lambda: Path(next(w for w in words if w.startswith("study=")).partition("=")[2], "study.json"),
+    study=lambda: Path(next(w for w in words if w.startswith("study=")).partition("=")[2].strip('"'), "study.json"),
 )
 if words[0] in made:
     path = made[words[0]]()
@@ -50,7 +50,7 @@ def run(what: str, folder: Path, *, code: int = 0) -> list[list[str]]:
     environment = {
         **os.environ,
         "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OUT": str(folder / "out"), "RESULTS": str(folder / "results"), "SEEDS": "0 1", "FERPLUS": "raw/ferplus",
+        "OUT": str(folder / "out #1"), "RESULTS": str(folder / "results"), "SEEDS": "0 1", "FERPLUS": "raw/ferplus",
         "POINTING04": str(folder / "pointing04"), "AFLW2000": "raw/aflw", "LWPOSE": "lwpose66.onnx",
     }  # fmt: skip
     done = subprocess.run(
@@ -73,7 +73,11 @@ def test_every_command_parses_and_every_config_loads_with_its_settings(
         sub = click.commands[words[0]]  # pyright: ignore[reportAttributeAccessIssue]
         context = sub.make_context(words[0], words[1:], resilient_parsing=False)
         if words[0] in ("train", "study"):
-            load(Path(words[1]), StudyConfig if words[0] == "study" else RunConfig, context.params["overrides"])
+            loaded = load(
+                Path(words[1]), StudyConfig if words[0] == "study" else RunConfig, context.params["overrides"]
+            )
+            data = loaded if isinstance(loaded, StudyConfig) else loaded.data.train[0]
+            assert str(data.shards).startswith(str(tmp_path / "out #1" / "shards"))
     assert [words[0] for words in commands].count("train") == trainings
     kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
     judged = {(words[1], words[words.index("--name") + 1]) for words in commands if words[0] == "evaluate"}
@@ -88,7 +92,7 @@ def test_every_command_parses_and_every_config_loads_with_its_settings(
 
 def test_a_random_split_holds_every_picture_once(tmp_path: Path) -> None:
     run("pointing04", tmp_path)
-    parts = [(tmp_path / "out/lists" / f"{part}.txt").read_text().split() for part in ("train", "val", "test")]
+    parts = [(tmp_path / "out #1/lists" / f"{part}.txt").read_text().split() for part in ("train", "val", "test")]
     assert [len(part) for part in parts] == [63, 279, 558]
     assert len({name for part in parts for name in part}) == 900
 

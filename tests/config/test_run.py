@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpe.config.run import RunConfig, differences
-from hpe.config.strict_yaml import load, parse, paths_to
+from hpe.config.strict_yaml import load, parse, paths_to, setting
 from hpe.core.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,6 +28,36 @@ def test_defaults_are_written_out_and_come_back() -> None:
     config = parse(GOOD, "run.yaml", RunConfig)
     assert config.train.learning_rate == 0.001
     assert parse(config.dump(), "dump", RunConfig) == config
+
+
+ODD_NAMES = (
+    "a #b",
+    "2024",
+    "1e3",
+    ".5",
+    "1:30",
+    "2024-01-01",
+    "no",
+    "null",
+    "~",
+    "*a",
+    "[x]",
+    "a: b",
+    " a",
+    'a"b',
+    "é🙂",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_folder_of_any_name_comes_back_from_set_and_from_a_dump(name: str) -> None:
+    config = parse(GOOD, "run.yaml", RunConfig, [setting("run", name)])
+    assert config.run == name
+    assert parse(config.dump(), "dump", RunConfig) == config
+
+
+def test_a_usual_folder_is_set_without_quotes() -> None:
+    assert setting("data.train.0.shards", "/mnt/data 1/ferplus_64-é") == "data.train.0.shards=/mnt/data 1/ferplus_64-é"
 
 
 def test_every_mistake_comes_at_once_with_line_and_column() -> None:

@@ -895,6 +895,7 @@ def test_the_next_step_names_a_config_that_fits_the_labels_and_how_to_get_it(
     monkeypatch.chdir(tmp_path)
     command = f"hpe train {config} --set data.train.0.shards=out --set data.val.0.shards=out"
     assert f"{command}; `hpe configs" in closing(manifest, "out")[0][0]
+    assert "--set 'data.train.0.shards=\"out #1\"' --set" in closing(manifest, "out #1")[0][0]
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / Path(config).name).touch()
     assert closing(manifest, "out")[0][0].endswith(command) == (config != "CONFIG")

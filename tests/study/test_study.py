@@ -37,6 +37,7 @@ from hpe.study.sets import _pose_folder, add_true_directions, pose_tables_from_r
 from tests import browser, made
 from tests.study.pool_jobs import Job, Killed, Telling, Waiting
 
+DIRECTIONS_OF = "directions={shards: s, pose: record, networks: "
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 
 
@@ -159,11 +160,15 @@ def test_adaboost_learns_what_hog_shows_and_keeps_it_as_a_network_does(tmp_path:
     assert right.mean() > 0.5
 
 
-def test_a_learner_without_chance_is_run_once_whatever_the_seeds(tmp_path: Path) -> None:
+def test_adaboost_on_hog_is_run_once_with_the_same_seed_whatever_those_of_the_study(tmp_path: Path) -> None:
     deep = "boosted=[{name: adaboost, features: hog}, {name: deep, features: tiny, sets: [proposed]}]"
     found = config(tmp_path, tmp_path, "seeds=[3, 1, 2]", deep)
     assert seeds_of(found, "adaboost") == [3]
     assert seeds_of(found, "deep") == seeds_of(found, "tiny") == [3, 1, 2]
+    sets: Any = dict.fromkeys(("baseline", "proposed"), SimpleNamespace(shards="s", pose="p", rule="ours"))
+    jobs = rebuild._boost_jobs(found, SimpleNamespace(shards="s", pose="p"), sets)  # pyright: ignore[reportArgumentType]
+    assert {job.seed for job in jobs if job.settings.name == "adaboost"} == {0}
+    assert [job.seed for job in jobs if job.settings.name == "deep"] == [3, 1, 2]
 
 
 def test_adaboost_of_one_emotion_is_refused(tmp_path: Path) -> None:
@@ -347,12 +352,50 @@ def test_a_networks_own_settings_replace_the_studys_key_by_key(tmp_path: Path) -
         ("seeds=[1, 1]", "names a seed twice"),
         ("networks.0.heads={direction: {}}", "no emotion head"),
         ("seeds=[]", "seeds"),
+        (
+            f"{DIRECTIONS_OF}[{{name: a, backbone: tiny}}, {{name: a, backbone: angles}}]}}",
+            "two networks have one name",
+        ),
+        (
+            "train={epochs: 5, small_epochs: 2, small_size: 32}",
+            "networks.tiny: train.small_size: 32 is not below pictures.size, 32",
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, change: str, told: str) -> None:
     with pytest.raises(UserError) as caught:
         config(tmp_path, tmp_path, change)
     assert told in str(caught.value)
+
+
+def test_a_mistake_of_the_study_itself_is_told_once_and_that_of_a_network_with_its_name(tmp_path: Path) -> None:
+    train = "train={epochs: 5, small_epochs: 2, small_size: 16}"
+    networks = "networks=[{name: tiny, backbone: tiny}, {name: b, backbone: tiny, train: {epochs: 2}}]"
+    own = f"{DIRECTIONS_OF}[{{name: c, backbone: tiny, train: {{epochs: 1}}}}]}}"
+    with pytest.raises(UserError) as caught:
+        config(tmp_path, tmp_path, train, networks, own)
+    told = str(caught.value)
+    assert "networks.b: train.small_epochs: 2 epochs of small images leave no epoch at pictures.size" in told
+    assert "directions.networks.c: train.small_epochs: 2 epochs" in told
+    assert "networks.tiny" not in told
+    with pytest.raises(UserError, match=r"networks\.tiny, networks\.b: train\.small_epochs: 2 epochs .* need train\.s"):
+        config(tmp_path, tmp_path, "train={epochs: 5, small_epochs: 2}", networks.replace("epochs: 2", "epochs: 3"))
+
+
+def test_a_network_of_directions_is_added_like_any_other_unless_it_decides_the_sets(tmp_path: Path) -> None:
+    def with_networks(*names: str) -> StudyConfig:
+        networks = [f"{{name: {name}, backbone: {'angles' if 'angles' in name else 'tiny'}}}" for name in names]
+        return config(tmp_path, tmp_path, f"{DIRECTIONS_OF}[{', '.join(networks)}]}}")
+
+    none, first = config(tmp_path, tmp_path), "directions.networks, the first with backbone angles"
+    assert changes(none, with_networks("a", "b")) == []
+    assert changes(with_networks("a"), with_networks("b", "a")) == []
+    assert changes(with_networks("angles"), with_networks("a", "angles", "angles2")) == []
+    assert changes(none, with_networks("angles")) == [f'{first}: null -> "angles"']
+    assert changes(with_networks("angles", "angles2"), with_networks("angles2", "angles")) == [
+        f'{first}: "angles" -> "angles2"'
+    ]
+    assert changes(with_networks("a", "b"), with_networks("a"))
 
 
 def test_more_seeds_and_models_change_nothing_and_all_else_does(tmp_path: Path) -> None:
@@ -390,7 +433,7 @@ def test_a_study_gives_every_table_and_its_rows_are_those_of_the_predictions(fin
     assert by_number["4.1"].rows[0][4].text == "12.0 %"  # the thesis' AdaBoost stands beside ours
     words = (finished.folder / "study.md").read_text()
     assert "| adaboost |" in words
-    assert "One run: adaboost learns the same" in words
+    assert "One run: adaboost has a fixed seed" in words
     assert "Of 240 images 0 are not counted" in words
     json.loads((finished.folder / "study.json").read_text())
 
@@ -490,6 +533,7 @@ def test_what_does_not_go_together_is_told_all_at_once(tmp_path: Path) -> None:
 def test_what_cannot_work_is_told_at_once(tmp_path: Path, shards: Path) -> None:
     given = "{name: a, backbone: resnet19}, {name: b, backbone: alexnet}, {name: c, backbone: tiny, weights: no.pth}"
     given += ", {name: d, backbone: vit_b_32}, {name: e, backbone: regnet_y_400mf}"
+    given += ", {name: f, backbone: tiny, train: {schedule: one-cycle, warmup_epochs: 1}}"
     with pytest.raises(UserError) as caught:
         study(config(tmp_path / "s", shards, f"networks=[{given}]", "shown=a"), jobs=1, new=False)
     told = str(caught.value)
@@ -498,6 +542,7 @@ def test_what_cannot_work_is_told_at_once(tmp_path: Path, shards: Path) -> None:
     assert "networks.d: vit_b_32 cannot take pictures of 32 pixels (Wrong image height!" in told
     assert "networks.e" not in told
     assert "networks.c.weights: no.pth: no such file" in told
+    assert "networks.f: train.warmup_epochs: 1 does not work with train.schedule: one-cycle" in told
     assert not (tmp_path / "s").exists()
 
 

@@ -40,13 +40,14 @@ def test_every_stage_is_a_public_command_as_a_user_types_it(tmp_path: Path) -> N
 
 
 def test_the_trainings_configs_load_with_the_demos_overrides(tmp_path: Path) -> None:
-    for stage in stages(tmp_path):
+    out = tmp_path / "demo #1"
+    for stage in stages(out):
         if stage.arguments[0] == "train":
             values = stage.arguments
             overrides = [value for flag, value in zip(values, values[1:], strict=False) if flag == "--set"]
             config = load(Path(values[1]), RunConfig, overrides)
             assert config.seed == 3
-            assert config.data.train[0].shards == str(tmp_path / "shards")
+            assert config.data.train[0].shards == str(out / "shards")
 
 
 def chain(monkeypatch: pytest.MonkeyPatch, *scripts: str) -> None:

@@ -25,8 +25,11 @@ from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.provenance import processor
+from hpe.data.shard_files import refuse_remote
 
 PARTS: Final = ("start", "stream", "pack", "pose", "step")
+_PARALLEL: Final = ("pack", "pose")
+"""Parts that need a worker; readers of the stream may also work in the process itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +117,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def refuse(part: str, settings: Settings) -> None:
+    """Let only pass what can be measured.
+
+    Raises:
+        UserError: there is no such part, or an option does not fit it.
+    """
+    if part not in available():
+        raise UserError(f"bench {part}: no such part; expected one of {', '.join(available())}")
+    if part in _PARALLEL and settings.workers < 1:
+        raise UserError(f"bench {part}: --workers {settings.workers}: expected 1 or more")
+    if settings.shards is not None:
+        refuse_remote(settings.shards, "copy the folder here first, and give the copy as --shards")
+
+
 def measure(part: str, settings: Settings) -> Report:
     """Run one part.
 
     Raises:
-        UserError: there is no such part.
+        UserError: see :func:`refuse`.
     """
-    if part not in available():
-        raise UserError(f"bench {part}: no such part; expected one of {', '.join(available())}")
+    refuse(part, settings)
     return importlib.import_module(f"hpe.tools.bench.{part}").measure(settings)
 
 

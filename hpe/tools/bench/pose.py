@@ -7,6 +7,7 @@ Every turn of the pass decodes, computes and writes its tables anew.
 """
 
 import io
+import math
 import multiprocessing
 import os
 import shutil
@@ -47,7 +48,6 @@ _DISTINCT: Final = 100
 _SIZE: Final = 224
 _IN_MEMORY: Final = 1024
 _MOST: Final = 2000  # more would not make the figures steadier
-_SCALING_SHARDS: Final = 4
 _PROCESSES: Final = (1, 2, 4)
 _HOPENET: Final = "resnet50"
 _LIGHT: Final = "mobilenet_v3_small"
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Report:
     out = settings.folder / "pose-tables"
     figures: tuple[Figure, ...] = ()
     ratios: tuple[Ratio, ...] = ()
-    folder = Path()
+    samples = settings.samples
     for backbone in (_HOPENET, _LIGHT):
         samples = min(settings.samples, _MOST)
         if where.type == "cpu":
@@ -76,11 +76,12 @@ def measure(settings: Settings) -> Report:
         found, compared = turns(backbone, folder, out, where, settings)
         figures, ratios = figures + found, ratios + compared
     if where.type == "cpu":
-        scaling = _scaling(folder, out)
+        scaling = _scaling(_equal_shards(settings.folder, samples), out)
         figures += tuple(scaling.values())
         ratios += tuple(Ratio(f"{n} processes over 1", scaling[n].median / scaling[1].median) for n in scaling if n > 1)
     notes = (
-        f"{where}, batches of {_batch(where)}, {settings.workers} workers, {_SIZE} pixels, fp32; scaling with {_LIGHT}",
+        f"{where}, batches of {_batch(where)}, {settings.workers} workers, {_SIZE} pixels, fp32",
+        f"scaling with {_LIGHT} on shards of equal size, which hpe bench makes",
     )
     return Report("pose", "faces/s", figures, ratios, notes)
 
@@ -98,6 +99,7 @@ def turns(
         out=out, on_mismatch="force", precision="fp32", flips="none",
     )  # fmt: skip
     on_cpu = where.type == "cpu"
+    tasks = _counted(tasks)
     tasks = (_first if on_cpu else _repeated)(tasks, _faces_for(estimator, settings.workers))
     batches = _decoded(tasks, batch)
     ours, network, limit, one = (
@@ -131,6 +133,11 @@ def _faces_for(estimator: Estimator, workers: int) -> int:
     return max(1 << int(np.log2(max(faces, 1))), batch * workers)
 
 
+def _counted(tasks: list[Task]) -> list[Task]:
+    """The tasks with the number of faces of each shard, which tars without a manifest do not have."""
+    return [replace(task, shard=replace(task.shard, samples=len(open_shard(task.shard.path)))) for task in tasks]
+
+
 def _first(tasks: list[Task], faces: int) -> list[Task]:
     """The first tasks that have so many faces together, or all."""
     known = np.cumsum([task.shard.samples or 0 for task in tasks])
@@ -152,12 +159,22 @@ def _batch(where: torch.device) -> int:
     return CPU_BATCH if where.type == "cpu" else GPU_BATCH
 
 
+def _equal_shards(folder: Path, samples: int) -> Path:
+    """Shards of about so many faces that every number of processes divides evenly.
+
+    A rank takes whole shards: of 250 and 6 faces, two ranks would show the speed of one.
+    """
+    shards = math.lcm(*_PROCESSES)
+    each = max(1, samples // shards // CPU_BATCH) * CPU_BATCH
+    return _made(folder / f"pose-scaling-{shards}x{each}", shards * each, each)
+
+
 def _scaling(folder: Path, out: Path) -> dict[int, Figure]:
     """Faces a second of ranks of one thread each on the same shards; starting them is not counted."""
     spawn = multiprocessing.get_context("spawn")
     found: dict[int, Figure] = {}
     for world in (world for world in _PROCESSES if world <= cores()):
-        say(f"bench pose: {world} of one thread each on {_SCALING_SHARDS} shards")
+        say(f"bench pose: {world} of one thread each")
         shutil.rmtree(out, ignore_errors=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -180,7 +197,7 @@ def _rank(rank: int, world: int, port: int, folder: Path, out: Path, ready: Any,
     torch.set_num_threads(1)
     estimator = _estimator(torch.device("cpu"), _LIGHT)
     tasks = tasks_of(
-        find_shards([str(folder)])[:_SCALING_SHARDS], estimator, direction_rules(OURS),
+        find_shards([str(folder)]), estimator, direction_rules(OURS),
         out=out, on_mismatch="force", precision="fp32", flips="none",
     )  # fmt: skip
     estimator.predict(torch.zeros((CPU_BATCH, 3, _SIZE, _SIZE), dtype=torch.uint8))  # pays for what torch builds lazily
@@ -211,7 +228,7 @@ def _estimator(where: torch.device, backbone: str) -> Estimator:
     )
 
 
-def _made(folder: Path, samples: int) -> Path:
+def _made(folder: Path, samples: int, per_shard: int = _PER_SHARD) -> Path:
     """Shards of smooth noise, about as large in JPEG as faces are."""
     if (folder / MANIFEST).is_file():
         return folder
@@ -224,12 +241,12 @@ def _made(folder: Path, samples: int) -> Path:
         pictures.append(encode_jpeg(large[0].permute(1, 2, 0).byte().contiguous().numpy(), 95))
 
     def rows(start: int) -> Iterator[Sample]:
-        for row in range(start, min(start + _PER_SHARD, samples)):
+        for row in range(start, min(start + per_shard, samples)):
             yield Sample(f"{row:07d}", pictures[row % _DISTINCT], "jpg", Record())
 
     infos = [
         write_shard(folder / f"test-{number:06d}.tar", "test", rows(start))
-        for number, start in enumerate(range(0, samples, _PER_SHARD))
+        for number, start in enumerate(range(0, samples, per_shard))
     ]
     Manifest("bench", "noise", "none", True, "none", {}, tuple(infos)).save(folder)
     return folder

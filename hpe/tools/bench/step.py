@@ -6,6 +6,7 @@ third request for a batch to its last, so that starting up, validation and the l
 
 import copy
 import itertools
+import json
 import shutil
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import load, parse
+from hpe.config.strict_yaml import load, parse, setting
 from hpe.core.devices import cuda
 from hpe.core.ranks import Ranks, leave
 from hpe.core.signals import Signals
@@ -94,14 +95,14 @@ def _config(settings: Settings) -> tuple[RunConfig, int]:
     run = settings.folder / "step-run"
     if settings.config is not None:
         # The bare loop knows no small first epochs, so neither side has any.
-        return load(settings.config, RunConfig, (f"run={run}", "train.small_epochs=0")), steps
+        return load(settings.config, RunConfig, (setting("run", str(run)), "train.small_epochs=0")), steps
     paths = [str(path) for path in made_shards(settings)]
     steps = min(steps, max(4, settings.samples // batch - _WARM_UP))
     text = f"""\
-run: {run}
+run: {json.dumps(str(run))}
 data:
-  train: [{{shards: {paths}}}]
-  val: [{{shards: {paths[:1]}}}]
+  train: [{{shards: {json.dumps(paths)}}}]
+  val: [{{shards: {json.dumps(paths[:1])}}}]
   size: {size}
   workers: {settings.workers}
 model:

@@ -6,6 +6,7 @@ processes counts, nor what readers have made before their first batch is asked f
 """
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -17,8 +18,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from hpe.core.errors import UserError
 from hpe.core.labels import EMOTIONS
+from hpe.data.images import image_size
 from hpe.data.records import Record
+from hpe.data.shard_files import names_folder
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import MANIFEST, Manifest, Sample, write_shard
 from hpe.tools.bench import Report, Settings, ratio, take_turns
@@ -27,6 +31,7 @@ SIZE: Final = 224
 BATCH: Final = 64
 _ASIDE: Final = 16
 """Batches at both ends of a pass: more than any contestant keeps ready."""
+_FEWEST: Final = 10 * BATCH
 _PER_SHARD: Final = 500
 _DISTINCT: Final = 500
 _OURS: Final = "hpe stream"
@@ -36,6 +41,8 @@ _DECODER: Final = "decoder alone, bytes in memory"
 def measure(settings: Settings) -> Report:
     """Measure every contestant that is installed."""
     shards = made_shards(settings)
+    if settings.shards:
+        _refuse_others(shards, settings.shards)
     folder = _image_folder(settings.folder, shards)
     workers = settings.workers
     contestants: dict[str, Callable[[], float]] = {
@@ -64,6 +71,30 @@ def measure(settings: Settings) -> Report:
     size = sum(path.stat().st_size for path in shards) // sum(1 for path in shards for _ in read_samples(path))
     notes = (f"{workers} workers, batches of {BATCH}, {size:,} bytes a sample, files in the page cache", *absent)
     return Report("stream", "samples/s", figures, ratios, notes)
+
+
+def _refuse_others(shards: list[Path], named: str) -> None:
+    """Let only pass what every contestant can read: JPEGs of one size, and enough of them for a turn.
+
+    Raises:
+        UserError: these shards have others.
+    """
+    count = 0
+    try:
+        for sample in itertools.chain.from_iterable(map(read_samples, shards)):
+            width, height = image_size(sample.image)
+            if (sample.extension, width, height) != ("jpg", SIZE, SIZE):
+                raise UserError(
+                    f"--shards {named}: {sample.key}.{sample.extension} has {width} × {height} pixels; bench stream "
+                    f"reads .jpg files of {SIZE} × {SIZE} pixels, as `hpe pack --size {SIZE}` writes"
+                )
+            count += 1
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"--shards {named}: {error}; give shards without damage (`hpe verify` finds it)") from error
+    if count < _FEWEST:
+        raise UserError(f"--shards {named}: {count} images; a turn of bench stream needs {_FEWEST} or more")
 
 
 def _contestant(batches: Callable[[], Iterator[int]]) -> Callable[[], float]:
@@ -157,6 +188,11 @@ def _tensor(data: bytes) -> Any:
     return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
 
 
+def _label(emotion: int | None) -> int:
+    """A label to hand out beside each picture, also of records without emotion; nothing learns from it."""
+    return -1 if emotion is None else emotion
+
+
 def _torch_folder(folder: Path, workers: int, read: Callable[[str], Any]) -> Iterator[int]:
     from torchvision.datasets import ImageFolder
 
@@ -167,7 +203,7 @@ def _webdataset(shards: list[Path], workers: int) -> Iterator[int]:
     import webdataset.compat as webdataset
 
     def decoded(sample: dict[str, Any]) -> tuple[Any, int]:
-        return _tensor(sample["jpg"]), json.loads(sample["json"])["emotion"]
+        return _tensor(sample["jpg"]), _label(json.loads(sample["json"]).get("emotion"))
 
     urls = [str(path) for path in shards]
     pipeline = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).map(decoded).batched(BATCH)
@@ -187,7 +223,7 @@ def _datasets(shards: list[Path], workers: int) -> Iterator[int]:
 
 
 def _decoded_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {"pixels": _tensor(row["jpg"]["bytes"]), "emotion": row["json"]["emotion"]}
+    return {"pixels": _tensor(row["jpg"]["bytes"]), "emotion": _label(row["json"].get("emotion"))}
 
 
 def _stacked(rows: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -245,7 +281,7 @@ def _spdl(_: Path, shards: list[Path], workers: int) -> Callable[[], Iterator[in
                     if name.endswith(".jpg"):
                         picture = bytes(content)
                     else:
-                        yield picture, json.loads(bytes(content))["emotion"]
+                        yield picture, _label(json.loads(bytes(content)).get("emotion"))
 
     def decoded(rows: list[tuple[bytes, int]]) -> tuple[Any, Any]:
         import simplejpeg
@@ -301,7 +337,7 @@ _OPTIONAL: Final = {
 def _plain_rows(shards: list[Path]) -> Iterator[dict[str, Any]]:
     for path in shards:
         for sample in read_samples(path):
-            yield {"jpg": sample.image, "emotion": sample.record.emotion}
+            yield {"jpg": sample.image, "emotion": _label(sample.record.emotion)}
 
 
 def _decoded_plain(row: dict[str, Any]) -> tuple[Any, int]:
@@ -322,7 +358,8 @@ def made_shards(settings: Settings) -> list[Path]:
     if settings.shards:
         from hpe.stream.shard_sets import ShardSet, resolve
 
-        return [Path(shard.url) for shard in resolve([ShardSet(settings.shards)])[0]]
+        every = ShardSet(settings.shards, "all" if names_folder(settings.shards) else None)
+        return [Path(shard.url) for shard in resolve([every])[0]]
     folder = settings.folder / f"shards-{settings.samples}"
     if not (folder / MANIFEST).is_file():
         folder.mkdir(parents=True, exist_ok=True)

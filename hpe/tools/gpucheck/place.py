@@ -133,11 +133,12 @@ class Place:
         sizes = self.sizes
         samples = sum(shard.samples for shard in Manifest.load(self.shards).shards if shard.split == "train")
         epochs = (steps or sizes.steps) * sizes.batch / samples
+        shards = json.dumps(str(self.shards))
         text = f"""\
-run: {self.folder / "runs" / name}
+run: {json.dumps(str(self.folder / "runs" / name))}
 data:
-  train: [{{shards: {self.shards}, split: train}}]
-  val: [{{shards: {self.shards}, split: val}}]
+  train: [{{shards: {shards}, split: train}}]
+  val: [{{shards: {shards}, split: val}}]
   size: {sizes.side}
   workers: {min(2, self.workers)}
 augment: {{flip: 0.5, shift: 0.05, brightness: 0.2}}
