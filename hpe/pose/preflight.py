@@ -98,8 +98,8 @@ def reaching_beyond(tasks: Sequence[Task]) -> list[str]:
         if black := [share for share in shares if share > NOTABLE_SHARE]:
             lines[task.shard.folder] = (
                 f"{task.shard.folder}: the crop {task.crop} reaches beyond {len(black)} of the first {len(shares)} "
-                f"pictures, and {np.mean(black):.0%} of it is black there; on AFLW2000 a third added nothing to the error, "
-                "half 0.4° (docs/pose.md)"
+                f"pictures, and {np.mean(black):.0%} of it is black there; on AFLW2000 a third added nothing to the "
+                "error, half 0.4° (docs/pose.md)"
                 + ("" if task.shard.crop in WHOLE else f". If the raw pictures show more, pack with --crop {task.crop}")
             )
     return list(lines.values())
