@@ -65,7 +65,8 @@ class OutputSpec(Section):
         names: the outputs, in the order of ``order``: one per angle, or a single one with all.
         order: which angle comes first, second, third (bins and Euler only).
         unit: of Euler angles.
-        deviations: an output with the standard deviation of each angle in degrees, or None.
+        deviations: an output with the standard deviation of each angle in degrees, in the order of the angles; None:
+            that of the bins' distribution, or none.
     """
 
     kind: Kind
@@ -199,12 +200,17 @@ def read_output(
     if raw.shape[1] != expected:
         raise UserError(f"the network gives {raw.shape[1]} values per face, {spec.kind} has {expected}")
     raw = raw.reshape(len(raw), *values)
-    deviations = torch.full((len(raw), 3), torch.nan, device=raw.device) if stated is None else stated.float()
+    if stated is not None:
+        deviations = stated.float()
+    elif values == (3, BINS):
+        deviations = bins_deviation(raw)
+    else:
+        deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
     match spec.kind:
         case "bins66-lower":
-            angles, deviations = bins_mean(raw), bins_deviation(raw)
+            angles = bins_mean(raw)
         case "bins66-centre":
-            angles, deviations = bins_mean(raw, BIN_DEGREES / 2), bins_deviation(raw)
+            angles = bins_mean(raw, BIN_DEGREES / 2)
         case "euler":
             angles = torch.rad2deg(raw) if spec.unit == "radians" else raw
         case "sixd":

@@ -23,7 +23,7 @@ from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.estimators.onnx import _outputs
 from hpe.estimators.probe import probe, random_faces
-from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
+from hpe.estimators.spec import VALUES, EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
 from hpe.models.hopenet import Hopenet, fit_state_dict
@@ -161,6 +161,14 @@ def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
         np.testing.assert_allclose(deviations**2, share @ degrees**2 - mean**2, rtol=1e-3)
     with pytest.raises(ValueError, match="198"):
         read_output((logits[..., :62],), OutputSpec(kind="bins66-lower"))
+
+
+@pytest.mark.parametrize("kind", ["bins66-lower", "bins66-centre", "euler"])
+def test_deviations_that_a_network_states_are_taken_in_the_order_of_its_angles(kind: str) -> None:
+    spec = OutputSpec.model_validate({"kind": kind, "deviations": "sd", "order": ("roll", "yaw", "pitch")})
+    stated = torch.tensor([[3.0, 1.0, 2.0], [6.0, 4.0, 5.0]])
+    found = read_output((torch.randn(2, *VALUES[spec.kind]), stated), spec)[1]
+    assert found.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 class Pixels:
