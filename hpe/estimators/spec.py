@@ -148,13 +148,14 @@ class LearnedSpec(Section):
 class EstimatorSpec(Section):
     """A network: its weights (a path from the YAML's folder), input, outputs and crop rule.
 
-    ``output`` is its pose, None where it has none.
+    ``crop`` lists the rules of the training images where they have several; empty: unknown. ``output`` is its pose,
+    None where it has none.
     """
 
     weights: str
     name: Annotated[str, Field(pattern=NAME)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    crop: str
+    crop: str | list[str]
     input: InputSpec = InputSpec()
     output: OutputSpec | None = None
     heads: HeadOutputs = HeadOutputs()
@@ -170,8 +171,15 @@ class EstimatorSpec(Section):
 
     @field_validator("crop")
     @classmethod
-    def _rule(cls, crop: str) -> str:
-        return str(CropRule.parse(crop))
+    def _rules(cls, crop: str | list[str]) -> str | list[str]:
+        if isinstance(crop, str):
+            return str(CropRule.parse(crop))
+        return [str(CropRule.parse(rule)) for rule in crop]
+
+    @property
+    def crops(self) -> frozenset[CropRule]:
+        """The crop rules of the training images, as far as they are known."""
+        return frozenset(map(CropRule.parse, [self.crop] if isinstance(self.crop, str) else self.crop))
 
 
 def read_output(

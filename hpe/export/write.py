@@ -74,7 +74,7 @@ class _Source:
     name: str
     network: MultiTask | Hopenet
     weights: Path
-    crop: CropRule | None
+    crops: frozenset[CropRule]
     size: int
     grey: bool
     trained_on: Sequence[Mapping[str, Any]]
@@ -134,17 +134,16 @@ def _refuse(out: Path, described: Path, options: ExportOptions) -> None:
 def _read(source: Path, which: str) -> _Source:
     refuse_absent(source)
     if not source.is_dir():
-        network, crop = load_hopenet(source), CropRule.parse(HOPENET_CROP)
-        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, (), LearnedSpec(), None)
+        network, crops = load_hopenet(source), frozenset((CropRule.parse(HOPENET_CROP),))
+        return _Source(source.stem, network, source, crops, _HOPENET_SIZE, False, (), LearnedSpec(), None)
     network, config, weights = load_run(source, which)
     if network.takes_angles:
         raise UserError(f"{source}: this run's input is angles (backbone angles), not images; nothing to export")
-    rules = crop_rules(source)
     return _Source(
         name=source.resolve().name,
         network=network,
         weights=weights,
-        crop=next(iter(rules)) if len(rules) == 1 else None,
+        crops=crop_rules(source),
         size=config.data.size,
         grey=config.data.grey,
         trained_on=training_sets(source),
@@ -250,7 +249,7 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
             "mean": found.network.mean.tolist() if isinstance(found.network, MultiTask) else MEAN,
             "std": found.network.std.tolist() if isinstance(found.network, MultiTask) else STD,
         },
-        "crop": None if found.crop is None else str(found.crop),
+        "crop": _crop(found),
         "emotion": list(EMOTIONS),
         "direction": list(DIRECTIONS),
         "angles": CONVENTION,
@@ -262,6 +261,11 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
     }
 
 
+def _crop(found: _Source) -> str | list[str]:
+    rules = sorted(map(str, found.crops))
+    return rules[0] if len(rules) == 1 else rules
+
+
 def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision: str, parity: Parity) -> str:
     """The description that makes the file an estimator, for ``hpe pose``, ``evaluate`` and ``predict``."""
     pose = None
@@ -271,7 +275,7 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
         weights=out.name,
         name=None,
         sha256=digest,
-        crop="none" if found.crop is None else str(found.crop),
+        crop=_crop(found),
         input=InputSpec(
             name=INPUT,
             size=found.size,

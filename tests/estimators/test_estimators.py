@@ -189,7 +189,9 @@ class Pixels:
 def _estimator(network: Callable[[Tensor], tuple[Tensor, ...]], **output: object) -> Estimator:
     spec = OutputSpec.model_validate({"kind": "euler", **output}, strict=False)
     plain = InputSpec(size=32, mean=(0, 0, 0), std=(1, 1, 1))
-    return Estimator("pixels", "0", CropRule(), plain, spec, network, torch.device("cpu"), channels_last=False)
+    return Estimator(
+        "pixels", "0", frozenset((CropRule(),)), plain, spec, network, torch.device("cpu"), channels_last=False
+    )
 
 
 def _blobs(count: int = 24) -> tuple[Tensor, np.ndarray]:

@@ -20,12 +20,14 @@ from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.crops import CropRule
 from hpe.data.shards import Manifest, write_shard
 from hpe.export import ExportOptions, export, graph
 from hpe.export.deployed import Deployed
 from hpe.export.parity import compare
 from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
+from hpe.models.run_folder import SHARDS
 from hpe.pose import PoseOptions, pose
 from hpe.predict.network import open_predictor
 from tests import made
@@ -185,6 +187,24 @@ def quantise_noting(images: list[np.ndarray]) -> Callable[[Path, Path, Iterator[
         plain(source, target, noted())
 
     return quantise
+
+
+@pytest.mark.parametrize("rules", [(), ("square-1.4@box", "square-1.6@box")], ids=["unknown", "two"])
+def test_an_export_knows_the_crop_rules_that_its_run_knows(
+    shards: Path, tmp_path: Path, rules: tuple[str, ...]
+) -> None:
+    run = made.untrained(tmp_path / "run", shards)
+    recorded = json.loads((run / SHARDS).read_text())
+    (one,) = recorded.values()
+    (run / SHARDS).write_text(json.dumps({rule: one | {"crop": rule} for rule in rules}))
+    export(run, tmp_path / "face.onnx", ExportOptions(images=8))
+    exported = open_predictor(tmp_path / "face.onnx", CPU)
+    assert exported.crops == open_predictor(run, CPU).crops == {CropRule.parse(rule) for rule in rules}
+    for source in (run, tmp_path / "face.onnx"):
+        why = rf"{re.escape(str(source))}: the crop rule .* is not known \(.*{'.*'.join(rules)}.*give it with --crop"
+        with pytest.raises(UserError, match=why):
+            pose([str(shards)], PoseOptions(estimator=source))
+    assert pose([str(shards)], PoseOptions(estimator=tmp_path / "face.onnx", crop="none", out=tmp_path / "tables")) == 0
 
 
 def test_a_file_that_answers_differently_is_not_kept(
