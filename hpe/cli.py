@@ -553,7 +553,7 @@ def train(
 
     Exit codes: 0 done; 1 done, but some samples could not be read, or the training cannot continue (the loss
     became NaN or infinite, a process died); 2 a mistake in the config; 75 stopped by a signal, with everything
-    saved; 130 interrupted before anything could be saved.
+    saved; 130 (Ctrl-C), 138 (SIGUSR1), 143 (SIGTERM) stopped before there was anything to save.
 
     Example: `hpe train configs/ferplus_multitask.yaml --processes 2 --set train.learning_rate=0.03`
     """

@@ -1,5 +1,6 @@
 """The training batch (contract C4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -44,6 +45,10 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         return self._map(lambda tensor: tensor[rows])._with_keys(self.keys[rows])
+
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """The batch of some rows."""
+        return self._map(lambda tensor: tensor[list(rows)])._with_keys(tuple(self.keys[row] for row in rows))
 
     def _with_keys(self, keys: tuple[str, ...]) -> "Batch":
         return Batch(keys, **{name: getattr(self, name) for name in _TENSORS})

@@ -38,7 +38,7 @@ class Estimator:
     Attributes:
         name: of its tables and their folder.
         weights_sha256: of the weights' file.
-        crop: the crop rule that it was made for.
+        crops: the crop rules of its training images, as far as they are known.
         network: runs on ``device``; safe to call from several threads.
         channels_last: the memory layout that the network prefers.
         heads: what it predicts beside the pose; the last outputs of the network, in this order.
@@ -51,7 +51,7 @@ class Estimator:
 
     name: str
     weights_sha256: str
-    crop: CropRule
+    crops: frozenset[CropRule]
     input: InputSpec
     output: OutputSpec | None
     network: Network
@@ -63,6 +63,12 @@ class Estimator:
     learned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     faces: Mapping[str, float] = field(default_factory=dict)
     precision: str | None = "fp32"
+
+    @property
+    def crop(self) -> CropRule:
+        """The crop rule that it was made for, of an estimator of poses (:func:`hpe.estimators.load.load_estimator`)."""
+        (rule,) = self.crops
+        return rule
 
     @torch.inference_mode()
     def predict(self, images: UInt8[Tensor, "batch 3 size size"]) -> Poses:

@@ -35,7 +35,7 @@ def as_pose_estimator(folder: Path, *, python: Path | None = None) -> Estimator:
     return Estimator(
         name=f"landmarks-{estimator.model.name}",
         weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        crop=CropRule.parse(_MESH_CROP),
+        crops=frozenset((CropRule.parse(_MESH_CROP),)),
         input=unscaled,
         output=OutputSpec(kind="euler", unit="degrees"),
         network=network,

@@ -20,7 +20,7 @@ from hpe.estimators.spec import NAME, EstimatorSpec, InputSpec, OutputSpec
 from hpe.estimators.weights import CompiledNetwork, TorchNetwork, load_hopenet
 from hpe.landmarks.model import model_folder
 from hpe.models.build import load_run
-from hpe.models.run_folder import CONFIG, SHARDS, crop_rules, refuse_absent
+from hpe.models.run_folder import CONFIG, crop_rules, refuse_absent
 
 _TORCH: Final = (".pkl", ".pth", ".pt", ".safetensors")
 _YAML: Final = (".yaml", ".yml")
@@ -61,7 +61,7 @@ def load_estimator(
     weights: Path | None = None,
     crop: str | None = None,
     name: str | None = None,
-    any_head: bool = False,
+    any_network: bool = False,
 ) -> Estimator:
     """The estimator that a path names.
 
@@ -73,7 +73,7 @@ def load_estimator(
         weights: replaces the YAML's ``weights``; refused with anything but a YAML.
         crop: replaces the crop rule that the network was made for.
         name: replaces its name.
-        any_head: whether a network without a pose will do.
+        any_network: whether a network without a pose, or of an unknown crop rule, will do.
 
     Raises:
         UserError: it is none of these, or not what it claims to be.
@@ -92,7 +92,7 @@ def load_estimator(
     if model_folder(path) is not None:
         found = _of_landmarks(path, compute)
     elif path.is_dir():
-        found = _of_run(path, compute, crop)
+        found = _of_run(path, compute)
     elif path.suffix in _YAML:
         found = _of_spec(path, load(path, EstimatorSpec), weights, compute)
     elif path.suffix == ".onnx":
@@ -102,11 +102,18 @@ def load_estimator(
         found = _of_spec(path, spec, path, compute)
     else:
         raise UserError(f"{path}: {path.suffix or 'no suffix'}: expected .yaml, .onnx, {', '.join(_TORCH)} or a run")
-    if found.output is None and not any_head:
+    if found.output is None and not any_network:
         raise UserError(
             f"{path}: this network has no pose (its outputs: {', '.join(found.heads)}); expected one with output:"
         )
-    return replace(found, crop=CropRule.parse(crop) if crop else found.crop, name=name or found.name)
+    crops = frozenset((CropRule.parse(crop),)) if crop else found.crops
+    if len(crops) != 1 and not any_network:
+        raise UserError(
+            f"{path}: the crop rule that this network was trained with is not known ("
+            + (f"its training images have {', '.join(sorted(map(str, crops)))}" if crops else "nothing records it")
+            + "); give it with --crop RULE, for example --crop square-1.4@landmarks"
+        )
+    return replace(found, crops=crops, name=name or found.name)
 
 
 def _yaml_beside(path: Path) -> Path:
@@ -150,7 +157,7 @@ def _of_spec(path: Path, spec: EstimatorSpec, weights: Path | None, compute: Com
     return Estimator(
         name=spec.name or file.stem,
         weights_sha256=digest,
-        crop=CropRule.parse(spec.crop),
+        crops=spec.crops,
         input=spec.input,
         output=spec.output,
         network=network,
@@ -172,7 +179,7 @@ def _of_landmarks(folder: Path, compute: Compute) -> Estimator:
     return as_pose_estimator(folder)
 
 
-def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
+def _of_run(run: Path, compute: Compute) -> Estimator:
     module, config, file = load_run(run)
     pose = config.model.heads.pose
     if pose is None:
@@ -183,7 +190,7 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
     return Estimator(
         name=run.resolve().name,
         weights_sha256=sha256_of(file),
-        crop=CropRule.parse(crop) if crop else _crop_of_run(run),
+        crops=crop_rules(run),
         input=InputSpec(
             size=config.data.size,
             colour="grey" if config.data.grey else "rgb",
@@ -195,18 +202,6 @@ def _of_run(run: Path, compute: Compute, crop: str | None) -> Estimator:
         device=compute.device,
         channels_last=True,
     )
-
-
-def _crop_of_run(run: Path) -> CropRule:
-    """The crop rule of the shards that a run was trained on."""
-    rules = crop_rules(run)
-    if len(rules) != 1:
-        raise UserError(
-            f"{run}: the crop rule that this run was trained with is not known ("
-            + (f"its shards have {', '.join(sorted(map(str, rules)))}" if rules else f"it has no {SHARDS}")
-            + "); give it with --crop RULE, for example --crop square-1.4@landmarks"
-        )
-    return next(iter(rules))
 
 
 def sha256_of(path: Path) -> str:

@@ -65,7 +65,8 @@ class OutputSpec(Section):
         names: the outputs, in the order of ``order``: one per angle, or a single one with all.
         order: which angle comes first, second, third (bins and Euler only).
         unit: of Euler angles.
-        deviations: an output with the standard deviation of each angle in degrees, or None.
+        deviations: an output with the standard deviation of each angle in degrees, in the order of the angles; None:
+            that of the bins' distribution, or none.
     """
 
     kind: Kind
@@ -147,13 +148,14 @@ class LearnedSpec(Section):
 class EstimatorSpec(Section):
     """A network: its weights (a path from the YAML's folder), input, outputs and crop rule.
 
-    ``output`` is its pose, None where it has none.
+    ``crop`` lists the rules of the training images where they have several; empty: unknown. ``output`` is its pose,
+    None where it has none.
     """
 
     weights: str
     name: Annotated[str, Field(pattern=NAME)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    crop: str
+    crop: str | list[str]
     input: InputSpec = InputSpec()
     output: OutputSpec | None = None
     heads: HeadOutputs = HeadOutputs()
@@ -169,8 +171,15 @@ class EstimatorSpec(Section):
 
     @field_validator("crop")
     @classmethod
-    def _rule(cls, crop: str) -> str:
-        return str(CropRule.parse(crop))
+    def _rules(cls, crop: str | list[str]) -> str | list[str]:
+        if isinstance(crop, str):
+            return str(CropRule.parse(crop))
+        return [str(CropRule.parse(rule)) for rule in crop]
+
+    @property
+    def crops(self) -> frozenset[CropRule]:
+        """The crop rules of the training images, as far as they are known."""
+        return frozenset(map(CropRule.parse, [self.crop] if isinstance(self.crop, str) else self.crop))
 
 
 def read_output(
@@ -199,12 +208,17 @@ def read_output(
     if raw.shape[1] != expected:
         raise UserError(f"the network gives {raw.shape[1]} values per face, {spec.kind} has {expected}")
     raw = raw.reshape(len(raw), *values)
-    deviations = torch.full((len(raw), 3), torch.nan, device=raw.device) if stated is None else stated.float()
+    if stated is not None:
+        deviations = stated.float()
+    elif values == (3, BINS):
+        deviations = bins_deviation(raw)
+    else:
+        deviations = torch.full((len(raw), 3), torch.nan, device=raw.device)
     match spec.kind:
         case "bins66-lower":
-            angles, deviations = bins_mean(raw), bins_deviation(raw)
+            angles = bins_mean(raw)
         case "bins66-centre":
-            angles, deviations = bins_mean(raw, BIN_DEGREES / 2), bins_deviation(raw)
+            angles = bins_mean(raw, BIN_DEGREES / 2)
         case "euler":
             angles = torch.rad2deg(raw) if spec.unit == "radians" else raw
         case "sixd":

@@ -131,7 +131,7 @@ def _of_estimator(path: Path, options: EvaluateOptions, device: torch.device, *,
     if options.precision is not None:
         precision = chosen_precision(options.precision, device, asked="--precision")
     compute = Compute(device, precision.name, fall_back=True)  # pyright: ignore[reportArgumentType]
-    found = load_estimator(path, compute, weights=options.weights, any_head=True)
+    found = load_estimator(path, compute, weights=options.weights, any_network=True)
     assert found.weights is not None
     file = found.weights
     return Judged(
@@ -150,7 +150,7 @@ def _of_estimator(path: Path, options: EvaluateOptions, device: torch.device, *,
             workers=options.workers or 0,
         ),
         learned=found.learned,
-        crops=frozenset((found.crop,)),
+        crops=found.crops,
         faces=found.faces,
     )
 

@@ -17,6 +17,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, refuse_unwritable, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.core.progress import progress
+from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
 from hpe.data.normalise import MEAN, STD
 from hpe.data.shard_files import names_folder
@@ -31,9 +32,10 @@ from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
 from hpe.models.multitask import MultiTask
 from hpe.models.run_folder import CONFIG, TrainedOn, crop_rules, refuse_absent, training_sets
-from hpe.stream import Reading, ShardSet, Stream
+from hpe.stream import Loader, Reading, ShardSet, Stream
 from hpe.train.datasets import reading as reading_of
 from hpe.train.datasets import shard_sets
+from hpe.train.log import Damages
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 CONVENTION: Final = (
@@ -72,7 +74,7 @@ class _Source:
     name: str
     network: MultiTask | Hopenet
     weights: Path
-    crop: CropRule | None
+    crops: frozenset[CropRule]
     size: int
     grey: bool
     trained_on: Sequence[Mapping[str, Any]]
@@ -101,7 +103,7 @@ def export(source: Path, out: Path, options: ExportOptions) -> Parity:
         say(f"{out}: exporting {found.name} (opset {OPSET}, {options.precision})")
         outputs = write_graph(deployed, found.size, file)
         if options.precision == "int8":
-            say(f"{out}: calibrating on {min(options.images, stream.samples):,} images")
+            say(f"{out}: calibrating on up to {min(options.images, stream.samples):,} images")
             quantise(file, calibrated := file.with_name("int8.onnx"), _calibration(stream, options.images))
             file = calibrated
         describe(file, _metadata(found, options.precision))
@@ -132,17 +134,16 @@ def _refuse(out: Path, described: Path, options: ExportOptions) -> None:
 def _read(source: Path, which: str) -> _Source:
     refuse_absent(source)
     if not source.is_dir():
-        network, crop = load_hopenet(source), CropRule.parse(HOPENET_CROP)
-        return _Source(source.stem, network, source, crop, _HOPENET_SIZE, False, (), LearnedSpec(), None)
+        network, crops = load_hopenet(source), frozenset((CropRule.parse(HOPENET_CROP),))
+        return _Source(source.stem, network, source, crops, _HOPENET_SIZE, False, (), LearnedSpec(), None)
     network, config, weights = load_run(source, which)
     if network.takes_angles:
         raise UserError(f"{source}: this run's input is angles (backbone angles), not images; nothing to export")
-    rules = crop_rules(source)
     return _Source(
         name=source.resolve().name,
         network=network,
         weights=weights,
-        crop=next(iter(rules)) if len(rules) == 1 else None,
+        crops=crop_rules(source),
         size=config.data.size,
         grey=config.data.grey,
         trained_on=training_sets(source),
@@ -173,18 +174,28 @@ def _images(found: _Source, source: Path, options: ExportOptions) -> Stream:
         ) from error
 
 
-def _batches(stream: Stream, images: int) -> Iterator[Any]:
-    with stream.once(batch=_BATCH) as loader:
-        for number, loaded in enumerate(loader):
-            left = images - number * _BATCH
-            if left <= 0:
-                return
-            yield loaded.batch[:left]
+def _batches(loader: Loader, images: int) -> Iterator[Batch]:
+    """The first ``images`` images that can be read.
+
+    Raises:
+        UserError: there is none.
+    """
+    left = images
+    for loaded in loader:
+        rows = [row for row, readable in enumerate(loaded.readable) if readable][:left]
+        left -= len(rows)
+        if rows:
+            yield loaded.batch.take(rows)
+        if not left:
+            return
+    if left == images:
+        raise UserError("no image of these shards can be read; give others with --shards")
 
 
 def _calibration(stream: Stream, images: int) -> Iterator[np.ndarray]:
-    for batch in _batches(stream, images):
-        yield batch.images.float().numpy()
+    with stream.once(batch=_BATCH) as loader:
+        for batch in _batches(loader, images):
+            yield batch.images.float().numpy()
 
 
 def _compared(found: _Source, file: Path, stream: Stream, images: int) -> Parity:
@@ -196,8 +207,12 @@ def _compared(found: _Source, file: Path, stream: Stream, images: int) -> Parity
     names = [one.name for one in session.get_outputs()]
     first, second, labels = [], [], []
     total = min(images, stream.samples)
-    with progress("compare", total, unit="images") as shown, torch.inference_mode():
-        for batch in _batches(stream, images):
+    with (
+        stream.once(batch=_BATCH) as loader,
+        progress("compare", total, unit="images") as shown,
+        torch.inference_mode(),
+    ):
+        for batch in _batches(loader, images):
             pixels = batch.images.float().contiguous()
             first.append({name: values.numpy() for name, values in original.named(pixels).items()})
             second.append(dict(zip(names, session.run(names, {INPUT: pixels.numpy()}), strict=True)))
@@ -209,8 +224,9 @@ def _compared(found: _Source, file: Path, stream: Stream, images: int) -> Parity
                 }
             )
             shown.advance(len(batch))
-    if not first:
-        raise UserError("no image of these shards can be read; give others with --shards")
+        damages = Damages(f"{found.name}:")
+        damages.tell(loader)
+        damages.close()
     return compare(stacked(first), stacked(second), stacked(labels))
 
 
@@ -233,7 +249,7 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
             "mean": found.network.mean.tolist() if isinstance(found.network, MultiTask) else MEAN,
             "std": found.network.std.tolist() if isinstance(found.network, MultiTask) else STD,
         },
-        "crop": None if found.crop is None else str(found.crop),
+        "crop": _crop(found),
         "emotion": list(EMOTIONS),
         "direction": list(DIRECTIONS),
         "angles": CONVENTION,
@@ -245,6 +261,11 @@ def _metadata(found: _Source, precision: str) -> dict[str, Any]:
     }
 
 
+def _crop(found: _Source) -> str | list[str]:
+    rules = sorted(map(str, found.crops))
+    return rules[0] if len(rules) == 1 else rules
+
+
 def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision: str, parity: Parity) -> str:
     """The description that makes the file an estimator, for ``hpe pose``, ``evaluate`` and ``predict``."""
     pose = None
@@ -254,7 +275,7 @@ def _yaml(found: _Source, out: Path, outputs: list[str], digest: str, precision:
         weights=out.name,
         name=None,
         sha256=digest,
-        crop="none" if found.crop is None else str(found.crop),
+        crop=_crop(found),
         input=InputSpec(
             name=INPUT,
             size=found.size,

@@ -113,7 +113,7 @@ def check(joined: JoinedRows) -> dict[str, Any]:
     and metrics that need all three are left out.
 
     Raises:
-        UserError: no face has a true angle.
+        UserError: no face has both true and estimated angles.
     """
     axes = known_axes(joined.truth)
     if not axes:
@@ -122,10 +122,14 @@ def check(joined: JoinedRows) -> dict[str, Any]:
     truth[:, [i for i in range(3) if i not in axes]] = 0.0  # the metrics of these angles are removed below
     lacking = [angle for i, angle in enumerate(ANGLES) if i not in axes]
     known = np.asarray(np.all(np.isfinite(truth), axis=1))
-    if not np.all(np.isfinite(joined.predicted), axis=1).any():
-        raise UserError("--check: no face of these tables has angles; see their `problem` column")
+    estimated = np.asarray(np.all(np.isfinite(joined.predicted), axis=1))
+    rows = known & estimated
+    if not rows.any():
+        raise UserError(
+            f"--check: no face has both true and estimated angles: of {len(rows):,} faces {int(known.sum()):,} have "
+            f"true ones and {int(estimated.sum()):,} estimated ones; see the `problem` column of the tables"
+        )
     draw = Resampling(joined.subjects, by_subject=len(np.unique(joined.subjects)) < len(known))
-    rows = known & np.all(np.isfinite(joined.predicted), axis=1)
     figures = pose_figures(_numbers(truth), _numbers(joined.predicted), _numbers(joined.deviations), draw)
     if lacking:
         figures = _without(figures, {*lacking, *(name for name in figures["all"] if name.startswith(_OF_ALL_THREE))})
@@ -135,7 +139,7 @@ def check(joined: JoinedRows) -> dict[str, Any]:
     return {
         "faces": len(known),
         "angles_without_truth": lacking,
-        "without_face": int((~np.all(np.isfinite(joined.predicted), axis=1)).sum()),
+        "without_face": int((~estimated).sum()),
         "mistakes": diagnose(joined.predicted[rows], truth[rows]) + _beyond_bins(joined.predicted[rows], truth[rows]),
         "bias_degrees": bias,
         "pose": figures,

@@ -116,7 +116,7 @@ class FaceReader:
             raise UserError(f"{type(images).__name__}: expected an image or a list of images; others: model.each(…)")
         if boxes is not None and len(boxes) != len(images):
             raise UserError(f"boxes: {count_of(len(boxes), 'list')} of boxes for {count_of(len(images), 'image')}")
-        of_each = boxes or [None] * len(images)
+        of_each = [None] * len(images) if boxes is None else boxes
         given = (_item(image, at, colour, of_each[at]) for at, image in enumerate(images))
         return list(self._read(given, boxed=boxes is not None))
 

@@ -152,7 +152,7 @@ def open_predictor(
         )
     if precision is not None:
         raise UserError(f"{path}: --precision {precision} works only with a run folder of hpe train; leave it out")
-    found = load_estimator(path, Compute(device, fall_back=fall_back), weights=weights, any_head=True)
+    found = load_estimator(path, Compute(device, fall_back=fall_back), weights=weights, any_network=True)
     return EstimatorPredictor(found, flips=views.flips)
 
 
@@ -237,7 +237,7 @@ class EstimatorPredictor:
     def __init__(self, estimator: Estimator, *, flips: bool = False) -> None:
         self._estimator, self._flips = estimator, flips
         self.heads = (*estimator.heads, *(() if estimator.output is None else ("pose",)))
-        self.name, self.size, self.crops = estimator.name, estimator.input.size, frozenset((estimator.crop,))
+        self.name, self.size, self.crops = estimator.name, estimator.input.size, estimator.crops
         self.device = estimator.device
         self.precision = Precision(estimator.precision or "the precision of its file", "estimators have no other")
 

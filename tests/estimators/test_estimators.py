@@ -23,7 +23,7 @@ from hpe.estimators.estimator import Estimator
 from hpe.estimators.load import Compute, load_estimator
 from hpe.estimators.onnx import _outputs
 from hpe.estimators.probe import probe, random_faces
-from hpe.estimators.spec import EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
+from hpe.estimators.spec import VALUES, EstimatorSpec, InputSpec, OutputSpec, Signs, read_output
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State, save_checkpoint
 from hpe.models.hopenet import Hopenet, fit_state_dict
@@ -163,6 +163,14 @@ def test_bins_give_mean_and_deviation_of_their_distribution() -> None:
         read_output((logits[..., :62],), OutputSpec(kind="bins66-lower"))
 
 
+@pytest.mark.parametrize("kind", ["bins66-lower", "bins66-centre", "euler"])
+def test_deviations_that_a_network_states_are_taken_in_the_order_of_its_angles(kind: str) -> None:
+    spec = OutputSpec.model_validate({"kind": kind, "deviations": "sd", "order": ("roll", "yaw", "pitch")})
+    stated = torch.tensor([[3.0, 1.0, 2.0], [6.0, 4.0, 5.0]])
+    found = read_output((torch.randn(2, *VALUES[spec.kind]), stated), spec)[1]
+    assert found.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
 class Pixels:
     """A "network" that reads the pose from the picture: a bright blob's place is yaw and pitch."""
 
@@ -181,7 +189,9 @@ class Pixels:
 def _estimator(network: Callable[[Tensor], tuple[Tensor, ...]], **output: object) -> Estimator:
     spec = OutputSpec.model_validate({"kind": "euler", **output}, strict=False)
     plain = InputSpec(size=32, mean=(0, 0, 0), std=(1, 1, 1))
-    return Estimator("pixels", "0", CropRule(), plain, spec, network, torch.device("cpu"), channels_last=False)
+    return Estimator(
+        "pixels", "0", frozenset((CropRule(),)), plain, spec, network, torch.device("cpu"), channels_last=False
+    )
 
 
 def _blobs(count: int = 24) -> tuple[Tensor, np.ndarray]:

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,14 @@ from PIL import Image
 
 from hpe.core.errors import UserError
 from hpe.core.labels import DIRECTIONS, EMOTIONS
+from hpe.data.crops import CropRule
+from hpe.data.shards import Manifest, write_shard
 from hpe.export import ExportOptions, export, graph
 from hpe.export.deployed import Deployed
 from hpe.export.parity import compare
 from hpe.models.build import load_run
 from hpe.models.hopenet import Hopenet
+from hpe.models.run_folder import SHARDS
 from hpe.pose import PoseOptions, pose
 from hpe.predict.network import open_predictor
 from tests import made
@@ -137,6 +142,69 @@ def test_smaller_files_tell_what_they_cost(exported: tuple[Path, Path], tmp_path
     assert parity.accuracy["emotion"][0] == 24
     assert (tmp_path / "small.onnx").stat().st_size < file.stat().st_size
     assert str(parity.lines()[0]) in (tmp_path / "small.yaml").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
+def test_images_that_cannot_be_read_take_no_part(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated: list[np.ndarray] = []
+    monkeypatch.setattr("hpe.export.write.quantise", quantise_noting(calibrated))
+    run = made.untrained(tmp_path / "run", val_of(tmp_path / "shards", broken=range(0, 40, 4)))
+    parity = export(run, tmp_path / "face.onnx", ExportOptions(precision=precision, images=25))
+    assert (parity.images, parity.accuracy["emotion"][0]) == (25, 25)
+    assert "Compared with the original on 25 images" in (tmp_path / "face.yaml").read_text()
+    assert "run: could not read val-000000.tar, sample00004" in capsys.readouterr().err
+    assert [image.any() for image in calibrated] == [True] * (25 if precision == "int8" else 0)
+    run = made.untrained(tmp_path / "dark", val_of(tmp_path / "broken", broken=range(40)))
+    with pytest.raises(UserError, match="no image of these shards can be read; give others with --shards"):
+        export(run, tmp_path / "dark.onnx", ExportOptions(precision=precision))
+    assert not list(tmp_path.glob("dark.*"))
+
+
+def val_of(folder: Path, broken: Iterable[int]) -> Path:
+    """Shards with 40 images in ``val``, some of which are no images."""
+    made.shards(folder)
+    samples = made.samples(40)
+    for at in broken:
+        samples[at] = replace(samples[at], image=b"no image")
+    manifest = Manifest.load(folder)
+    val = write_shard(folder / "val-000000.tar", "val", samples)
+    replace(manifest, shards=(*manifest.shards[:-1], val)).save(folder)
+    return folder
+
+
+def quantise_noting(images: list[np.ndarray]) -> Callable[[Path, Path, Iterator[np.ndarray]], None]:
+    """The export's step to int8, with the images that it is calibrated on."""
+    plain = graph.quantise
+
+    def quantise(source: Path, target: Path, batches: Iterator[np.ndarray]) -> None:
+        def noted() -> Iterator[np.ndarray]:
+            for batch in batches:
+                images.extend(batch)
+                yield batch
+
+        plain(source, target, noted())
+
+    return quantise
+
+
+@pytest.mark.parametrize("rules", [(), ("square-1.4@box", "square-1.6@box")], ids=["unknown", "two"])
+def test_an_export_knows_the_crop_rules_that_its_run_knows(
+    shards: Path, tmp_path: Path, rules: tuple[str, ...]
+) -> None:
+    run = made.untrained(tmp_path / "run", shards)
+    recorded = json.loads((run / SHARDS).read_text())
+    (one,) = recorded.values()
+    (run / SHARDS).write_text(json.dumps({rule: one | {"crop": rule} for rule in rules}))
+    export(run, tmp_path / "face.onnx", ExportOptions(images=8))
+    exported = open_predictor(tmp_path / "face.onnx", CPU)
+    assert exported.crops == open_predictor(run, CPU).crops == {CropRule.parse(rule) for rule in rules}
+    for source in (run, tmp_path / "face.onnx"):
+        why = rf"{re.escape(str(source))}: the crop rule .* is not known \(.*{'.*'.join(rules)}.*give it with --crop"
+        with pytest.raises(UserError, match=why):
+            pose([str(shards)], PoseOptions(estimator=source))
+    assert pose([str(shards)], PoseOptions(estimator=tmp_path / "face.onnx", crop="none", out=tmp_path / "tables")) == 0
 
 
 def test_a_file_that_answers_differently_is_not_kept(

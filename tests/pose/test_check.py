@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from hpe.core.errors import UserError
 from hpe.pose.check import JoinedRows, check, to_markdown
 
 
@@ -28,6 +29,15 @@ def test_an_exact_rotation_has_no_error_in_any_of_its_angles(truth: np.ndarray) 
     for measure in ("mae", "yaw", "pitch", "roll", "geodesic"):
         assert found["pose"]["all"][measure]["value"] == pytest.approx(0, abs=1e-3)
     assert found["bias_degrees"] == pytest.approx({"yaw": 0, "pitch": 0, "roll": 0}, abs=1e-3)
+
+
+def test_labelled_faces_without_an_estimate_are_refused_with_their_numbers(truth: np.ndarray) -> None:
+    known, lost = truth.copy(), truth.copy()
+    known[:40], lost[40:] = np.nan, np.nan
+    with pytest.raises(UserError, match=f"of {len(truth)} faces {len(truth) - 40} have true ones and 40 estimated"):
+        check(joined(lost, known))
+    with pytest.raises(UserError, match="and 0 estimated ones; see the `problem` column"):
+        check(joined(np.full_like(truth, np.nan), truth))
 
 
 def test_an_estimator_that_never_leaves_the_range_of_66_bins_is_named(truth: np.ndarray) -> None:

@@ -75,7 +75,7 @@ def network(kind: Kind) -> Estimator:
         return (images.mean((1, 2, 3))[:, None].expand(-1, torch.Size(shape).numel()).reshape(-1, *shape),)
 
     plain = InputSpec(size=SIZE, colour="grey")
-    return Estimator("mean", "aa", CropRule(), plain, output, values, HERE, channels_last=True)
+    return Estimator("mean", "aa", frozenset((CropRule(),)), plain, output, values, HERE, channels_last=True)
 
 
 @pytest.mark.parametrize("kind", ["bins66-lower", "euler", "sixd"])

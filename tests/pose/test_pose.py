@@ -65,7 +65,7 @@ class Mean:
 
 def estimator(network: Callable[[Tensor], tuple[Tensor, ...]], crop: str = "none", sha256: str = "aa") -> Estimator:
     plain = InputSpec(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
-    rule, output = CropRule.parse(crop), OutputSpec(kind="euler")
+    rule, output = frozenset((CropRule.parse(crop),)), OutputSpec(kind="euler")
     return Estimator("mean", sha256, rule, plain, output, network, torch.device("cpu"), channels_last=False)
 
 

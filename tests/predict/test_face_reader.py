@@ -158,6 +158,8 @@ def test_boxes_are_cropped_as_those_of_a_detector(run: Path, detector: None) -> 
     assert (face.yaw, face.probabilities) == (found(photo())[0].yaw, found(photo())[0].probabilities)
     one, two = model([photo(), photo()], boxes=[[box], []])
     assert (one.faces, len(two)) == ((face,), 0)
+    stacked = model([photo(), photo()], boxes=np.array([[box], [box]]))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert [each.faces for each in stacked] == [(face,), (face,)]
     with pytest.raises(hpe.UserError, match="no boxes were given"):
         two[0]
     for boxes, why in (([(200, 10, 240, 30)], "lies outside"), ([(1, 2, 3)], "expected x0"), ([(5, 5, 5, 5)], "empty"),

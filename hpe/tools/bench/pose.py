@@ -219,7 +219,7 @@ def _estimator(where: torch.device, backbone: str) -> Estimator:
     return Estimator(
         name="bench",
         weights_sha256="0" * 64,
-        crop=CropRule(),
+        crops=frozenset((CropRule(),)),
         input=InputSpec(size=_SIZE),
         output=OutputSpec(kind="bins66-lower"),
         network=Compute(where).network(module),
