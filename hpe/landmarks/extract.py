@@ -1,10 +1,10 @@
 """``hpe landmarks extract``: face points of pictures or shards into Parquet, in parallel, resumable.
 
 ``OUT/faces-000000.parquet`` holds one row per face (``status`` ok), and one per picture without a face (``no face``,
-or why it is no picture). ``OUT/extract.json`` holds the settings and the number of pictures to read, and at the end
-the counts and what failed: without the counts the extraction is unfinished. A part that exists is kept, unless its
-pictures have changed (its metadata hold a digest of names, sizes and times); parts that the source no longer has are
-removed.
+or why it is no picture). The angles and the subject of a picture are those of one face (``labelled``); its other faces
+have none. ``OUT/extract.json`` holds the settings and the number of pictures to read, and at the end the counts and
+what failed: without the counts the extraction is unfinished. A part that exists is kept, unless its pictures have
+changed (its metadata hold a digest of names, sizes and times); parts that the source no longer has are removed.
 """
 
 import math
@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +27,7 @@ from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress
+from hpe.data.crops import Box, box_around
 from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
 from hpe.data.records import Record
@@ -37,7 +39,7 @@ from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, group_detecto
 from hpe.landmarks.table import SUMMARY, TOTAL
 from hpe.sources.base import shown
 
-FORMAT: Final = "hpe-landmarks/3"
+FORMAT: Final = "hpe-landmarks/4"
 NO_FACE: Final = "no face"
 """Status of a picture in which the mesh finds no face: a result, not a failure."""
 _NO_PICTURE: Final = "not a picture: "
@@ -45,9 +47,9 @@ _PART: Final = 256
 """Picture files in one table: what is read and done again after a kill."""
 _DIGEST: Final = b"hpe.pictures"
 _SCHEMA: Final = pa.schema(
-    [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
-     ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()), ("roll", pa.float32()),
-     ("subject", pa.string()), ("points", pa.list_(pa.float32()))]
+    [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("labelled", pa.bool_()),
+     ("views", pa.int16()), ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()),
+     ("roll", pa.float32()), ("subject", pa.string()), ("points", pa.list_(pa.float32()))]
 )  # fmt: skip
 
 
@@ -175,17 +177,21 @@ def _of_shard(shard: Path) -> Iterator[InputImage]:
 
 
 def _record_beside(file: Path) -> Record:
-    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP) beside the picture, if it exists and can be read."""
-    from hpe.sources.faces3d import mat_arrays
+    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP) beside the picture, if it exists and can be read.
 
+    The subject of a picture of 300W-LP is the photo that it is a view of, as in shards.
+    """
+    from hpe.sources.faces3d import mat_arrays, photo_of
+
+    photo = photo_of(file.stem)
     try:
         pose = mat_arrays(file.with_suffix(".mat"), ("Pose_Para",))["Pose_Para"].ravel()
     except (OSError, ValueError, KeyError):
-        return Record()
+        return Record(subject=photo)
     if len(pose) < 3:
-        return Record()
+        return Record(subject=photo)
     pitch, yaw, roll = (math.degrees(angle) for angle in pose[:3])
-    return Record(yaw=yaw, pitch=pitch, roll=roll)
+    return Record(yaw=yaw, pitch=pitch, roll=roll, subject=photo)
 
 
 def extract(
@@ -283,6 +289,8 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         return
     old = read_object(path)
+    if (version := old.get("format")) != FORMAT:  # its tables have other columns, and its settings other names
+        raise UserError(f"{out}: made by another version of hpe ({version}, now {FORMAT}); choose another folder")
     changed = [
         f"{name} was {old.get(name)!r}, is {value!r}" for name, value in settings.items() if old.get(name) != value
     ]
@@ -338,21 +346,49 @@ def _write_part(
 
 
 def _rows(picture: InputImage, mesh: MeshPool, max_pixels: int) -> list[dict[str, Any]]:
-    record = picture.record
-    known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
-             "subject": record.subject}  # fmt: skip
+    record, key = picture.record, {"key": picture.key}
+    labels = {name: getattr(record, name) for name in ("yaw", "pitch", "roll", "subject")}
     try:
         faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read(), max_pixels=max_pixels))
     except (DecodeError, OSError, MemoryError) as error:
         why = (str(error) or type(error).__name__).removeprefix(_NO_PICTURE)
-        return [{**known, "status": f"{_NO_PICTURE}{why}"}]
+        return [{**key, **labels, "status": f"{_NO_PICTURE}{why}"}]
     if not faces:
-        return [{**known, "status": NO_FACE}]
+        return [{**key, **labels, "status": NO_FACE}]
+    whose = _labelled(faces, record)
     return [
-        {**known, "status": "ok", "face": row, "views": face.views, "spread": face.spread,
-         "points": face.points.astype("float32").ravel()}
+        {**key, **(labels if row == whose else {}), "status": "ok", "face": row, "labelled": row == whose,
+         "views": face.views, "spread": face.spread, "points": face.points.astype("float32").ravel()}
         for row, face in enumerate(faces)
     ]  # fmt: skip
+
+
+def _labelled(faces: Sequence[MeshFace], record: Record) -> int | None:
+    """Which face the record describes: the nearest to its landmarks or box, or the first where it has neither.
+
+    None: no face lies there, so that all of them are other people's.
+    """
+    if (place := _place(record)) is None:
+        return 0
+    # Not by overlap: a box of the whole head, or of eyes and mouth only, shares little with that of the mesh.
+    there = [row for row, face in enumerate(faces) if _holds(place, face.box) or _holds(face.box, place)]
+    return min(there, key=lambda row: math.dist(_centre(faces[row].box), _centre(place)), default=None)
+
+
+def _place(record: Record) -> Box | None:
+    with suppress(ValueError):  # fewer than two landmarks in the picture, as in one that was cropped
+        return box_around(np.asarray(record.landmarks or (), float).reshape(-1, 2))
+    return record.box
+
+
+def _holds(box: Box, other: Box) -> bool:
+    """Whether the other box's centre lies in a box."""
+    x, y = _centre(other)
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _counts(tables: Sequence[Path]) -> dict[str, Any]:

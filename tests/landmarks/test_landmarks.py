@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import skops.io
 import torch
 from scipy.spatial.transform import Rotation
@@ -391,9 +392,29 @@ def test_no_outer_fold_parts_a_person():
     faces = _faces(120)
     assert _people(faces) is None
     assert _people(replace(faces, subjects=tuple(map(str, range(120))))) is None
+    assert _people(replace(faces, subjects=(None,) * 120)) is None
     known = replace(faces, subjects=tuple(str(row % 3) for row in range(120)))
     people = _people(known)
     assert people is not None
     assert np.unique(people).size == 3
     with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; use --folds 3"):
         compare(known, Path("/nowhere"), CompareOptions(folds=5))
+
+
+def test_views_of_a_photo_of_300w_lp_have_its_name_wherever_their_points_come_from(tmp_path):
+    stems = ("AFW_134212_1_0", "AFW_134212_1_1", "AFW_134212_2_0", "IBUG_Flip_image_003_1_0", "image00002")
+    photos = ("AFW_134212", "AFW_134212", "AFW_134212", "IBUG_image_003_1", None)
+    for stem in stems:
+        scipy.io.savemat(tmp_path / f"{stem}.mat", {"Pose_Para": np.zeros((1, 7)), "pt3d_68": SHAPE.T})
+    own = read_mat_faces(tmp_path)
+    assert dict(zip(own.keys, own.subjects or (), strict=True)) == dict(zip(stems, photos, strict=True))
+    np.savez(tmp_path / "points.npz", stems=np.array([f"AFW/{stems[0]}.jpg", *stems[1:]]), points=np.stack([SHAPE] * 5))
+    assert read_faces(tmp_path / "points.npz", tmp_path).subjects == photos
+
+
+def test_faces_beside_the_labelled_one_are_dropped_and_counted():
+    faces = replace(_faces(4), labelled=np.array((True, False, True, True)))
+    faces.angles[1:3] = np.nan
+    kept, dropped = usable(faces)
+    assert kept.keys == ("0", "3")
+    assert dropped == {"not the labelled face of its picture": 1, "no angles": 1}
