@@ -227,7 +227,7 @@ def extract(
     workers = workers or cores()
     begun, done, skipped = time.monotonic(), 0, dict[str, str]()
     with ExitStack() as stack:
-        detector = settings.get("detector")
+        detector = settings["detector"]
         mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=detector))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
@@ -263,21 +263,18 @@ def _remove_others(out: Path, parts: Sequence[Part]) -> None:
 
 
 def _settings(source: Path, views: str, which: Which, max_pixels: int) -> dict[str, Any]:
-    """What decides the faces, as ``extract.json`` records it; usual values of later options are not recorded."""
+    """What decides the faces, as ``extract.json`` records it: defaults too, so that a return to one is noticed."""
     model = named_model()
     mesh = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "source": str(source.resolve()),
         "mesh": mesh,
         "views": views,
         "which": which,
+        "max_pixels": max_pixels,
+        "detector": group_detector() if which == "all" else None,
     }
-    if max_pixels != MAX_PIXELS:
-        settings["max_pixels"] = max_pixels
-    if which == "all" and (detector := group_detector()) is not None:
-        settings["detector"] = detector
-    return settings
 
 
 def _table(out: Path, name: str) -> Path:

@@ -228,6 +228,25 @@ def test_pictures_of_300w_lp_beside_their_angles_have_their_photo_as_subject(fak
     np.testing.assert_allclose(table["yaw"].to_numpy(), 30.0, atol=1e-4)
 
 
+def test_settings_that_go_back_to_their_defaults_are_noticed(fake, tmp_path, monkeypatch):
+    _save(tmp_path / "pictures", "a", 10)
+    source, out = tmp_path / "pictures", tmp_path / "out"
+    extract(source, out, python=fake, views="plain", workers=1, max_pixels=1_000_000)
+    with pytest.raises(UserError, match="max_pixels was 1000000, is 64000000"):
+        extract(source, out, python=fake, views="plain", workers=1)
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: "mtcnn")
+    monkeypatch.setattr("hpe.landmarks.mesh.open_detector", lambda name: None)
+    extract(source / "a.png", tmp_path / "all", python=fake, which="largest", workers=1)
+    settings = json.loads((tmp_path / "all/extract.json").read_text())
+    (tmp_path / "all/extract.json").write_text(json.dumps({**settings, "which": "all", "detector": "mtcnn"}))
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: None)
+    with pytest.raises(UserError, match="detector was 'mtcnn', is None"):
+        extract(source / "a.png", tmp_path / "all", python=fake, which="all", workers=1)
+    (tmp_path / "all/extract.json").write_text(json.dumps({**settings, "format": "hpe-landmarks/3"}))
+    with pytest.raises(UserError, match=r"another version of hpe \(hpe-landmarks/3"):
+        extract(source / "a.png", tmp_path / "all", python=fake, workers=1)
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match="no pictures"):
         input_images(tmp_path)
