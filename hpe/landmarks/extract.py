@@ -10,14 +10,14 @@ changed (its metadata hold a digest of names, sizes and times); parts that the s
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_files import packed_shards
-from hpe.data.shard_reader import read_samples
+from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, group_detector, named_model
@@ -62,6 +62,12 @@ class InputImage:
     record: Record
 
 
+class _Read(Protocol):
+    """Yields the pictures of these rows of a part, or all; raises :class:`DamagedError`."""
+
+    def __call__(self, rows: Iterable[int] | None = None) -> Iterator[InputImage]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Pictures that are read together.
@@ -69,12 +75,14 @@ class Part:
     Attributes:
         name: of the shard; a number for a part of picture files.
         digest: changes when the pictures do.
-        read: yields the pictures; raises :class:`DamagedError`.
+        count: how many there are; of a shard, by its manifest.
+        read: some of the pictures, or all. Their bytes are read when they are asked for.
     """
 
     name: str
     digest: str
-    read: Callable[[], Iterator[InputImage]]
+    count: int
+    read: _Read
 
 
 class DamagedError(UserError):
@@ -87,13 +95,16 @@ class InputImages:
 
     Attributes:
         parts: one per shard, or one per 256 picture files.
-        count: how many pictures there are, as far as that is known beforehand.
         passed_over: how many files are no pictures, by kind.
     """
 
     parts: list[Part]
-    count: int
     passed_over: Counter[str]
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are, as far as that is known beforehand."""
+        return sum(part.count for part in self.parts)
 
 
 def input_images(path: Path) -> InputImages:
@@ -103,12 +114,16 @@ def input_images(path: Path) -> InputImages:
         UserError: neither pictures nor shards.
     """
     if (path / MANIFEST).is_file():
-        shards = packed_shards(path)
         parts = [
-            Part(shard.path.stem, _digest([shard.path], [str(shard.sha256)]), partial(_of_shard, shard.path))
-            for shard in shards
+            Part(
+                shard.path.stem,
+                _digest([shard.path], [str(shard.sha256)]),
+                shard.samples or 0,
+                partial(_of_shard, shard.path),
+            )
+            for shard in packed_shards(path)
         ]
-        return InputImages(parts, sum(shard.samples or 0 for shard in shards), Counter())
+        return InputImages(parts, Counter())
     found: list[Path | Other] = [path] if path.is_file() else list(walk(path))
     passed = Counter(one.kind for one in found if isinstance(one, Other) and not one.lost)
     taken = [one for one in found if isinstance(one, Path) or one.lost]
@@ -123,16 +138,22 @@ def input_images(path: Path) -> InputImages:
         Part(
             f"{start // _PART:06d}",
             _digest([_path(one) for _, one in part], [key for key, _ in part]),
-            lambda part=part: (_input_image(key, one) for key, one in part),
+            len(part),
+            partial(_of_files, part),
         )
         for start in range(0, len(pairs), _PART)
         for part in [pairs[start : start + _PART]]
     ]
-    return InputImages(parts, len(pairs), passed)
+    return InputImages(parts, passed)
 
 
 def _path(one: Path | Other) -> Path:
     return one if isinstance(one, Path) else one.path
+
+
+def _of_files(files: Sequence[tuple[str, Path | Other]], rows: Iterable[int] | None = None) -> Iterator[InputImage]:
+    for row in range(len(files)) if rows is None else rows:
+        yield _input_image(*files[row])
 
 
 def _input_image(key: str, one: Path | Other) -> InputImage:
@@ -165,15 +186,22 @@ def _digest(files: Sequence[Path], names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _of_shard(shard: Path) -> Iterator[InputImage]:
+def _of_shard(path: Path, rows: Iterable[int] | None = None) -> Iterator[InputImage]:
     try:
-        samples = list(read_samples(shard))
+        shard = open_tar(path)
+        if shard.damage:
+            raise ValueError(shard.damage)
+        wanted = list(range(len(shard)) if rows is None else rows)
+        if beyond := [row for row in wanted if row >= len(shard)]:
+            raise ValueError(f"{len(shard):,} samples; its manifest lists {max(beyond) + 1:,} or more")
+        records = [shard.record(row) for row in wanted]
     except OSError as error:
-        raise DamagedError(f"{shard}: cannot be read ({error.strerror or error})") from error
+        raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise DamagedError(f"{shard}: {str(error).removeprefix(f'{shard}: ')}") from error
-    for sample in samples:
-        yield InputImage(sample.key, lambda data=bytes(sample.image): data, sample.record)
+        raise DamagedError(f"{path}: {error}") from error
+    for row, record in zip(wanted, records, strict=True):
+        # The bytes stay in the mapped file until they are asked for: a shard may be larger than the memory.
+        yield InputImage(shard.keys[row], lambda row=row: bytes(shard.image(row)), record)
 
 
 def _record_beside(file: Path) -> Record:

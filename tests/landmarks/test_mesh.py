@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
+from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.data.video import Video
 from hpe.estimators.landmarks import as_pose_estimator
@@ -351,6 +352,34 @@ def test_a_damaged_shard_is_named_and_the_others_are_drawn(fake, model, tmp_path
     drawn = draw_pictures(model, shards, tmp_path / "sheet.png", python=fake)
     assert (drawn.read, drawn.with_a_face, len(drawn.unread)) == (1, 1, 1)
     assert "test-000000.tar" in drawn.unread[0]
+
+
+def test_a_sheet_reads_no_other_pictures_than_it_shows(fake, model, tmp_path, monkeypatch):
+    _save(tmp_path, "x", 10)
+    image = (tmp_path / "x.png").read_bytes()
+    tars = [[Sample(f"k{row}{at}", image, "png", Record()) for at in range(4)] for row in range(5)]
+    shards, opened, read = _shards(tmp_path / "shards", tars), [], []
+
+    def opens(path):
+        opened.append(path.name)
+        return open_tar(path)
+
+    def reads(shard, row):
+        read.append(shard.keys[row])
+        return image_of(shard, row)
+
+    image_of = OpenShard.image
+    monkeypatch.setattr("hpe.landmarks.extract.open_tar", opens)
+    monkeypatch.setattr(OpenShard, "image", reads)
+    assert draw_pictures(model, shards, tmp_path / "sheet.png", count=2, python=fake).read == 2
+    assert (opened, read) == (["test-000000.tar", "test-000002.tar"], ["k00", "k22"])
+    (shards / "test-000000.tar").write_bytes(b"\xff" * 5000)
+    drawn = draw_pictures(model, shards, tmp_path / "sheet.png", count=1, python=fake)
+    assert (drawn.read, len(drawn.unread), read[2:]) == (1, 1, ["k10"])
+    write_shard(shards / "test-000004.tar", "test", tars[4][:1])
+    drawn = draw_pictures(model, shards, tmp_path / "sheet.png", count=16, python=fake)
+    assert drawn.read == 12
+    assert "1 samples; its manifest lists" in drawn.unread[1]
 
 
 def test_the_commands_tell_what_they_did(fake, tmp_path):
