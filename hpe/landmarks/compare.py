@@ -53,7 +53,7 @@ class CompareOptions:
     """What is compared, and how.
 
     Attributes:
-        models: names of ``MODELS``, and ``stack``.
+        models: names of ``MODELS``, and ``stack``; None: all, without the stack where its features are not compared.
         features: names of ``FEATURES``.
         folds: outer folds.
         limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
@@ -62,7 +62,7 @@ class CompareOptions:
         seed_rows: add the regressors of the project that this one is modelled on, with its settings.
     """
 
-    models: Sequence[str] = (*MODELS, STACK)
+    models: Sequence[str] | None = None
     features: Sequence[str] = tuple(FEATURES)
     folds: int = 5
     limit_degrees: float = LIMIT_DEGREES
@@ -116,8 +116,8 @@ def compare(
         What ``compare.json`` holds.
 
     Raises:
-        UserError: too few faces, an unknown name, OUT holds the comparison of other faces, or another process is
-            writing to it.
+        UserError: too few faces, an unknown name, a stack without its members, OUT holds the comparison of other
+            faces, or another process is writing to it.
         Stopped: a signal was caught; finished folds are kept.
     """
     begun, given, folds = time.monotonic(), len(faces), options.folds
@@ -148,6 +148,7 @@ def compare(
         "faces": len(faces),
         **_known_people(faces),
         "dropped": dropped,
+        "left_out": _left_out(options),
         "rows": [asdict(row) for row in (*rows, *geometry)],
         "seed": seed,
         "chosen": {"features": best.features, "model": best.model, "settings": final, "why": _why(rows)},
@@ -160,13 +161,20 @@ def compare(
 
 
 def _check(faces: Faces, options: CompareOptions, dropped: dict[str, int]) -> None:
-    folds = options.folds
+    folds, models = options.folds, _models(options)
     for what, names, known in (
-        ("model", options.models, (*MODELS, STACK)),
+        ("model", models, (*MODELS, STACK)),
         ("features", options.features, tuple(FEATURES)),
     ):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
+    lacks = [name for name in STACKED if name not in models]
+    lacks += [] if STACK_FEATURES in options.features else [f"{STACK_FEATURES} features"]
+    if STACK in models and lacks:
+        raise UserError(
+            f"model {STACK!r}: without {', '.join(lacks)}; it combines {', '.join(STACKED)} on {STACK_FEATURES} "
+            f"features; add what is missing, or leave {STACK} out"
+        )
     if folds < 2:
         raise UserError(f"{folds} folds: expected 2 or more")
     people = _people(faces)
@@ -184,6 +192,16 @@ def _check(faces: Faces, options: CompareOptions, dropped: dict[str, int]) -> No
             f"{found}: expected {LEAST_FACES} or more, with any number of folds, because with fewer the regressors "
             f"differ by chance only; give {more}"
         )
+
+
+def _models(options: CompareOptions) -> Sequence[str]:
+    """Those to compare; by default all, the stack only with its features."""
+    return options.models or [*MODELS, *([STACK] if STACK_FEATURES in options.features else [])]
+
+
+def _left_out(options: CompareOptions) -> dict[str, str]:
+    """What is not compared although nobody chose models, and why."""
+    return {} if options.models or STACK in _models(options) else {STACK: f"it needs {STACK_FEATURES} features"}
 
 
 def _digest(faces: Faces) -> str:
@@ -222,14 +240,14 @@ def _tasks(options: CompareOptions) -> list[_Task]:
     slow = {"forest": 3, "svr": 4, "xgboost": 3, "network": 2}
     tasks = [
         _Task(kind, model, fold, cost)
-        for model in options.models
+        for model in _models(options)
         for kind in options.features
         for fold in range(options.folds)
         if model != STACK
         for cost in [slow.get(model, 1) * (0.1 if kind == "six" else 1.0)]
     ]
     tasks.sort(key=lambda task: -task.cost)
-    if STACK_FEATURES in options.features and {STACK, *STACKED} <= set(options.models):
+    if STACK in _models(options):
         tasks += [_Task(STACK_FEATURES, STACK, fold, 0.0) for fold in range(options.folds)]
     return tasks
 

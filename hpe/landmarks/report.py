@@ -35,11 +35,12 @@ def markdown(summary: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     dropped = "; ".join(f"{count:,}: {reason}" for reason, count in summary["dropped"].items()) or "none"
     parted = "" if summary.get("people") is None else f" by person ({summary['people']:,}{_alone(summary)})"
+    left_out = "".join(f" Not compared: {model}, because {why}." for model, why in summary["left_out"].items())
     return "\n\n".join(
         (
             f"{summary['faces']:,} of {summary['faces_given']:,} faces ({summary['points']}); dropped: {dropped}. "
             f"{summary['folds']} outer folds{parted}, settings tuned on inner folds of each training part; degrees. "
-            f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.",
+            f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.{left_out}",
             table(head, lines),
             f"Chosen: {summary['chosen']['why']}",
             *((table(seed_head, seeds), _SEED) if seeds else ()),

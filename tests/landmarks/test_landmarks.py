@@ -450,6 +450,30 @@ def test_views_of_a_photo_of_300w_lp_have_its_name_wherever_their_points_come_fr
     assert read_faces(tmp_path / "points.npz", tmp_path).subjects == photos
 
 
+def test_a_stack_is_refused_without_its_members_and_left_out_with_a_word_where_nobody_chose_it(tmp_path):
+    for models, features, lacks in (
+        (["stack"], ["aligned"], "svr, network, forest, knn"),
+        (["svr", "stack"], ["aligned"], "network, forest, knn"),
+        (["stack", "svr", "network", "forest", "knn"], ["six"], "aligned features"),
+    ):
+        with pytest.raises(UserError, match=f"'stack': without {lacks}; it combines svr, network, forest, knn on ali"):
+            compare(_faces(120), tmp_path, CompareOptions(models=models, features=features))
+    assert not list(tmp_path.iterdir())
+
+
+def test_by_default_the_stack_is_compared_where_its_features_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpe.landmarks.compare.MODELS", {"ridge": MODELS["ridge"]})
+    monkeypatch.setattr("hpe.landmarks.compare.STACKED", ("ridge",))
+    monkeypatch.setattr("hpe.landmarks.regress.STACKED", ("ridge",))
+    told = {}
+    for features in ("six", "aligned"):
+        options = CompareOptions(features=[features], folds=2, seed_rows=False)
+        told[features] = markdown(compare(_faces(120), tmp_path / features, options, workers=1))
+    assert "Not compared: stack, because it needs aligned features." in told["six"]
+    assert "Not compared" not in told["aligned"]
+    assert "| stack |" in told["aligned"]
+
+
 def test_faces_beside_the_labelled_one_are_dropped_and_counted():
     faces = replace(_faces(4), labelled=np.array((True, False, True, True)))
     faces.angles[1:3] = np.nan
