@@ -97,7 +97,9 @@ def compare(
         str | None, typer.Option(help="Use the raw dataset's own points (pt3d_68): 3d, or 2d for x and y only.")
     ] = None,
     models: Annotated[str | None, typer.Option(help="Some of the regressors, with commas, such as svr,ridge.")] = None,
-    features: Annotated[str | None, typer.Option(help="Some of the features six,all,aligned.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Some of the features six,all,aligned; without aligned there is no stack.")
+    ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Outer folds; each needs 20 faces.")] = 5,
     keep_outliers: Annotated[bool, typer.Option("--keep-outliers", help="Keep faces with angles beyond ±99°.")] = False,
     picture_width: Annotated[
@@ -128,7 +130,7 @@ def compare(
     from hpe.landmarks import table
     from hpe.landmarks.compare import CompareOptions, compare
     from hpe.landmarks.disk import writing
-    from hpe.landmarks.regress import FEATURES, MODELS, STACK
+    from hpe.landmarks.regress import FEATURES
     from hpe.landmarks.report import markdown, plot_comparison
 
     if own_points not in (None, "3d", "2d"):
@@ -140,7 +142,7 @@ def compare(
     views = _views_of(points)
     faces = table.read_faces(points, labels) if own_points is None else table.read_mat_faces(points, own_points)
     options = CompareOptions(
-        models=models.split(",") if models else (*MODELS, STACK),
+        models=models.split(",") if models else None,
         features=features.split(",") if features else tuple(FEATURES),
         folds=folds,
         limit_degrees=math.inf if keep_outliers else table.LIMIT_DEGREES,

@@ -1,9 +1,9 @@
 """``hpe landmarks compare``: every regressor on every kind of features by nested cross-validation.
 
 Where each face's person is known (or the photo that several views show), all faces of one person are in one
-outer fold. Settings are tuned on inner folds of the training part; the fitted regressor then predicts the outer fold
-once. ``OUT/folds/<features>-<model>-<fold>.json`` is written when a fold is done, and the same command run again does
-the missing ones.
+outer fold, and in one inner fold. Settings are tuned on inner folds of the training part; the fitted regressor then
+predicts the outer fold once. ``OUT/folds/<features>-<model>-<fold>.json`` is written when a fold is done, and the same
+command run again does the missing ones.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GroupKFold, KFold
 from threadpoolctl import threadpool_limits
 
 from hpe.core.devices import cores
@@ -34,7 +33,7 @@ from hpe.landmarks.disk import read_object
 from hpe.landmarks.features import AlignedFeatures, Angles, Points
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.pnp import solve_pnp
-from hpe.landmarks.regress import FEATURES, MODELS, STACK, STACKED, regressor, tuned
+from hpe.landmarks.regress import FEATURES, MODELS, STACK, STACKED, People, regressor, split, tuned
 from hpe.landmarks.scores import Scores, scores
 from hpe.landmarks.seed import PUBLISHED_MSE_RADIANS2, seed_row
 from hpe.landmarks.table import LIMIT_DEGREES, NO_ANGLES, Faces, usable
@@ -54,7 +53,7 @@ class CompareOptions:
     """What is compared, and how.
 
     Attributes:
-        models: names of ``MODELS``, and ``stack``.
+        models: names of ``MODELS``, and ``stack``; None: all, without the stack where its features are not compared.
         features: names of ``FEATURES``.
         folds: outer folds.
         limit_degrees: faces with an angle beyond are dropped and counted (``math.inf``: none).
@@ -63,7 +62,7 @@ class CompareOptions:
         seed_rows: add the regressors of the project that this one is modelled on, with its settings.
     """
 
-    models: Sequence[str] = (*MODELS, STACK)
+    models: Sequence[str] | None = None
     features: Sequence[str] = tuple(FEATURES)
     folds: int = 5
     limit_degrees: float = LIMIT_DEGREES
@@ -117,8 +116,8 @@ def compare(
         What ``compare.json`` holds.
 
     Raises:
-        UserError: too few faces, an unknown name, OUT holds the comparison of other faces, or another process is
-            writing to it.
+        UserError: too few faces, an unknown name, a stack without its members, OUT holds the comparison of other
+            faces, or another process is writing to it.
         Stopped: a signal was caught; finished folds are kept.
     """
     begun, given, folds = time.monotonic(), len(faces), options.folds
@@ -147,8 +146,9 @@ def compare(
         "points": faces.topology.name,
         "faces_given": given,
         "faces": len(faces),
-        "people": None if (people := _people(faces)) is None else len(np.unique(people)),
+        **_known_people(faces),
         "dropped": dropped,
+        "left_out": _left_out(options),
         "rows": [asdict(row) for row in (*rows, *geometry)],
         "seed": seed,
         "chosen": {"features": best.features, "model": best.model, "settings": final, "why": _why(rows)},
@@ -161,13 +161,20 @@ def compare(
 
 
 def _check(faces: Faces, options: CompareOptions, dropped: dict[str, int]) -> None:
-    folds = options.folds
+    folds, models = options.folds, _models(options)
     for what, names, known in (
-        ("model", options.models, (*MODELS, STACK)),
+        ("model", models, (*MODELS, STACK)),
         ("features", options.features, tuple(FEATURES)),
     ):
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"{what} {unknown[0]!r}: expected some of {', '.join(known)}")
+    lacks = [name for name in STACKED if name not in models]
+    lacks += [] if STACK_FEATURES in options.features else [f"{STACK_FEATURES} features"]
+    if STACK in models and lacks:
+        raise UserError(
+            f"model {STACK!r}: without {', '.join(lacks)}; it combines {', '.join(STACKED)} on {STACK_FEATURES} "
+            f"features; add what is missing, or leave {STACK} out"
+        )
     if folds < 2:
         raise UserError(f"{folds} folds: expected 2 or more")
     people = _people(faces)
@@ -185,6 +192,16 @@ def _check(faces: Faces, options: CompareOptions, dropped: dict[str, int]) -> No
             f"{found}: expected {LEAST_FACES} or more, with any number of folds, because with fewer the regressors "
             f"differ by chance only; give {more}"
         )
+
+
+def _models(options: CompareOptions) -> Sequence[str]:
+    """Those to compare; by default all, the stack only with its features."""
+    return options.models or [*MODELS, *([STACK] if STACK_FEATURES in options.features else [])]
+
+
+def _left_out(options: CompareOptions) -> dict[str, str]:
+    """What is not compared although nobody chose models, and why."""
+    return {} if options.models or STACK in _models(options) else {STACK: f"it needs {STACK_FEATURES} features"}
 
 
 def _digest(faces: Faces) -> str:
@@ -209,11 +226,12 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _settle(out: Path, faces: Faces, folds: int) -> None:
-    path, now = out / "folds" / "settings.json", {"data_sha256": _digest(faces), "folds": folds}
+    path = out / "folds" / "settings.json"
+    now: dict[str, Any] = {"data_sha256": _digest(faces), "folds": folds}
     if (people := _people(faces)) is not None:
-        now["people"] = len(np.unique(people))
+        now["people_sha256"] = hashlib.sha256(people.tobytes()).hexdigest()
     if path.is_file() and read_object(path) != now:
-        raise UserError(f"{out}: holds the comparison of other faces or folds; choose another folder")
+        raise UserError(f"{out}: holds the comparison of other faces, people or folds; choose another folder")
     write_json(path, now)
 
 
@@ -222,14 +240,14 @@ def _tasks(options: CompareOptions) -> list[_Task]:
     slow = {"forest": 3, "svr": 4, "xgboost": 3, "network": 2}
     tasks = [
         _Task(kind, model, fold, cost)
-        for model in options.models
+        for model in _models(options)
         for kind in options.features
         for fold in range(options.folds)
         if model != STACK
         for cost in [slow.get(model, 1) * (0.1 if kind == "six" else 1.0)]
     ]
     tasks.sort(key=lambda task: -task.cost)
-    if STACK_FEATURES in options.features and {STACK, *STACKED} <= set(options.models):
+    if STACK in _models(options):
         tasks += [_Task(STACK_FEATURES, STACK, fold, 0.0) for fold in range(options.folds)]
     return tasks
 
@@ -288,29 +306,36 @@ def _seed_file(out: Path, name: str) -> Path:
     return out / "folds" / f"seed-{name}.json"
 
 
-def _people(faces: Faces) -> np.ndarray | None:
-    """The number of each face's person, or None if one is unknown or no two faces share one."""
-    if faces.subjects is None or None in faces.subjects:
-        return None
-    names, people = np.unique(np.asarray(faces.subjects, str), return_inverse=True)
-    return people if len(names) < len(faces) else None
+def _people(faces: Faces) -> People | None:
+    """The number of each face's person; a face of an unknown person has its own. None if no two faces share one."""
+    subjects = faces.subjects or (None,) * len(faces)
+    number = {name: at for at, name in enumerate(sorted({name for name in subjects if name is not None}))}
+    people = [len(number) + row if name is None else number[name] for row, name in enumerate(subjects)]
+    return np.asarray(people) if len(set(people)) < len(faces) else None
 
 
-def _split(count: int, people: np.ndarray | None, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
+def _known_people(faces: Faces) -> dict[str, int | None]:
+    """How many persons are kept together, and how many faces have none; None: every face is split by itself."""
+    if _people(faces) is None or faces.subjects is None:
+        return {"people": None, "faces_of_unknown_people": None}
+    return {
+        "people": len(set(faces.subjects) - {None}),
+        "faces_of_unknown_people": faces.subjects.count(None),
+    }
+
+
+def _split(count: int, people: People | None, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training part and of the outer fold."""
-    if people is None:
-        return list(KFold(folds, shuffle=True, random_state=0).split(np.empty(count)))[fold]
-    return list(GroupKFold(folds, shuffle=True, random_state=0).split(np.empty(count), groups=people))[fold]
+    return split(count, people, folds, 0)[fold]
 
 
-def _fold(
-    task: _Task, points: Points, angles: Angles, people: np.ndarray | None, out: Path, folds: int
-) -> dict[str, Any]:
+def _fold(task: _Task, points: Points, angles: Angles, people: People | None, out: Path, folds: int) -> dict[str, Any]:
     train, test = _split(len(points), people, folds, task.fold)
+    among = None if people is None else people[train]
     begun, cpu = time.perf_counter(), time.process_time()
-    settings = _settings(task, points[train], angles[train], out)
+    settings = _settings(task, points[train], angles[train], among, out)
     tuned_at = time.perf_counter()
-    fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train])
+    fitted = regressor(task.features, task.model, settings).fit(points[train], angles[train], among)
     fitted_at = time.perf_counter()
     predicted = fitted.predict(points[test])
     ended = time.perf_counter()
@@ -324,11 +349,11 @@ def _fold(
     }
 
 
-def _settings(task: _Task, points: Points, angles: Angles, out: Path) -> Any:
+def _settings(task: _Task, points: Points, angles: Angles, people: People | None, out: Path) -> Any:
     if task.model == STACK:  # its members were tuned on this same training part
         files = [_file(out, _Task(task.features, name, task.fold, 0.0)) for name in STACKED]
         return [json.loads(file.read_text(encoding="utf-8"))["settings"] for file in files]
-    return tuned(points, angles, task.features, task.model)[0]
+    return tuned(points, angles, task.features, task.model, people)[0]
 
 
 def _row(out: Path, features: str, model: str, faces: Faces, folds: int) -> ModelResult:
@@ -374,7 +399,7 @@ def _finished(best: ModelResult, faces: Faces, out: Path, views: str | None) -> 
     settings = json.loads(often)
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = regressor(best.features, best.model, settings).fit(faces.points, faces.angles)
+        fitted = regressor(best.features, best.model, settings).fit(faces.points, faces.angles, _people(faces))
     mae = best.scores.mean_mae
     LandmarkModel(fitted, faces.topology.name, best.features, best.model, views, mae).save(out / "model")
     return settings

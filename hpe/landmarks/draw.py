@@ -1,7 +1,7 @@
 """Axes on the faces of pictures: one picture at a readable size, or several on a sheet."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from hpe.data.directions import OURS
 from hpe.data.images import MAX_PIXELS, DecodeError, RGBImage, decode_rgb
 from hpe.landmarks.disk import writing
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
-from hpe.landmarks.extract import DamagedError, InputImage, input_images
+from hpe.landmarks.extract import DamagedError, InputImage, Part, input_images
 from hpe.landmarks.mesh import Which
 
 SHEETS: Final = (".png", ".jpg")
@@ -122,12 +122,14 @@ def draw_pictures(
     if out.suffix.lower() not in SHEETS:
         raise UserError(f"{out}: expected a name that ends with {' or '.join(SHEETS)}")
     drawn = Drawn()
-    pictures = list(_images(source, drawn))
+    found = input_images(source)
+    drawn.passed_over = found.passed_over
+    pictures = _evenly(found.parts, count, drawn)
     make_folder(out.parent, str(out.parent))
     tiles: list[tuple[Image.Image, Sequence[str]]] = []
-    shown = min(count, len(pictures))
+    shown = len(pictures)
     with closing(LandmarkEstimator(model, python=python, which=which)) as estimator:
-        for picture in (pictures[row * len(pictures) // shown] for row in range(shown)):
+        for picture in pictures:
             name = Path(picture.key).name
             try:
                 pixels = decode_rgb(picture.read(), max_pixels=max_pixels)
@@ -150,12 +152,21 @@ def draw_pictures(
     return drawn
 
 
-def _images(source: Path, drawn: Drawn) -> Iterator[InputImage]:
-    """The pictures of all parts; shards that cannot be read are recorded in ``drawn``."""
-    found = input_images(source)
-    drawn.passed_over = found.passed_over
-    for part in found.parts:
+def _evenly(parts: Sequence[Part], count: int, drawn: Drawn) -> list[InputImage]:
+    """Up to ``count`` pictures, evenly from all parts, of which only those are opened that hold one of them.
+
+    A shard that cannot be read is recorded in ``drawn``, and the pictures are chosen from the others again.
+    """
+    ends = np.cumsum([0, *(part.count for part in parts)])
+    total = int(ends[-1])
+    shown = min(count, total)
+    rows = np.arange(shown) * total // max(shown, 1)
+    holders = np.searchsorted(ends, rows, side="right") - 1
+    pictures: list[InputImage] = []
+    for at in np.unique(holders).tolist():
         try:
-            yield from part.read()
+            pictures += parts[at].read((rows[holders == at] - ends[at]).tolist())
         except DamagedError as error:
             drawn.unread.append(str(error))
+            return _evenly([*parts[:at], *parts[at + 1 :]], count, drawn)
+    return pictures

@@ -1,24 +1,25 @@
 """``hpe landmarks extract``: face points of pictures or shards into Parquet, in parallel, resumable.
 
 ``OUT/faces-000000.parquet`` holds one row per face (``status`` ok), and one per picture without a face (``no face``,
-or why it is no picture). ``OUT/extract.json`` holds the settings and the number of pictures to read, and at the end
-the counts and what failed: without the counts the extraction is unfinished. A part that exists is kept, unless its
-pictures have changed (its metadata hold a digest of names, sizes and times); parts that the source no longer has are
-removed.
+or why it is no picture). The angles and the subject of a picture are those of one face (``labelled``); its other faces
+have none. ``OUT/extract.json`` holds the settings and the number of pictures to read, and at the end the counts and
+what failed: without the counts the extraction is unfinished. A part that exists is kept, unless its pictures have
+changed (its metadata hold a digest of names, sizes and times); parts that the source no longer has are removed.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,18 +27,19 @@ from hpe.core.devices import cores
 from hpe.core.errors import UserError
 from hpe.core.files import aside, make_folder, short_name, write_json
 from hpe.core.progress import progress
+from hpe.data.crops import Box, box_around
 from hpe.data.image_files import Other, in_words, walk
 from hpe.data.images import MAX_PIXELS, DecodeError, decode_rgb
 from hpe.data.records import Record
 from hpe.data.shard_files import packed_shards
-from hpe.data.shard_reader import read_samples
+from hpe.data.shard_reader import open_tar
 from hpe.data.shards import MANIFEST
 from hpe.landmarks.disk import read_object, writing
 from hpe.landmarks.mesh import VERSION, MeshFace, MeshPool, Which, group_detector, named_model
 from hpe.landmarks.table import SUMMARY, TOTAL
 from hpe.sources.base import shown
 
-FORMAT: Final = "hpe-landmarks/3"
+FORMAT: Final = "hpe-landmarks/4"
 NO_FACE: Final = "no face"
 """Status of a picture in which the mesh finds no face: a result, not a failure."""
 _NO_PICTURE: Final = "not a picture: "
@@ -45,9 +47,9 @@ _PART: Final = 256
 """Picture files in one table: what is read and done again after a kill."""
 _DIGEST: Final = b"hpe.pictures"
 _SCHEMA: Final = pa.schema(
-    [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("views", pa.int16()),
-     ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()), ("roll", pa.float32()),
-     ("subject", pa.string()), ("points", pa.list_(pa.float32()))]
+    [("key", pa.string()), ("status", pa.string()), ("face", pa.int16()), ("labelled", pa.bool_()),
+     ("views", pa.int16()), ("spread", pa.float32()), ("yaw", pa.float32()), ("pitch", pa.float32()),
+     ("roll", pa.float32()), ("subject", pa.string()), ("points", pa.list_(pa.float32()))]
 )  # fmt: skip
 
 
@@ -60,6 +62,12 @@ class InputImage:
     record: Record
 
 
+class _Read(Protocol):
+    """Yields the pictures of these rows of a part, or all; raises :class:`DamagedError`."""
+
+    def __call__(self, rows: Iterable[int] | None = None) -> Iterator[InputImage]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Pictures that are read together.
@@ -67,12 +75,14 @@ class Part:
     Attributes:
         name: of the shard; a number for a part of picture files.
         digest: changes when the pictures do.
-        read: yields the pictures; raises :class:`DamagedError`.
+        count: how many there are; of a shard, by its manifest.
+        read: some of the pictures, or all. Their bytes are read when they are asked for.
     """
 
     name: str
     digest: str
-    read: Callable[[], Iterator[InputImage]]
+    count: int
+    read: _Read
 
 
 class DamagedError(UserError):
@@ -85,13 +95,16 @@ class InputImages:
 
     Attributes:
         parts: one per shard, or one per 256 picture files.
-        count: how many pictures there are, as far as that is known beforehand.
         passed_over: how many files are no pictures, by kind.
     """
 
     parts: list[Part]
-    count: int
     passed_over: Counter[str]
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are, as far as that is known beforehand."""
+        return sum(part.count for part in self.parts)
 
 
 def input_images(path: Path) -> InputImages:
@@ -101,12 +114,16 @@ def input_images(path: Path) -> InputImages:
         UserError: neither pictures nor shards.
     """
     if (path / MANIFEST).is_file():
-        shards = packed_shards(path)
         parts = [
-            Part(shard.path.stem, _digest([shard.path], [str(shard.sha256)]), partial(_of_shard, shard.path))
-            for shard in shards
+            Part(
+                shard.path.stem,
+                _digest([shard.path], [str(shard.sha256)]),
+                shard.samples or 0,
+                partial(_of_shard, shard.path),
+            )
+            for shard in packed_shards(path)
         ]
-        return InputImages(parts, sum(shard.samples or 0 for shard in shards), Counter())
+        return InputImages(parts, Counter())
     found: list[Path | Other] = [path] if path.is_file() else list(walk(path))
     passed = Counter(one.kind for one in found if isinstance(one, Other) and not one.lost)
     taken = [one for one in found if isinstance(one, Path) or one.lost]
@@ -121,16 +138,22 @@ def input_images(path: Path) -> InputImages:
         Part(
             f"{start // _PART:06d}",
             _digest([_path(one) for _, one in part], [key for key, _ in part]),
-            lambda part=part: (_input_image(key, one) for key, one in part),
+            len(part),
+            partial(_of_files, part),
         )
         for start in range(0, len(pairs), _PART)
         for part in [pairs[start : start + _PART]]
     ]
-    return InputImages(parts, len(pairs), passed)
+    return InputImages(parts, passed)
 
 
 def _path(one: Path | Other) -> Path:
     return one if isinstance(one, Path) else one.path
+
+
+def _of_files(files: Sequence[tuple[str, Path | Other]], rows: Iterable[int] | None = None) -> Iterator[InputImage]:
+    for row in range(len(files)) if rows is None else rows:
+        yield _input_image(*files[row])
 
 
 def _input_image(key: str, one: Path | Other) -> InputImage:
@@ -163,29 +186,40 @@ def _digest(files: Sequence[Path], names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _of_shard(shard: Path) -> Iterator[InputImage]:
+def _of_shard(path: Path, rows: Iterable[int] | None = None) -> Iterator[InputImage]:
     try:
-        samples = list(read_samples(shard))
+        shard = open_tar(path)
+        if shard.damage:
+            raise ValueError(shard.damage)
+        wanted = list(range(len(shard)) if rows is None else rows)
+        if beyond := [row for row in wanted if row >= len(shard)]:
+            raise ValueError(f"{len(shard):,} samples; its manifest lists {max(beyond) + 1:,} or more")
+        records = [shard.record(row) for row in wanted]
     except OSError as error:
-        raise DamagedError(f"{shard}: cannot be read ({error.strerror or error})") from error
+        raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise DamagedError(f"{shard}: {str(error).removeprefix(f'{shard}: ')}") from error
-    for sample in samples:
-        yield InputImage(sample.key, lambda data=bytes(sample.image): data, sample.record)
+        raise DamagedError(f"{path}: {error}") from error
+    for row, record in zip(wanted, records, strict=True):
+        # The bytes stay in the mapped file until they are asked for: a shard may be larger than the memory.
+        yield InputImage(shard.keys[row], lambda row=row: bytes(shard.image(row)), record)
 
 
 def _record_beside(file: Path) -> Record:
-    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP) beside the picture, if it exists and can be read."""
-    from hpe.sources.faces3d import mat_arrays
+    """The angles of ``<stem>.mat`` (AFLW2000, 300W-LP) beside the picture, if it exists and can be read.
 
+    The subject of a picture of 300W-LP is the photo that it is a view of, as in shards.
+    """
+    from hpe.sources.faces3d import mat_arrays, photo_of
+
+    photo = photo_of(file.stem)
     try:
         pose = mat_arrays(file.with_suffix(".mat"), ("Pose_Para",))["Pose_Para"].ravel()
     except (OSError, ValueError, KeyError):
-        return Record()
+        return Record(subject=photo)
     if len(pose) < 3:
-        return Record()
+        return Record(subject=photo)
     pitch, yaw, roll = (math.degrees(angle) for angle in pose[:3])
-    return Record(yaw=yaw, pitch=pitch, roll=roll)
+    return Record(yaw=yaw, pitch=pitch, roll=roll, subject=photo)
 
 
 def extract(
@@ -221,7 +255,7 @@ def extract(
     workers = workers or cores()
     begun, done, skipped = time.monotonic(), 0, dict[str, str]()
     with ExitStack() as stack:
-        detector = settings.get("detector")
+        detector = settings["detector"]
         mesh = stack.enter_context(closing(MeshPool(python, views, which, detector=detector))) if todo else None
         stack.enter_context(writing(out))
         make_folder(out, str(out))
@@ -257,21 +291,18 @@ def _remove_others(out: Path, parts: Sequence[Part]) -> None:
 
 
 def _settings(source: Path, views: str, which: Which, max_pixels: int) -> dict[str, Any]:
-    """What decides the faces, as ``extract.json`` records it; usual values of later options are not recorded."""
+    """What decides the faces, as ``extract.json`` records it: defaults too, so that a return to one is noticed."""
     model = named_model()
     mesh = VERSION if model is None else f"{VERSION} with {model.name} {sha256(model.read_bytes()).hexdigest()}"
-    settings: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "source": str(source.resolve()),
         "mesh": mesh,
         "views": views,
         "which": which,
+        "max_pixels": max_pixels,
+        "detector": group_detector() if which == "all" else None,
     }
-    if max_pixels != MAX_PIXELS:
-        settings["max_pixels"] = max_pixels
-    if which == "all" and (detector := group_detector()) is not None:
-        settings["detector"] = detector
-    return settings
 
 
 def _table(out: Path, name: str) -> Path:
@@ -283,6 +314,8 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         return
     old = read_object(path)
+    if (version := old.get("format")) != FORMAT:  # its tables have other columns, and its settings other names
+        raise UserError(f"{out}: made by another version of hpe ({version}, now {FORMAT}); choose another folder")
     changed = [
         f"{name} was {old.get(name)!r}, is {value!r}" for name, value in settings.items() if old.get(name) != value
     ]
@@ -338,21 +371,49 @@ def _write_part(
 
 
 def _rows(picture: InputImage, mesh: MeshPool, max_pixels: int) -> list[dict[str, Any]]:
-    record = picture.record
-    known = {"key": picture.key, "yaw": record.yaw, "pitch": record.pitch, "roll": record.roll,
-             "subject": record.subject}  # fmt: skip
+    record, key = picture.record, {"key": picture.key}
+    labels = {name: getattr(record, name) for name in ("yaw", "pitch", "roll", "subject")}
     try:
         faces: Sequence[MeshFace] = mesh.find(decode_rgb(picture.read(), max_pixels=max_pixels))
     except (DecodeError, OSError, MemoryError) as error:
         why = (str(error) or type(error).__name__).removeprefix(_NO_PICTURE)
-        return [{**known, "status": f"{_NO_PICTURE}{why}"}]
+        return [{**key, **labels, "status": f"{_NO_PICTURE}{why}"}]
     if not faces:
-        return [{**known, "status": NO_FACE}]
+        return [{**key, **labels, "status": NO_FACE}]
+    whose = _labelled(faces, record)
     return [
-        {**known, "status": "ok", "face": row, "views": face.views, "spread": face.spread,
-         "points": face.points.astype("float32").ravel()}
+        {**key, **(labels if row == whose else {}), "status": "ok", "face": row, "labelled": row == whose,
+         "views": face.views, "spread": face.spread, "points": face.points.astype("float32").ravel()}
         for row, face in enumerate(faces)
     ]  # fmt: skip
+
+
+def _labelled(faces: Sequence[MeshFace], record: Record) -> int | None:
+    """Which face the record describes: the nearest to its landmarks or box, or the first where it has neither.
+
+    None: no face lies there, so that all of them are other people's.
+    """
+    if (place := _place(record)) is None:
+        return 0
+    # Not by overlap: a box of the whole head, or of eyes and mouth only, shares little with that of the mesh.
+    there = [row for row, face in enumerate(faces) if _holds(place, face.box) or _holds(face.box, place)]
+    return min(there, key=lambda row: math.dist(_centre(faces[row].box), _centre(place)), default=None)
+
+
+def _place(record: Record) -> Box | None:
+    with suppress(ValueError):  # fewer than two landmarks in the picture, as in one that was cropped
+        return box_around(np.asarray(record.landmarks or (), float).reshape(-1, 2))
+    return record.box
+
+
+def _holds(box: Box, other: Box) -> bool:
+    """Whether the other box's centre lies in a box."""
+    x, y = _centre(other)
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _counts(tables: Sequence[Path]) -> dict[str, Any]:

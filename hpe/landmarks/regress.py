@@ -5,16 +5,29 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin, clone
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold, KFold
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
 from hpe.landmarks.features import AlignedFeatures, Angles, Columns, Points, SeedFeatures
 
 Settings = Mapping[str, Any]
+People = Int[np.ndarray, " faces"]
+"""The number of each face's person."""
+
+
+def split(count: int, people: People | None, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the training part and of the held-out part of each fold. All faces of a person are in one fold.
+
+    Without people, or with a single one, faces are split at random; with fewer people than folds there are fewer folds.
+    """
+    rows, groups = np.empty(count), 0 if people is None else len(np.unique(people))
+    if groups < 2:
+        return list(KFold(folds, shuffle=True, random_state=seed).split(rows))
+    return list(GroupKFold(min(folds, groups), shuffle=True, random_state=seed).split(rows, groups=people))
 
 
 class SoftScaler(TransformerMixin, BaseEstimator):
@@ -94,8 +107,8 @@ class HeadPoseRegressor(RegressorMixin, BaseEstimator):
         self.features = features
         self.pipeline = pipeline
 
-    def fit(self, points: Points, angles: Angles) -> Self:
-        """Fit features, scaler and regressor on these faces."""
+    def fit(self, points: Points, angles: Angles, people: People | None = None) -> Self:
+        """Fit features, scaler and regressor on these faces; people matter to a stack only."""
         self.features_ = _fresh(self.features).fit(points, angles)
         self.pipeline_ = _fresh(self.pipeline).fit(*self.features_.training(points, angles))
         return self
@@ -109,7 +122,8 @@ class StackedRegressor(RegressorMixin, BaseEstimator):
     """Several regressors on the same features, weighted by their predictions for faces they were not fitted on.
 
     The weights (not negative, one set a target) are least squares of predictions for held-out thirds of the
-    training faces. Faces are held out before they are mirrored, so a face and its mirror image are in the same part.
+    training faces. Faces are held out before they are mirrored, so a face and its mirror image are in the same part,
+    as are all faces of a person.
 
     Args:
         features: see :mod:`hpe.landmarks.features`.
@@ -120,11 +134,11 @@ class StackedRegressor(RegressorMixin, BaseEstimator):
         self.features = features
         self.pipelines = pipelines
 
-    def fit(self, points: Points, angles: Angles) -> Self:
+    def fit(self, points: Points, angles: Angles, people: People | None = None) -> Self:
         """Fit the weights on held-out predictions, then the members on all faces."""
         held: list[Columns] = []
         wanted: list[Columns] = []
-        for train, test in KFold(3, shuffle=True, random_state=0).split(points):
+        for train, test in split(len(points), people, 3, 0):
             features = _fresh(self.features).fit(points[train], angles[train])
             columns, targets = features.training(points[train], angles[train])
             asked, truth = features.training(points[test], angles[test])
@@ -266,9 +280,9 @@ MODELS: Final[Mapping[str, Model]] = {
 
 
 def tuned(
-    points: Points, angles: Angles, features: str, model: str, *, folds: int = 3
+    points: Points, angles: Angles, features: str, model: str, people: People | None = None, *, folds: int = 3
 ) -> tuple[Settings, Float[np.ndarray, " settings"]]:
-    """The settings with the least mean absolute error over inner folds, and the error of each.
+    """The settings with the least mean absolute error over inner folds, which part no person, and the error of each.
 
     Features are fitted once an inner fold, on its training part.
     """
@@ -276,13 +290,14 @@ def tuned(
     errors = np.zeros(len(grid))
     if len(grid) == 1:
         return grid[0], errors
-    for train, test in KFold(folds, shuffle=True, random_state=1).split(points):
+    parts = split(len(points), people, folds, 1)
+    for train, test in parts:
         fitted = FEATURES[features]().fit(points[train], angles[train])
         columns, targets = fitted.training(points[train], angles[train])
         asked = fitted.columns(points[test])
         for row, settings in enumerate(grid):
             predicted = MODELS[model].pipeline(settings).fit(columns, targets).predict(asked)
-            errors[row] += np.abs(fitted.angles(points[test], predicted) - angles[test]).mean() / folds
+            errors[row] += np.abs(fitted.angles(points[test], predicted) - angles[test]).mean() / len(parts)
     return grid[int(errors.argmin())], errors
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hpe.core.console import count_of
 from hpe.core.files import aside
 from hpe.metrics.markdown import table
 
@@ -33,17 +34,23 @@ def markdown(summary: Mapping[str, Any]) -> str:
         for row in summary["seed"]
     ]  # fmt: skip
     dropped = "; ".join(f"{count:,}: {reason}" for reason, count in summary["dropped"].items()) or "none"
-    parted = "" if summary.get("people") is None else f" by person ({summary['people']:,})"
+    parted = "" if summary.get("people") is None else f" by person ({summary['people']:,}{_alone(summary)})"
+    left_out = "".join(f" Not compared: {model}, because {why}." for model, why in summary["left_out"].items())
     return "\n\n".join(
         (
             f"{summary['faces']:,} of {summary['faces_given']:,} faces ({summary['points']}); dropped: {dropped}. "
             f"{summary['folds']} outer folds{parted}, settings tuned on inner folds of each training part; degrees. "
-            f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.",
+            f"{summary['seconds_of_this_run']:.0f} s with {summary['workers']} processes.{left_out}",
             table(head, lines),
             f"Chosen: {summary['chosen']['why']}",
             *((table(seed_head, seeds), _SEED) if seeds else ()),
         )
     )
+
+
+def _alone(summary: Mapping[str, Any]) -> str:
+    count = summary["faces_of_unknown_people"]
+    return f"; {count_of(count, 'face')} of unknown people split at random" if count else ""
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Faces as arrays: points, known angles, and which faces cannot be used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -22,6 +23,8 @@ TOTAL: Final = "images_to_read"
 """In it from the start on: how many images the source holds."""
 NO_ANGLES: Final = "no angles"
 """A reason to drop a face, see :func:`usable`."""
+NOT_LABELLED: Final = "not the labelled face of its picture"
+"""Another reason."""
 Dimensions = Literal["3d", "2d"]
 
 
@@ -33,13 +36,15 @@ class Faces:
         keys: one per face.
         points: picture axes (x right, y down, z towards the viewer), pixels.
         angles: yaw, pitch, roll in degrees; NaN if unknown.
-        subjects: the person of each face; None if unknown.
+        subjects: the person of each face, or the photo that several faces are views of; None if unknown.
+        labelled: whether the labels of a face's picture are those of this face; None: of every face.
     """
 
     keys: tuple[str, ...]
     points: Float[np.ndarray, "faces points 3"]
     angles: Float[np.ndarray, "faces 3"]
     subjects: tuple[str | None, ...] | None = None
+    labelled: Bool[np.ndarray, " faces"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,6 +62,7 @@ class Faces:
             self.points[rows],
             self.angles[rows],
             None if self.subjects is None else tuple(compress(self.subjects, mask)),
+            None if self.labelled is None else self.labelled[rows],
         )
 
 
@@ -68,12 +74,14 @@ def usable(faces: Faces, *, limit_degrees: float = LIMIT_DEGREES) -> tuple[Faces
     finite = np.asarray(np.isfinite(faces.points).all((1, 2)))
     extent = np.ptp(np.where(finite[:, None, None], faces.points, 0.0), axis=1)[:, :2].max(1)
     known = np.asarray(np.isfinite(faces.angles).all(1))
+    labelled = np.ones_like(known) if faces.labelled is None else faces.labelled
     inside = (np.abs(np.where(known[:, None], faces.angles, 0.0)) <= limit_degrees).all(1)
     reasons = {
         "points that are not finite": ~finite,
         "all points in one place": finite & (extent <= 0),
-        NO_ANGLES: finite & (extent > 0) & ~known,
-        f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & known & ~inside,
+        NOT_LABELLED: finite & (extent > 0) & ~labelled,
+        NO_ANGLES: finite & (extent > 0) & labelled & ~known,
+        f"an angle beyond ±{limit_degrees:g}°": finite & (extent > 0) & labelled & known & ~inside,
     }
     kept = ~np.logical_or.reduce(list(reasons.values()))
     return faces.take(kept), {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
@@ -84,7 +92,8 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
 
     Args:
         path: the folder or the file; in an ``.npz`` z grows away from the viewer, as MediaPipe gives it.
-        labels: a folder with the angles in ``<stem>.mat`` (``Pose_Para``), used instead of the table's own.
+        labels: a folder with the angles in ``<stem>.mat`` (``Pose_Para``), used instead of the table's own, for the
+            labelled face of each picture.
 
     Raises:
         UserError: it is neither, or cannot be read.
@@ -100,7 +109,10 @@ def read_faces(path: Path, labels: Path | None = None) -> Faces:
     topology_of(faces.points.shape[1])
     if labels is None:
         return faces
-    return replace(faces, angles=angles_of_mats(labels, faces.keys))
+    angles = np.full((len(faces), 3), np.nan)
+    mine = np.ones(len(faces), bool) if faces.labelled is None else faces.labelled
+    angles[mine] = angles_of_mats(labels, faces.take(mine).keys)
+    return replace(faces, angles=angles)
 
 
 def _read_npz(path: Path) -> Faces:
@@ -114,7 +126,9 @@ def _read_npz(path: Path) -> Faces:
         raise UserError(f"{path}: stems of shape {stems.shape}; expected one name per face")
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(stems):
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
-    return Faces(tuple(map(str, stems)), points * (1.0, 1.0, -1.0), np.full((len(stems), 3), np.nan))
+    keys = tuple(map(str, stems))
+    unknown = np.full((len(keys), 3), np.nan)
+    return Faces(keys, points * (1.0, 1.0, -1.0), unknown, _subjects(keys), _first_of_each(keys))
 
 
 def _read_parquet(folder: Path) -> Faces:
@@ -136,13 +150,34 @@ def _read_parquet(folder: Path) -> Faces:
         flat = table["points"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         points = flat.astype(float).reshape(len(table), -1, 3)
         angles = np.stack([table[name].to_numpy() for name in ("yaw", "pitch", "roll")], 1).astype(float)
-        # Tables of format 1 do not name persons.
-        subjects = tuple(table["subject"].to_pylist()) if "subject" in table.column_names else None
+        keys = tuple(map(str, table["key"].to_pylist()))
+        # Tables of format 1 do not name persons; up to format 3, every face had the angles of its picture.
+        subjects = _subjects(keys, table["subject"].to_pylist() if "subject" in table.column_names else None)
+        named = table["labelled"] if "labelled" in table.column_names else None
+        labelled = _first_of_each(keys) if named is None else named.to_numpy().astype(bool)
+        angles[~labelled] = np.nan
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error
-    return Faces(tuple(map(str, table["key"].to_pylist())), points, angles, subjects)
+    return Faces(keys, points, angles, subjects, labelled)
+
+
+def _first_of_each(keys: Sequence[str]) -> Bool[np.ndarray, " faces"]:
+    """The first face of each picture: the largest, as the mesh gives them."""
+    first = np.zeros(len(keys), bool)
+    first[np.unique(np.asarray(keys, str), return_index=True)[1]] = True
+    return first
+
+
+def _subjects(keys: Sequence[str], known: Sequence[str | None] | None = None) -> tuple[str | None, ...]:
+    """The known subjects; otherwise the photo that a picture of 300W-LP is a view of, which its name gives."""
+    from hpe.sources.faces3d import photo_of
+
+    known = known or [None] * len(keys)
+    names = [Path(key).name for key in keys]
+    names = [Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name for name in names]
+    return tuple(one or photo_of(name) for one, name in zip(known, names, strict=True))
 
 
 def unfinished(folder: Path) -> str | None:
@@ -238,4 +273,5 @@ def read_mat_faces(folder: Path, dimensions: Dimensions = "3d") -> Faces:
     if not keys:
         raise UserError(f"{folder}: no .mat with pt3d_68 and Pose_Para; expected the folder of AFLW2000-3D")
     depth = 1.0 if dimensions == "3d" else 0.0
-    return Faces(tuple(keys), np.asarray(points, float) * (1.0, 1.0, depth), np.asarray(angles, float))
+    placed = np.asarray(points, float) * (1.0, 1.0, depth)
+    return Faces(tuple(keys), placed, np.asarray(angles, float), _subjects(keys))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import skops.io
 import torch
 from scipy.spatial.transform import Rotation
@@ -24,7 +25,7 @@ from hpe.landmarks.compare import CompareOptions, _people, _split, compare
 from hpe.landmarks.features import AlignedFeatures, SeedFeatures
 from hpe.landmarks.model import MODEL, LandmarkModel
 from hpe.landmarks.pnp import GENERIC_SIX, solve_pnp
-from hpe.landmarks.regress import FEATURES, MODELS, KernelSvr, SoftScaler, StackedRegressor, regressor, tuned
+from hpe.landmarks.regress import FEATURES, MODELS, KernelSvr, SoftScaler, StackedRegressor, regressor, split, tuned
 from hpe.landmarks.report import markdown, plot_comparison
 from hpe.landmarks.scores import scores
 from hpe.landmarks.seed import seed_row
@@ -391,9 +392,91 @@ def test_no_outer_fold_parts_a_person():
     faces = _faces(120)
     assert _people(faces) is None
     assert _people(replace(faces, subjects=tuple(map(str, range(120))))) is None
+    assert _people(replace(faces, subjects=(None,) * 120)) is None
     known = replace(faces, subjects=tuple(str(row % 3) for row in range(120)))
     people = _people(known)
     assert people is not None
     assert np.unique(people).size == 3
     with pytest.raises(UserError, match="people: 3; expected one or more for each of 5 outer folds; use --folds 3"):
         compare(known, Path("/nowhere"), CompareOptions(folds=5))
+
+
+def test_faces_of_unknown_people_are_split_one_by_one_and_the_others_by_person(tmp_path):
+    faces = _faces(120)
+    subjects = tuple(None if row < 5 else str(row % 10) for row in range(120))
+    people = _people(replace(faces, subjects=subjects))
+    assert people is not None
+    assert np.unique(people).size == 10 + 5
+    assert all(len({subjects[row] for row in np.flatnonzero(people == one)}) == 1 for one in people)
+    options = CompareOptions(models=["ridge"], features=["six"], seed_rows=False)
+    done = compare(replace(faces, subjects=subjects), tmp_path, options, workers=1)
+    assert (done["people"], done["faces_of_unknown_people"]) == (10, 5)
+    assert "by person (10; 5 faces of unknown people split at random)" in markdown(done)
+    with pytest.raises(UserError, match="other faces, people or folds"):
+        compare(replace(faces, subjects=(*subjects[1:], "0")), tmp_path, options, workers=1)
+
+
+@pytest.mark.parametrize(("people", "folds"), [(7, 3), (2, 2)])
+def test_no_inner_fold_parts_a_person(people, folds):
+    numbers = np.arange(60) % people
+    parts = split(60, numbers, 3, 1)
+    assert len(parts) == folds
+    assert not any(set(numbers[train]) & set(numbers[test]) for train, test in parts)
+    np.testing.assert_array_equal(np.sort(np.concatenate([test for _, test in parts])), np.arange(60))
+
+
+def test_tuning_and_stacking_learn_nothing_from_other_views_of_a_held_out_person():
+    once = _faces(60)
+    noise = np.random.default_rng(3).permutation(once.angles)  # a view helps only where its person is known
+    points, angles, people = np.repeat(once.points, 4, 0), np.repeat(noise, 4, 0), np.repeat(np.arange(60), 4)
+    assert tuned(points, angles, "six", "knn")[1].min() < 5
+    assert tuned(points, angles, "six", "knn", people)[1].min() > 15
+    members = [MODELS["knn"].pipeline({"n_neighbors": 3}), MODELS["ridge"].pipeline({"alpha": 1e6})]
+    weights = [
+        StackedRegressor(FEATURES["six"](), members).fit(points, angles, known).weights_ for known in (None, people)
+    ]
+    assert (weights[0][:, 0] > 0.9).all()
+    assert (weights[1][:, 0] < 0.5).all()
+
+
+def test_views_of_a_photo_of_300w_lp_have_its_name_wherever_their_points_come_from(tmp_path):
+    stems = ("AFW_134212_1_0", "AFW_134212_1_1", "AFW_134212_2_0", "IBUG_Flip_image_003_1_0", "image00002")
+    photos = ("AFW_134212", "AFW_134212", "AFW_134212", "IBUG_image_003_1", None)
+    for stem in stems:
+        scipy.io.savemat(tmp_path / f"{stem}.mat", {"Pose_Para": np.zeros((1, 7)), "pt3d_68": SHAPE.T})
+    own = read_mat_faces(tmp_path)
+    assert dict(zip(own.keys, own.subjects or (), strict=True)) == dict(zip(stems, photos, strict=True))
+    np.savez(tmp_path / "points.npz", stems=np.array([f"AFW/{stems[0]}.jpg", *stems[1:]]), points=np.stack([SHAPE] * 5))
+    assert read_faces(tmp_path / "points.npz", tmp_path).subjects == photos
+
+
+def test_a_stack_is_refused_without_its_members_and_left_out_with_a_word_where_nobody_chose_it(tmp_path):
+    for models, features, lacks in (
+        (["stack"], ["aligned"], "svr, network, forest, knn"),
+        (["svr", "stack"], ["aligned"], "network, forest, knn"),
+        (["stack", "svr", "network", "forest", "knn"], ["six"], "aligned features"),
+    ):
+        with pytest.raises(UserError, match=f"'stack': without {lacks}; it combines svr, network, forest, knn on ali"):
+            compare(_faces(120), tmp_path, CompareOptions(models=models, features=features))
+    assert not list(tmp_path.iterdir())
+
+
+def test_by_default_the_stack_is_compared_where_its_features_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpe.landmarks.compare.MODELS", {"ridge": MODELS["ridge"]})
+    monkeypatch.setattr("hpe.landmarks.compare.STACKED", ("ridge",))
+    monkeypatch.setattr("hpe.landmarks.regress.STACKED", ("ridge",))
+    told = {}
+    for features in ("six", "aligned"):
+        options = CompareOptions(features=[features], folds=2, seed_rows=False)
+        told[features] = markdown(compare(_faces(120), tmp_path / features, options, workers=1))
+    assert "Not compared: stack, because it needs aligned features." in told["six"]
+    assert "Not compared" not in told["aligned"]
+    assert "| stack |" in told["aligned"]
+
+
+def test_faces_beside_the_labelled_one_are_dropped_and_counted():
+    faces = replace(_faces(4), labelled=np.array((True, False, True, True)))
+    faces.angles[1:3] = np.nan
+    kept, dropped = usable(faces)
+    assert kept.keys == ("0", "3")
+    assert dropped == {"not the labelled face of its picture": 1, "no angles": 1}

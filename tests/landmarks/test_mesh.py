@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from hpe.cli import app
 from hpe.core.errors import UserError
 from hpe.data.records import Record
+from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.data.video import Video
 from hpe.estimators.landmarks import as_pose_estimator
@@ -166,6 +168,86 @@ def test_shards_give_keys_and_angles(fake, tmp_path):
     assert pq.read_table(tmp_path / "out/faces-test-000000.parquet").num_rows == 1
 
 
+def _shards(folder: Path, tars: list[list[Sample]]) -> Path:
+    folder.mkdir()
+    infos = [write_shard(folder / f"test-{row:06d}.tar", "test", samples) for row, samples in enumerate(tars)]
+    Manifest("d", "v", "l", True, "none", {}, tuple(infos)).save(folder)
+    return folder
+
+
+def test_of_all_faces_only_the_labelled_one_has_the_labels_of_its_picture(fake, tmp_path):
+    _save(tmp_path, "two", 20)  # the stand-in's second face lies at twice the places, and is the larger one
+    image, small = (tmp_path / "two.png").read_bytes(), ((12.0, 12.0), (36.0, 36.0))
+    labels = {"yaw": 40.0, "pitch": 1.0, "roll": 2.0, "subject": "she"}
+    records = {
+        "box": Record(**labels, box=(5.0, 5.0, 45.0, 45.0)),
+        "head": Record(**labels, box=(-60.0, -60.0, 160.0, 160.0)),  # much larger than either face
+        "landmarks": Record(**labels, landmarks=small, box=(20.0, 20.0, 80.0, 80.0)),
+        "cropped": Record(**labels, landmarks=((-3.0, 2.0), (30.0, -1.0))),
+        "elsewhere": Record(**labels, box=(500.0, 500.0, 600.0, 600.0)),
+        "first": Record(**labels),
+    }
+    shards = _shards(tmp_path / "shards", [[Sample(key, image, "png", one) for key, one in records.items()]])
+    extract(shards, tmp_path / "out", python=fake, views="plain", which="all", workers=1)
+    faces = read_faces(tmp_path / "out")
+    sizes = np.ptp(faces.points[:, :, 0], axis=1)
+    assert faces.labelled is not None
+    whose: dict[str, list[int]] = {key: [] for key in records}
+    for row in np.flatnonzero(faces.labelled):
+        whose[faces.keys[row]].append(round(sizes[row] / np.ptp(MESH[:, 0])))
+    assert whose == {"box": [1], "head": [2], "landmarks": [1], "cropped": [2], "elsewhere": [], "first": [2]}
+    assert (np.isfinite(faces.angles).all(1) == faces.labelled).all()
+    table = pq.read_table(tmp_path / "out/faces-test-000000.parquet").to_pylist()
+    assert all((row["subject"] == "she") == (row["yaw"] == 40.0) == row["labelled"] for row in table)
+    mats = tmp_path / "mats"
+    mats.mkdir()
+    for key in records.keys() - {"elsewhere"}:
+        scipy.io.savemat(mats / f"{key}.mat", {"Pose_Para": np.deg2rad([[1.0, 30.0, 2.0]])})
+    given = read_faces(tmp_path / "out", mats)
+    np.testing.assert_allclose(given.angles[:, 0], np.where(faces.labelled, 30.0, np.nan))
+
+
+def test_tables_of_older_versions_have_the_angles_of_a_picture_for_its_first_face(fake, tmp_path):
+    _save(tmp_path / "pictures", "two", 20)
+    extract(tmp_path / "pictures", tmp_path / "out", python=fake, views="plain", which="all", workers=1)
+    path = tmp_path / "out/faces-000000.parquet"
+    table = pq.read_table(path).drop_columns("labelled")
+    for name in ("yaw", "pitch", "roll"):
+        table = table.set_column(table.column_names.index(name), name, [[40.0, 40.0]])
+    pq.write_table(table, path)
+    np.testing.assert_array_equal(read_faces(tmp_path / "out").angles, [[40.0] * 3, [np.nan] * 3])
+
+
+def test_pictures_of_300w_lp_beside_their_angles_have_their_photo_as_subject(fake, tmp_path):
+    raw, stems = tmp_path / "raw", ("AFW_134212_1_0", "AFW_134212_1_1", "image00002")
+    for stem in stems:
+        _save(raw, stem, 10)
+        scipy.io.savemat(raw / f"{stem}.mat", {"Pose_Para": np.deg2rad([[1.0, 30.0, 2.0]])})
+    extract(raw, tmp_path / "out", python=fake, views="plain", workers=1)
+    table = pq.read_table(tmp_path / "out/faces-000000.parquet")
+    assert table["subject"].to_pylist() == ["AFW_134212", "AFW_134212", None]
+    np.testing.assert_allclose(table["yaw"].to_numpy(), 30.0, atol=1e-4)
+
+
+def test_settings_that_go_back_to_their_defaults_are_noticed(fake, tmp_path, monkeypatch):
+    _save(tmp_path / "pictures", "a", 10)
+    source, out = tmp_path / "pictures", tmp_path / "out"
+    extract(source, out, python=fake, views="plain", workers=1, max_pixels=1_000_000)
+    with pytest.raises(UserError, match="max_pixels was 1000000, is 64000000"):
+        extract(source, out, python=fake, views="plain", workers=1)
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: "mtcnn")
+    monkeypatch.setattr("hpe.landmarks.mesh.open_detector", lambda name: None)
+    extract(source / "a.png", tmp_path / "all", python=fake, which="largest", workers=1)
+    settings = json.loads((tmp_path / "all/extract.json").read_text())
+    (tmp_path / "all/extract.json").write_text(json.dumps({**settings, "which": "all", "detector": "mtcnn"}))
+    monkeypatch.setattr("hpe.landmarks.extract.group_detector", lambda: None)
+    with pytest.raises(UserError, match="detector was 'mtcnn', is None"):
+        extract(source / "a.png", tmp_path / "all", python=fake, which="all", workers=1)
+    (tmp_path / "all/extract.json").write_text(json.dumps({**settings, "format": "hpe-landmarks/3"}))
+    with pytest.raises(UserError, match=r"another version of hpe \(hpe-landmarks/3"):
+        extract(source / "a.png", tmp_path / "all", python=fake, workers=1)
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match="no pictures"):
         input_images(tmp_path)
@@ -270,6 +352,34 @@ def test_a_damaged_shard_is_named_and_the_others_are_drawn(fake, model, tmp_path
     drawn = draw_pictures(model, shards, tmp_path / "sheet.png", python=fake)
     assert (drawn.read, drawn.with_a_face, len(drawn.unread)) == (1, 1, 1)
     assert "test-000000.tar" in drawn.unread[0]
+
+
+def test_a_sheet_reads_no_other_pictures_than_it_shows(fake, model, tmp_path, monkeypatch):
+    _save(tmp_path, "x", 10)
+    image = (tmp_path / "x.png").read_bytes()
+    tars = [[Sample(f"k{row}{at}", image, "png", Record()) for at in range(4)] for row in range(5)]
+    shards, opened, read = _shards(tmp_path / "shards", tars), [], []
+
+    def opens(path):
+        opened.append(path.name)
+        return open_tar(path)
+
+    def reads(shard, row):
+        read.append(shard.keys[row])
+        return image_of(shard, row)
+
+    image_of = OpenShard.image
+    monkeypatch.setattr("hpe.landmarks.extract.open_tar", opens)
+    monkeypatch.setattr(OpenShard, "image", reads)
+    assert draw_pictures(model, shards, tmp_path / "sheet.png", count=2, python=fake).read == 2
+    assert (opened, read) == (["test-000000.tar", "test-000002.tar"], ["k00", "k22"])
+    (shards / "test-000000.tar").write_bytes(b"\xff" * 5000)
+    drawn = draw_pictures(model, shards, tmp_path / "sheet.png", count=1, python=fake)
+    assert (drawn.read, len(drawn.unread), read[2:]) == (1, 1, ["k10"])
+    write_shard(shards / "test-000004.tar", "test", tars[4][:1])
+    drawn = draw_pictures(model, shards, tmp_path / "sheet.png", count=16, python=fake)
+    assert drawn.read == 12
+    assert "1 samples; its manifest lists" in drawn.unread[1]
 
 
 def test_the_commands_tell_what_they_did(fake, tmp_path):
