@@ -24,7 +24,7 @@ from tests.test_cli import EVERY
 ROOT = Path(__file__).parents[1]
 LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SRUN = """#!/bin/sh
-echo "$OMP_NUM_THREADS $MASTER_ADDR $MASTER_PORT $*" > srun.called
+echo "$OMP_NUM_THREADS $SRUN_CPUS_PER_TASK $MASTER_ADDR $MASTER_PORT $*" > srun.called
 case $1:$SRUN_ENDS in
   *:"") ;;
   *) exit $SRUN_ENDS ;;
@@ -73,11 +73,11 @@ def said(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_path: Path) -> None:
+def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_threads_and_their_cores(tmp_path: Path) -> None:
     with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
         assert job.wait(60) == 0
     assert said(tmp_path, "srun") == [
-        "12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
+        "12 12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
     ]
     assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
 
