@@ -248,6 +248,8 @@ def test_the_job_on_kubernetes_starts_the_ranks_that_it_counts() -> None:
     )
     assert (torchrun.node_rank, torchrun.module, torchrun.training_script) == (1, True, "hpe")
     parses(["hpe", *container["args"]][1:])
+    (saving,) = [int(one["value"]) for one in container["env"] if one["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert saving < pod["terminationGracePeriodSeconds"] == 120
     assert (ROOT / container["args"][1]).is_file()
     for part in parts:
         spec = part["spec"].get("template", {}).get("spec", {})
