@@ -1,11 +1,14 @@
 """Run folders: what a disk that takes no more leaves of them."""
 
+import errno
 import gc
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import locked
 from hpe.core.ranks import Ranks
 from hpe.estimators.load import Compute, load_estimator
+from hpe.models import checkpoints
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
 from hpe.models.run_folder import LOCK, TrainedOn, record, set_aside
@@ -81,6 +85,62 @@ def test_everything_that_a_rename_makes_visible_is_on_the_disk_before_it(
 
 
 def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
+def test_a_kill_between_the_links_does_not_lose_the_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever link is made when it comes: the state that a run resumes from and ``best`` agree."""
+    network = torch.nn.Linear(2, 2)
+    link = checkpoints._link
+    for made_links in range(3):
+        run = tmp_path / str(made_links)
+        save_checkpoint(run, State(8, 1, best=0.5, best_samples=8), network, {}, ema=None, keep=1, best=True)
+        left = iter(range(made_links))
+
+        def killed(name: Path, target: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            link(name, target)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(checkpoints, "_link", killed)
+            save_checkpoint(run, State(16, 2, best=0.9, best_samples=16), network, {}, ema=None, keep=1, best=True)
+        resumed = State.load(find_checkpoint(run, "last"))
+        if resumed.step == 1:  # the step is done again
+            resumed = State(16, 2, best=0.9, best_samples=16)
+            save_checkpoint(run, resumed, network, {}, ema=None, keep=1, best=resumed.is_best)
+        later = replace(resumed, samples_seen=24, step=3)
+        save_checkpoint(run, later, network, {}, ema=None, keep=1, best=later.is_best)
+        assert State.load(find_checkpoint(run, "best")).samples_seen == later.best_samples == 16
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_now_counts_no_longer_and_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a file that some process reads stays as ``.nfs…`` and its folder is not empty."""
+    network, rmdir = torch.nn.Linear(2, 2), os.rmdir
+
+    def busy(path: Any, **more: Any) -> None:
+        if "step-00000001" in str(path):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmdir(path, **more)
+
+    def save(step: int) -> None:
+        save_checkpoint(tmp_path, State(step, step), network, {}, ema=None, keep=1, best=False)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rmdir", busy)
+        save(1)  # a start of a run that saves the same step again: the one before goes
+        save(2)
+        save(3)
+        assert [path.name for path in checkpoints.saved(tmp_path)] == ["step-00000003"]
+        assert [*(tmp_path / CHECKPOINTS).glob(".step-00000001.*.part")]
+    (tmp_path / CHECKPOINTS / "step-00000002").mkdir()  # removed in part by an older version
+    assert [path.name for path in checkpoints.saved(tmp_path)] == ["step-00000003"]
+    save(4)
+    assert not [*(tmp_path / CHECKPOINTS).glob(".step-*")]
+
+
     path = tmp_path / "metrics.jsonl"
     lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
     path.write_text(lines, encoding="utf-8")
