@@ -163,7 +163,7 @@ class Learner:
         self._seed(state)
         if not self.network.training:  # after a validation; asked, as it costs 0.8 ms to tell every module
             self._train()
-        batch = with_targets(loaded.batch.to(self.device), self.losses)
+        batch = with_targets(self._received(loaded.batch), self.losses)
         images, batch = augment(
             batch,
             self.augmentation,
@@ -186,6 +186,11 @@ class Learner:
             self.ema.update(self.network, skipped=None if self.accelerator.scaler is None else skipped)
         self._pending = (batch.keys, state, _Later(numbers))
         return stopping
+
+    def _received(self, batch: Batch) -> Batch:
+        """A batch on the device, with the labels that this network can learn from or be judged by."""
+        batch = batch.to(self.device)  # first: what is computed on the CPU lies in memory that is not page-locked
+        return batch.only_with_angles() if self.network.takes_angles else batch
 
     def count_labels(self, batch: Batch, *, asked_here: bool) -> tuple[Tensor, Tensor]:
         """Labels per head in the global batch; and how many ranks are asked to stop. A collective call."""
@@ -379,7 +384,7 @@ class Learner:
         metrics.to(self.device)  # the host waits here, once: sums made on the CPU are copied
         seen: list[tuple[Batch, Outputs]] = []
         for read in batches:
-            batch = read.to(self.device)
+            batch = self._received(read)
             inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch, by), size)
             with self.accelerator.autocast():
                 outputs = network(inputs)
