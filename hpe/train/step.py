@@ -143,6 +143,13 @@ class Learner:
         self._sums.zero_()
         self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
 
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Validations and checkpoints happen in such a block, so that the log's speed is that of learning alone."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
     def step(self, loaded: Loaded, state: State, *, asked_here: bool, measure_gradient: bool) -> bool:
         """One optimizer step from a state, on this rank's part of a global batch.
 
