@@ -150,6 +150,19 @@ def test_an_old_checkpoint_that_cannot_be_removed_now_counts_no_longer_and_is_re
 
 
 def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
+def test_a_start_that_begins_anew_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> None:
+    """The start before was killed before its first checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for loss in (1.0, 2.0):
+        with Log(tmp_path, Ranks(0, 1, 0, 1), State(0, 0)) as log:
+            for step in (1, 2):
+                log.scalars("train", step, step * 8, {"loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("loss/train")] == [(8, 2.0), (16, 2.0)]
+
+
     from matplotlib.figure import Figure
 
     gc.disable()  # what Python would find sooner or later
