@@ -25,6 +25,7 @@ from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
 from hpe.models.run_folder import LOCK, TrainedOn, record, set_aside
 from hpe.train.log import Log
+from hpe.train.resume import claim_folder
 from tests import made
 
 
@@ -84,7 +85,6 @@ def test_everything_that_a_rename_makes_visible_is_on_the_disk_before_it(
     assert str(tmp_path / CHECKPOINTS) in synced
 
 
-def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
 def test_a_kill_between_the_links_does_not_lose_the_best_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +141,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_now_counts_no_longer_and_is_re
     assert not [*(tmp_path / CHECKPOINTS).glob(".step-*")]
 
 
+def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
     path.write_text(lines, encoding="utf-8")
@@ -149,7 +150,6 @@ def test_an_old_checkpoint_that_cannot_be_removed_now_counts_no_longer_and_is_re
     assert path.read_text(encoding="utf-8") == lines
 
 
-def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
 def test_a_start_that_begins_anew_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> None:
     """The start before was killed before its first checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -163,6 +163,7 @@ def test_a_start_that_begins_anew_shows_no_step_twice_in_tensorboard(tmp_path: P
     assert [(one.step, one.value) for one in events.Scalars("loss/train")] == [(8, 2.0), (16, 2.0)]
 
 
+def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     gc.disable()  # what Python would find sooner or later
@@ -189,6 +190,18 @@ def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
         set_aside(run)
     assert set_aside(run) == tmp_path / "run.1"
     assert not run.exists()
+
+
+def test_a_start_that_is_killed_before_it_has_a_config_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).touch()
+    (run / ".config.yaml.123-deadbeef.part").write_text("run: r", encoding="utf-8")
+    assert set_aside(run) is None
+    config = made.config(tmp_path, run, "model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]")
+    with claim_folder(run, config, lambda: TrainedOn({}, {})):
+        assert not [*run.glob(".config.yaml.*")]
+    assert set_aside(run) == tmp_path / "run.1"
 
 
 @pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])
