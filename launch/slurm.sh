@@ -33,6 +33,10 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+# Since Slurm 22.05 srun no longer takes --cpus-per-task from sbatch: each rank, and its data workers, would get one core.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+  export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+fi
 
 # When a rank fails, srun ends the others and exits with the highest code of all: of a mistake (2) and of a rank that
 # saved because of it (75) with 75. The cause is the rank that srun reports first, so its reports are written down.

@@ -212,7 +212,7 @@ def fake_rank(monkeypatch: pytest.MonkeyPatch, package: Path) -> Iterator[HostWa
     monkeypatch.setenv("HPE_RANK_TIMEOUT", "0")  # the other ranks have no heart
     monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", _PassThrough)
     monkeypatch.setattr(Accelerator, "backward", _backward)
-    for name in ("hpe.train.resume.agree", "hpe.core.distributed.agree"):
+    for name in ("hpe.train.resume.agree", "hpe.train.setup.agree", "hpe.core.distributed.agree"):
         monkeypatch.setattr(name, lambda text: text)
     monkeypatch.setattr("hpe.core.distributed.some_rank", lambda mine: mine)
     monkeypatch.setattr("hpe.core.ranks.from_parent", lambda *_: None)  # the test is not to die with its parent

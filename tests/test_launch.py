@@ -25,7 +25,7 @@ from tests.test_cli import EVERY
 ROOT = Path(__file__).parents[1]
 LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SRUN = """#!/bin/sh
-echo "$OMP_NUM_THREADS $MASTER_ADDR $MASTER_PORT $*" > srun.called
+echo "$OMP_NUM_THREADS $SRUN_CPUS_PER_TASK $MASTER_ADDR $MASTER_PORT $*" > srun.called
 case $1:$SRUN_ENDS in
   *:"") ;;
   *) exit $SRUN_ENDS ;;
@@ -74,11 +74,11 @@ def said(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_and_threads(tmp_path: Path) -> None:
+def test_slurm_gives_the_command_to_srun_with_a_place_to_meet_threads_and_their_cores(tmp_path: Path) -> None:
     with slurm(tmp_path, "my config.yaml", "--set", "train.epochs=3", SRUN_ENDS="0") as job:
         assert job.wait(60) == 0
     assert said(tmp_path, "srun") == [
-        "12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
+        "12 12 first 20711 --kill-on-bad-exit=1 --wait=0 hpe train my config.yaml --set train.epochs=3"
     ]
     assert said(tmp_path, "scontrol") == ["show hostnames first,second"]
 
@@ -249,6 +249,8 @@ def test_the_job_on_kubernetes_starts_the_ranks_that_it_counts() -> None:
     )
     assert (torchrun.node_rank, torchrun.module, torchrun.training_script) == (1, True, "hpe")
     parses(["hpe", *container["args"]][1:])
+    (saving,) = [int(one["value"]) for one in container["env"] if one["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert saving < pod["terminationGracePeriodSeconds"] == 120
     assert (ROOT / container["args"][1]).is_file()
     for part in parts:
         spec = part["spec"].get("template", {}).get("spec", {})

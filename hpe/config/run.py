@@ -251,7 +251,7 @@ class TrainConfig(Section):
     """
     micro_batch: Count | None = None
     """Samples that go through the network at once on each rank; gradients are accumulated over them. Default: all."""
-    epochs: Positive = 10.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     """Length of the training; fractions are allowed."""
     small_epochs: NotNegative = 0.0
     """Number of first epochs that learn from images scaled to ``small_size`` (progressive resizing, Tan and Le

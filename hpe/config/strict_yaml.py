@@ -101,6 +101,8 @@ _PLAIN: Final = "\n...\n"
 _FILE_LIMIT: Final = 1 << 20
 _DEEPEST: Final = 32
 _SHOWN: Final = 200
+_INDEX: Final = re.compile(r"[0-9]{1,9}")
+"""The number of an item of a list. ``str.isdigit`` is true of ``²``, and ``int`` refuses very many digits."""
 
 
 def _compose(text: str, name: str) -> tuple[dict[str, Any], Places]:
@@ -165,7 +167,7 @@ def _note_places(node: yaml.Node, path: tuple[Any, ...], name: str, places: Plac
 def _override(raw: dict[str, Any], places: Places, given: str) -> None:
     """Apply one ``--set PATH=VALUE`` to a config as it was read, before it is checked."""
     path, value, name = _parse_override(given)
-    _set(_walk(raw, path, name), path[-1], value, name)
+    _set(_walk(raw, path, name), path, value, name)
     places[path] = name
     for end in range(1, len(path)):  # sections that the override itself has made have no place in the file
         places.setdefault(path[:end], name)
@@ -179,7 +181,7 @@ def _parse_override(given: str) -> tuple[tuple[str | int, ...], Any, str]:
         raise UserError(f"{name}: expected PATH=VALUE, for example --set train.learning_rate=3e-4")
     with _yaml_errors(name) as loader_of:
         value = loader_of(text).get_single_data()
-    return tuple(int(part) if part.isdigit() else part for part in dotted.split(".")), value, name
+    return tuple(int(part) if _INDEX.fullmatch(part) else part for part in dotted.split(".")), value, name
 
 
 def _walk(raw: dict[str, Any], path: tuple[str | int, ...], name: str) -> Any:
@@ -203,9 +205,12 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _set(holder: Any, last: str | int, value: Any, name: str) -> None:
+def _set(holder: Any, path: tuple[str | int, ...], value: Any, name: str) -> None:
+    last = path[-1]
     if isinstance(holder, list) and not (isinstance(last, int) and last < len(holder)):
         raise UserError(f"{name}: the list has {len(holder)} items, numbered from 0")
+    if not isinstance(holder, dict | list):
+        raise UserError(f"{name}: the config has no {_dotted(path)}")
     holder[last] = value  # pyright: ignore[reportCallIssue, reportArgumentType] (a list by number, a mapping by name)
 
 

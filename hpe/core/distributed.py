@@ -212,14 +212,15 @@ def common_accelerator(precision: str, *, asked: str) -> "Accelerator":
     ``asked``: ``train.precision`` of the config, for the message.
 
     Raises:
-        UserError: the ranks' devices differ, and so does the precision that they would use.
+        UserError: the precision that the ranks would use differs, as their devices do, or what they see of the run.
     """
     here = accelerator(precision)
     # Every rank compares and all fail together: a rank that left alone would leave the others waiting for it.
     if some_rank(agree(precision) != precision):
         raise UserError(
             f"train.precision: {asked} is {precision} on rank {Ranks.from_environment().rank} and differs between "
-            "ranks, because their devices differ; set a precision that all of them support"
+            "ranks, because their devices differ or some do not see the run's config.yaml yet; set a precision that "
+            "all of them support, or run the same command again"
         )
     return here
 

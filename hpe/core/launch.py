@@ -28,6 +28,8 @@ _OUT_OF_MEMORY: Final = (
     ". The kernel kills processes when memory runs out. Each process holds a network, its data workers and its share "
     "of the batch: lower --processes, data.workers or train.batch, then run the same command again"
 )
+_SAVING_SECONDS: Final = 600
+"""How long ranks may take to save after a signal; ``launch/slurm.sh`` gives them as much."""
 _ALWAYS_TRIED: Final = 2
 """Processes that even a single core may run: enough to see that a command works on several."""
 _EXPLAINED: Final = frozenset((0, 1, 2, 75, 130, 138, 143))
@@ -97,6 +99,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     # A pre-emption signal must reach the ranks, which save and exit.
     for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    # The launcher must also leave them the time: torch kills them after 30 s, and lets that be changed since 2.12.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed

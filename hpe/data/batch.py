@@ -1,7 +1,7 @@
 """The training batch (contract C4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import torch
@@ -34,6 +34,16 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; copies overlap with compute where the memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def only_with_angles(self) -> "Batch":
+        """The same batch, where a sample without angles has no label: for a network whose input is the angles."""
+        known = self.angles_mask
+        return replace(
+            self,
+            emotion_mask=self.emotion_mask & known,
+            direction_mask=self.direction_mask & known,
+            affect_mask=self.affect_mask & known,
+        )
 
     def clone(self) -> "Batch":
         """A copy in memory of its own."""

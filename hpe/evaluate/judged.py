@@ -53,6 +53,7 @@ class Judged:
         faces: how large the faces of its training are; empty if unknown.
         warnings: what makes its results mean less than they seem, whatever the shards.
         trained_on: the training data of a run.
+        takes_angles: whether its input is the angles, so that it has no estimate for a face without them.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Judged:
     faces: Mapping[str, float]
     warnings: Sequence[str] = ()
     trained_on: Sequence[ShardsConfig] = ()
+    takes_angles: bool = False
 
 
 def open_judged(network: Path, options: EvaluateOptions, device: torch.device, *, pose_tables: bool) -> Judged:
@@ -121,6 +123,7 @@ def _of_run(run: Path, options: EvaluateOptions, device: torch.device) -> Judged
         faces=trained.faces,
         warnings=warnings,
         trained_on=config.data.train,
+        takes_angles=network.takes_angles,
     )
 
 

@@ -6,7 +6,7 @@ once, and computes every metric from that one table. So no metric depends on the
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from accelerate import Accelerator
 
-Predict = Callable[[Batch], Estimates]
 FOLDER: Final = "evaluate"
 _USUAL: Final = EvaluateOptions()
 _KEPT_FACES: Final = 200
@@ -79,7 +78,7 @@ def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _US
     judged = open_judged(network, options, here.device, pose_tables=tables)
     labels = judged.reading.labels if tables else LabelSource()
     stream = Stream(sets, replace(judged.reading, labels=labels))
-    counts = _counted(stream, sets, judged.heads)
+    counts = _counted(stream, sets, judged)
     folder = judged.folder / FOLDER
     refuse_unwritable(folder / "results", f"--out {judged.folder}")
     precision, recorded, views = judged.precision.name, judged.recorded, options.views
@@ -96,7 +95,7 @@ def evaluate(network: Path, sets: list[ShardSet], options: EvaluateOptions = _US
         for warning in warnings:
             _say(name, f"WARNING: {warning}")
     asked = f"evaluate {judged.name} on {title}"
-    mine, damaged = _predict(judged.predict, stream, options.batch, here, ranks, asked, name)
+    mine, damaged = _predict(judged, stream, options.batch, here, ranks, asked, name)
     parts = [folder / f".{name}.rank-{rank:05d}.parquet" for rank in range(ranks.world)]
     _write(parts[ranks.rank], mine)
     here.wait_for_everyone()  # rank 0 reads what all ranks wrote
@@ -145,13 +144,18 @@ def _warnings_before(judged: Judged, stream: Stream, counts: Counts) -> list[str
     return warnings
 
 
-def _counted(stream: Stream, sets: Sequence[ShardSet], heads: Sequence[str]) -> Counts:
+def _counted(stream: Stream, sets: Sequence[ShardSet], judged: Judged) -> Counts:
     """The labels of the shards.
 
     Raises:
-        UserError: no sample has a label of one of the heads.
+        UserError: no sample has a label of one of the heads, or the input of the network.
     """
-    counts = stream.label_counts()
+    counts, heads = stream.label_counts(), judged.heads
+    if judged.takes_angles and not counts.angles:
+        raise UserError(
+            f"{sets[0].shards}: no sample has angles, the input of this network; give pose tables with --pose, if its "
+            "config has data.angles: pose"
+        )
     labels = {"emotion": sum(counts.emotion), "direction": sum(counts.direction), "pose": counts.angles}
     labels["affect"] = counts.affect
     if not any(labels[head] for head in heads):
@@ -163,14 +167,14 @@ def _counted(stream: Stream, sets: Sequence[ShardSet], heads: Sequence[str]) -> 
 
 
 def _predict(
-    predict: Predict, stream: Stream, batch: int, here: "Accelerator", ranks: Ranks, title: str, name: str
+    judged: Judged, stream: Stream, batch: int, here: "Accelerator", ranks: Ranks, title: str, name: str
 ) -> tuple["pa.Table", int]:
     """The rows of this rank's samples, and the number of damaged samples over all ranks."""
     with (
         stream.once(batch=batch, rank=ranks.rank, ranks=ranks.world) as loader,
         progress(title, stream.samples, unit="images") as bar,
     ):
-        rows = _predict_own(predict, loader, here.device, bar)
+        rows = _predict_own(judged, loader, here.device, bar)
         damages = Damages(f"{name}:")
         damages.tell(loader)
         damages.close()
@@ -227,14 +231,15 @@ def _say(name: str, text: str) -> None:
 
 
 @torch.inference_mode()
-def _predict_own(predict: Predict, loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
+def _predict_own(judged: Judged, loader: Iterable[Loaded], device: torch.device, bar: Bar) -> "pa.Table":
     """Predictions and truth of this rank's readable samples."""
     import pyarrow as pa
 
     found: list[pa.Table] = []
     for loaded in loader:
         batch = loaded.batch.to(device)
-        found.append(rows_of(batch, predict(batch)).filter(loaded.readable))
+        batch = batch.only_with_angles() if judged.takes_angles else batch
+        found.append(rows_of(batch, judged.predict(batch)).filter(loaded.readable))
         bar.reach(loaded.samples_seen)
     return pa.concat_tables(found) if found else pa.table({"key": pa.array([], pa.string())})
 

@@ -1,5 +1,6 @@
 """The checkpoints of a run: what they hold, how they are written, found and read."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,7 @@ def save_checkpoint(
     keep: int,
     best: bool,
 ) -> Path:
-    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, remove old ones.
+    """Write a checkpoint aside, rename it, point (``best`` and) ``last`` to it, remove old ones.
 
     A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
 
@@ -83,8 +84,8 @@ def save_checkpoint(
     folder = run / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:08d}"
-    part = folder / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    _sweep(folder)  # before it is written: what a kill left needs the space of a checkpoint
+    part = _aside(target)
     try:
         part.mkdir()
         save_tensors(part / "model.safetensors", _plain(network))
@@ -104,15 +105,14 @@ def save_checkpoint(
             + (f"it goes on from {last[0].name}" if last else "it starts over, because nothing is saved yet")
         ) from error
     if target.exists():  # an earlier start of the run saved this step too
-        shutil.rmtree(before := folder / f".{target.name}.before.part", ignore_errors=True)
         # Renamed, not removed: to remove takes longer, and a kill meanwhile would leave `last` without its target.
-        target.rename(before)
+        target.rename(_aside(target))
     part.rename(target)
     sync(folder)  # before the links: they must never point to a name that a power cut has undone
-    _link(folder / "last", target)
-    if best:
-        _link(folder / "best", target)
-    sync(folder)  # before older checkpoints go: the links must not still point to one of them
+    # `best` first: a run that resumes from `last` believes its state, and would not link this step again.
+    for name in ("best", "last") if best else ("last",):
+        _link(folder / name, target)
+        sync(folder)  # one after the other, and before older checkpoints go: no link may still point to one of them
     _prune(folder, keep)
     return target
 
@@ -150,7 +150,17 @@ def _prune(folder: Path, keep: int) -> None:
     kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
     for old in saved(folder.parent)[:-keep]:
         if old.resolve() not in kept:
-            shutil.rmtree(old)
+            old.rename(_aside(old))  # at once it counts no longer, whenever all of it is removed
+    _sweep(folder)
+
+
+def _aside(checkpoint: Path) -> Path:
+    """A name beside a checkpoint, not used before, that no reader takes for one."""
+    return checkpoint.with_name(f".{checkpoint.name}.{os.urandom(4).hex()}.part")
+
+
+def _sweep(folder: Path) -> None:
+    # NFS keeps a file that some process has open, as `.nfs…`, and so its folder: a later sweep removes them.
     for part in folder.glob(".step-*.part"):
         shutil.rmtree(part, ignore_errors=True)
 
@@ -158,7 +168,8 @@ def _prune(folder: Path, keep: int) -> None:
 def saved(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     found = (run / CHECKPOINTS).glob("step-*")
-    return sorted((p for p in found if _STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+    finished = (p for p in found if _STEP.fullmatch(p.name) and (p / STATE).is_file())
+    return sorted(finished, key=lambda p: int(p.name[5:]))
 
 
 def find_checkpoint(run: Path, which: str = "best") -> Path:

@@ -33,7 +33,7 @@ from hpe.config.recipes import way_to
 from hpe.config.run import RunConfig
 from hpe.config.strict_yaml import dump, load, parse
 from hpe.core.errors import UserError
-from hpe.core.files import locked, rename_aside, write_json, write_text
+from hpe.core.files import leftovers, locked, rename_aside, write_json, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.core.nearest import did_you_mean
 from hpe.data.crops import CropRule
@@ -352,16 +352,22 @@ def load_config(run: Path) -> RunConfig:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; its new path, or None.
+    """Rename an earlier run of this name to ``NAME.1``, ``NAME.2`` …; its new path, or None if nothing has begun there.
 
     Raises:
         UserError: the folder is not a run, or another process is training it.
     """
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or not any(strangers_in(run)):
         return None
     load_config(run)
     with locked(run / LOCK, taken(run)):
         return rename_aside(run)
+
+
+def strangers_in(run: Path) -> Iterator[Path]:
+    """What a folder holds beside the traces of a start that was killed before it wrote the config."""
+    traces = {run / LOCK, *leftovers(run / CONFIG)}
+    return (path for path in run.iterdir() if path not in traces)
 
 
 def taken(run: Path) -> str:

@@ -44,7 +44,8 @@ class Log:
 
             self._keep_until(run / METRICS, state)
             self._lines = (run / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1 if samples_seen else None)
+            # At the start of a run, too: one that was killed before its first checkpoint has logged steps already.
+            self._board = SummaryWriter(run / TENSORBOARD, purge_step=samples_seen + 1)
 
     @staticmethod
     def _keep_until(path: Path, state: State) -> None:

@@ -123,7 +123,8 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
     stopping = False  # whether some rank has caught a signal; it changes at the same step on all ranks
     with job.batches(state.samples_seen) as loader:
         if state.unvalidated:  # a signal ended the validation that was due here
-            state, stopping = validate_and_save(job, learner, state, log, signal)
+            with learner.untimed():
+                state, stopping = validate_and_save(job, learner, state, log, signal)
         while not stopping and not job.timetable.over(state):
             try:
                 loaded = _next(loader, signal, job.ranks)
@@ -139,10 +140,11 @@ def loop(job: Job, learner: Learner, state: State, log: Log, signal: Signals) ->
             if due.log:
                 forecast.tell(state, learner.log(state, log, loader))
                 job.damage.tell(loader)
-            if due.validation and not stopping:
-                state, stopping = validate_and_save(job, learner, state, log, signal)
-            elif stopping or due.checkpoint:
-                learner.save(job.run, state)
+            with learner.untimed():
+                if due.validation and not stopping:
+                    state, stopping = validate_and_save(job, learner, state, log, signal)
+                elif stopping or due.checkpoint:
+                    learner.save(job.run, state)
         job.damage.tell(loader)
     if stopping:
         job.say(

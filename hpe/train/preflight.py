@@ -47,6 +47,11 @@ def reasons_against(
         problems += all_small(config, streams["train"].samples, batch)
     for split, stream in streams.items():
         problems += unlabelled_heads(config.model.heads.on, stream, counts[split], split)
+        if network is not None and network.takes_angles and not counts[split].angles:
+            problems.append(
+                f"model.backbone: {config.model.backbone} takes the angles as its input, and no sample of data.{split} "
+                "has angles; use shards with angles, or pose tables with data.angles: pose"
+            )
     if network is not None:
         problems += sizes_refused(network, config) or without_gradient(network, config)
         # Only now: a batch that does not divide among the ranks is a problem already, and its share may be 0.

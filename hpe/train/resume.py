@@ -11,7 +11,7 @@ from hpe.config.run import RunConfig, differences
 from hpe.core.console import log_to, say
 from hpe.core.distributed import agree, some_problem
 from hpe.core.errors import UserError, unwritable
-from hpe.core.files import locked
+from hpe.core.files import leftovers, locked
 from hpe.core.ranks import Ranks
 from hpe.models.checkpoints import last_checkpoint
 from hpe.models.normalisation import normalisation_of
@@ -25,6 +25,7 @@ from hpe.models.run_folder import (
     TrainedOn,
     load_config,
     record,
+    strangers_in,
     taken,
 )
 
@@ -115,7 +116,7 @@ def claim_folder(run: Path, config: RunConfig, trained_on: Callable[[], TrainedO
     stack = ExitStack()
     try:
         run.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in run.iterdir() if p.name != LOCK)
+        strangers = sorted(p.name for p in strangers_in(run))
         if strangers and not (run / CONFIG).exists():
             raise UserError(f"{run}: not a run folder: it contains {', '.join(strangers[:5])}; {_ELSEWHERE}")
         for name, kind in (
@@ -126,6 +127,8 @@ def claim_folder(run: Path, config: RunConfig, trained_on: Callable[[], TrainedO
         stack.enter_context(locked(run / LOCK, taken(run)))
         # Under the lock: since `recall`, another process may have started here and ended.
         recall(config, change_precision=True)
+        for part in leftovers(run / CONFIG):
+            part.unlink(missing_ok=True)
         record(run, config, trained_on)
         stack.enter_context(log_to(run / MESSAGES))
     except OSError as error:

@@ -1,5 +1,6 @@
 """Opens a training run: builds and checks everything that it needs, before the first step."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 
 from hpe.config.run import RunConfig
 from hpe.core.devices import share_cores
-from hpe.core.distributed import common_accelerator
+from hpe.core.distributed import agree, common_accelerator
 from hpe.core.errors import UserError, mistakes
 from hpe.core.precision import Precision, training_precision
 from hpe.core.ranks import Ranks
@@ -212,7 +213,11 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
     here = common_accelerator(precision.name, asked=asked)
     if asked != precision.name:
         ranks.say(f"{config.run}: precision {precision.name}: {precision.why}")
-    batch = config.train.batch
+    # Rank 0 decides, as it does about the checkpoint: for a while, another node may not see what the run has recorded.
+    # To look for a batch is a collective call, in which it would be alone.
+    known = agree(json.dumps(config.train.batch))
+    assert known is not None
+    batch = json.loads(known)
     if batch == "auto":
         batch = find_batch(config, network, losses, samples=train.samples, ranks=ranks.world, accelerator=here)
         ranks.say(f"{config.run}: train.batch: auto is {batch} over {ranks.world} ranks")

@@ -143,6 +143,13 @@ class Learner:
         self._sums.zero_()
         self._since, self._since_samples, self._waited_seconds = time.monotonic(), state.samples_seen, 0.0
 
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Validations and checkpoints happen in such a block, so that the log's speed is that of learning alone."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
     def step(self, loaded: Loaded, state: State, *, asked_here: bool, measure_gradient: bool) -> bool:
         """One optimizer step from a state, on this rank's part of a global batch.
 
@@ -163,7 +170,7 @@ class Learner:
         self._seed(state)
         if not self.network.training:  # after a validation; asked, as it costs 0.8 ms to tell every module
             self._train()
-        batch = with_targets(loaded.batch.to(self.device), self.losses)
+        batch = with_targets(self._received(loaded.batch), self.losses)
         images, batch = augment(
             batch,
             self.augmentation,
@@ -187,8 +194,13 @@ class Learner:
         self._pending = (batch.keys, state, _Later(numbers))
         return stopping
 
+    def _received(self, batch: Batch) -> Batch:
+        """A batch on the device, with the labels that this network can learn from or be judged by."""
+        batch = batch.to(self.device)  # first: what is computed on the CPU lies in memory that is not page-locked
+        return batch.only_with_angles() if self.network.takes_angles else batch
+
     def count_labels(self, batch: Batch, *, asked_here: bool) -> tuple[Tensor, Tensor]:
-        """Labels per head in the global batch, 1 or more; and how many ranks are asked to stop. A collective call."""
+        """Labels per head in the global batch; and how many ranks are asked to stop. A collective call."""
         counts = [label_mask(head, batch, loss).sum() for head, loss in self.losses.items()]  # after augmentation
         # `full` fills on the device. `tensor(number, device=…)` copies from the host, which waits for the copy.
         asked = torch.full((), float(asked_here), dtype=torch.float64, device=self.device)
@@ -196,7 +208,7 @@ class Learner:
         # Divided by its own count, a rank with few labels would weigh each of them more than the others do.
         shared = self.accelerator.reduce(torch.stack([*(c.double() for c in counts), asked]), "sum")
         assert isinstance(shared, Tensor)
-        return shared[:-1].clamp(min=1), shared[-1]
+        return shared[:-1], shared[-1]
 
     def forward_backward(self, inputs: Tensor, batch: Batch, counts: Tensor) -> Tensor:
         """Gradients of this rank's samples, as parts of the global batch; by heads: loss sums, then label counts."""
@@ -257,12 +269,13 @@ class Learner:
         parts = []
         for (head, settings), count in zip(self.losses.items(), counts, strict=True):
             summed = head_loss(head, outputs[head], batch, settings).sum()
-            mean = summed / count.to(summed.dtype)
+            mean = summed / count.clamp(min=1).to(summed.dtype)
             if head in self.network.log_variance:
                 log_variance = self.network.log_variance[head]
                 # Learned weights after Kendall, Gal and Cipolla (2018). The totals of all pieces and ranks are added:
-                # with its share in each, `log_variance` counts once.
-                share = 1 / (pieces * self.ranks.world)
+                # with its share in each, `log_variance` counts once. In a batch without a label of this head it does
+                # not count: its gradient, 1 whatever the loss, would raise the head's weight at every such step.
+                share = (count > 0).to(mean.dtype) / (pieces * self.ranks.world)
                 mean = torch.exp(-log_variance) * mean + log_variance * share
             total = total + settings.weight * mean
             parts.append((summed.detach().double(), label_mask(head, batch, settings).sum().double()))
@@ -378,7 +391,7 @@ class Learner:
         metrics.to(self.device)  # the host waits here, once: sums made on the CPU are copied
         seen: list[tuple[Batch, Outputs]] = []
         for read in batches:
-            batch = read.to(self.device)
+            batch = self._received(read)
             inputs = batch.angles if self.network.takes_angles else scaled(prepare(batch, by), size)
             with self.accelerator.autocast():
                 outputs = network(inputs)

@@ -161,6 +161,23 @@ def test_a_value_of_set_that_is_no_value_is_told_in_one_line(value: str, told: s
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("model.freeze.0.x=1", "the config has no model.freeze.0.x"),
+        ("augment.crop_scale.0.a=1", "the config has no augment.crop_scale.0.a"),
+        ("train.²=1", "unknown key"),
+        (f"data.train.{'1' * 5000}=1", "the list has 1 items"),
+        ("train.epochs=1e307", "less than or equal to 1000000"),
+    ],
+)
+def test_a_path_or_value_of_set_that_no_config_has_is_told_in_one_message(given: str, told: str) -> None:
+    lists = GOOD.replace("heads:", "freeze: [layer1]\n  heads:") + "augment: {crop_scale: [0.8, 1.0]}\n"
+    with pytest.raises(UserError, match=told) as caught:
+        parse(lists, "run.yaml", RunConfig, [given])
+    assert str(caught.value).startswith("--set ")
+
+
 def test_differences_name_what_changes_the_learning_and_nothing_else() -> None:
     before = parse(GOOD, "a", RunConfig)
     after = parse(GOOD, "a", RunConfig, ["train.batch=32", "data.workers=7", "run=elsewhere"])

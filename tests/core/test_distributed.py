@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig
 
 from hpe.core import distributed
 from hpe.core.distributed import await_name
@@ -32,6 +33,8 @@ from hpe.train import train
 from hpe.train.setup import open_job
 from tests import made, norm_free, warm
 from tests.warm import ENVIRONMENT, ROOT
+
+SIGNALS_TO_HANDLE = ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # remembered as absent: what the code sets is taken away again
-    for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCH_CPP_LOG_LEVEL"):
+    for name in (*SIGNALS_TO_HANDLE, "TORCH_CPP_LOG_LEVEL", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     with pytest.raises(
@@ -71,6 +74,23 @@ def test_more_processes_than_cores_are_refused_where_no_gpu_is_seen(
     with pytest.raises(SystemExit):
         relaunch(8, ["train", "x.yaml"])  # ACCELERATE_USE_CPU is set
     assert (len(started), capsys.readouterr().err) == (2, "")
+
+
+def test_the_launcher_leaves_the_ranks_ten_minutes_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(
+        "accelerate.commands.launch.launch_command",
+        lambda _: left.append(getattr(LaunchConfig(1, 1, 2), "shutdown_timeout", 600)),  # torch 2.12 brought it
+    )
+    for name in (*SIGNALS_TO_HANDLE, "TORCH_CPP_LOG_LEVEL", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # remembered: what the code sets is taken away again
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            relaunch(2, ["train", "x.yaml"])
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # what a user sets counts
+    assert left == [600, 45]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

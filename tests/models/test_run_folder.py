@@ -1,11 +1,14 @@
 """Run folders: what a disk that takes no more leaves of them."""
 
+import errno
 import gc
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +20,12 @@ from hpe.core.errors import UserError
 from hpe.core.files import locked
 from hpe.core.ranks import Ranks
 from hpe.estimators.load import Compute, load_estimator
+from hpe.models import checkpoints
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import CHECKPOINTS, State, find_checkpoint, load_tensors, save_checkpoint
 from hpe.models.run_folder import LOCK, TrainedOn, record, set_aside
 from hpe.train.log import Log
+from hpe.train.resume import claim_folder
 from tests import made
 
 
@@ -80,6 +85,62 @@ def test_everything_that_a_rename_makes_visible_is_on_the_disk_before_it(
     assert str(tmp_path / CHECKPOINTS) in synced
 
 
+def test_a_kill_between_the_links_does_not_lose_the_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever link is made when it comes: the state that a run resumes from and ``best`` agree."""
+    network = torch.nn.Linear(2, 2)
+    link = checkpoints._link
+    for made_links in range(3):
+        run = tmp_path / str(made_links)
+        save_checkpoint(run, State(8, 1, best=0.5, best_samples=8), network, {}, ema=None, keep=1, best=True)
+        left = iter(range(made_links))
+
+        def killed(name: Path, target: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            link(name, target)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(checkpoints, "_link", killed)
+            save_checkpoint(run, State(16, 2, best=0.9, best_samples=16), network, {}, ema=None, keep=1, best=True)
+        resumed = State.load(find_checkpoint(run, "last"))
+        if resumed.step == 1:  # the step is done again
+            resumed = State(16, 2, best=0.9, best_samples=16)
+            save_checkpoint(run, resumed, network, {}, ema=None, keep=1, best=resumed.is_best)
+        later = replace(resumed, samples_seen=24, step=3)
+        save_checkpoint(run, later, network, {}, ema=None, keep=1, best=later.is_best)
+        assert State.load(find_checkpoint(run, "best")).samples_seen == later.best_samples == 16
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_now_counts_no_longer_and_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a file that some process reads stays as ``.nfs…`` and its folder is not empty."""
+    network, rmdir = torch.nn.Linear(2, 2), os.rmdir
+
+    def busy(path: Any, **more: Any) -> None:
+        if "step-00000001" in str(path):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmdir(path, **more)
+
+    def save(step: int) -> None:
+        save_checkpoint(tmp_path, State(step, step), network, {}, ema=None, keep=1, best=False)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rmdir", busy)
+        save(1)  # a start of a run that saves the same step again: the one before goes
+        save(2)
+        save(3)
+        assert [path.name for path in checkpoints.saved(tmp_path)] == ["step-00000003"]
+        assert [*(tmp_path / CHECKPOINTS).glob(".step-00000001.*.part")]
+    (tmp_path / CHECKPOINTS / "step-00000002").mkdir()  # removed in part by an older version
+    assert [path.name for path in checkpoints.saved(tmp_path)] == ["step-00000003"]
+    save(4)
+    assert not [*(tmp_path / CHECKPOINTS).glob(".step-*")]
+
+
 def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = "".join(f'{{"samples": {at}}}\n' for at in range(1000))
@@ -87,6 +148,19 @@ def test_a_full_disk_loses_no_line_of_the_log(tmp_path: Path) -> None:
     with no_file_over(100), pytest.raises(OSError, match="too large"):
         Log(tmp_path, Ranks(0, 1, 0, 1), State(2000, 1))
     assert path.read_text(encoding="utf-8") == lines
+
+
+def test_a_start_that_begins_anew_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> None:
+    """The start before was killed before its first checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for loss in (1.0, 2.0):
+        with Log(tmp_path, Ranks(0, 1, 0, 1), State(0, 0)) as log:
+            for step in (1, 2):
+                log.scalars("train", step, step * 8, {"loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("loss/train")] == [(8, 2.0), (16, 2.0)]
 
 
 def test_no_picture_of_a_confusion_matrix_stays_in_memory(tmp_path: Path) -> None:
@@ -116,6 +190,18 @@ def test_a_run_that_is_being_trained_is_not_set_aside(tmp_path: Path) -> None:
         set_aside(run)
     assert set_aside(run) == tmp_path / "run.1"
     assert not run.exists()
+
+
+def test_a_start_that_is_killed_before_it_has_a_config_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).touch()
+    (run / ".config.yaml.123-deadbeef.part").write_text("run: r", encoding="utf-8")
+    assert set_aside(run) is None
+    config = made.config(tmp_path, run, "model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]")
+    with claim_folder(run, config, lambda: TrainedOn({}, {})):
+        assert not [*run.glob(".config.yaml.*")]
+    assert set_aside(run) == tmp_path / "run.1"
 
 
 @pytest.mark.parametrize("launcher", [("RANK",), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")], ids=["torchrun", "srun"])

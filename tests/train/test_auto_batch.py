@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hpe.core.errors import UserError
+from hpe.core.ranks import Ranks
 from hpe.models import checkpoints, run_folder
 from hpe.train import setup, train
 from hpe.train.auto_batch import largest_that_fits, where_doubling_stops_paying
@@ -77,3 +78,21 @@ def test_auto_with_micro_batches_contradicts_itself(tmp_path: Path) -> None:
     folder = made.shards(tmp_path / "shards", counts=(8,))
     with pytest.raises(UserError, match=r"leave train\.micro_batch out"):
         train(made.config(folder, tmp_path / "run", "train.batch=auto", "train.micro_batch=2"))
+
+
+def test_rank_0_decides_whether_a_batch_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node may not see the run's config yet, and would be alone in the collective call."""
+    agreed: list[str] = []
+
+    def rank_0_has(text: str) -> str:
+        agreed.append(text)
+        return "24"
+
+    def alone(*_: object, **__: object) -> int:
+        raise AssertionError("rank 0 knows the batch, and would not come")
+
+    monkeypatch.setattr("hpe.train.setup.agree", rank_0_has)
+    monkeypatch.setattr("hpe.train.setup.find_batch", alone)
+    config = made.config(made.shards(tmp_path / "shards"), tmp_path / "run", "train.batch=auto")
+    assert setup.prepare_job(config, Ranks(1, 2, 0, 1)).batch == 24
+    assert agreed == ['"auto"']

@@ -168,6 +168,25 @@ def test_the_class_weights_of_a_run_are_scikit_learns_balanced_ones(tmp_path: Pa
         np.testing.assert_allclose(weights.cpu().numpy(), judge, rtol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [(), ("train.micro_batch=3",)], ids=["whole", "in pieces"])
+def test_the_learned_weight_of_a_head_stays_where_a_batch_has_none_of_its_labels(
+    tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    heads = "model.heads={emotion: {}, pose: {kind: sixd}}"
+    config = job_config(tmp_path, heads, "train.balance_losses=learned", *changes)
+    with open_job(config, Ranks.from_environment()) as job:
+        learner = Learner(job.config, job.network, job.losses, job.epoch_samples, job.ranks, job.accelerator)
+        with job.batches(0) as loader:
+            loaded = next(loader)
+            batch = replace(loaded.batch, angles_mask=torch.zeros_like(loaded.batch.angles_mask))
+            for at in range(3):
+                state = State(samples_seen=8 * at, step=at)
+                learner.step(replace(loaded, batch=batch), state, asked_here=False, measure_gradient=False)
+        weights = {head: float(value.detach()) for head, value in job.network.log_variance.items()}
+    assert weights["pose"] == 0
+    assert weights["emotion"] != 0
+
+
 def test_learned_weights_follow_kendalls_formula(tmp_path: Path) -> None:
     """Kendall, Gal, Cipolla, 2018: exp(-s) * loss + s for each head, so that s moves by 1 - exp(-s) * loss."""
     heads = "model.heads={emotion: {}, direction: {}, pose: {alpha: 0.01}}"

@@ -1,5 +1,7 @@
 """What follows a step: judged by a table that was counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from hpe.config.run import TrainConfig
@@ -53,3 +55,26 @@ def test_a_step_is_followed_by_what_is_due(step: int, settings: dict[str, float]
 def test_a_forecast_counts_small_images_by_their_pixels(settings: dict[str, float], seen: int, expected: str) -> None:
     config = TrainConfig.model_validate({"epochs": 2.5, "batch": BATCH} | settings)
     assert expected in Timetable(config, EPOCH, TOTAL, 64).forecast(2.0, seen)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize("settings", [{}, {"small_epochs": 1.5, "small_size": 32}, {"validate_epochs": 0.7}])
+def test_patience_ends_a_run_at_a_validation_and_so_at_a_checkpoint(patience: int, settings: dict[str, float]) -> None:
+    """With batches that end on no epoch: 120, 200, 320, 400 … of epochs of 100."""
+    config = TrainConfig.model_validate({"epochs": 40, "batch": BATCH, "patience": patience} | settings)
+    timetable = Timetable(config, EPOCH, 40 * EPOCH, 64)
+    for improved in range(1, 12):
+        state, validated, last = State(samples_seen=0, step=0), 0, 0
+        while not timetable.over(state):
+            after = replace(state, samples_seen=state.samples_seen + BATCH, step=state.step + 1)
+            if timetable.due(state, after).validation:
+                # The first validations improve, and all while images are small, because larger ones begin anew.
+                validated, last = validated + 1, after.step
+                if validated <= improved or after.samples_seen <= config.small_epochs * EPOCH + BATCH:
+                    after, improved = (
+                        replace(after, best=0.1, best_samples=after.samples_seen),
+                        max(improved, validated),
+                    )
+            state = after
+        assert state.step == last
+        assert validated - improved == patience

@@ -28,11 +28,12 @@ from hpe.data.batch import Batch
 from hpe.data.crops import CropRule
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
+from hpe.evaluate import EvaluateOptions, evaluate
 from hpe.models import checkpoints, run_folder
 from hpe.models.build import build_network, load_run
 from hpe.models.checkpoints import State
 from hpe.models.multitask import MultiTask, Outputs
-from hpe.stream import Loaded, Loader
+from hpe.stream import Loaded, Loader, ShardSet
 from hpe.train import loop, next_command, plan, resume, train
 from hpe.train import step as step_module
 from hpe.train.metrics import HeadMetrics
@@ -768,3 +769,70 @@ def test_of_several_ranks_the_one_whose_wait_a_signal_ends_leaves_without_a_coll
         with pytest.raises(SystemExit) as left:
             loop._interrupted(several, learner, State(16, 2), waiting=True)  # pyright: ignore[reportArgumentType]
     assert left.value.code == EXIT_AGAIN
+
+
+def test_the_logged_speed_is_that_of_learning_without_validations_and_checkpoints(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on in checkpoints alone."""
+    clock = SimpleNamespace(now=0.0)
+    save = step_module.Learner.save
+
+    def slowly(self: step_module.Learner, run: Path, state: State) -> None:
+        clock.now += 100
+        save(self, run, state)
+
+    monkeypatch.setattr(step_module.Learner, "save", slowly)
+    monkeypatch.setattr(step_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    assert train(made.config(folder, tmp_path / "run", "train.validate_epochs=0.5", "train.checkpoint_steps=2")) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    speeds = [line["speed/images_per_second"] for line in lines if line["split"] == "train"]
+    assert len(speeds) == 5
+    assert min(speeds) > 1e6
+
+
+def without_angles(folder: Path, every: int) -> Path:
+    """Shards in which every so many samples have a direction and no angles, in training and validation."""
+    folder.mkdir(parents=True)
+    infos = []
+    for split in ("train", "val"):
+        bare = [
+            Sample(s.key, s.image, s.extension, replace(s.record, yaw=None, pitch=None, roll=None))
+            if number % every == 0
+            else s
+            for number, s in enumerate(made.samples(40))
+        ]
+        infos.append(write_shard(folder / f"{split}-000000.tar", split, bare))
+    Manifest("made", "squares", "none", True, "none", {}, tuple(infos)).save(folder)
+    return folder
+
+
+def test_a_network_of_angles_neither_learns_nor_is_judged_where_a_face_has_none(tmp_path: Path) -> None:
+    shards = without_angles(tmp_path / "shards", every=4)
+    config = made.config(shards, tmp_path / "run", *ANGLES, "augment={}", "train.log_steps=1", "train.select=auto")
+    assert train(config) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["direction/labels"] for line in lines if line["split"] == "val"] == [30]
+    with open_job(made.config(shards, tmp_path / "other", *ANGLES, "augment={}"), Ranks(0, 1, 0, 1)) as job:
+        learner = step_module.Learner(
+            job.config, job.network, job.losses, job.epoch_samples, job.ranks, job.accelerator
+        )
+        with job.batches(0) as loader:
+            loaded = next(loader)
+        assert 0 < int(loaded.batch.angles_mask.sum()) < int(loaded.batch.direction_mask.sum())
+        learner.step(loaded, State(0, 0), asked_here=False, measure_gradient=False)
+        assert float(learner._sums[1]) == int(loaded.batch.angles_mask.sum())
+    assert evaluate(tmp_path / "run", [ShardSet(str(shards), "val")], EvaluateOptions(name="val", workers=0)) == 0
+    table = pq.read_table(tmp_path / "run/evaluate/val.parquet")
+    assert (table.num_rows, table["direction"].null_count) == (40, 10)
+    none = without_angles(tmp_path / "none", every=1)
+    with pytest.raises(UserError, match="no sample has angles, the input of this network"):
+        evaluate(tmp_path / "run", [ShardSet(str(none), "val")], EvaluateOptions(name="none", workers=0))
+
+
+def test_a_network_of_angles_without_any_is_refused(tmp_path: Path) -> None:
+    shards = without_angles(tmp_path / "shards", every=1)
+    with pytest.raises(UserError) as caught:
+        train(made.config(shards, tmp_path / "run", *ANGLES, "augment={}"))
+    for split in ("train", "val"):
+        assert f"takes the angles as its input, and no sample of data.{split} has angles; use" in str(caught.value)
