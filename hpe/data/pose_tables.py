@@ -5,8 +5,9 @@ reads through :func:`hpe.data.pose_labels.read_poses`, which checks that they be
 """
 
 import difflib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, short_name
+from hpe.core.files import aside, open_regular, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
 
@@ -149,6 +150,19 @@ def read_pose_table(path: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     if absent := [name for name in columns or () if name not in table.column_names]:
         raise UserError(f"{path}: no column {', '.join(absent)}; remove it and run `hpe pose` again")
     return table
+
+
+def digest_of_tables(paths: Iterable[Path]) -> str:
+    """A sha256 of pose tables in their order: what was made from them is outdated when it has changed.
+
+    Raises:
+        UserError: a table does not exist, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with _named(path), open_regular(path) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextmanager
