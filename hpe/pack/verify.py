@@ -140,7 +140,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     samples = splits.total()
     if (stated := manifest.counts.get("samples", samples)) != samples:
         yield f"states {stated!r} samples; its shards have {samples:,}"
-    if (stated := manifest.counts.get("splits", splits)) != splits:
+    stated = manifest.counts.get("splits", splits)
+    # As counters, for which 0 is none: a split of which every picture was refused is stated, and has no shard.
+    if not isinstance(stated, Mapping) or Counter(stated) != splits:
         yield f"states {stated!r} samples in its splits; its shards have {dict(splits)}"
     try:
         CropRule.parse(manifest.crop)
