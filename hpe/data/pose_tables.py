@@ -22,6 +22,7 @@ from hpe.core.errors import UserError
 from hpe.core.files import aside, open_regular, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
+from hpe.data.shard_reader import utf8
 
 POSE_FOLDER: Final = "pose"
 """The folder beside shards that has a folder of pose tables per estimator."""
@@ -177,8 +178,8 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def write_table(path: Path, poses: ShardPoses, identity: Identity) -> None:
-    """Write a table, aside and then renamed. NaN and :data:`ABSTAIN` become null."""
-    columns: dict[str, pa.Array] = {"key": pa.array(poses.keys, pa.string())}
+    """Write a table, aside and then renamed. NaN and :data:`ABSTAIN` become null; keys are those of an index."""
+    columns: dict[str, pa.Array] = {"key": pa.array([utf8(key) for key in poses.keys], pa.string())}
     for name, values in (("", poses.angles), ("_sd", poses.deviations)):
         for angle, column in zip(ANGLES, np.asarray(values, np.float32).T, strict=True):
             columns[angle + name] = pa.array(column, pa.float32(), from_pandas=True)

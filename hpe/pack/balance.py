@@ -21,7 +21,7 @@ from hpe.core.progress import progress
 from hpe.data.pose_labels import chosen_rule
 from hpe.data.pose_tables import POSE_FOLDER, digest_of_tables, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, manifest_at, of_manifest
-from hpe.data.shard_reader import OpenShard
+from hpe.data.shard_reader import OpenShard, utf8
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
 from hpe.data.store import is_remote
 from hpe.data.tables import dataset_of, pose_files, refuse_damaged
@@ -135,7 +135,7 @@ def balance(
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _Writing(out, manifest, estimator, {str(s): (s, t) for s, t in tables.items()}).write(
+            return _Writing(out, manifest, estimator, {utf8(str(s)): (s, t) for s, t in tables.items()}).write(
                 chosen, options
             )
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
@@ -279,7 +279,7 @@ class _Writing:
             table = read_pose_table(poses)
             with _opened(shard) as opened:
                 for row, key in places:
-                    if row >= len(opened) or opened.keys[row] != key:
+                    if row >= len(opened) or utf8(opened.keys[row]) != key:
                         raise ValueError(f"row {row} is not {key!r}: the tar has changed")
                     found[key] = opened.sample(row), table.slice(row, 1)
         return [found[key][0] for key in keys], pa.concat_tables([found[key][1] for key in keys])
