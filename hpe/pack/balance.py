@@ -171,7 +171,7 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         if (out / MANIFEST).is_file():
             before = Manifest.load(out).options
             before = {"tables": options["tables"]} | before  # unsaid by older versions
-            others = sorted(name for name in before | options if before.get(name) != options.get(name))
+            others = sorted(name for name in before.keys() | options if before.get(name) != options.get(name))
             if not others:
                 return True
             raise OtherSubsetError(
