@@ -1,6 +1,7 @@
 """A word to the user while processes wait: soon, then seldom, and from only one process of a job on each node."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import threading
@@ -19,6 +20,8 @@ from hpe.core.files import locked
 _FIRST_WORD_SECONDS: Final = 3.0
 _NEXT_WORD_SECONDS: Final = 30.0
 _TICK_SECONDS: Final = 0.5
+_STARTED: Final = time.time()
+"""This process, within the time of its imports."""
 
 
 def node_folder() -> Path:
@@ -38,15 +41,43 @@ def node_folder() -> Path:
 
 
 def session() -> str:
-    """What the ranks of a job on this node share, and no other job."""
-    if "LOCAL_RANK" in os.environ:  # ranks of one launcher share their parent, and with it what they fetch
-        return str(os.getppid())
-    return _of_this_process()
+    """What the ranks of a job on this node share, and no job that starts later.
+
+    Raises:
+        UserError: see :func:`node_folder`.
+    """
+    return _of_this_job() if "LOCAL_RANK" in os.environ else _of_this_process()
 
 
 @cache
 def _of_this_process() -> str:  # and of its forks
-    return f"{os.getpid()}-{int(time.time())}"  # process numbers come again
+    return f"{os.getpid()}-{time.time()}"  # process numbers come again
+
+
+@cache
+def _of_this_job() -> str:
+    """The name that the first rank to ask has written to a file.
+
+    What started the ranks does not tell jobs apart: the next command of a shell (``srun bash -c '…; …'``) has the same
+    parent and the same step, and that of another container perhaps the same numbers. But it starts after the name was
+    written, so that only who ran by then takes it. A rank that is late has a name of its own, and fetches for itself.
+    """
+    own = _of_this_process()
+    launcher = hashlib.sha256(_launcher().encode()).hexdigest()[:2]  # 256 files serve all
+    path = node_folder() / f"session-{launcher}"
+    with locked(node_folder() / "session.lock", None), contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = path.read_text("ascii")
+            if float(found.rpartition("-")[2]) > _STARTED:
+                return found
+        path.write_text(own, "ascii")
+    return own
+
+
+def _launcher() -> str:
+    """What the ranks of a job on this node have in common: the step of Slurm, or else their parent."""
+    step = os.environ.get("SLURM_STEP_ID")
+    return f"{os.environ.get('SLURM_JOB_ID')}.{step}" if step else str(os.getppid())
 
 
 @cache

@@ -36,8 +36,8 @@ _INSTALL: Final = {
 """How to read the formats whose decoder is not always there."""
 _HARMLESS: Final = ("extraneous bytes", "inconsistent progression", "unknown adobe", "unknown jfif")
 """What libjpeg warns of though every pixel is there."""
-_MOST_MEGAPIXELS: Final = 178
-"""Pillow itself refuses more."""
+MOST_PIXELS: Final = 178_000_000
+"""The most that ``--max-megapixels`` can allow: Pillow itself refuses more."""
 LARGEST_CROP: Final = 4.0
 """In longer sides of the picture; a larger box is a mistake, and would be a picture of black."""
 
@@ -56,9 +56,9 @@ def pixels_of(megapixels: float) -> int:
     Raises:
         UserError: it is not above 0, or more than Pillow reads.
     """
-    if not 0 < megapixels <= _MOST_MEGAPIXELS:
+    if not 0 < megapixels <= MOST_PIXELS / 1e6:
         raise UserError(
-            f"--max-megapixels {megapixels:g}: expected more than 0 and at most {_MOST_MEGAPIXELS}; make larger "
+            f"--max-megapixels {megapixels:g}: expected more than 0 and at most {MOST_PIXELS / 1e6:g}; make larger "
             "pictures smaller first"
         )
     return round(megapixels * 1e6)

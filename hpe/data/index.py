@@ -30,7 +30,7 @@ from hpe.core.console import count_of
 from hpe.core.files import Place, aside, open_regular
 from hpe.core.labels import DIRECTIONS, EMOTIONS
 from hpe.data.records import FARTHEST_PIXEL, IMAGE_EXTENSIONS, LARGEST_DEGREES, Record
-from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.shard_reader import OpenShard, open_tar, utf8
 from hpe.data.shards import BLOCK
 
 FORMAT: Final = "hpe-index/1"
@@ -142,9 +142,10 @@ class IndexedShard:
     @property
     def missing(self) -> list[str]:
         """What of the tar is no sample, and why, a line each."""
+        name = utf8(self.name)
         before = f"; {count_of(self.samples, 'sample')} before it can be read" if self.samples else ""
-        lines = [f"{self.name}: {self.damage}{before}"] * bool(self.damage)
-        return lines + [f"{self.name}: {self.unpaired}"] * bool(self.unpaired)
+        lines = [f"{name}: {self.damage}{before}"] * bool(self.damage)
+        return lines + [f"{name}: {self.unpaired}"] * bool(self.unpaired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +237,6 @@ def _read(shard: OpenShard, row: int) -> tuple[Record, str | None]:
     return Record(), utf8(f"damaged record: {problem}")[:_LONGEST_PROBLEM]
 
 
-def utf8(text: str) -> str:
-    """A name of a tar as Unicode text: what is not UTF-8 in it is replaced."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def record_of(row: Mapping[str, Any]) -> Record:
     """The record of a row (``batch.slice(row, 1).to_pylist()[0]``), without its landmarks."""
     votes, box, groups = row["emotion_votes"], row["box"], row["groups"]
@@ -268,10 +264,12 @@ def write_index(
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
-    head = json.dumps({"format": FORMAT, "shards": [asdict(entry) for entry in entries]}, ensure_ascii=False)
+    # In ASCII, which can hold the name of any file, also one that is not UTF-8.
+    head = json.dumps({"format": FORMAT, "shards": [asdict(entry) for entry in entries]})
     schema = SCHEMA.with_metadata({_METADATA: head.encode(), b"huggingface": _FEATURES})
     with place(path) as part:
-        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
+        # Not pa.OSFile, which takes no path that is not UTF-8.
+        with part.open("wb") as out, pa.ipc.new_stream(out, schema) as stream:
             for number, batch in enumerate(batches):
                 numbers = _column([number] * batch.num_rows, pa.int32())
                 stream.write_batch(batch.set_column(0, SCHEMA[0], numbers))

@@ -5,8 +5,9 @@ reads through :func:`hpe.data.pose_labels.read_poses`, which checks that they be
 """
 
 import difflib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int8
 
 from hpe.core.errors import UserError
-from hpe.core.files import aside, short_name
+from hpe.core.files import aside, open_regular, short_name
 from hpe.core.labels import ANGLES
 from hpe.data.directions import ABSTAIN
+from hpe.data.shard_reader import utf8
 
 POSE_FOLDER: Final = "pose"
 """The folder beside shards that has a folder of pose tables per estimator."""
@@ -151,6 +153,19 @@ def read_pose_table(path: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     return table
 
 
+def digest_of_tables(paths: Iterable[Path]) -> str:
+    """A sha256 of pose tables in their order: what was made from them is outdated when it has changed.
+
+    Raises:
+        UserError: a table does not exist, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with _named(path), open_regular(path) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into a message that names it."""
@@ -163,8 +178,8 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def write_table(path: Path, poses: ShardPoses, identity: Identity) -> None:
-    """Write a table, aside and then renamed. NaN and :data:`ABSTAIN` become null."""
-    columns: dict[str, pa.Array] = {"key": pa.array(poses.keys, pa.string())}
+    """Write a table, aside and then renamed. NaN and :data:`ABSTAIN` become null; keys are those of an index."""
+    columns: dict[str, pa.Array] = {"key": pa.array([utf8(key) for key in poses.keys], pa.string())}
     for name, values in (("", poses.angles), ("_sd", poses.deviations)):
         for angle, column in zip(ANGLES, np.asarray(values, np.float32).T, strict=True):
             columns[angle + name] = pa.array(column, pa.float32(), from_pandas=True)

@@ -77,7 +77,8 @@ class Record:
             abs(side) <= FARTHEST_PIXEL for point in self.landmarks for side in point
         ):
             found.append("landmarks are not all places in a picture")
-        texts = {"subject": self.subject, "source": self.source, "groups": "".join(chain(*self.groups.items()))}
+        texts = {name: getattr(self, name) for name in ("subject", "source", "split")}
+        texts["groups"] = "".join(chain(*self.groups.items()))
         found += [f"{name} is not Unicode text" for name, text in texts.items() if text and not _is_utf8(text)]
         return found
 

@@ -94,7 +94,7 @@ class RemoteCache:
     Attributes:
         folder: node-local.
         limit_bytes: what it may hold.
-        session: distinguishes jobs: a file without a known digest is fetched again by each job.
+        session: tells a job from later ones: a file without a known digest is fetched again by each job.
         notices: what the user reads while he waits; None: nothing, as nobody waits.
     """
 

@@ -30,6 +30,10 @@ _FIELD: Final = {
 } | dict.fromkeys(("jpeg", "JPEG", "Jpeg"), "jpg")
 _PLAIN_KEY: Final = 94
 """Letters; with an extension the name fits the 100 bytes of a tar header."""
+_LONGEST_NAME: Final = 1 << 20
+"""Bytes of a member that names the next one; what is longer is damage. File systems allow 4,096."""
+_PAX_DIGITS: Final = 10
+"""Of the length of a pax record, at most."""
 _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -229,12 +233,18 @@ def _unpaired(halves: Mapping[str, Mapping[str, object]], keys: Collection[str],
     records = [key for key, parts in lone.items() if "json" in parts]
     counts = [f"{count_of(len(pictures), 'picture')} without a record (NAME.json)"] * bool(pictures)
     counts += [f"{count_of(len(records), 'record')} without a picture (NAME.jpg, .png or .webp)"] * bool(records)
-    text = f"{' and '.join(counts)}, such as {(pictures or records)[0]}, are no samples"
+    text = f"{' and '.join(counts)}, such as {utf8((pictures or records)[0])}, are no samples"
     beside = Counter(extension for key, extension in map(_key_of, others) if key in lone)
     if not beside:
         return text
     extension, count = beside.most_common(1)[0]
-    return f"{text}; {count:,} of them have a .{extension} file instead, which hpe does not read" + _way_out(extension)
+    instead = f"{text}; {count:,} of them have a .{utf8(extension)} file instead, which hpe does not read"
+    return instead + _way_out(extension)
+
+
+def utf8(name: str) -> str:
+    """A name in a tar, or of one, as Unicode text: what is not UTF-8 in it is replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _way_out(extension: str) -> str:
@@ -261,6 +271,10 @@ def _members(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
     elif places and (over := sum(places[-1]) + BLOCK - len(data)) > 0:
         good, (at, size) = len(places) - 1, places[-1]
         damage = f"truncated: member at byte {at} needs {size} bytes, {size - over} are left"
+    for number, ((at, size), header) in enumerate(zip(places[:good], headers, strict=False)):
+        if size > _LONGEST_NAME and header[156] in b"xL":
+            good, damage = number, f"damaged tar header at byte {at}: a name of {size:,} bytes"
+            break
     return list(_named(data, places[:good], headers[:good])), damage
 
 
@@ -332,11 +346,10 @@ def _long_name(kind: bytes, data: bytes) -> str | None:
         return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
     at = 0
     while at < len(data):  # pax records: "<length> <keyword>=<value>\n"
-        length, _, _ = data[at:].partition(b" ")
-        if not length.isdigit() or int(length) <= len(length) + 1:
+        space = data.find(b" ", at, at + _PAX_DIGITS + 1)
+        if space < 0 or not data[at:space].isdigit() or (end := at + int(data[at:space])) <= space + 1:
             return None
-        record = data[at + len(length) + 1 : at + int(length) - 1]
-        if record.startswith(b"path="):
-            return record[5:].decode("utf-8", "surrogateescape")
-        at += int(length)
+        if data.startswith(b"path=", space + 1):
+            return data[space + 6 : end - 1].decode("utf-8", "surrogateescape")
+        at = end
     return None

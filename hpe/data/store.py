@@ -333,9 +333,10 @@ def _watched(one: _Try, waiting: Waiting, tell: Callable[[Waiting], None], come:
 
 
 def _bytes_of(part: Path) -> int:
-    """Bytes on disk: a driver may set the file's size before they come."""
+    """Bytes that have come: a driver may set the file's size before they do, and XFS allocates blocks ahead of it."""
     with contextlib.suppress(FileNotFoundError):
-        return part.stat().st_blocks * 512
+        state = part.stat()
+        return min(state.st_size, state.st_blocks * 512)
     return 0
 
 

@@ -26,6 +26,7 @@ from hpe.data.pose_labels import read_poses
 from hpe.data.pose_tables import DIRECTION_PREFIX, POSE_FOLDER, no_folder, read_metadata, table_of_shard, tables_meant
 from hpe.data.remote_cache import RemoteCache
 from hpe.data.shard_files import ShardFile, find_shards
+from hpe.data.shard_reader import utf8
 from hpe.data.store import FetchError, below, is_remote
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _label_columns(shards: Sequence[ShardFile], batches: Sequence[pa.RecordBatch
     """The columns of an index, with the path of each tar instead of its number, and a column per group."""
     table = pa.Table.from_batches(batches, SCHEMA)
     samples = [len(batch) for batch in batches]
-    paths = pa.array([str(shard) for shard in shards], pa.string())
+    paths = pa.array([utf8(str(shard)) for shard in shards], pa.string())
     columns: dict[str, Any] = {
         "key": table["key"],
         "shard": paths.take(pa.array(np.repeat(np.arange(len(samples)), samples))),

@@ -25,6 +25,7 @@ from hpe.core.ranks import Ranks
 from hpe.data.batch import Batch
 from hpe.data.images import encode_jpeg
 from hpe.data.provenance import about_command, about_package, about_shards
+from hpe.data.shard_reader import utf8
 from hpe.evaluate.gallery import choose_rows, write_faces
 from hpe.evaluate.judged import Judged, open_judged
 from hpe.evaluate.options import EvaluateOptions
@@ -377,7 +378,7 @@ def _whole(rows: "pa.Table", stream: Stream, damaged: int) -> tuple["pa.Table", 
             pa.chunked_array([places])
         )
     )
-    rows = rows.append_column("shard", pa.array([shard for shard, _, _ in records], pa.string()))
+    rows = rows.append_column("shard", pa.array([utf8(shard) for shard, _, _ in records], pa.string()))
     for field in ("split", "subject", "source"):
         rows = rows.append_column(field, pa.array([getattr(r, field, None) for _, _, r in records], pa.string()))
     groups = sorted({group for _, _, record in records if record for group in record.groups})

@@ -1,5 +1,6 @@
 """``hpe balance``: a subset with as many samples of every direction and emotion, as the thesis trains on."""
 
+import itertools
 import json
 import re
 import shutil
@@ -18,9 +19,9 @@ from hpe.core.files import aside, locked, write_text
 from hpe.core.labels import DIRECTIONS, EMOTIONS, Direction
 from hpe.core.progress import progress
 from hpe.data.pose_labels import chosen_rule
-from hpe.data.pose_tables import POSE_FOLDER, read_pose_table, table_of_shard
+from hpe.data.pose_tables import POSE_FOLDER, digest_of_tables, read_pose_table, table_of_shard
 from hpe.data.shard_files import ShardFile, manifest_at, of_manifest
-from hpe.data.shard_reader import OpenShard
+from hpe.data.shard_reader import OpenShard, utf8
 from hpe.data.shards import MANIFEST, QUARANTINE, Manifest, Sample, ShardInfo, write_shard
 from hpe.data.store import is_remote
 from hpe.data.tables import dataset_of, pose_files, refuse_damaged
@@ -62,13 +63,23 @@ class Subset:
     seed: int = 0
     samples_per_shard: int = 1000
 
-    def recorded(self, manifest: Manifest, poses: str, rule: str, wanted: Mapping[str, int]) -> dict[str, Any]:
-        """The options as the subset's manifest records them: all that decides its bytes."""
+    def recorded(
+        self, manifest: Manifest, poses: str, tables: str, rule: str, wanted: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """The options as the subset's manifest records them: all that decides its bytes.
+
+        Args:
+            manifest: of the shards.
+            poses, tables: name of the folder of pose tables, and their digest.
+            rule: of the directions.
+            wanted: by split, samples of every direction and emotion.
+        """
         options: dict[str, Any] = {
             "from": manifest.dataset,
             "per_cell": wanted,
             "rule": rule,
             "poses": poses,
+            "tables": tables,
             "seed": self.seed,
             "samples_per_shard": self.samples_per_shard,
             "shards": [shard.sha256 for shard in manifest.shards if shard.split in wanted],
@@ -108,14 +119,15 @@ def balance(
     shards = of_manifest(manifest, folder)
     tables = dict(zip(shards, pose_files(shards, poses), strict=True))
     rule = chosen_rule(next(iter(tables.values())), subset.rule)
-    options = subset.recorded(manifest, estimator, rule, wanted)
+    used = {name: [tables[s] for s in of_manifest(manifest, folder, name)] for name in wanted}
+    digest = digest_of_tables(itertools.chain.from_iterable(used.values()))
+    options = subset.recorded(manifest, estimator, digest, rule, wanted)
     if _finished(out, options):
         print(f"{out}: finished already, nothing to do (`hpe verify {out}` checks it)")
         return Manifest.load(out)
     faces = {}
     for name in wanted:
-        of_split = of_manifest(manifest, folder, name)
-        faces[name] = dataset_of(of_split, {"": [tables[shard] for shard in of_split]}, rule)
+        faces[name] = dataset_of(of_manifest(manifest, folder, name), {"": used[name]}, rule)
         refuse_damaged(faces[name])
     directions = tuple(Direction) if subset.directions is None else subset.directions
     chosen = choose(faces, wanted, (directions, subset.emotions), subset.seed, option_names)
@@ -123,7 +135,7 @@ def balance(
         with _locked(out):
             if _finished(out, options):  # by another process, while this one chose
                 return Manifest.load(out)
-            return _Writing(out, manifest, estimator, {str(s): (s, t) for s, t in tables.items()}).write(
+            return _Writing(out, manifest, estimator, {utf8(str(s)): (s, t) for s, t in tables.items()}).write(
                 chosen, options
             )
     except BrokenPipeError:  # `hpe balance … | head`: the shards are finished, only the summary is not read
@@ -157,10 +169,14 @@ def _finished(out: Path, options: Mapping[str, Any]) -> bool:
         if not out.exists() and not out.is_symlink():
             return False
         if (out / MANIFEST).is_file():
-            if Manifest.load(out).options == options:
+            before = Manifest.load(out).options
+            before = {"tables": options["tables"]} | before  # unsaid by older versions
+            others = sorted(name for name in before.keys() | options if before.get(name) != options.get(name))
+            if not others:
                 return True
             raise OtherSubsetError(
-                f"{out}: was made with other options or from other shards; use another folder, or delete this one"
+                f"{out}: was made with other options, or from other shards or pose tables (in its {MANIFEST} differ: "
+                f"{', '.join(others)}); use another folder, or delete this one"
             )
         if not out.is_dir():
             raise UserError(f"{out}: is not a folder; expected one for the shards")
@@ -263,7 +279,7 @@ class _Writing:
             table = read_pose_table(poses)
             with _opened(shard) as opened:
                 for row, key in places:
-                    if row >= len(opened) or opened.keys[row] != key:
+                    if row >= len(opened) or utf8(opened.keys[row]) != key:
                         raise ValueError(f"row {row} is not {key!r}: the tar has changed")
                     found[key] = opened.sample(row), table.slice(row, 1)
         return [found[key][0] for key in keys], pa.concat_tables([found[key][1] for key in keys])

@@ -15,7 +15,7 @@ from hpe.core.errors import UserError
 from hpe.core.progress import progress
 from hpe.data.crops import CropRule
 from hpe.data.index import FOREIGN, IndexFile, equal_rows, index_open_shard, open_index
-from hpe.data.shard_reader import OpenShard, open_tar
+from hpe.data.shard_reader import OpenShard, open_tar, utf8
 from hpe.data.shards import MANIFEST, Manifest, ShardInfo
 
 _THREADS: Final = 4
@@ -37,7 +37,7 @@ class Fault:
     def __str__(self) -> str:
         named = ", ".join(self.samples[:_NAMED])
         more = f" and {len(self.samples) - _NAMED:,} more" if len(self.samples) > _NAMED else ""
-        return f"{self.shard}: {self.what}" + (f": {named}{more}" if named else "")
+        return utf8(f"{self.shard}: {self.what}" + (f": {named}{more}" if named else ""))
 
 
 def verify(folder: Path) -> list[Fault]:
@@ -98,7 +98,7 @@ def _verify_foreign(folder: Path, tars: Sequence[Path]) -> list[Fault]:
 
 def _of_foreign(name: str, opened: OpenShard, indexed: pa.RecordBatch | None) -> Iterator[Fault]:
     entry, batch = index_open_shard(name, opened)
-    yield from (Fault(name, line.removeprefix(f"{name}: ")) for line in entry.missing)
+    yield from (Fault(name, line.removeprefix(f"{utf8(name)}: ")) for line in entry.missing)
     if damaged := tuple(sorted(_damaged(opened))):
         yield Fault(name, f"{count_of(len(damaged), 'sample')} cannot be read", damaged)
     yield from _against_index(name, batch, indexed)
@@ -140,7 +140,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     samples = splits.total()
     if (stated := manifest.counts.get("samples", samples)) != samples:
         yield f"states {stated!r} samples; its shards have {samples:,}"
-    if (stated := manifest.counts.get("splits", splits)) != splits:
+    stated = manifest.counts.get("splits", splits)
+    # As counters, for which 0 is none: a split of which every picture was refused is stated, and has no shard.
+    if not isinstance(stated, Mapping) or Counter(stated) != splits:
         yield f"states {stated!r} samples in its splits; its shards have {dict(splits)}"
     try:
         CropRule.parse(manifest.crop)

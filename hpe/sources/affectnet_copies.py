@@ -7,7 +7,7 @@ On disk, YOLO's format (perhaps below a folder YOLO_format):
 
 On disk, the thesis' copy:
 
-    Anger/123.jpg … Surprise/               a folder per emotion
+    Anger/123.jpg … Surprise/               a folder per emotion, perhaps below train/, val/, test/
     *.csv                                   Filename and any of Pitch, Yaw, Roll, Direction, Emotion
 
 Labels: emotion of the class or folder. The thesis' tables add angles in degrees (predicted by Hopenet, not measured;
@@ -55,7 +55,7 @@ from hpe.sources.base import (
     subfolders,
     whole,
 )  # fmt: skip
-from hpe.sources.folders import affectnet_emotion, class_folders, home_of
+from hpe.sources.folders import ClassFolder, affectnet_emotion, class_folders, home_of, splits_of
 from hpe.sources.units import ANGLES, ASK, Units
 
 # YOLO's format
@@ -199,8 +199,8 @@ def _thesis_tables(folder: Path) -> list[tuple[TextTable, dict[str, int]]]:
     return found
 
 
-def _emotion_folders(folder: Path) -> bool:
-    return any(affectnet_emotion(c.name) is not None for c in class_folders(folder))
+def _emotion_folders(folder: Path) -> list[ClassFolder]:
+    return [c for c in class_folders(folder) if affectnet_emotion(c.name) is not None]
 
 
 def _recognise_thesis(folder: Path) -> str | None:
@@ -215,8 +215,9 @@ def open_thesis(folder: Path, *, tables: str = "", angles: str = ASK) -> Source:
     any of Pitch, Yaw, Roll, Direction, Emotion.
 
     Yaw is negated here: the thesis' tables hold ``-yaw``. The angles are Hopenet's predictions, not measured. A
-    picture in a table with "test" in its name and a column Emotion is ``test``, the others are ``train``. A row
-    without its picture is rejected, as is a picture whose folder and table give different emotions.
+    picture in a table with "test" in its name and a column Emotion is ``test``, the others are ``train``; without such
+    a table a picture has the split of the folder above its class. A row without its picture is rejected, as is a
+    picture whose folder and table give different emotions.
 
     Args:
         folder: the class folders.
@@ -228,8 +229,8 @@ def open_thesis(folder: Path, *, tables: str = "", angles: str = ASK) -> Source:
     """
     choice("thesis", "angles", angles, ANGLES)
     at = Path(tables) if tables else folder
-    found = _thesis_tables(at)
-    if not found or not _emotion_folders(folder):
+    found, classes = _thesis_tables(at), _emotion_folders(folder)
+    if not found or not classes:
         missing = "no class folders of emotions" if found else f"no CSV with Filename and labels in {at}"
         raise UserError(f"{folder}: {missing}; expected the thesis' class folders and its tables (tables=FOLDER)")
     has_test = any("test" in table.path.name.lower() and "Emotion" in places for table, places in found)
@@ -246,15 +247,15 @@ def open_thesis(folder: Path, *, tables: str = "", angles: str = ASK) -> Source:
         licence=LICENCE,
         publishable=False,
         default_crop="none",
-        splits=("train", "test") if has_test else (),
-        rows=partial(_thesis_rows, folder, found, has_test, angles == "radians"),
+        splits=("train", "test") if has_test else splits_of(classes),
+        rows=partial(_thesis_rows, classes, found, has_test, angles == "radians"),
         notes=("angles are Hopenet's predictions of the thesis; yaw negated to our sign",),
-        home=home_of(class_folders(folder)),
+        home=home_of(classes),
     )
 
 
 def _thesis_rows(
-    folder: Path, tables: list[tuple[TextTable, dict[str, int]]], has_test: bool, radians: bool
+    classes: list[ClassFolder], tables: list[tuple[TextTable, dict[str, int]]], has_test: bool, radians: bool
 ) -> Iterator[Raw | Reject]:
     """Rejected rows of the tables, then every picture with its labels, then rows without a picture."""
     labels: dict[str, Record] = {}
@@ -264,11 +265,10 @@ def _thesis_rows(
             rejects += _join(labels, f"{table.path.name}:{line}", places, cells, radians)
     yield from rejects
     keys, without_picture = Keys(), dict.fromkeys(labels)
-    classes = class_folders(folder)
     home = home_of(classes)
     for part in classes:
-        if (emotion := affectnet_emotion(part.name)) is None:
-            continue
+        emotion = affectnet_emotion(part.name)
+        assert emotion is not None
         for path in images(part.path):
             without_picture.pop(shown(path.name), None)
             source = shown(path.relative_to(home))

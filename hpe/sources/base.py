@@ -269,10 +269,11 @@ class Faces:
 
 def in_pixels(box: Box, picture: Path | bytes) -> Box | None:
     """A box of fractions of the picture in pixels; None where the picture cannot be read (decoding will report why)."""
-    from hpe.data.images import DecodeError, image_size  # late: it imports torch, which worker processes have
+    from hpe.data.images import MOST_PIXELS, DecodeError, image_size  # late: torch, which worker processes have
 
     try:
-        width, height = image_size(picture)
+        # Mostly by the header alone. What is above the limit that the user gave, decoding refuses and reports.
+        width, height = image_size(picture, max_pixels=MOST_PIXELS)
     except (DecodeError, OSError):
         return None
     x0, y0, x1, y1 = box

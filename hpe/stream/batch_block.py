@@ -48,18 +48,19 @@ class Loaded:
         first: position of its first row in the global sequence: the seed of its augmentation.
         samples_seen: position after the *global* batch: what to store and to resume from.
         damage: what could not be read; such a row is black with every mask false.
+        lost: the row of each damage: a key may appear in the batch again, of another shard or dataset.
     """
 
     batch: Batch
     first: int
     samples_seen: int
     damage: tuple[Damage, ...] = ()
+    lost: tuple[int, ...] = ()
 
     @property
     def readable(self) -> list[bool]:
         """By row: whether it is a sample, and not the black place of one that could not be read."""
-        lost = {one.key for one in self.damage}
-        return [key not in lost for key in self.batch.keys]
+        return [row not in self.lost for row in range(len(self.batch))]
 
 
 class Slot(NamedTuple):
@@ -85,6 +86,7 @@ class BatchBlock:
     first: int
     samples_seen: int
     damage: tuple[Damage, ...] = ()
+    lost: tuple[int, ...] = ()
     encoded: tuple[tuple[str, int], ...] = ()
 
     def pin_memory(self) -> "BatchBlock":
@@ -110,7 +112,7 @@ class BatchBlock:
             for name, field in fields.items()
         }
         views["images"] = views["images"].permute(0, 3, 1, 2)
-        return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage)
+        return Loaded(Batch(self.keys, **views), self.first, self.samples_seen, self.damage, self.lost)
 
 
 class Field(NamedTuple):

@@ -85,7 +85,12 @@ class DeviceDecoder:
         for row in refused:
             for name in _MASKS:
                 getattr(loaded.batch, name)[row] = False
-        found = replace(loaded, batch=replace(loaded.batch, images=images), damage=(*loaded.damage, *damage))
+        found = replace(
+            loaded,
+            batch=replace(loaded.batch, images=images),
+            damage=(*loaded.damage, *damage),
+            lost=(*loaded.lost, *refused),
+        )
         if self._stream is None:
             return found, None
         there = torch.cuda.Event()

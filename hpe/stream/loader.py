@@ -50,6 +50,7 @@ class Loader:
         self._reported = 0, 0
         self._workers = _readers(reading.workers)
         self._iterator: Iterator[Any] | None = None
+        self._ended = False
         self._message: deque[BatchBlock | Refusal] = deque()
         self._decoder: DeviceDecoder | None = None
 
@@ -96,6 +97,7 @@ class Loader:
         """Start (again) from the first batch of the plan."""
         self.close()
         self._iterator = self._start()
+        self._ended = False
         return self
 
     def _start(self) -> Iterator[Any]:
@@ -136,6 +138,8 @@ class Loader:
             return loader.iterator1()
 
     def __next__(self) -> Loaded:
+        if self._ended:  # as of every iterator: a first batch here would be taken for the next one
+            raise StopIteration
         if self._iterator is None:
             self._iterator = self._start()
         start = time.perf_counter()
@@ -171,7 +175,8 @@ class Loader:
         return self.named_damage[named:], self.damaged_samples - count
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and the batches until ``iter`` starts them again."""
+        self._ended = True
         if self._decoder is not None:
             self._decoder.close()
         self._ahead.close()

@@ -276,7 +276,8 @@ class BatchReader:
             UserError: a sample is damaged, and ``Reading.damaged`` is ``fail``.
         """
         plan, size = self._plan, self._reading.size
-        damage = tuple(draft.damage[at] for at in sorted(draft.damage))
+        lost = tuple(sorted(draft.damage))
+        damage = tuple(draft.damage[at] for at in lost)
         if damage and self._reading.damaged == "fail":
             raise UserError(f"{damage[0]}; repair it or pack again, or read with damaged: skip")
         for at in draft.damage:
@@ -294,6 +295,7 @@ class BatchReader:
             first=draft.start,
             samples_seen=seen if plan.length is None else min(seen, plan.length),
             damage=damage,
+            lost=lost,
             encoded=tuple(zip(names, draft.encoded, strict=True)) if any(draft.encoded) else (),
         )
 

@@ -21,6 +21,7 @@ from hpe.data.pose_tables import (
     Identity,
     ShardPoses,
     differences,
+    digest_of_tables,
     no_folder,
     read_metadata,
     read_pose_table,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 TRUE_RULE: Final = "labelled"
 """Name of the column with the raw dataset's own directions."""
+_MADE_FROM: Final = "hpe.made_from"
+"""Digest of the pose table that another one was made from by adding a column."""
 _Directions = Callable[[ShardFile, "pa.Table"], np.ndarray]
 """From a shard and its pose table to the direction of each row."""
 
@@ -218,7 +221,7 @@ def _has_directions(path: Path) -> bool:
 
 
 def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str, directions: _Directions) -> Path:
-    """Copy pose tables to ``out`` with the directions of a rule; tables that have them by this definition are kept."""
+    """Copy pose tables to ``out`` with the directions of a rule; copies that have them by this definition are kept."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,7 +229,8 @@ def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str,
     column = DIRECTION_PREFIX + rule
     for shard in packed_shards(shards):
         given, made = table_of_shard(pose, shard.path.name), table_of_shard(out, shard.path.name)
-        if _has_column(made, shard, rule, definition):
+        digest = digest_of_tables([given])
+        if _has_column(made, shard, rule, definition, digest):
             continue
         table = read_pose_table(given)
         if column in table.column_names:
@@ -234,6 +238,7 @@ def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str,
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rules = json.loads(metadata.get("hpe.rules", "{}")) | {rule: definition}
         metadata["hpe.rules"] = json.dumps(rules, sort_keys=True, separators=(",", ":"))
+        metadata[_MADE_FROM] = digest
         labels = directions(shard, table)
         table = table.append_column(column, pa.array(labels, pa.int8(), mask=labels == ABSTAIN))
         with aside(made) as part:
@@ -241,11 +246,12 @@ def _add_column(shards: Path, pose: Path, out: Path, rule: str, definition: str,
     return out
 
 
-def _has_column(table: Path, shard: ShardFile, rule: str, definition: str) -> bool:
-    """Whether a table of this shard exists that has the directions of a rule, by the same definition."""
+def _has_column(table: Path, shard: ShardFile, rule: str, definition: str, digest: str) -> bool:
+    """Whether a table of this shard exists, made from one of this digest, with a rule's directions by a definition."""
     if not table.is_file() or mismatch(table, shard=shard.path.name, sha256=shard.sha256, samples=None, rule=rule):
         return False
-    return json.loads(read_metadata(table).entries.get("hpe.rules", "{}")).get(rule) == definition
+    entries = read_metadata(table).entries
+    return entries.get(_MADE_FROM) == digest and json.loads(entries.get("hpe.rules", "{}")).get(rule) == definition
 
 
 def balanced_sets(study: StudyConfig, data: StudyData) -> dict[str, BalancedSet]:

@@ -1,19 +1,25 @@
 """The index beside the shards states what the tars state; whatever else stands there is refused."""
 
+import io
 import json
+import os
 import random
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+import hpe
 from hpe.data import index as format_
 from hpe.data.index import SCHEMA, check_index, index_shard, open_index, rows_of, write_index
 from hpe.data.records import Record
 from hpe.data.shards import Sample, write_shard
+from hpe.pack.indexing import index as make_index
+from hpe.pack.verify import verify
 
 FULL = Record(
     emotion=3, emotion_votes=(0.0, 1.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0), valence=0.1, arousal=-0.3, yaw=1 / 3, pitch=2.5,
@@ -95,6 +101,33 @@ def test_a_damaged_record_is_a_row_without_labels_and_the_end_of_a_tar_is_named(
     assert "emotion 9 is not 0..7" in index.table.column("problem")[2].as_py()
     assert "truncated" in str(index.shards[0].damage)
     check_index(index.path)
+
+
+def test_names_and_texts_that_are_not_unicode_are_in_an_index_too(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.tar")
+    record = b'{"emotion":3,"split":"\\ud800"}'
+    members = {"M\udcfcller.jpg": b"", "M\udcfcller.json": b'{"emotion":3}', "\udcfc.jpg": b"", "\udcfc.\udcfc": b""}
+    try:
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+            for name, data in (members | {"a.jpg": b"", "a.json": record}).items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    index = open_index(written([path], tmp_path / "index.arrow"))
+    (entry,) = index.shards
+    assert entry.name == path.name
+    assert str(entry.unpaired).startswith("1 picture without a record (NAME.json), such as \ufffd, are no samples")
+    assert index.table["key"].to_pylist() == ["M\ufffdller", "a"]
+    assert index.table["problem"].to_pylist() == [None, "damaged record: split is not Unicode text"]
+    faces = hpe.tables(str(path))
+    assert faces["key"] == ["M\ufffdller", "a"]
+    assert faces["shard"][0] == f"{tmp_path}/caf\ufffd.tar"
+    (indexed,) = make_index(str(path), workers=1)
+    told = "\n".join(map(str, [indexed, *verify(tmp_path)]))
+    assert "caf\ufffd.tar: 2 samples cannot be read: M\ufffdller, a" in told
+    assert told.encode()
 
 
 def spoiled(data: bytes, rng: random.Random) -> bytes:

@@ -16,9 +16,9 @@ IDENTITY = Identity(
 )  # fmt: skip
 
 
-def written(folder: Path) -> Path:
+def written(folder: Path, keys: tuple[str, ...] = KEYS) -> Path:
     angles = np.array([[1, 2, 3], [4, 5, 6], [np.nan] * 3], np.float32)
-    poses = ShardPoses(KEYS, angles, np.full((3, 3), np.nan), {"ours": np.array([0, 4, -1], np.int8)}, {2: "no face"})
+    poses = ShardPoses(keys, angles, np.full((3, 3), np.nan), {"ours": np.array([0, 4, -1], np.int8)}, {2: "no face"})
     path = table_of_shard(folder, IDENTITY.shard)
     write_table(path, poses, IDENTITY)
     return path
@@ -33,6 +33,11 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert table["direction_ours"].to_pylist() == [0, 4, None]
     footer = read_metadata(path)
     assert (footer.rows, footer.rules, footer.entries["hpe.shard_sha256"]) == (3, ("ours",), "bb")
+
+
+def test_keys_that_are_not_utf8_are_those_of_the_index(tmp_path: Path) -> None:
+    path = written(tmp_path, ("M\udcfcller", "b", "c"))
+    assert read_pose_table(path)["key"].to_pylist() == ["M\ufffdller", "b", "c"]
 
 
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Opening a shard: whole, damaged, empty, or no file at all; and the local shards that a user names."""
 
+import io
 import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,40 @@ def test_a_damaged_tar_opens_up_to_the_damage_and_is_no_whole_shard(packed: Path
     assert (open_tar(path).damage, len(open_tar(path))) == ("empty file", 0)
     with pytest.raises(ValueError, match="empty file"):
         open_shard(path)
+
+
+def with_header(path: Path, kind: bytes, data: bytes) -> Path:
+    """A sample, and another one behind a member that names its picture."""
+    with tarfile.open(path, "w") as tar:
+        for name, member in (("a.png", b"a"), ("a.json", b"{}"), ("", data), ("b.png", b"b"), ("b.json", b"{}")):
+            info = tarfile.TarInfo(name or "header")
+            info.type, info.size = kind if not name else tarfile.REGTYPE, len(member)
+            tar.addfile(info, io.BytesIO(member))
+    return path
+
+
+@pytest.mark.parametrize("data", [b"9" * 5000 + b" path=x\n", b"4 a\n" * 200_000, b"7" * (1 << 20), b"0 a=x\n", b"5"])
+def test_a_header_of_nonsense_names_nothing_and_is_read_at_once(tmp_path: Path, data: bytes) -> None:
+    start = time.process_time()
+    shard = open_tar(with_header(tmp_path / "a.tar", tarfile.XHDTYPE, data))
+    assert time.process_time() - start < 2
+    assert (shard.keys, shard.damage) == (("a", "b"), None)
+
+
+@pytest.mark.parametrize(("kind", "before"), [(tarfile.XHDTYPE, b"1048600 path="), (tarfile.GNUTYPE_LONGNAME, b"")])
+def test_a_name_longer_than_any_is_damage(tmp_path: Path, kind: bytes, before: bytes) -> None:
+    shard = open_tar(with_header(tmp_path / "a.tar", kind, before.ljust((1 << 20) + 1, b"n")))
+    assert shard.keys == ("a",)
+    assert shard.damage == "damaged tar header at byte 2048: a name of 1,048,577 bytes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"), [(tarfile.XHDTYPE, b"12 mtime=12\n313 path="), (tarfile.GNUTYPE_LONGNAME, b"")]
+)
+def test_a_long_name_is_that_of_the_member_behind_it(tmp_path: Path, kind: bytes, before: bytes) -> None:
+    shard = open_tar(with_header(tmp_path / "a.tar", kind, before + b"n" * 299 + b".png\n"[: 5 if before else 4]))
+    assert shard.index.unpaired is not None
+    assert f"such as {'n' * 299}, are no samples" in shard.index.unpaired
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hpe.data.images import encode_jpeg
 from hpe.data.records import Record
 from hpe.data.shard_reader import read_samples
 from hpe.data.shards import Manifest, Sample, write_shard
-from hpe.pack.balance import Subset, balance
+from hpe.pack.balance import OtherSubsetError, Subset, balance
 from hpe.pack.indexing import index
 from hpe.pack.verify import verify
 from tests.served import served
@@ -208,6 +208,27 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(made, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(UserError, match="other options"):
         balance(folder, poses, out, Subset(per_cell="3/1/0"))
+
+
+def test_a_subset_of_pose_tables_that_have_changed_is_not_taken_for_finished(made, tmp_path):
+    folder, poses = made
+    out = tmp_path / "out"
+    first = balance(folder, poses, out, Subset(per_cell="2/0/0"))
+    changed = poses / "val-000000.parquet"  # of a split that the subset has nothing of
+    table = pq.read_table(changed)
+    pq.write_table(table.drop_columns(["yaw"]).append_column("yaw", table["pitch"]), changed)
+    assert balance(folder, poses, out, Subset(per_cell="2/0/0")) == first
+    older = replace(first, options={name: value for name, value in first.options.items() if name != "tables"})
+    changed = poses / "train-000000.parquet"
+    table = pq.read_table(changed)
+    turned = pa.array(
+        [(label + 1) % 5 if label is not None else None for label in table["direction_thesis"].to_pylist()], pa.int8()
+    )
+    pq.write_table(table.set_column(table.column_names.index("direction_thesis"), "direction_thesis", turned), changed)
+    with pytest.raises(OtherSubsetError, match=r"or pose tables \(in its manifest\.json differ: tables\)"):
+        balance(folder, poses, out, Subset(per_cell="2/0/0"))
+    older.save(out)  # a manifest of an older version has no digest of the tables
+    assert balance(folder, poses, out, Subset(per_cell="2/0/0")) == older
 
 
 @pytest.mark.parametrize("name", ["mine.tar", "notes.part", "train-000000.tar"])

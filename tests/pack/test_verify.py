@@ -87,6 +87,15 @@ def test_records_of_another_split_and_a_manifest_that_contradicts_itself_are_nam
     assert f"{longer.name}: is {longer.bytes - 512:,} bytes long; expected {longer.bytes:,}" in told(shards)
 
 
+@pytest.mark.parametrize("counted", [{"train": 24, "val": 0}, {"train": "24"}, [24], None])
+def test_a_split_whose_pictures_were_all_refused_is_sound_and_counts_that_are_no_numbers_are_not(shards, counted):
+    replace(Manifest.load(shards), counts={"samples": 24, "splits": counted}).save(shards)
+    sound = counted == {"train": 24, "val": 0}
+    assert told(shards) == (
+        "" if sound else f"manifest.json: states {counted!r} samples in its splits; its shards have {{'train': 24}}"
+    )
+
+
 def test_a_damaged_picture_is_named(shards):
     path = shards / "train-000002.tar"
     index = index_tar(memoryview(path.read_bytes()))

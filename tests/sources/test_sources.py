@@ -394,6 +394,20 @@ def test_the_thesis_yaw_is_negated_at_the_door_and_its_tables_are_joined_by_name
     assert "2 columns, expected 7" in said["FINALDF.csv:7"]
 
 
+def test_the_thesis_copy_keeps_the_splits_of_its_folders_where_no_table_names_a_test(tmp_path: Path) -> None:
+    for name in ("train/Anger/1.jpg", "test/Anger/2.jpg", "test/Happy/3.jpg", "val/not a class/4.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "angles.csv").write_text("Filename,Pitch,Yaw,Roll\n1.jpg,1,20.5,3\n2.jpg,1,20.5,3\n3.jpg,1,20.5,3\n")
+    source = open_source("auto", tmp_path)
+    assert (source.name, source.splits) == ("thesis", ("train", "test"))
+    assert splits(source) == {"train/Anger/1.jpg": "train", "test/Anger/2.jpg": "test", "test/Happy/3.jpg": "test"}
+    # A table of the test pictures beside them is the thesis' own split.
+    (tmp_path / "TEST.csv").write_text("Filename,Emotion\n1.jpg,anger\n")
+    source = open_source("auto", tmp_path)
+    assert source.splits == ("train", "test")
+    assert splits(source)["train/Anger/1.jpg"] == "test"
+
+
 @pytest.mark.real
 def test_left_in_the_thesis_own_tables_has_positive_yaw_here(shared: Path, tmp_path: Path) -> None:
     import csv

@@ -5,6 +5,7 @@ The cases are those of ``shared/cases``, in small.
 
 import gc
 import re
+import struct
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_fractions_are_asked_for_and_become_pixels_of_the_upright_picture(tmp_pa
     assert read(open_source("table", tmp_path, boxes="pixels"))[0][0].record.box == (0.5, 0, 1, 1)
     with pytest.raises(UserError, match=r"boxes=fractions, but 1 of 1 boxes have sides far beyond 1 .* boxes=pixels"):
         open_source("table", table(tmp_path, ["image,x0,y0,x1,y1", "plain.png,1,2,30,20"]), boxes="fractions")
+
+
+def test_a_box_in_fractions_is_kept_however_large_a_picture_may_be_allowed(tmp_path: Path) -> None:
+    for side, box in ((9000, (4500, 0, 9000, 9000)), (14_000, None)):  # 81 megapixels, and more than Pillow reads
+        data = bytearray(picture(tmp_path / "large.jpg", (40, 30)).read_bytes())
+        size = data.index(b"\xff\xc0") + 5
+        data[size : size + 4] = struct.pack(">HH", side, side)
+        (tmp_path / "large.jpg").write_bytes(data)
+        rows = table(tmp_path, ["image,xmin,ymin,width,height", "large.jpg,0.5,0,0.5,1"])
+        ((raw,), _) = read(open_source("table", rows, boxes="fractions"))
+        assert raw.record.box == box
 
 
 def test_the_unit_of_affectnets_boxes_and_of_the_thesis_angles_is_asked_for_too(tmp_path: Path) -> None:

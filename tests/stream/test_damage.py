@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from hpe.core.errors import UserError
+from hpe.data.records import Record
+from hpe.data.shards import Sample, write_shard
 from hpe.stream import ShardSet
-from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, stream, taken
+from tests.stream.tiny import COUNTS, SAMPLES, Made, keys_of, picture, stream, taken
 
 
 @pytest.mark.parametrize("way", ["file", "pipe"])
@@ -58,6 +60,22 @@ def test_a_damaged_picture_is_fatal_where_that_is_asked_for(made: Made, workers:
     shard.write_bytes(data)
     with pytest.raises(UserError, match=rf"{shard.name}, {made.keys[0]}: damaged.*damaged: skip"):
         list(stream(made.folder, damaged="fail", workers=workers).once(batch=8))
+
+
+@pytest.mark.parametrize("decoder", ["cpu", "gpu"])
+def test_a_sample_with_the_key_of_a_damaged_one_stays_readable(tmp_path: Path, decoder: str) -> None:
+    good = picture(80)
+    scan = good.index(b"\xff\xda")
+    bad = good[:scan] + bytes(12) + good[scan + 12 :]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, second in zip(folders, (good, bad), strict=True):
+        folder.mkdir()
+        samples = [Sample(f"{n:04d}", data, "jpg", Record(emotion=3)) for n, data in enumerate((good, second, good))]
+        write_shard(folder / "train-000000.tar", "train", samples)
+    (loaded,) = taken(stream(*(ShardSet(f"{folder}/*.tar") for folder in folders), decoder=decoder).once(batch=6), 1)
+    assert loaded.batch.keys == ("0000", "0001", "0002") * 2
+    assert loaded.readable == loaded.batch.emotion_mask.tolist() == [True] * 4 + [False, True]
+    assert [str(one).split(":")[0] for one in loaded.damage] == ["train-000000.tar, 0001"]
 
 
 def test_a_shard_that_is_replaced_gives_the_old_samples_and_one_written_over_is_named(made: Made) -> None:

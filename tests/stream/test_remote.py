@@ -1,8 +1,11 @@
 """Laws of shards behind a server or a command: the same batches as from files, and failures named."""
 
+import ctypes
 import errno
 import http.server
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 from hpe.core.errors import UserError
 from hpe.data.remote_cache import RemoteCache
+from hpe.data.store import fetch
 from hpe.stream import Balance, ShardSet
 from tests.served import served as serve
 from tests.stream.tiny import COUNTS, Made, keys_of, same, stream, taken
@@ -150,6 +154,34 @@ def test_a_pipe_that_fails_is_a_mistake_also_when_bytes_came(
     named = "pipe:" + command.format(made.folder / "train-000002.tar")
     with pytest.raises(UserError, match=r"pipe:.*5 tries.*exit status [1-9]"):
         stream(ShardSet([named]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fallocate is Linux's")
+def test_a_file_system_that_allocates_ahead_of_the_end_does_not_make_a_file_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocated(path: Path) -> bool:
+        """A megabyte in the file, and room for three more behind its end; False: not on this file system."""
+        with path.open("wb") as out:
+            out.write(bytes(1 << 20))
+            out.flush()
+            keep_size = 1
+            start, size = ctypes.c_long(0), ctypes.c_long(4 << 20)
+            return not ctypes.CDLL(None).fallocate(out.fileno(), keep_size, start, size)
+
+    def copied(_: str, part: Path, __: object) -> None:
+        allocated(part)
+        while len(sizes) < 3:
+            time.sleep(0.01)
+
+    if not allocated(tmp_path / "probe"):
+        pytest.skip("this file system does not allocate ahead")
+    sizes: list[int] = []
+    monkeypatch.setattr("hpe.data.store._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("hpe.data.store._copy", copied)
+    part = tmp_path / "a.part"
+    fetch("a.tar", part, check=lambda *_: None, tell=lambda waiting: sizes.append(waiting.bytes), most=1 << 20)
+    assert part.stat().st_size == sizes[-1] == 1 << 20
 
 
 def test_the_cache_keeps_within_its_bound_and_what_is_open_in_it(made: Made, served: str, tmp_path: Path) -> None:

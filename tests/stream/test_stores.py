@@ -108,6 +108,36 @@ def test_ranks_of_a_node_fetch_each_shard_once(many: Made, counted: tuple[str, A
     assert tars(server.asked) == {info.name: 1 for info in many.infos}
 
 
+_RANK = """
+import sys
+from hpe.data.remote_cache import RemoteCache
+
+print("ready", flush=True)
+sys.stdin.readline()
+(path,) = RemoteCache.of_node().small_files(sys.argv[1], ["a.parquet"])
+print(path.read_text())
+"""
+
+
+def ranks_of_a_command(folder: Path) -> list[str]:
+    """What two ranks read, each with a shell of its own as under ``srun bash -c``."""
+    env = os.environ | {"LOCAL_RANK": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    rank = [sys.executable, "-c", _RANK, f"file://{folder}"]
+    ranks = [subprocess.Popen(rank, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in "01"]
+    assert [one.stdout.readline() for one in ranks if one.stdout] == ["ready\n"] * 2  # as a rendezvous
+    return [one.communicate("\n", 60)[0].strip() for one in ranks]
+
+
+def test_ranks_of_a_job_share_a_file_without_a_digest_and_the_next_command_fetches_it_again(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    table.write_text("old")
+    assert ranks_of_a_command(tmp_path) == ["old", "old"]
+    assert len(list(_cache().glob("*.tar"))) == 1
+    table.write_text("new")
+    assert ranks_of_a_command(tmp_path) == ["new", "new"]
+    assert len(list(_cache().glob("*.tar"))) == 2
+
+
 def test_rights_that_end_in_the_middle_stop_the_run_with_one_message(many: Made, counted: tuple[str, Any]) -> None:
     url, server = counted
     with stream(ShardSet(url), workers=2).endless(seed=1, batch=6, window=2) as loader:

@@ -22,6 +22,17 @@ def test_once_gives_every_sample_once_in_order_over_ranks_and_workers(made: Made
     assert [len(shards.once(batch=8, rank=rank, ranks=ranks)) for rank in range(ranks)] == [len(p) for p in parts]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_has_ended_or_was_closed_stays_so_until_it_is_started_again(made: Made, workers: int) -> None:
+    loader = stream(made.folder, workers=workers).once(batch=20)
+    for _ in range(2):
+        assert keys_of(list(loader)) == made.keys
+        assert [next(loader, None), next(loader, None)] == [None, None]
+    assert next(iter(loader)).first == 0
+    loader.close()
+    assert next(loader, None) is None
+
+
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_more_readers_than_cores_are_the_users_own_wish(
     made: Made, monkeypatch: pytest.MonkeyPatch, cores: int

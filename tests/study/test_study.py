@@ -629,6 +629,18 @@ def test_true_directions_become_a_column_that_networks_learn_from(tmp_path: Path
     assert json.loads(rows.schema.metadata[b"hpe.rules"])["labelled"]
 
 
+def test_a_column_is_added_again_where_the_tables_below_it_have_changed(tmp_path: Path, shards: Path) -> None:
+    pose = pose_tables_from_records(shards, tmp_path / "pose")
+    made = add_true_directions(shards, pose, tmp_path / "labelled") / "test-000000.parquet"
+    written = made.stat().st_mtime_ns
+    add_true_directions(shards, pose, tmp_path / "labelled")
+    assert made.stat().st_mtime_ns == written
+    table = pq.read_table(pose / made.name)
+    pq.write_table(table.set_column(table.column_names.index("yaw"), "yaw", table["pitch"]), pose / made.name)
+    add_true_directions(shards, pose, tmp_path / "labelled")
+    assert pq.read_table(made)["yaw"].equals(table["pitch"])
+
+
 def test_a_rule_that_the_tables_lack_is_told(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(UserError, match=r"sets\.baseline\.rule: thesis_network: .* have thesis_tree, ours"):
         study_data(config(tmp_path, shards, "sets.baseline.rule=thesis_network"), None)
