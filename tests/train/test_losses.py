@@ -131,13 +131,13 @@ def test_the_gradient_of_a_poses_loss_is_that_of_finite_differences(head: str) -
     output = start.clone().requires_grad_()
     loss(output, angles).sum().backward()
     assert output.grad is not None
-    step = 1e-2
+    step = 0.1  # of a smaller one the rounding of float32 makes a slope, on some processors more than on others
     for seed in range(5):
         towards = F.normalize(torch.randn(start.shape, generator=torch.Generator().manual_seed(seed)).flatten(), dim=0)
         towards = towards.view_as(start)
         ahead, behind = (loss(start + sign * step * towards, angles).double().sum() for sign in (1, -1))
         slope = float((ahead - behind) / (2 * step))
-        assert float((output.grad * towards).sum()) == pytest.approx(slope, rel=0.02, abs=2e-3)
+        assert float((output.grad * towards).sum()) == pytest.approx(slope, rel=2e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("head", ["emotion", "direction", "pose"])
