@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,13 @@ def setting(path: str, value: str) -> str:
 
     It is quoted only where YAML would read something else, as people read these commands, too.
     """
-    return f"{path}={value if dump(value) == f'{value}{_PLAIN}' else json.dumps(value)}"
+    return f"{path}={value if dump(value) == f'{value}{_PLAIN}' else quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """A text in quotes, for YAML of one line that a program writes."""
+    quotes: Any = '"'
+    return yaml.dump(value, Dumper=_Dumper, default_style=quotes, allow_unicode=True, width=math.inf).rstrip("\n")
 
 
 class _Loader(yaml.SafeLoader):

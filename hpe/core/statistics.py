@@ -179,7 +179,7 @@ def exceedance_p(observed: float, permuted: Float[ndarray, " n"]) -> float:
     return float((1 + np.sum(permuted >= observed - 1e-12)) / (1 + len(permuted)))
 
 
-def resampled_counts(counts: Int[ndarray, "*cells"], replicates: int, seed: int) -> Int[ndarray, "n *cells"]:
+def resampled_counts(counts: Int[ndarray, "*cells"], replicates: int, seed: int) -> Int[ndarray, " n *cells"]:
     """Counts after drawing the samples again with replacement: exactly the bootstrap of independent rows."""
     total = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, size=replicates)

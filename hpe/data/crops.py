@@ -53,7 +53,7 @@ class CropRule:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The rule of a text; ``keep``, a manifest's word for original bytes, is ``none``: whole pictures.
+        """The rule of a text; ``keep``, the word of ``hpe pack`` for original bytes, is ``none``: whole pictures.
 
         Raises:
             UserError: not a rule.

@@ -1,5 +1,8 @@
 """What makes metrics mean less than they seem: other framing, labels that were never learned, one answer for all."""
 
+import math
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _NEARLY_ALL: Final = 0.95
 _FEWEST_FACES: Final = 50
+_MOST_EXPANSIONS: Final = 100_000
+"""Names that braces may stand for; more are not listed for the sake of a warning."""
 
 
 def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars: Sequence[Path]) -> list[str]:
@@ -81,8 +86,10 @@ def seen_in_training(sets: Sequence[ShardsConfig], shards: Sequence[Shard]) -> l
 
 def _resolved(text: str, split: str | None) -> Sequence[Shard] | None:
     """The shards that the training read; None if they cannot be listed any more, or only by their store."""
-    # A store is not asked for the sake of a warning: it may be out of reach, and the network that of a stranger.
-    if is_remote(text) and not text.startswith("pipe:") and (names_folder(text) or "*" in text):
+    # For the sake of a warning no store is asked, no disk searched and no endless list made: the store may be out of
+    # reach, and the network that of a stranger.
+    asks_store = is_remote(text) and not text.startswith("pipe:") and names_folder(text)
+    if asks_store or any(sign in text for sign in "*?[") or _expansions(text) > _MOST_EXPANSIONS:
         return None
     try:
         return resolve([ShardSet(text, split)])[0]
@@ -90,10 +97,23 @@ def _resolved(text: str, split: str | None) -> Sequence[Shard] | None:
         return None
 
 
+def _expansions(text: str) -> float:
+    """How many names the braces of a text stand for, at most."""
+    count = 1.0
+    for inside in re.findall(r"\{([^{}]*)", text):
+        ends = re.fullmatch(r"(-?\d{1,15})\.\.(-?\d{1,15})(\.\..*)?", inside)
+        numbers = abs(int(ends[2]) - int(ends[1])) if ends else math.inf if ".." in inside else 0
+        count *= max(numbers, inside.count(",")) + 1
+    return count
+
+
 def _place(url: str) -> str:
     """What one shard is recognised by however it is named: the path of its file, also of one that a command reads."""
     if url.startswith("pipe:"):
-        words = (word.strip("'\"") for word in url.removeprefix("pipe:").split())
+        try:
+            words = shlex.split(url.removeprefix("pipe:"))
+        except ValueError:  # a quote without its end
+            words = url.split()
         url = next((word for word in words if word.endswith(".tar") and Path(word).is_file()), url)
     return url.rstrip("/") if is_remote(url) else str(Path(url).resolve())
 

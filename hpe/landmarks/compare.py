@@ -230,8 +230,9 @@ def _settle(out: Path, faces: Faces, folds: int) -> None:
     now: dict[str, Any] = {"data_sha256": _digest(faces), "folds": folds}
     if (people := _people(faces)) is not None:
         now["people_sha256"] = hashlib.sha256(people.tobytes()).hexdigest()
-    if path.is_file() and read_object(path) != now:
-        raise UserError(f"{out}: holds the comparison of other faces, people or folds; choose another folder")
+    if path.is_file() and (known := read_object(path)) != now:
+        older = " (or another version of hpe made it)" if "people" in known else ""
+        raise UserError(f"{out}: holds the comparison of other faces, people or folds{older}; choose another folder")
     write_json(path, now)
 
 

@@ -157,16 +157,21 @@ def _evenly(parts: Sequence[Part], count: int, drawn: Drawn) -> list[InputImage]
 
     A shard that cannot be read is recorded in ``drawn``, and the pictures are chosen from the others again.
     """
-    ends = np.cumsum([0, *(part.count for part in parts)])
-    total = int(ends[-1])
-    shown = min(count, total)
-    rows = np.arange(shown) * total // max(shown, 1)
-    holders = np.searchsorted(ends, rows, side="right") - 1
-    pictures: list[InputImage] = []
-    for at in np.unique(holders).tolist():
-        try:
-            pictures += parts[at].read((rows[holders == at] - ends[at]).tolist())
-        except DamagedError as error:
-            drawn.unread.append(str(error))
-            return _evenly([*parts[:at], *parts[at + 1 :]], count, drawn)
-    return pictures
+    parts = list(parts)
+    while True:
+        ends = np.cumsum([0, *(part.count for part in parts)])
+        total = int(ends[-1])
+        shown = min(count, total)
+        rows = np.arange(shown) * total // max(shown, 1)
+        holders = np.searchsorted(ends, rows, side="right") - 1
+        pictures: list[InputImage] = []
+        damaged: list[int] = []
+        for at in np.unique(holders).tolist():
+            try:
+                pictures += parts[at].read((rows[holders == at] - ends[at]).tolist())
+            except DamagedError as error:
+                drawn.unread.append(str(error))
+                damaged.append(at)
+        if not damaged:
+            return pictures
+        parts = [part for at, part in enumerate(parts) if at not in damaged]

@@ -128,7 +128,7 @@ def _read_npz(path: Path) -> Faces:
         raise UserError(f"{path}: points of shape {points.shape} for {len(stems)} stems; expected faces × points × 3")
     keys = tuple(map(str, stems))
     unknown = np.full((len(keys), 3), np.nan)
-    return Faces(keys, points * (1.0, 1.0, -1.0), unknown, _subjects(keys), _first_of_each(keys))
+    return Faces(keys, points * (1.0, 1.0, -1.0), unknown, _subjects(keys))
 
 
 def _read_parquet(folder: Path) -> Faces:

@@ -201,9 +201,19 @@ def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
     if which == "best" and saved(run) and not (run / CHECKPOINTS / which).is_dir():
         yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is taken"
     reached, wanted = reached_epoch(run), config.train.epochs
-    if reached is not None and reached < DONE_SHARE * wanted and not config.train.patience:
+    if reached is not None and reached < DONE_SHARE * wanted and not _out_of_patience(run, config, reached):
         taken = find_checkpoint(run, which).name
         yield f"The training is at epoch {reached:.3g} of {wanted:g}, {taken} is taken: the same `hpe train` goes on"
+
+
+def _out_of_patience(run: Path, config: RunConfig, reached: float) -> bool:
+    """Whether ``train.patience`` has ended a run at this epoch."""
+    if not config.train.patience:
+        return False
+    state = State.load(find_checkpoint(run, "last"))
+    best = max(state.best_samples / max(state.samples_seen, 1) * reached, config.train.small_epochs)
+    # Rounded, as validations fall on the first batch behind their place.
+    return round((reached - best) / config.train.validate_epochs) >= config.train.patience
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

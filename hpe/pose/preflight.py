@@ -20,8 +20,6 @@ from hpe.pose.passes import Task
 
 PROBE_FACES: Final = 32
 NOTABLE_SHARE: Final = 0.01
-WHOLE: Final = ("none", "keep", None)
-"""Crops of stored pictures beyond which the raw pictures show nothing."""
 FIRST_ROWS: Final = 100
 """Records of a shard that are read before the pass: enough to see what they hold, and few enough to cost nothing."""
 
@@ -81,28 +79,27 @@ def first_faces(
 
 
 def reaching_beyond(tasks: Sequence[Task]) -> list[str]:
-    """What to say of crops that are partly black, because the stored pictures end before them: a line per folder."""
-    lines: dict[str, str] = {}
-    for task in tasks:
-        if task.crop.shape == "none" or task.shard.folder in lines:
-            continue
-        try:
-            shard = task.shard.open()
-        except ValueError:  # the pass will name it
-            continue
+    """What to say of crops that are partly black, because the stored pictures end before them: a line per folder.
+
+    The first shard of a folder speaks for it, as for its crop.
+    """
+    lines = []
+    for task in {task.shard.folder: task for task in reversed(tasks) if task.crop.shape != "none"}.values():
         shares = []
-        for row in range(min(len(shard), FIRST_ROWS)):
-            with contextlib.suppress(DecodeError, ValueError, TypeError, RecursionError):  # the pass will name it
-                width, height = image_size(bytes(shard.image(row)))
-                shares.append(black_share(task.crop.box(shard.record(row)), width, height))
+        # What cannot be read is named by the pass.
+        with contextlib.suppress(ValueError, OSError, UserError):
+            shard = task.shard.open()
+            for row in range(min(len(shard), FIRST_ROWS)):
+                with contextlib.suppress(DecodeError, ValueError, TypeError, RecursionError):
+                    width, height = image_size(bytes(shard.image(row)))
+                    shares.append(black_share(task.crop.box(shard.record(row)), width, height))
         if black := [share for share in shares if share > NOTABLE_SHARE]:
-            lines[task.shard.folder] = (
+            lines.append(
                 f"{task.shard.folder}: the crop {task.crop} reaches beyond {len(black)} of the first {len(shares)} "
                 f"pictures, and {np.mean(black):.0%} of it is black there; on AFLW2000 a third added nothing to the "
-                "error, half 0.4° (docs/pose.md)"
-                + ("" if task.shard.crop in WHOLE else f". If the raw pictures show more, pack with --crop {task.crop}")
+                f"error, half 0.4° (docs/pose.md). If the raw pictures show more, pack with --crop {task.crop}"
             )
-    return list(lines.values())
+    return lines
 
 
 def refuse_without_truth(tasks: Sequence[Task]) -> None:

@@ -90,7 +90,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; results on test pictures come first, those with training pictures last.
+    """Read a run folder; its results on test pictures come first, those with training pictures last.
 
     Raises:
         UserError: this is not a run folder, or a file in it is damaged.

@@ -117,9 +117,12 @@ def _short(value: Any) -> str:
 def _limits(run: Run) -> Iterator[str]:
     reached = max((value for _, value in run.curves.get("epoch", {}).get("train", [])), default=None)
     wanted = _at(run.config, ("train", "epochs"))
-    ends_itself = _at(run.config, ("train", "patience"))
-    if reached is not None and isinstance(wanted, int | float) and reached < DONE_SHARE * wanted and not ends_itself:
-        yield f"Its log ends at epoch {reached:.3g} of {wanted:g}: the training was stopped early or is not finished."
+    if reached is not None and isinstance(wanted, int | float) and reached < DONE_SHARE * wanted:
+        patient = "`train.patience` has ended it, or " if _at(run.config, ("train", "patience")) else ""
+        yield (
+            f"Its log ends at epoch {reached:.3g} of {wanted:g}: {patient}the training was stopped early or is not "
+            "finished."
+        )
     for one in run.evaluations:
         yield from _limits_of(one)
     yield (

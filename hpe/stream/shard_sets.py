@@ -157,7 +157,10 @@ def _of(text: str, split: str | None) -> list[Shard]:
     if Path(text).is_file():
         return _tars([Path(text)])
     if "{" in text:
-        return [shard for path in _braces(text) for shard in _of(path, None)]
+        paths = _braces(text)
+        if all(Path(path).is_file() for path in paths):
+            return _tars([Path(path) for path in paths])  # at once: each call reads the manifest beside them
+        return [shard for path in paths for shard in _of(path, None)]
     if (tars := matching(text)) is not None:
         return _tars(tars)
     raise UserError(

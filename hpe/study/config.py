@@ -206,6 +206,11 @@ class StudyConfig(Section):
         found = self.directions.networks if self.directions else ()
         return next((one for one in found if one.backbone == "angles"), None)
 
+    @property
+    def sets_may_need_network(self) -> bool:
+        """Whether a set's rule may be that of the direction network."""
+        return any(getattr(self.sets, name).rule in (AUTO, NETWORK_RULE) for name in SETS)
+
     def dump(self) -> str:
         """The resolved config as YAML."""
         return dump(self.plain())
@@ -258,8 +263,8 @@ def _by_name(study: StudyConfig) -> dict[str, Any]:
         for key in ("networks", "boosted"):
             if key in section:
                 section[key] = {one.get("name", "adaboost"): one for one in section[key]}
-    # The first network on angles may decide the directions of the proposed set.
-    angles = study.angle_network
+    # The first network on angles may decide the directions of a set.
+    angles = study.angle_network if study.sets_may_need_network else None
     return whole | {_ANGLES: angles.name if angles else None}
 
 

@@ -27,7 +27,6 @@ from hpe.core.progress import Bar, progress
 from hpe.core.ranks import Ranks
 from hpe.data.shard_files import refuse_remote
 from hpe.study.config import (
-    AUTO,
     CONFIG_FILE,
     DIRECTION_ALONE,
     DIRECTION_SET,
@@ -37,7 +36,6 @@ from hpe.study.config import (
     NATURAL,
     NETWORK_RULE,
     RUNS,
-    SETS,
     NetworkConfig,
     StudyConfig,
     changes,
@@ -266,8 +264,7 @@ def _direction_jobs(config: StudyConfig) -> list[TrainJob]:
 def _network_for_proposed_set(config: StudyConfig) -> TrainJob | None:
     """The run whose directions the proposed set uses, where the study trains that network itself."""
     network = config.angle_network
-    wanted = {getattr(config.sets, name).rule for name in SETS} & {AUTO, NETWORK_RULE}
-    if network is None or not wanted or NETWORK_RULE in available_rules(config):
+    if network is None or not config.sets_may_need_network or NETWORK_RULE in available_rules(config):
         return None
     run = run_folder(config, DIRECTION_SET, network.name, config.seeds[0])
     return next(job for job in _direction_jobs(config) if job.run == run)

@@ -31,7 +31,7 @@ from hpe.evaluate import EvaluateOptions, evaluate, measure
 from hpe.evaluate import judged as judging
 from hpe.evaluate.warnings import seen_in_training
 from hpe.models.build import build_network, load_run
-from hpe.models.checkpoints import State, save_checkpoint, saved
+from hpe.models.checkpoints import State, not_at_its_end, save_checkpoint, saved
 from hpe.models.run_folder import load_config
 from hpe.stream import Reading, ShardSet, Stream
 from hpe.stream.shard_sets import Shard, resolve
@@ -453,6 +453,22 @@ def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path
     ]
 
 
+@pytest.mark.parametrize(("best_epoch", "ended"), [(1.0, True), (2.5, False)])
+def test_of_a_training_with_patience_it_is_told_whether_that_has_ended_it(
+    run: Path, tmp_path: Path, best_epoch: float, ended: bool
+) -> None:
+    patient, reached = tmp_path / "patient", 4.02  # validations fall on the first batch behind their place
+    shutil.copytree(run, patient, symlinks=True)
+    (patient / "metrics.jsonl").write_text(f'{{"split": "train", "epoch": {reached}}}\n')
+    state = {"samples_seen": 402, "step": 4, "best": 0.5, "best_samples": round(100 * best_epoch)}
+    for checkpoint in saved(patient):
+        (checkpoint / "state.json").write_text(json.dumps(state))
+    config = load_config(run)
+    waiting = {"epochs": 9.0, "patience": 3, "validate_epochs": 1.0}
+    config = config.model_copy(update={"train": config.train.model_copy(update=waiting)})
+    assert (list(not_at_its_end(patient, config, "best")) == []) is ended
+
+
 @pytest.mark.parametrize(
     "trained_on",
     [
@@ -476,6 +492,16 @@ def test_shards_that_were_trained_on_are_recognised_however_they_are_named(
         (told,) = seen_in_training(sets, [*val, *shards])
         assert "of 4 shards were trained on" in told
     assert seen_in_training(sets, val) == []
+
+
+@pytest.mark.parametrize("trained_on", ["/**/*.tar", "a-{0..99999999999}.tar", "{a,b}{0..9999}{0..9999}.tar", "{a..z}"])
+def test_no_disk_is_searched_and_no_endless_list_made_for_the_sake_of_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_on: str
+) -> None:
+    (shards,) = resolve([ShardSet(str(made.shards(tmp_path / "squares", counts=(2,), val=2)), "train")])
+    monkeypatch.setattr("hpe.evaluate.warnings.resolve", lambda _: pytest.fail("was resolved"))
+    found = seen_in_training([ShardsConfig(shards=trained_on, split="train")], shards)
+    assert bool(found) == (trained_on == "/**/*.tar")
 
 
 def test_shards_that_were_trained_on_are_recognised_in_a_folder_that_was_damaged_since(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from hpe.data.shard_reader import OpenShard, open_tar
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.data.video import Video
 from hpe.estimators.landmarks import as_pose_estimator
-from hpe.landmarks.draw import _lines, draw_pictures, sheet
+from hpe.landmarks.draw import Drawn, _evenly, _lines, draw_pictures, sheet
 from hpe.landmarks.estimator import LandmarkEstimator, PosedFace
-from hpe.landmarks.extract import extract, input_images
+from hpe.landmarks.extract import DamagedError, Part, extract, input_images
 from hpe.landmarks.mesh import MeshFace, MeshPool, chosen, install, interpreter, merged
 from hpe.landmarks.model import LandmarkModel
 from hpe.landmarks.regress import regressor
@@ -380,6 +380,18 @@ def test_a_sheet_reads_no_other_pictures_than_it_shows(fake, model, tmp_path, mo
     drawn = draw_pictures(model, shards, tmp_path / "sheet.png", count=16, python=fake)
     assert drawn.read == 12
     assert "1 samples; its manifest lists" in drawn.unread[1]
+
+
+def test_of_very_many_damaged_shards_each_is_named(tmp_path):
+    def damaged(number):
+        def read(rows=None):
+            raise DamagedError(f"shard {number}")
+
+        return Part(f"{number}", "", 1, read)
+
+    drawn = Drawn()
+    assert _evenly([damaged(number) for number in range(1500)], 1, drawn) == []
+    assert len(drawn.unread) == 1500
 
 
 def test_the_commands_tell_what_they_did(fake, tmp_path):

@@ -24,7 +24,7 @@ from hpe.data.directions import OURS, direction_rules, thesis_tree
 from hpe.data.images import encode_jpeg
 from hpe.data.prefetch import ahead
 from hpe.data.records import Record
-from hpe.data.shard_files import find_shards
+from hpe.data.shard_files import ShardFile, find_shards
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.estimators.estimator import Estimator
 from hpe.estimators.spec import InputSpec, OutputSpec
@@ -223,6 +223,18 @@ def test_a_crop_that_reaches_beyond_the_stored_picture_is_black_there_and_said(t
     assert f"reaches beyond 3 of the first 3 pictures, and {1 - inside:.0%} of it is black there" in told
     assert told.endswith("pack with --crop square-2@box")
     assert reaching_beyond(tasks_for(make_shards(tmp_path / "fits"), estimator(Mean(), "square-1@box"))) == []
+
+
+def test_of_each_folder_the_first_shard_alone_is_opened_to_see_how_far_crops_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tasks_for(make_shards(tmp_path), estimator(Mean(), "square-1@box"))
+    opens, opened = ShardFile.open, []
+    monkeypatch.setattr(ShardFile, "open", lambda shard: opened.append(shard.path.name) or opens(shard))
+    assert reaching_beyond(tasks) == []
+    assert opened == ["test-000000.tar"]
+    tasks[0].shard.path.unlink()
+    assert reaching_beyond(tasks) == []
 
 
 def test_faces_that_decode_to_nothing_keep_their_row_without_angles(tmp_path: Path) -> None:

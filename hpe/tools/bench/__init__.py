@@ -28,6 +28,8 @@ from hpe.data.provenance import processor
 from hpe.data.shard_files import refuse_remote
 
 PARTS: Final = ("start", "stream", "pack", "pose", "step")
+_OF_SHARDS: Final = ("stream", "pose", "step")
+"""Parts that read ``--shards``."""
 _PARALLEL: Final = ("pack", "pose")
 """Parts that need a worker; readers of the stream may also work in the process itself."""
 
@@ -127,7 +129,7 @@ def refuse(part: str, settings: Settings) -> None:
         raise UserError(f"bench {part}: no such part; expected one of {', '.join(available())}")
     if part in _PARALLEL and settings.workers < 1:
         raise UserError(f"bench {part}: --workers {settings.workers}: expected 1 or more")
-    if settings.shards is not None:
+    if settings.shards is not None and part in _OF_SHARDS:
         refuse_remote(settings.shards, "copy the folder here first, and give the copy as --shards")
 
 

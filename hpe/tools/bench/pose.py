@@ -25,6 +25,7 @@ import torch
 from hpe.config.run import HeadsConfig, ModelConfig, PoseHead
 from hpe.core.console import say
 from hpe.core.devices import cores, device
+from hpe.core.errors import UserError
 from hpe.core.ranks import Ranks
 from hpe.data.crops import CropRule
 from hpe.data.directions import OURS, direction_rules
@@ -135,7 +136,10 @@ def _faces_for(estimator: Estimator, workers: int) -> int:
 
 def _counted(tasks: list[Task]) -> list[Task]:
     """The tasks with the number of faces of each shard, which tars without a manifest do not have."""
-    return [replace(task, shard=replace(task.shard, samples=len(open_shard(task.shard.path)))) for task in tasks]
+    try:
+        return [replace(task, shard=replace(task.shard, samples=len(open_shard(task.shard.path)))) for task in tasks]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--shards: {error}; give shards without damage (`hpe verify` finds it)") from error
 
 
 def _first(tasks: list[Task], faces: int) -> list[Task]:

@@ -6,7 +6,6 @@ third request for a batch to its last, so that starting up, validation and the l
 
 import copy
 import itertools
-import json
 import shutil
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import load, parse, setting
+from hpe.config.strict_yaml import load, parse, quoted, setting
 from hpe.core.devices import cuda
 from hpe.core.ranks import Ranks, leave
 from hpe.core.signals import Signals
@@ -96,13 +95,13 @@ def _config(settings: Settings) -> tuple[RunConfig, int]:
     if settings.config is not None:
         # The bare loop knows no small first epochs, so neither side has any.
         return load(settings.config, RunConfig, (setting("run", str(run)), "train.small_epochs=0")), steps
-    paths = [str(path) for path in made_shards(settings)]
+    paths = [quoted(str(path)) for path in made_shards(settings)]
     steps = min(steps, max(4, settings.samples // batch - _WARM_UP))
     text = f"""\
-run: {json.dumps(str(run))}
+run: {quoted(str(run))}
 data:
-  train: [{{shards: {json.dumps(paths)}}}]
-  val: [{{shards: {json.dumps(paths[:1])}}}]
+  train: [{{shards: [{", ".join(paths)}]}}]
+  val: [{{shards: {paths[0]}}}]
   size: {size}
   workers: {settings.workers}
 model:

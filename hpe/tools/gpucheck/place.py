@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 import torch
 
 from hpe.config.run import RunConfig
-from hpe.config.strict_yaml import parse
+from hpe.config.strict_yaml import parse, quoted
 from hpe.core.devices import cores, device
 from hpe.core.files import write_json
 from hpe.data.shards import Manifest
@@ -133,9 +133,9 @@ class Place:
         sizes = self.sizes
         samples = sum(shard.samples for shard in Manifest.load(self.shards).shards if shard.split == "train")
         epochs = (steps or sizes.steps) * sizes.batch / samples
-        shards = json.dumps(str(self.shards))
+        shards = quoted(str(self.shards))
         text = f"""\
-run: {json.dumps(str(self.folder / "runs" / name))}
+run: {quoted(str(self.folder / "runs" / name))}
 data:
   train: [{{shards: {shards}, split: train}}]
   val: [{{shards: {shards}, split: val}}]
