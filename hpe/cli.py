@@ -519,17 +519,18 @@ def _refuse_absent(*networks: Path | None) -> None:
             refuse_absent(network)
 
 
-def _relaunch(processes: int | None, *done: str) -> None:
+def _relaunch(processes: int | None, *done: str, saves: bool = False) -> None:
     """Run this same command in N processes. Returns only inside those processes, or if N is None.
 
     Args:
         processes: N.
         done: options that this process has already carried out, so that the new processes must not repeat them.
+        saves: whether the processes need time to save when they are asked to stop.
     """
     from hpe.core import launch
 
     if processes is not None:
-        launch.relaunch(processes, [one for one in sys.argv[1:] if one not in done])
+        launch.relaunch(processes, [one for one in sys.argv[1:] if one not in done], saves=saves)
 
 
 @app.command(cls=_ConfigCommand, rich_help_panel=_TRAINING)
@@ -577,7 +578,7 @@ def train(
 
         refuse_processes(processes or 1)  # before the earlier run is renamed, which would be for nothing
         set_aside(Path(loaded.run))
-    _relaunch(processes, "--new")
+    _relaunch(processes, "--new", saves=True)
     from hpe import train as module
 
     if dry_run:

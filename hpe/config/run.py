@@ -315,6 +315,19 @@ class TrainConfig(Section):
     installed. See ``docs/watch.md``.
     """
 
+    def validations(self, samples_seen: float, epoch_samples: int) -> float:
+        """How many validations are due within the first samples of a run."""
+        return samples_seen // (self.validate_epochs * epoch_samples)
+
+    def out_of_patience(self, samples_seen: int, best_samples: int, epoch_samples: int) -> bool:
+        """Whether ``patience`` is used up after so many samples, of which the best validation had seen some."""
+        # It counts from the last improvement, at the earliest from where images grow (`small_size`): values from small
+        # images say nothing about those from large ones. It counts validations, not samples, as they fall on the first
+        # batch behind their place: the run would end a step after one, which no checkpoint holds.
+        start = max(best_samples, self.small_epochs * epoch_samples)
+        without_gain = self.validations(samples_seen, epoch_samples) - self.validations(start, epoch_samples)
+        return bool(self.patience) and without_gain >= self.patience
+
 
 class RunConfig(Section):
     """A run of ``hpe train``."""

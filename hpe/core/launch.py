@@ -68,13 +68,13 @@ def several() -> int:
     return min(_ALWAYS_TRIED, torch.cuda.device_count()) if cuda() else _ALWAYS_TRIED
 
 
-def relaunch(processes: int, arguments: list[str]) -> None:
+def relaunch(processes: int, arguments: list[str], *, saves: bool = False) -> None:
     """Run ``hpe ARGUMENTS`` on N processes of this machine through Accelerate's launcher, and exit.
 
     Returns in those processes, and if N is 1.
 
     The launcher's own default is one process for a CPU, so the ranks are asked for as "multi GPU" with
-    ``ACCELERATE_USE_CPU``, which gives gloo processes.
+    ``ACCELERATE_USE_CPU``, which gives gloo processes. With ``saves``, they have minutes to save when asked to stop.
 
     Raises:
         UserError: see :func:`refuse_processes`; or Slurm has started several tasks already.
@@ -99,8 +99,8 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     # A pre-emption signal must reach the ranks, which save and exit.
     for name in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):  # newer and older torch
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    # The launcher must also leave them the time: torch kills them after 30 s, and lets that be changed since 2.12.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
+    if saves:  # the launcher must leave them the time: torch kills them after 30 s, and lets that be changed since 2.12
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     import torch.distributed.run  # noqa: F401 -- its loggers are set up on import, so before they are hushed

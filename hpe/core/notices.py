@@ -20,8 +20,7 @@ from hpe.core.files import locked
 _FIRST_WORD_SECONDS: Final = 3.0
 _NEXT_WORD_SECONDS: Final = 30.0
 _TICK_SECONDS: Final = 0.5
-_STARTED: Final = time.time()
-"""This process, within the time of its imports."""
+_IMPORTED: Final = time.time()
 
 
 def node_folder() -> Path:
@@ -60,7 +59,7 @@ def _of_this_job() -> str:
 
     What started the ranks does not tell jobs apart: the next command of a shell (``srun bash -c '…; …'``) has the same
     parent and the same step, and that of another container perhaps the same numbers. But it starts after the name was
-    written, so that only who ran by then takes it. A rank that is late has a name of its own, and fetches for itself.
+    written, so that only who ran by then takes it. Ranks that start after that share another name, and fetch again.
     """
     own = _of_this_process()
     launcher = hashlib.sha256(_launcher().encode()).hexdigest()[:2]  # 256 files serve all
@@ -68,10 +67,20 @@ def _of_this_job() -> str:
     with locked(node_folder() / "session.lock", None), contextlib.suppress(OSError):
         with contextlib.suppress(FileNotFoundError, ValueError):
             found = path.read_text("ascii")
-            if float(found.rpartition("-")[2]) > _STARTED:
+            if float(found.rpartition("-")[2]) > _started():
                 return found
         path.write_text(own, "ascii")
     return own
+
+
+def _started() -> float:
+    """When this process began; where the system does not tell, when this module was imported."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text("ascii").split()[0])
+        # The lesser: a container may have an uptime of its own.
+        return min(_IMPORTED, time.time() - up + ticks / os.sysconf("SC_CLK_TCK"))
+    return _IMPORTED
 
 
 def _launcher() -> str:

@@ -8,6 +8,7 @@ imports torch, whose import takes longer than ``hpe verify`` needs for a small d
 import contextlib
 import mmap
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,10 @@ def _unpaired(halves: Mapping[str, Mapping[str, object]], keys: Collection[str],
 
 def utf8(name: str) -> str:
     """A name in a tar, or of one, as Unicode text: what is not UTF-8 in it is replaced."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # halves of pairs that no file name has left, such as those of a JSON
+        return re.sub("[\ud800-\udfff]", "\ufffd", name)
 
 
 def _way_out(extension: str) -> str:
@@ -272,7 +276,7 @@ def _members(data: memoryview) -> tuple[list[tuple[str, int, int]], str | None]:
         good, (at, size) = len(places) - 1, places[-1]
         damage = f"truncated: member at byte {at} needs {size} bytes, {size - over} are left"
     for number, ((at, size), header) in enumerate(zip(places[:good], headers, strict=False)):
-        if size > _LONGEST_NAME and header[156] in b"xL":
+        if size > _LONGEST_NAME and header[156] == ord("L"):
             good, damage = number, f"damaged tar header at byte {at}: a name of {size:,} bytes"
             break
     return list(_named(data, places[:good], headers[:good])), damage
@@ -325,7 +329,8 @@ def _named(
             yield long_name or _ustar_name(header), start, size
             long_name = None
         elif kind in b"xL":  # a member of its own, before the file that it names
-            long_name = _long_name(header[156:157], bytes(data[start : start + size])) or long_name
+            text = bytes(data[start : start + min(size, _LONGEST_NAME)])  # attributes of a file may be longer
+            long_name = _long_name(header[156:157], text) or long_name
 
 
 def _octal(digits: bytes) -> int:
@@ -349,7 +354,7 @@ def _long_name(kind: bytes, data: bytes) -> str | None:
         space = data.find(b" ", at, at + _PAX_DIGITS + 1)
         if space < 0 or not data[at:space].isdigit() or (end := at + int(data[at:space])) <= space + 1:
             return None
-        if data.startswith(b"path=", space + 1):
+        if data.startswith(b"path=", space + 1) and end <= len(data):
             return data[space + 6 : end - 1].decode("utf-8", "surrogateescape")
         at = end
     return None

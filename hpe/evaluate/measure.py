@@ -151,7 +151,7 @@ def _counted(stream: Stream, sets: Sequence[ShardSet], judged: Judged) -> Counts
     Raises:
         UserError: no sample has a label of one of the heads, or the input of the network.
     """
-    counts, heads = stream.label_counts(), judged.heads
+    counts, heads = stream.label_counts(only_with_angles=judged.takes_angles), judged.heads
     if judged.takes_angles and not counts.angles:
         raise UserError(
             f"{sets[0].shards}: no sample has angles, the input of this network; give pose tables with --pose, if its "

@@ -21,15 +21,18 @@ from hpe.data.shards import MANIFEST, Manifest
 from hpe.data.store import is_remote
 from hpe.metrics.columns import guesses, labels
 from hpe.stream import ShardSet
-from hpe.stream.shard_sets import Shard, resolve
+from hpe.stream.shard_sets import Shard, braces, resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _NEARLY_ALL: Final = 0.95
 _FEWEST_FACES: Final = 50
-_MOST_EXPANSIONS: Final = 100_000
-"""Names that braces may stand for; more are not listed for the sake of a warning."""
+_LETTERS: Final = 58
+"""From A to z."""
+_MOST_NAMES: Final = 100_000
+_MOST_PATTERNS: Final = 1_000
+"""What braces may stand for; more is not listed for the sake of a warning."""
 
 
 def framing_differs(crops: Iterable[CropRule], faces: Mapping[str, float], tars: Sequence[Path]) -> list[str]:
@@ -59,13 +62,14 @@ def seen_in_training(sets: Sequence[ShardsConfig], shards: Sequence[Shard]) -> l
         shards: those that are judged.
     """
     learned: set[str] = set()
-    unresolved: list[tuple[str, str | None]] = []
+    patterns: list[tuple[str, str | None]] = []
     for one in sets:
         for text in [one.shards] if isinstance(one.shards, str) else one.shards:
-            if (found := _resolved(text, one.split)) is None:
-                unresolved.append((_place(text), one.split))
-            else:
-                learned.update(_place(shard.url) for shard in found)
+            for part in _expanded(text):
+                if (places := _places(part, one.split)) is None:
+                    patterns.append((_pattern(part), one.split))
+                else:
+                    learned.update(places)
 
     def seen(place: str) -> bool:
         folder, _, name = place.rpartition("/")
@@ -73,7 +77,7 @@ def seen_in_training(sets: Sequence[ShardsConfig], shards: Sequence[Shard]) -> l
             place == text
             or fnmatchcase(place, text)
             or (folder == text and (split in (None, ALL_SPLITS) or name.startswith(f"{split}-")))
-            for text, split in unresolved
+            for text, split in patterns
         )
 
     if not (count := sum(seen(_place(shard.url)) for shard in shards)):
@@ -84,27 +88,47 @@ def seen_in_training(sets: Sequence[ShardsConfig], shards: Sequence[Shard]) -> l
     ]
 
 
-def _resolved(text: str, split: str | None) -> Sequence[Shard] | None:
-    """The shards that the training read; None if they cannot be listed any more, or only by their store."""
-    # For the sake of a warning no store is asked, no disk searched and no endless list made: the store may be out of
-    # reach, and the network that of a stranger.
-    asks_store = is_remote(text) and not text.startswith("pipe:") and names_folder(text)
-    if asks_store or any(sign in text for sign in "*?[") or _expansions(text) > _MOST_EXPANSIONS:
+def _expanded(text: str) -> Sequence[str]:
+    """A text with its braces expanded; as it is where they may stand for too many names to list for a warning."""
+    count = 1.0 if not re.search(r"\{[^{}]*\{", text) else math.inf  # nested: their numbers are not bounded below
+    for inside in re.findall(r"\{([^{}]*)\}", text):
+        ends = re.fullmatch(r"(-?\d{1,15})\.\.(-?\d{1,15})(\.\..*)?|[A-Za-z]\.\.[A-Za-z](\.\..*)?", inside)
+        if ends is None:
+            count *= math.inf if ".." in inside else inside.count(",") + 1
+        else:
+            count *= abs(int(ends[2]) - int(ends[1])) + 1 if ends[1] else _LETTERS
+    if count > (_MOST_PATTERNS if _is_pattern(text) else _MOST_NAMES):
+        return [text]
+    try:
+        return braces(text)
+    except UserError:
+        return [text]
+
+
+def _places(text: str, split: str | None) -> Sequence[str] | None:
+    """The places of the shards that the training read; None if they would have to be looked for.
+
+    For the sake of a warning no store is asked and no disk searched: the store may be out of reach, and the network
+    that of a stranger.
+    """
+    if _is_pattern(text) or (is_remote(text) and not text.startswith("pipe:") and names_folder(text)):
         return None
     try:
-        return resolve([ShardSet(text, split)])[0]
+        if is_remote(text) or not Path(text).is_dir():
+            return [_place(text)]
+        return [_place(shard.url) for shard in resolve([ShardSet(text, split)])[0]]
     except (UserError, OSError):  # such as a name that this file system finds too long
         return None
 
 
-def _expansions(text: str) -> float:
-    """How many names the braces of a text stand for, at most."""
-    count = 1.0
-    for inside in re.findall(r"\{([^{}]*)", text):
-        ends = re.fullmatch(r"(-?\d{1,15})\.\.(-?\d{1,15})(\.\..*)?", inside)
-        numbers = abs(int(ends[2]) - int(ends[1])) if ends else math.inf if ".." in inside else 0
-        count *= max(numbers, inside.count(",")) + 1
-    return count
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in ("*" if is_remote(text) else "*?["))
+
+
+def _pattern(text: str) -> str:
+    """A pattern of places for :func:`fnmatch.fnmatchcase`."""
+    # In a URL, ? and [ are no wildcards.
+    return re.sub(r"[?[]", r"[\g<0>]", _place(text)) if is_remote(text) else _place(text)
 
 
 def _place(url: str) -> str:

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from hpe.config.run import RunConfig
 from hpe.core.errors import UserError
 from hpe.core.files import sync, write_json
-from hpe.models.run_folder import CHECKPOINTS, CONFIG, DONE_SHARE, PRETRAINED, STATE, reached_epoch, refuse_absent
+from hpe.models.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DONE_SHARE,
+    PRETRAINED,
+    STATE,
+    is_finite,
+    logged,
+    reached_epoch,
+    refuse_absent,
+)
 
 SHARED_WEIGHTS: Final = "model.safetensors"
 """Of a folder of ``save_pretrained``."""
@@ -109,12 +119,22 @@ def save_checkpoint(
         target.rename(_aside(target))
     part.rename(target)
     sync(folder)  # before the links: they must never point to a name that a power cut has undone
-    # `best` first: a run that resumes from `last` believes its state, and would not link this step again.
-    for name in ("best", "last") if best else ("last",):
+    # `last` first: a kill between the two is mended by :func:`restore_best`. The other way round, the run would do
+    # this step again, on a GPU perhaps with a worse result, and `best` would point to that.
+    for name in ("last", "best") if best else ("last",):
         _link(folder / name, target)
         sync(folder)  # one after the other, and before older checkpoints go: no link may still point to one of them
     _prune(folder, keep)
     return target
+
+
+def restore_best(last: Path) -> None:
+    """Point ``best`` to the checkpoint that a run resumes from, if a kill came before that."""
+    best = last.parent / "best"
+    with suppress(UserError):  # of a damaged one the resuming tells
+        if State.load(last).is_best and best.resolve() != last.resolve():
+            _link(best, last)
+            sync(last.parent)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -201,19 +221,22 @@ def not_at_its_end(run: Path, config: RunConfig, which: str) -> Iterator[str]:
     if which == "best" and saved(run) and not (run / CHECKPOINTS / which).is_dir():
         yield f"No validation has chosen a best checkpoint yet: {find_checkpoint(run).name}, the newest, is taken"
     reached, wanted = reached_epoch(run), config.train.epochs
-    if reached is not None and reached < DONE_SHARE * wanted and not _out_of_patience(run, config, reached):
+    if reached is not None and reached < DONE_SHARE * wanted and not _out_of_patience(run, config):
         taken = find_checkpoint(run, which).name
         yield f"The training is at epoch {reached:.3g} of {wanted:g}, {taken} is taken: the same `hpe train` goes on"
 
 
-def _out_of_patience(run: Path, config: RunConfig, reached: float) -> bool:
-    """Whether ``train.patience`` has ended a run at this epoch."""
+def _out_of_patience(run: Path, config: RunConfig) -> bool:
+    """Whether ``train.patience`` has ended a run."""
     if not config.train.patience:
         return False
-    state = State.load(find_checkpoint(run, "last"))
-    best = max(state.best_samples / max(state.samples_seen, 1) * reached, config.train.small_epochs)
-    # Rounded, as validations fall on the first batch behind their place.
-    return round((reached - best) / config.train.validate_epochs) >= config.train.patience
+    with suppress(UserError):
+        state = State.load(find_checkpoint(run, "last"))
+        lines = (line for line in logged(run) if all(is_finite(line.get(name)) for name in ("samples", "epoch")))
+        epochs = (round(line["samples"] / line["epoch"]) for line in lines if line["epoch"] > 0)
+        if epoch := next(epochs, 0):
+            return config.train.out_of_patience(state.samples_seen, state.best_samples, epoch) and not state.unvalidated
+    return False
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

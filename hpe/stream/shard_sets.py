@@ -146,18 +146,18 @@ def _of(text: str, split: str | None) -> list[Shard]:
     if is_remote(text):
         store.require_driver(text)
         if text.startswith("pipe:"):
-            return [Shard(url, _name(url)) for url in _braces(text)]
+            return [Shard(url, _name(url)) for url in braces(text)]
         if names_folder(text):
             return _packed(text, split)
         tell = RemoteCache.of_node().tell
-        urls = [url for part in _braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
+        urls = [url for part in braces(text) for url in ([part] if "*" not in part else store.matching(part, tell))]
         return [Shard(url, _name(url)) for url in urls]
     if Path(text).is_dir():
         return _folder(Path(text), split)
     if Path(text).is_file():
         return _tars([Path(text)])
     if "{" in text:
-        paths = _braces(text)
+        paths = braces(text)
         if all(Path(path).is_file() for path in paths):
             return _tars([Path(path) for path in paths])  # at once: each call reads the manifest beside them
         return [shard for path in paths for shard in _of(path, None)]
@@ -197,7 +197,12 @@ def _shard(file: ShardFile) -> Shard:
     return Shard(str(file), file.path.name, file.samples, file.sha256, bytes=file.bytes, index=file.index)
 
 
-def _braces(text: str) -> list[str]:
+def braces(text: str) -> list[str]:
+    """The names that a pattern with braces stands for.
+
+    Raises:
+        UserError: not such a pattern.
+    """
     import braceexpand
 
     try:

@@ -203,9 +203,9 @@ class Stream:
         order = InOrder(self.counts)
         return self._loader(order, Plan(batch, rank, ranks, 0, order.length))
 
-    def label_counts(self) -> Counts:
-        """How often each label occurs."""
-        parts = [_counted(self._labels(dataset)) for dataset in range(len(self.sets))]
+    def label_counts(self, *, only_with_angles: bool = False) -> Counts:
+        """How often each label occurs; for a network whose input is the angles, only where there are some."""
+        parts = [_counted(self._labels(dataset), only_with_angles) for dataset in range(len(self.sets))]
         totals: tuple[Any, ...] = tuple(map(sum, zip(*parts, strict=True)))
         emotion, direction, both, angles, affect, wide = totals
         return Counts(
@@ -299,8 +299,10 @@ class Stream:
         return Loader(reader, plan, self.reading, self.samples, Ahead(self.sets, order, plan.first, self._cache))
 
 
-def _counted(labels: Float32[np.ndarray, "samples labels"]) -> tuple[Any, ...]:
+def _counted(labels: Float32[np.ndarray, "samples labels"], only_with_angles: bool) -> tuple[Any, ...]:
     """How often each emotion, direction and pair of both occurs, and how many have angles, affect, wide angles."""
+    if only_with_angles:
+        labels = labels[~np.isnan(labels[:, 4:7]).any(1)]
     emotion, direction = (_classes(labels, at) for at in range(2))
     of_emotion = np.bincount(emotion[emotion >= 0], minlength=len(EMOTIONS))
     of_direction = np.bincount(direction[direction >= 0], minlength=len(DIRECTIONS))

@@ -46,12 +46,15 @@ def reasons_against(
     if batch != "auto" and "train" in streams:
         problems += all_small(config, streams["train"].samples, batch)
     for split, stream in streams.items():
-        problems += unlabelled_heads(config.model.heads.on, stream, counts[split], split)
-        if network is not None and network.takes_angles and not counts[split].angles:
+        on_angles = network is not None and network.takes_angles
+        if on_angles and not counts[split].angles:
             problems.append(
                 f"model.backbone: {config.model.backbone} takes the angles as its input, and no sample of data.{split} "
                 "has angles; use shards with angles, or pose tables with data.angles: pose"
             )
+        else:
+            of = " with angles" if on_angles else ""
+            problems += unlabelled_heads(config.model.heads.on, stream, counts[split], split, of)
     if network is not None:
         problems += sizes_refused(network, config) or without_gradient(network, config)
         # Only now: a batch that does not divide among the ranks is a problem already, and its share may be 0.
@@ -242,9 +245,9 @@ _LABEL_SOURCE: Final = {
 }
 
 
-def unlabelled_heads(heads: Iterable[str], stream: Stream, counts: Counts, split: str) -> list[str]:
-    """The heads for which no sample of a split has a label, one line per head."""
-    return [_unlabelled(stream, head, split) for head in heads if not _labels(counts, head)]
+def unlabelled_heads(heads: Iterable[str], stream: Stream, counts: Counts, split: str, of: str = "") -> list[str]:
+    """The heads for which no sample of a split has a label, one line per head; ``of``: which samples are counted."""
+    return [_unlabelled(stream, head, split, of) for head in heads if not _labels(counts, head)]
 
 
 def _labels(counts: Counts, head: str) -> int:
@@ -258,9 +261,9 @@ def _labels(counts: Counts, head: str) -> int:
     return counts.affect
 
 
-def _unlabelled(stream: Stream, head: str, split: str) -> str:
+def _unlabelled(stream: Stream, head: str, split: str, of: str) -> str:
     """Why a head has no label in a split; for poses, which of the three angles the records lack."""
-    why = f"no sample of data.{split} has its label"
+    why = f"no sample of data.{split}{of} has its label"
     if head == "pose" and not stream.reading.labels.needs_pose:
         records = [one for _, _, one in itertools.islice(stream.records(), _ROWS) if one is not None]
         missing = [name for name in ("yaw", "pitch", "roll") if all(getattr(one, name) is None for one in records)]

@@ -13,7 +13,7 @@ from hpe.core.distributed import agree, some_problem
 from hpe.core.errors import UserError, unwritable
 from hpe.core.files import leftovers, locked
 from hpe.core.ranks import Ranks
-from hpe.models.checkpoints import last_checkpoint
+from hpe.models.checkpoints import last_checkpoint, restore_best
 from hpe.models.normalisation import normalisation_of
 from hpe.models.run_folder import (
     CHECKPOINTS,
@@ -90,7 +90,8 @@ def claim(config: RunConfig, ranks: Ranks, trained_on: Callable[[], TrainedOn]) 
         if ranks.main:
             try:
                 stack.enter_context(claim_folder(run, config, trained_on))
-                found = last_checkpoint(run)
+                if found := last_checkpoint(run):
+                    restore_best(found)
             except UserError as error:
                 problem = str(error)
         if problem := agree(problem):

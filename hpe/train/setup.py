@@ -193,7 +193,8 @@ def prepare_job(config: RunConfig, ranks: Ranks, *, change_precision: bool = Fal
         torch.manual_seed(config.seed)
         network = build_network(config.model, learned_weights=config.train.balance_losses == "learned")
         freeze(network, config.model.freeze)
-    counts = {split: stream.label_counts() for split, stream in streams.items()}
+    on_angles = network is not None and network.takes_angles
+    counts = {split: stream.label_counts(only_with_angles=on_angles) for split, stream in streams.items()}
     with _collect(problems):
         precision = training_precision(asked, recorded, run=config.run)
     problems += lacking(config.train.trackers)

@@ -38,7 +38,8 @@ class Timetable:
         A validation is due where a multiple of ``validate_epochs`` is reached or passed, as batches seldom end on one.
         The first step is logged, so that a user sees at once that the run learns.
         """
-        passed = self._validations(after.samples_seen) > self._validations(before.samples_seen)
+        settings, epoch = self.settings, self.epoch_samples
+        passed = settings.validations(after.samples_seen, epoch) > settings.validations(before.samples_seen, epoch)
         validation = passed or after.samples_seen >= self.total_samples
         return Due(
             log=validation or before.step == 0 or after.step % self.settings.log_steps == 0,
@@ -48,12 +49,7 @@ class Timetable:
 
     def over(self, state: State) -> bool:
         """Whether a run ends here: all its samples are seen, or ``train.patience`` is used up."""
-        # Patience counts from the last improvement, at the earliest from where images grow (`train.small_size`): values
-        # from small images say nothing about those from large ones. It counts validations, not samples, as they fall
-        # on the first batch behind their place: the run would end a step after one, which no checkpoint holds.
-        start = max(state.best_samples, self.settings.small_epochs * self.epoch_samples)
-        without_gain = self._validations(state.samples_seen) - self._validations(start)
-        impatient = bool(self.settings.patience) and without_gain >= self.settings.patience
+        impatient = self.settings.out_of_patience(state.samples_seen, state.best_samples, self.epoch_samples)
         return impatient or state.samples_seen >= self.total_samples
 
     def work(self, samples_seen: int) -> float:
@@ -78,10 +74,6 @@ class Timetable:
             epoch = f"{duration(self.epoch_samples * self._small_share / work_per_second)}, later {epoch}"
         rest = duration((self.work(self.total_samples) - self.work(samples_seen)) / work_per_second)
         return f"one epoch takes about {epoch}, the training about {rest} more, validations not counted"
-
-    def _validations(self, samples_seen: float) -> float:
-        """How many validations are due within the first samples of a run."""
-        return samples_seen // (self.settings.validate_epochs * self.epoch_samples)
 
     @property
     def _small_samples(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 from hpe.core.errors import UserError
 from hpe.data.records import Record
 from hpe.data.shard_files import ShardFile, matching, packed_shards, with_manifests
-from hpe.data.shard_reader import open_shard, open_tar
+from hpe.data.shard_reader import open_shard, open_tar, utf8
 from hpe.data.shards import Manifest, Sample, write_shard
 from hpe.stream import ShardSet
 from hpe.stream.shard_sets import resolve
@@ -82,11 +82,21 @@ def test_a_header_of_nonsense_names_nothing_and_is_read_at_once(tmp_path: Path, 
     assert (shard.keys, shard.damage) == (("a", "b"), None)
 
 
-@pytest.mark.parametrize(("kind", "before"), [(tarfile.XHDTYPE, b"1048600 path="), (tarfile.GNUTYPE_LONGNAME, b"")])
-def test_a_name_longer_than_any_is_damage(tmp_path: Path, kind: bytes, before: bytes) -> None:
-    shard = open_tar(with_header(tmp_path / "a.tar", kind, before.ljust((1 << 20) + 1, b"n")))
+def test_a_name_longer_than_any_is_damage(tmp_path: Path) -> None:
+    shard = open_tar(with_header(tmp_path / "a.tar", tarfile.GNUTYPE_LONGNAME, b"n" * ((1 << 20) + 1)))
     assert shard.keys == ("a",)
     assert shard.damage == "damaged tar header at byte 2048: a name of 1,048,577 bytes"
+
+
+@pytest.mark.parametrize("keyword", [b"SCHILY.xattr.user.x", b"path"])
+def test_attributes_longer_than_any_name_are_passed_over(tmp_path: Path, keyword: bytes) -> None:
+    record = b"2097152 " + keyword + b"="
+    shard = open_tar(with_header(tmp_path / "a.tar", tarfile.XHDTYPE, record.ljust((2 << 20) - 1, b"n") + b"\n"))
+    assert (shard.keys, shard.damage) == (("a", "b"), None)
+
+
+def test_any_text_can_be_told() -> None:
+    assert [utf8(text) for text in ("M\udcfcller", "half \ud800", "Müller")] == ["M\ufffdller", "half \ufffd", "Müller"]
 
 
 @pytest.mark.parametrize(

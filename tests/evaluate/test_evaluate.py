@@ -453,18 +453,28 @@ def test_a_training_that_has_not_ended_is_told(run: Path, shards: Path, tmp_path
     ]
 
 
-@pytest.mark.parametrize(("best_epoch", "ended"), [(1.0, True), (2.5, False)])
+@pytest.mark.parametrize(
+    ("reached", "best", "patience", "small", "ended"),
+    [
+        (4.02, 1.0, 3, 0.0, True),
+        (4.02, 2.5, 3, 0.0, False),
+        (5.6, 5.0, 1, 0.0, False),  # a signal between two validations
+        (3.0, 1.0, 2, 1.6, True),  # counted from where images grow
+        (6.0, 5.6, 1, 0.0, True),  # the best one fell on a batch far behind its place
+    ],
+)
 def test_of_a_training_with_patience_it_is_told_whether_that_has_ended_it(
-    run: Path, tmp_path: Path, best_epoch: float, ended: bool
+    run: Path, tmp_path: Path, reached: float, best: float, patience: int, small: float, ended: bool
 ) -> None:
-    patient, reached = tmp_path / "patient", 4.02  # validations fall on the first batch behind their place
+    patient = tmp_path / "patient"
     shutil.copytree(run, patient, symlinks=True)
-    (patient / "metrics.jsonl").write_text(f'{{"split": "train", "epoch": {reached}}}\n')
-    state = {"samples_seen": 402, "step": 4, "best": 0.5, "best_samples": round(100 * best_epoch)}
+    seen = round(1000 * reached)
+    (patient / "metrics.jsonl").write_text(f'{{"split": "train", "samples": {seen}, "epoch": {reached}}}\n')
+    state = {"samples_seen": seen, "step": 4, "best": 0.5, "best_samples": round(1000 * best)}
     for checkpoint in saved(patient):
         (checkpoint / "state.json").write_text(json.dumps(state))
     config = load_config(run)
-    waiting = {"epochs": 9.0, "patience": 3, "validate_epochs": 1.0}
+    waiting = {"epochs": 9.0, "patience": patience, "validate_epochs": 1.0, "small_epochs": small}
     config = config.model_copy(update={"train": config.train.model_copy(update=waiting)})
     assert (list(not_at_its_end(patient, config, "best")) == []) is ended
 
@@ -478,6 +488,8 @@ def test_of_a_training_with_patience_it_is_told_whether_that_has_ended_it(
         "squares/train-{000000..000002}.tar",
         "pipe:cat squares/train-{000000..000002}.tar",
         ["elsewhere", "squares/train-00000[01].tar"],
+        "{squares,others}/train-*.tar",
+        "square{a..z}/train-000000.tar",
     ],
 )
 def test_shards_that_were_trained_on_are_recognised_however_they_are_named(
@@ -494,7 +506,9 @@ def test_shards_that_were_trained_on_are_recognised_however_they_are_named(
     assert seen_in_training(sets, val) == []
 
 
-@pytest.mark.parametrize("trained_on", ["/**/*.tar", "a-{0..99999999999}.tar", "{a,b}{0..9999}{0..9999}.tar", "{a..z}"])
+@pytest.mark.parametrize(
+    "trained_on", ["/**/*.tar", "a-{0..99999999999}.tar", "{a,b}{0..9999}{0..9999}.tar", "{{0,1},2,3,4,5,6,7,8,9}" * 16]
+)
 def test_no_disk_is_searched_and_no_endless_list_made_for_the_sake_of_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_on: str
 ) -> None:
@@ -514,13 +528,26 @@ def test_shards_that_were_trained_on_are_recognised_in_a_folder_that_was_damaged
 
 
 @pytest.mark.parametrize(
-    "trained_on", ["https://host/a", "https://host/a/train-*.tar", "https://host/a/train-{0..3}.tar"]
+    "trained_on",
+    [
+        "https://host/a",
+        "https://host/a/train-*.tar",
+        "https://host/a/train-{0..3}.tar",
+        "https://host/a/{train,test}-*.tar",
+    ],
 )
 def test_remote_shards_that_were_trained_on_are_recognised_without_asking_their_store(trained_on: str) -> None:
     sets = [ShardsConfig(shards=trained_on, split="train")]
     train, val = (Shard(f"https://host/a/{name}-1.tar", f"{name}-1.tar") for name in ("train", "val"))
     (told,) = seen_in_training(sets, [train, val])
     assert told.startswith("1 of 2 shards")
+
+
+@pytest.mark.parametrize("trained_on", ["https://h/{000..003}.tar?x=1", "pipe:curl -s https://h/{000..003}.tar?x=1"])
+def test_in_a_url_a_question_mark_is_no_wildcard(trained_on: str) -> None:
+    shards = [Shard(trained_on.replace("{000..003}", f"00{number}"), f"00{number}.tar") for number in range(5)]
+    (told,) = seen_in_training([ShardsConfig(shards=trained_on)], shards)
+    assert told.startswith("4 of 5 shards")
 
 
 def test_keys_that_occur_twice_are_refused(run: Path, tmp_path: Path) -> None:

@@ -791,14 +791,16 @@ def test_the_logged_speed_is_that_of_learning_without_validations_and_checkpoint
     assert min(speeds) > 1e6
 
 
-def without_angles(folder: Path, every: int) -> Path:
-    """Shards in which every so many samples have a direction and no angles, in training and validation."""
+def without_angles(folder: Path, every: int, *, unlabelled: bool = False) -> Path:
+    """Shards in which every so many samples have no angles, and the others, if so, no direction."""
     folder.mkdir(parents=True)
     infos = []
     for split in ("train", "val"):
         bare = [
             Sample(s.key, s.image, s.extension, replace(s.record, yaw=None, pitch=None, roll=None))
             if number % every == 0
+            else Sample(s.key, s.image, s.extension, replace(s.record, direction=None))
+            if unlabelled
             else s
             for number, s in enumerate(made.samples(40))
         ]
@@ -828,6 +830,13 @@ def test_a_network_of_angles_neither_learns_nor_is_judged_where_a_face_has_none(
     none = without_angles(tmp_path / "none", every=1)
     with pytest.raises(UserError, match="no sample has angles, the input of this network"):
         evaluate(tmp_path / "run", [ShardSet(str(none), "val")], EvaluateOptions(name="none", workers=0))
+
+
+def test_a_network_of_angles_whose_labels_are_all_of_faces_without_angles_is_refused(tmp_path: Path) -> None:
+    shards = without_angles(tmp_path / "shards", every=2, unlabelled=True)
+    with pytest.raises(UserError, match="data.val with angles has its label") as caught:
+        train(made.config(shards, tmp_path / "run", *ANGLES, "augment={}"))
+    assert "takes the angles as its input" not in str(caught.value)
 
 
 def test_a_network_of_angles_without_any_is_refused(tmp_path: Path) -> None:
