@@ -834,7 +834,7 @@ def test_a_network_of_angles_neither_learns_nor_is_judged_where_a_face_has_none(
 
 def test_a_network_of_angles_whose_labels_are_all_of_faces_without_angles_is_refused(tmp_path: Path) -> None:
     shards = without_angles(tmp_path / "shards", every=2, unlabelled=True)
-    with pytest.raises(UserError, match="data.val with angles has its label") as caught:
+    with pytest.raises(UserError, match=r"data\.val with angles has its label") as caught:
         train(made.config(shards, tmp_path / "run", *ANGLES, "augment={}"))
     assert "takes the angles as its input" not in str(caught.value)
 
