@@ -139,7 +139,12 @@ def _place(url: str) -> str:
         except ValueError:  # a quote without its end
             words = url.split()
         url = next((word for word in words if word.endswith(".tar") and Path(word).is_file()), url)
-    return url.rstrip("/") if is_remote(url) else str(Path(url).resolve())
+    if is_remote(url):
+        return url.rstrip("/")
+    try:
+        return str(Path(url).resolve())
+    except (OSError, ValueError):  # no path: too long, or with a null byte
+        return url
 
 
 def copies_across_splits(tars: Sequence[Path]) -> Iterator[str]:

@@ -507,7 +507,15 @@ def test_shards_that_were_trained_on_are_recognised_however_they_are_named(
 
 
 @pytest.mark.parametrize(
-    "trained_on", ["/**/*.tar", "a-{0..99999999999}.tar", "{a,b}{0..9999}{0..9999}.tar", "{{0,1},2,3,4,5,6,7,8,9}" * 16]
+    "trained_on",
+    [
+        "/**/*.tar",
+        "a-{0..99999999999}.tar",
+        "{a,b}{0..9999}{0..9999}.tar",
+        "{{0,1},2,3,4,5,6,7,8,9}" * 16,
+        "a\0b.tar",
+        "n" * 9999,
+    ],
 )
 def test_no_disk_is_searched_and_no_endless_list_made_for_the_sake_of_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_on: str
