@@ -88,7 +88,7 @@ def test_the_launcher_leaves_the_ranks_ten_minutes_to_save(monkeypatch: pytest.M
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     for _ in range(2):
         with pytest.raises(SystemExit):
-            relaunch(2, ["train", "x.yaml"])
+            relaunch(2, ["train", "x.yaml"], saves=True)
         monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # what a user sets counts
     assert left == [600, 45]
 

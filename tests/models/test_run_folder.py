@@ -228,7 +228,7 @@ def test_new_on_several_processes_is_done_once_before_they_start(
     run = begun(tmp_path)
     started: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["hpe", "train", "run.yaml", "--new", "-p", "2"])
-    monkeypatch.setattr("hpe.core.launch.relaunch", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr("hpe.core.launch.relaunch", lambda _, arguments, saves: started.append(arguments))
     monkeypatch.setattr("hpe.train.train", lambda *_, **__: 0)
     with pytest.raises(typer.Exit):
         cli.train(tmp_path / "run.yaml", new=True, processes=2)
