@@ -32,7 +32,7 @@ _FIELD: Final = {
 _PLAIN_KEY: Final = 94
 """Letters; with an extension the name fits the 100 bytes of a tar header."""
 _LONGEST_NAME: Final = 1 << 20
-"""Bytes of a member that names the next one; what is longer is damage. File systems allow 4,096."""
+"""Bytes that are read of a member that names the next one; a longer name is damage. File systems allow 4,096."""
 _PAX_DIGITS: Final = 10
 """Of the length of a pax record, at most."""
 _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

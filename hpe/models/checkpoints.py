@@ -84,7 +84,7 @@ def save_checkpoint(
     keep: int,
     best: bool,
 ) -> Path:
-    """Write a checkpoint aside, rename it, point (``best`` and) ``last`` to it, remove old ones.
+    """Write a checkpoint aside, rename it, point ``last`` (and ``best``) to it, remove old ones.
 
     A kill or a power cut at any moment leaves the checkpoint before, or this one; never half of it.
 

@@ -45,15 +45,15 @@ def reasons_against(
     batch = config.train.batch
     if batch != "auto" and "train" in streams:
         problems += all_small(config, streams["train"].samples, batch)
+    on_angles = network is not None and network.takes_angles
+    of = " with angles" if on_angles else ""
     for split, stream in streams.items():
-        on_angles = network is not None and network.takes_angles
         if on_angles and not counts[split].angles:
             problems.append(
                 f"model.backbone: {config.model.backbone} takes the angles as its input, and no sample of data.{split} "
                 "has angles; use shards with angles, or pose tables with data.angles: pose"
             )
         else:
-            of = " with angles" if on_angles else ""
             problems += unlabelled_heads(config.model.heads.on, stream, counts[split], split, of)
     if network is not None:
         problems += sizes_refused(network, config) or without_gradient(network, config)
